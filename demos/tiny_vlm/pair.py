@@ -1,0 +1,142 @@
+"""The two models and their processor, built from nothing: configs, start weights, tokenizer, export."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import PreTrainedTokenizerFast
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from vlmprune.tiny.scenes import CANVAS, GRID, PATCH
+from vlmprune.tiny.vocabulary import words
+
+from .tower import init_tower, tower_config
+
+TEXT = {
+    "large": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "small": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4},
+}
+
+# One user turn is "<bos> <image> question <ans>"; a model's turn ends in <eos>.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<ans>' }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<ans>' }}{% endif %}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    ids = {word: i for i, word in enumerate(words())}
+    inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    inner.normalizer = normalizers.Lowercase()
+    # Words, single digits and single punctuation marks.
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[a-z]+|\d|[^\sa-z\d]"), "isolated")]
+    )
+    inner.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", ids["<bos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>", "<ans>"],
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_processor() -> LlavaProcessor:
+    square = {"height": CANVAS, "width": CANVAS}
+    image = LlavaImageProcessorPil(size=square, crop_size=square, do_center_crop=False, do_pad=False)
+    return LlavaProcessor(
+        image_processor=image,
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(which: str, tower: Path | None = None) -> LlavaForConditionalGeneration:
+    """A model with its start weights and, where given, the trained tower (frozen)."""
+    ids = {word: i for i, word in enumerate(words())}
+    text = LlamaConfig(
+        vocab_size=64 * math.ceil(len(ids) / 64),
+        num_key_value_heads=TEXT[which]["num_attention_heads"],
+        max_position_embeddings=2048,
+        bos_token_id=ids["<bos>"],
+        eos_token_id=ids["<eos>"],
+        pad_token_id=ids["<pad>"],
+        tie_word_embeddings=True,
+        **TEXT[which],
+    )
+    config = LlavaConfig(
+        vision_config=tower_config(),
+        text_config=text,
+        image_token_id=ids["<image>"],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=GRID * GRID,
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config)
+    init_text(model)
+    if tower is None:
+        init_tower(model.model.vision_tower)
+    else:
+        model.model.vision_tower.load_state_dict(load_file(str(tower)))
+    model.model.vision_tower.requires_grad_(False)
+    model.generation_config = GenerationConfig(
+        bos_token_id=ids["<bos>"], eos_token_id=ids["<eos>"], pad_token_id=ids["<pad>"], do_sample=False
+    )
+    return model
+
+
+def init_text(model: LlavaForConditionalGeneration) -> None:
+    """Standard deviation 1/sqrt(fan-in), keys that start close to queries, outputs close to values.
+
+    With tied embeddings this starts attention as "look at what resembles me, pass on what it holds", which is
+    where training otherwise arrives after a long plateau.
+    """
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "vision_tower" in name or p.ndim < 2:
+                continue
+            p.normal_(0, 1 / math.sqrt(p.shape[1]))
+        layers = model.model.language_model.layers
+        for layer in layers:
+            attention = layer.self_attn
+            q, k = attention.q_proj.weight, attention.k_proj.weight
+            k.mul_(0.5).add_(q, alpha=0.85)
+            attention.o_proj.weight.mul_(0.35).add_(attention.v_proj.weight.t(), alpha=0.5)
+            layer.mlp.down_proj.weight.mul_(1 / math.sqrt(2 * len(layers)))
+
+
+def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """config.json, generation_config.json and model.safetensors (fp16) as from_pretrained reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = ["LlavaForConditionalGeneration"]
+    model.config.dtype = "float16"
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tensors = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def export_processor(folder: Path) -> None:
+    build_processor().save_pretrained(folder)
+    json.loads((folder / "processor_config.json").read_text())

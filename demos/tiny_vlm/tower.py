@@ -1,0 +1,262 @@
+"""Stage 1: the vision tower learns to name what every patch shows, background patches like object patches."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from vlmprune.tiny.scenes import COLOURS, GRID, PATCH, SHAPES, SIZES, Scene, make_scene, patch_owner, render
+from vlmprune.tiny.vocabulary import TEXTURES
+
+from .common import State, log
+
+WIDTH = 128
+MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])  # of the CLIP image processor
+STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+
+CLASSES = {
+    "shape": len(SHAPES) + 1,
+    "colour": len(COLOURS) + 1,
+    "size": len(SIZES) + 1,
+    "digit": 11,
+    "centre": 2,
+    "texture": len(TEXTURES),
+    "row": GRID,
+    "column": GRID,
+}
+WEIGHT = {"shape": 1.0, "colour": 1.0, "size": 0.5, "digit": 2.0, "centre": 0.5, "texture": 0.2, "row": 0.15, "column": 0.15}
+_FREQUENCIES = (0.35, 0.8, 1.5, 2.4)
+
+
+def tower_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        image_size=GRID * PATCH,
+        patch_size=PATCH,
+    )
+
+
+def init_tower(model: CLIPVisionModel) -> None:
+    """Start the first three layers as convolutions: head h looks at neighbour h, through sin-cos positions.
+
+    A tower trained on some ten thousand images otherwise spends them on finding out which patches are adjacent;
+    reading a digit needs 3 x 4 patches at once. The attention is free to change from there.
+    """
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 2 and "embedding" not in name:
+                p.normal_(0, 1 / math.sqrt(p.shape[1]))
+                if "out_proj" in name or "fc2" in name:
+                    p.mul_(0.35)
+            elif name.endswith("bias"):
+                p.zero_()
+        embeddings = [m for m in model.modules() if hasattr(m, "patch_embedding")][0]
+        embeddings.patch_embedding.weight.normal_(0, 1 / math.sqrt(3 * PATCH * PATCH))
+        embeddings.patch_embedding.weight[:16].zero_()
+        embeddings.class_embedding.normal_(0, 0.5)
+        table = embeddings.position_embedding.weight
+        table.normal_(0, 0.02)
+        place = torch.arange(GRID).float()
+        waves = [g(f * place) for f in _FREQUENCIES for g in (torch.cos, torch.sin)]
+        waves_t = torch.stack(waves, 1)  # (14, 8)
+        table[1:, :8] = waves_t.repeat_interleave(GRID, 0)
+        table[1:, 8:16] = waves_t.repeat(GRID, 1)
+        offsets = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+        for layer, reach in zip(encoder_layers(model)[:3], (1, 1, 2), strict=True):
+            layer.self_attn.q_proj.weight.mul_(0.2)
+            layer.self_attn.k_proj.weight.mul_(0.2)
+            for head, (dr, dc) in enumerate(offsets):
+                q = layer.self_attn.q_proj.weight[head * 16 : head * 16 + 16]
+                k = layer.self_attn.k_proj.weight[head * 16 : head * 16 + 16]
+                q.zero_(), k.zero_()
+                k[:, :16] = 2.2 * torch.eye(16)
+                for axis, d in enumerate((dr * reach, dc * reach)):
+                    for i, f in enumerate(_FREQUENCIES):
+                        a, at = f * d, axis * 8 + 2 * i
+                        # q = position turned by the offset, so that q . k peaks at (own place + offset).
+                        turn = torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
+                        q[at : at + 2, at : at + 2] = 2.2 * turn
+
+
+def encoder_layers(model: CLIPVisionModel) -> nn.ModuleList:
+    return next(m for n, m in model.named_modules() if n.endswith("encoder.layers"))  # type: ignore[return-value]
+
+
+def window_places(windows: list[tuple[int, int, int, int]]) -> Tensor:
+    """Canvas patch numbers (B, V) of windows of one size, row-major."""
+    rows, cols = windows[0][2:]
+    grid = torch.arange(rows)[:, None] * GRID + torch.arange(cols)[None]
+    first = torch.tensor([r * GRID + c for r, c, _, _ in windows])
+    return first[:, None] + grid.reshape(1, -1)
+
+
+def pixels(images: list[np.ndarray]) -> Tensor:
+    """(B, 3, height, width) as the image processor would give them."""
+    stack = (np.stack(images).astype(np.float32) / 255 - MEAN) / STD
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous()
+
+
+def encode(model: CLIPVisionModel, values: Tensor, places: Tensor) -> Tensor:
+    """Tower features (B, 1 + V, D), class token first, of images that fill a window of the canvas.
+
+    ``places`` (B, V) are canvas patch numbers. On a full canvas this equals the stock forward.
+    """
+    inner = getattr(model, "vision_model", model)
+    embeddings = inner.embeddings
+    patches = embeddings.patch_embedding(values).flatten(2).transpose(1, 2)
+    table = embeddings.position_embedding.weight
+    head = (embeddings.class_embedding + table[0]).expand(len(values), 1, -1)
+    x = inner.pre_layrnorm(torch.cat((head, patches + table[places + 1]), 1))
+    return inner.encoder(inputs_embeds=x).last_hidden_state
+
+
+def random_windows(rng: random.Random, batch: int, full: float = 0.4) -> list[tuple[int, int, int, int]]:
+    """One window size for the batch, 7 x 7 to 14 x 14 patches, each image at its own offset."""
+    rows, cols = (GRID, GRID) if rng.random() < full else (rng.randint(7, GRID), rng.randint(7, GRID))
+    return [(rng.randint(0, GRID - rows), rng.randint(0, GRID - cols), rows, cols) for _ in range(batch)]
+
+
+def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
+    """What every patch (V) of the scene's window shows; class 0 of a thing's attribute = no thing."""
+    row, col, rows, cols = scene.window
+    owner = patch_owner(scene).reshape(-1)
+    things = scene.things
+    shapes, colours, sizes = list(SHAPES), list(COLOURS), list(SIZES)
+
+    def table(values: list[int]) -> np.ndarray:
+        return np.array([*values, 0])[owner]  # owner -1 picks the last entry
+
+    out = {
+        "shape": table([shapes.index(t.shape) + 1 for t in things]),
+        "colour": table([colours.index(t.colour) + 1 for t in things]),
+        "size": table([sizes.index(t.size) + 1 for t in things]),
+        "digit": table([0 if t.digit is None else t.digit + 1 for t in things]),
+        "texture": np.full(rows * cols, TEXTURES.index(scene.texture)),
+        "row": np.repeat(np.arange(row, row + rows), cols),
+        "column": np.tile(np.arange(col, col + cols), rows),
+        "centre": np.zeros(rows * cols, dtype=np.int64),
+        "owner": owner,
+    }
+    for t in things:
+        at = (int(t.cy) // PATCH - row) * cols + int(t.cx) // PATCH - col
+        out["centre"][at] = 1
+    offset = np.zeros((len(things) + 1, 2), dtype=np.float32)
+    for i, t in enumerate(things):
+        offset[i] = (t.cx, t.cy)
+    here = np.stack((out["column"] + 0.5, out["row"] + 0.5), 1) * PATCH
+    out["offset"] = np.where(owner[:, None] >= 0, (offset[owner] - here) / 16, 0).astype(np.float32)
+    out["ground"] = np.tile(np.float32(scene.background) / 255, (rows * cols, 1))
+    return out
+
+
+class PatchNamer(nn.Module):
+    """The tower with linear heads that exist only in this stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = CLIPVisionModel(tower_config())
+        init_tower(self.tower)
+        self.classes = nn.ModuleDict({k: nn.Linear(WIDTH, n) for k, n in CLASSES.items()})
+        self.values = nn.ModuleDict({"offset": nn.Linear(WIDTH, 2), "ground": nn.Linear(WIDTH, 3)})
+        self.summary = nn.Linear(WIDTH, len(SHAPES) + len(COLOURS))
+
+    def forward(self, values: Tensor, places: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        x = encode(self.tower, values, places)
+        out = {k: head(x[:, 1:]) for k, head in (*self.classes.items(), *self.values.items())}
+        return out, self.summary(x[:, 0])
+
+
+def tower_batch(seeds: range, rng: random.Random, split: str = "train", full: float = 0.4) -> tuple[Tensor, Tensor, dict, Tensor]:
+    windows = random_windows(rng, len(seeds), full)
+    scenes = [make_scene(s, split, window=w, digits=1.6) for s, w in zip(seeds, windows, strict=True)]
+    every = [patch_labels(s) for s in scenes]
+    labels = {k: torch.from_numpy(np.stack([e[k] for e in every])) for k in every[0]}
+    present = torch.zeros(len(scenes), len(SHAPES) + len(COLOURS))
+    for i, scene in enumerate(scenes):
+        for t in scene.things:
+            present[i, list(SHAPES).index(t.shape)] = 1
+            present[i, len(SHAPES) + list(COLOURS).index(t.colour)] = 1
+    return pixels([render(s) for s in scenes]), window_places(windows), labels, present
+
+
+def tower_loss(out: dict[str, Tensor], summary: Tensor, labels: dict[str, Tensor], present: Tensor) -> Tensor:
+    loss = 0.3 * F.binary_cross_entropy_with_logits(summary, present)
+    for name, count in CLASSES.items():
+        target = labels[name].reshape(-1)
+        # Attribute classes are rare against "no thing": weigh that one class down, keep every patch in.
+        weight = torch.ones(count)
+        if name in ("shape", "colour", "size", "digit", "centre"):
+            weight[0] = {"digit": 0.08, "centre": 0.15}.get(name, 0.3)
+        loss = loss + WEIGHT[name] * F.cross_entropy(out[name].reshape(-1, count), target, weight)
+    owned = (labels["owner"] >= 0).float()[..., None]
+    loss = loss + 1.0 * (owned * (out["offset"] - labels["offset"]).square()).sum() / owned.sum().clamp(min=1)
+    return loss + 0.5 * F.mse_loss(out["ground"], labels["ground"])
+
+
+@torch.no_grad()
+def tower_accuracy(model: PatchNamer, scenes: int = 256) -> dict[str, float]:
+    """Accuracy on object patches of full validation scenes (all patches for position, texture and centre)."""
+    hits: dict[str, list[float]] = {}
+    rng = random.Random(0)
+    for at in range(0, scenes, 64):
+        values, places, labels, _ = tower_batch(range(at, at + 64), rng, "validation", 1.0)
+        out, _ = model(values, places)
+        owned = labels["owner"] >= 0
+        for name in CLASSES:
+            right = (out[name].argmax(-1) == labels[name]).float()
+            chosen = owned & (labels["digit"] > 0) if name == "digit" else owned if name in ("shape", "colour", "size") else owned | True
+            if name == "centre":
+                chosen = labels["centre"] > 0
+            hits.setdefault(name, []).append(float(right[chosen].mean()))
+            if name in ("shape", "digit"):
+                at_centre = chosen & (labels["centre"] > 0)
+                hits.setdefault(name + "_at_centre", []).append(float(right[at_centre].mean()))
+        hits.setdefault("offset_px", []).append(16 * float((out["offset"] - labels["offset"])[owned].abs().mean()))
+    return {k: sum(v) / len(v) for k, v in hits.items()}
+
+
+def train_tower(work: Path, minutes: float, lr: float = 1.5e-3, batch: int = 32, more: float = 0.0) -> None:
+    """``more`` > 0 resumes a finished tower for that many minutes with a fresh warmup and decay."""
+    folder = work / "tower"
+    state = State(PatchNamer(), lr, folder, ema=0.998)
+    state.load()
+    start = state.meta["seconds"] if more else 0.0
+    budget = 60 * (more or minutes)
+    if more:
+        state.meta["start_step"] = state.meta["step"]
+    while state.meta["seconds"] - start < budget:
+        rng = random.Random(state.meta["step"])
+        first = state.meta["images"]
+        values, places, labels, present = tower_batch(range(first, first + batch), rng)
+        loss = tower_loss(*state.module(values, places), labels, present)
+        loss.backward()
+        rate = state.rate(budget, 150, 0.5, start)
+        state.step(rate)
+        state.meta["images"] += batch
+        step = state.meta["step"]
+        if step % 25 == 0:
+            log(folder, step=step, seconds=state.meta["seconds"], images=state.meta["images"], loss=float(loss.detach()), lr=rate)
+        if step % 250 == 0:
+            state.swap()
+            log(folder, step=step, **tower_accuracy(state.module))  # type: ignore[arg-type]
+            state.swap()
+            state.save()
+            state.pause()
+    state.save()
+    state.swap()
+    log(folder, final=True, step=state.meta["step"], **tower_accuracy(state.module, 512))  # type: ignore[arg-type]
+    finished = work / "tower.safetensors"
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in state.module.tower.state_dict().items()}, str(finished))  # type: ignore[union-attr]

@@ -1,0 +1,47 @@
+"""The bundled, trained pair of small vision-language models, and the scenes they were trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+__all__ = ["example", "load_tiny"]
+
+
+def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGeneration, LlavaProcessor]:
+    """The large model, the small model and their common processor: fp32, on the CPU, in eval mode, no download.
+
+    Both share one vision tower (equal weights, separate modules). Their world is the one of ``tiny.scenes``; how
+    they were trained and how often they are right stands in ``demos/tiny_vlm/README.md``.
+    """
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    def model(name: str) -> LlavaForConditionalGeneration:
+        folder = WEIGHTS / name
+        return LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
+
+    # The PIL image processor by name: the automatic choice would depend on whether torchvision is installed.
+    folder = WEIGHTS / "processor"
+    processor = LlavaProcessor.from_pretrained(
+        folder,
+        image_processor=LlavaImageProcessorPil.from_pretrained(folder, local_files_only=True),
+        local_files_only=True,
+    )
+    return model("large"), model("small"), processor
+
+
+def example() -> tuple[Image.Image, str]:
+    """A bundled picture and a question about it."""
+    with Image.open(Path(__file__).parent / "example.png") as picture:
+        return picture.convert("RGB"), "What colour is the star?"

@@ -1,0 +1,258 @@
+"""Questions about a scene with their exact answers, balanced so that the words alone do not give the answer."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .render import Scene, Thing
+from .vocabulary import COLOURS, FAMILIES, PLURALS, POSITIONS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
+
+MARGIN = 12  # pixels between centres before "left of" and its like may be asked
+MOST = 6  # the highest count asked for
+
+
+@dataclass(frozen=True)
+class Question:
+    family: str
+    text: str
+    answer: str
+    direct: bool = True  # False: a superlative ("the leftmost tile"), which needs a comparison first
+
+
+def phrase(thing: Thing, parts: str = "size colour shape") -> str:
+    """What a thing is called by the named attributes; "object" stands for an unnamed shape."""
+    names = [getattr(thing, p) for p in ("size", "colour") if p in parts.split()]
+    names.append(thing.shape if "shape" in parts.split() else "object")
+    return " ".join(names)
+
+
+def sentence(thing: Thing) -> str:
+    """One caption sentence without its full stop: ``a small red circle at the top left``."""
+    digit = f" with the digit {thing.digit}" if thing.digit is not None else ""
+    return f"a {phrase(thing)}{digit} at the {thing.position}"
+
+
+def caption(scene: Scene) -> str:
+    """One sentence a thing, in reading order."""
+    return " . ".join(sentence(t) for t in scene.raster) + " ."
+
+
+def _unique(scene: Scene, forms: tuple[str, ...], pool: list[Thing] | None = None) -> list[tuple[Thing, str]]:
+    """(thing, name) for every name of these forms that fits exactly one thing of the scene."""
+    out = []
+    for form in forms:
+        names = [phrase(t, form) for t in scene.things]
+        times = Counter(names)
+        out += [(t, n) for t, n in zip(scene.things, names, strict=True) if times[n] == 1 and (not pool or t in pool)]
+    return out
+
+
+def _extreme(rng: random.Random, scene: Scene, shapes: tuple[str, ...]) -> tuple[Thing, str] | None:
+    """The leftmost (topmost, ...) thing of a shape that occurs at least twice, ahead of the next by a margin."""
+    options = []
+    for shape in shapes:
+        group = [t for t in scene.things if t.shape == shape]
+        if len(group) < 2:
+            continue
+        for word, (sx, sy) in SUPERLATIVES.items():
+            order = sorted(group, key=lambda t: -(sx * t.cx + sy * t.cy))
+            if abs(sx * (order[0].cx - order[1].cx) + sy * (order[0].cy - order[1].cy)) >= MARGIN:
+                options.append((order[0], f"{word} {shape}"))
+    return rng.choice(options) if options else None
+
+
+def _ask(rng: random.Random, family: str, **parts: str) -> str:
+    return rng.choice(TEMPLATES[family]).format(**parts)
+
+
+def _colour(rng: random.Random, scene: Scene) -> Question | None:
+    options = _unique(scene, ("shape", "shape", "size shape"))
+    if len(scene.things) == 1:
+        options += _unique(scene, ("",))
+    digits = Counter(t.digit for t in scene.things)
+    options += [(t, f"tile with the digit {t.digit}") for t in scene.things if t.digit is not None and digits[t.digit] == 1]
+    if not options:
+        return None
+    thing, name = rng.choice(options)
+    return Question("colour", _ask(rng, "colour", d=name), thing.colour)
+
+
+def _shape(rng: random.Random, scene: Scene) -> Question | None:
+    forms = ("colour", "colour", "size colour") if len(scene.things) > 1 else ("colour", "")
+    options = _unique(scene, forms)
+    if not options:
+        return None
+    thing, name = rng.choice(options)
+    return Question("shape", _ask(rng, "shape", d=name), thing.shape)
+
+
+def _counts(scene: Scene, form: str) -> dict[str, int]:
+    """How often every possible name of a form ("shape", "colour", "colour shape", "all") occurs, absent ones too."""
+    if form == "all":
+        return {"object": len(scene.things)}
+    if form == "shape":
+        names = list(SHAPES)
+    elif form == "colour":
+        names = [f"{c} object" for c in COLOURS]
+    else:
+        names = [f"{c} {s}" for c in COLOURS for s in SHAPES]
+    seen = Counter(phrase(t, form) for t in scene.things)
+    return {n: seen[n] for n in names}
+
+
+def _existence(rng: random.Random, scene: Scene) -> Question | None:
+    form = rng.choice(("shape", "colour", "colour shape", "colour shape"))
+    counts = _counts(scene, form)
+    yes = rng.random() < 0.5
+    names = [n for n, c in counts.items() if (c > 0) == yes]
+    if not names:
+        return None
+    if form == "colour shape" and not yes and rng.random() < 0.75:
+        # A hard "no": colour or shape (often both) do occur, but not on one thing.
+        colours, shapes = {t.colour for t in scene.things}, {t.shape for t in scene.things}
+        both = [n for n in names if n.split()[0] in colours and n.split()[1] in shapes]
+        one = [n for n in names if (n.split()[0] in colours) != (n.split()[1] in shapes)]
+        names = (both if both and rng.random() < 0.6 else one) or names
+    return Question("existence", _ask(rng, "existence", x=rng.choice(names)), "yes" if yes else "no")
+
+
+# Against the rarity of high counts: brings every answer to 10-20 % of the questions.
+_COUNT_WEIGHT = (0.35, 0.45, 1.6, 4.0, 8.0, 14.0, 22.0)
+
+
+def _count(rng: random.Random, scene: Scene) -> Question | None:
+    form = rng.choice(("shape", "shape", "shape", "colour", "colour", "colour shape", "all"))
+    by_count: dict[int, list[str]] = {}
+    for name, c in _counts(scene, form).items():
+        by_count.setdefault(c, []).append(name)
+    options = [c for c in by_count if c <= MOST]
+    if not options:
+        return None
+    number = rng.choices(options, [_COUNT_WEIGHT[c] for c in options])[0]
+    words = rng.choice(by_count[number]).split()
+    words[-1] = PLURALS[words[-1]]
+    return Question("count", _ask(rng, "count", xs=" ".join(words)), str(number))
+
+
+def _pairs(scene: Scene) -> list[tuple[Thing, str]]:
+    return _unique(scene, ("shape", "colour shape", "colour"))
+
+
+def _relation(rng: random.Random, scene: Scene) -> Question | None:
+    named = _pairs(scene)
+    yes = rng.random() < 0.5
+    for _ in range(12):
+        if len(named) < 2:
+            return None
+        (a, name_a), (b, name_b) = rng.sample(named, 2)
+        word = rng.choice(list(RELATIONS))
+        sx, sy = RELATIONS[word]
+        lead = sx * (a.cx - b.cx) + sy * (a.cy - b.cy)
+        if a is b or abs(lead) < MARGIN:
+            continue
+        if (lead > 0) != yes:
+            name_a, name_b = name_b, name_a
+        text = _ask(rng, "relation", a=name_a, r=word, b=name_b)
+        return Question("relation", text, "yes" if yes else "no")
+    return None
+
+
+def _position(rng: random.Random, scene: Scene) -> Question | None:
+    if rng.random() < 0.5:
+        found = _extreme(rng, scene, SHAPES)
+        if found:
+            return Question("position", _ask(rng, "position", d=found[1]), found[0].position, direct=False)
+    options = _pairs(scene)
+    if not options:
+        return None
+    thing, name = rng.choice(options)
+    return Question("position", _ask(rng, "position", d=name), thing.position)
+
+
+def _digit(rng: random.Random, scene: Scene) -> Question | None:
+    tiles = [t for t in scene.things if t.digit is not None]
+    if not tiles:
+        return None
+    if rng.random() < 0.6:
+        found = _extreme(rng, scene, ("tile",))
+        if found:
+            return Question("digit", _ask(rng, "digit", d=found[1]), str(found[0].digit), direct=False)
+    options = _unique(scene, ("shape", "colour shape"), tiles)
+    if not options:
+        return None
+    thing, name = rng.choice(options)
+    return Question("digit", _ask(rng, "digit", d=name), str(thing.digit))
+
+
+def _caption(rng: random.Random, scene: Scene) -> Question | None:
+    return Question("caption", _ask(rng, "caption"), caption(scene)) if scene.things else None
+
+
+def _statement(shape: str, colour: str, size: str | None, digit: int | None, position: str) -> str:
+    words = " ".join(w for w in ("a", size, colour, shape) if w)
+    return words + (f" with the digit {digit}" if digit is not None else "") + f" at the {position}"
+
+
+def _judge(rng: random.Random, scene: Scene) -> Question | None:
+    if not scene.things:
+        return None
+    thing = rng.choice(scene.things)
+    sized, yes = rng.random() < 0.5, rng.random() < 0.5
+    with_digit = thing.digit is not None and rng.random() < 0.5
+
+    def true_of(t: Thing, shape: str, colour: str, size: str, digit: int | None, position: str) -> bool:
+        return (
+            (t.shape, t.colour, t.position) == (shape, colour, position)
+            and (not sized or t.size == size)
+            and (digit is None or t.digit == digit)
+        )
+
+    shape, colour, size, position = thing.shape, thing.colour, thing.size, thing.position
+    digit = thing.digit if with_digit else None
+    for _ in range(10):
+        if yes:
+            break
+        shape, colour, size, position = thing.shape, thing.colour, thing.size, thing.position
+        digit = thing.digit if with_digit else None
+        wrong = rng.choice(["shape", "colour", "position", *["size"] * sized, *["digit"] * with_digit])
+        if wrong == "shape":
+            # A tile read with its digit stays a tile: no other shape carries one.
+            shape = "tile" if with_digit else rng.choice([s for s in SHAPES if s != thing.shape])
+        elif wrong == "colour":
+            colour = rng.choice([c for c in COLOURS if c != thing.colour])
+        elif wrong == "size":
+            size = rng.choice([s for s in SIZES if s != thing.size])
+        elif wrong == "digit":
+            digit = rng.choice([d for d in range(10) if d != thing.digit])
+        else:
+            position = rng.choice([p for row in POSITIONS for p in row if p != thing.position])
+        if not any(true_of(t, shape, colour, size, digit, position) for t in scene.things):
+            break
+    else:
+        return None
+    text = _ask(rng, "judge", s=_statement(shape, colour, size if sized else None, digit, position))
+    return Question("judge", text, "yes" if yes else "no")
+
+
+_MAKERS: dict[str, Callable[[random.Random, Scene], Question | None]] = {
+    "colour": _colour,
+    "shape": _shape,
+    "existence": _existence,
+    "count": _count,
+    "relation": _relation,
+    "position": _position,
+    "digit": _digit,
+    "caption": _caption,
+    "judge": _judge,
+}
+assert tuple(_MAKERS) == FAMILIES
+
+
+def ask(scene: Scene, family: str, rng: random.Random) -> Question | None:
+    """One random question of a family, or None where the scene allows none."""
+    if family not in _MAKERS:
+        raise ValueError(f"unknown question family {family!r}: use one of {', '.join(FAMILIES)}")
+    return _MAKERS[family](rng, scene)
