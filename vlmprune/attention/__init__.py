@@ -1,0 +1,1 @@
+"""Reading attention beside the unchanged fused call."""

@@ -1,0 +1,142 @@
+"""The probe: attention statistics of chosen query rows beside the model's own, unchanged attention call.
+
+A fused kernel (SDPA, FlashAttention) never writes the attention map. Only a few query rows are ever needed (FastV:
+one a sample), so the probe lets the kernel run as it is and computes the softmax of those rows alone.
+
+Attention modules look their kernel up by name in `self.config` at every call. `ProbedLayer` gives one module a copy of
+its config that names our dispatcher; the language model's own config, and so its masks, stay untouched.
+
+Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head width.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+DISPATCHER = "vlmprune_probe"
+Observer = Callable[[Tensor, Tensor, Any, dict[str, Any]], None]
+
+_observers = threading.local()
+_attached = 0
+_attached_lock = threading.Lock()
+
+
+def attention_rows(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    *,
+    scaling: float,
+    causal: bool = True,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Softmax attention of chosen query rows, in fp32.
+
+    Args:
+        query: [B, H, S, D], rotary embedding applied. key: [B, H or fewer (grouped), T, D].
+        mask: what the kernel got: 4-D bool (True = visible) or additive [B or 1, 1 or H, S, >= T], 2-D [B, T]
+            padding mask (FlashAttention), or None.
+        rows: [B, R] query positions 0..S-1.
+        causal: whether rows see only keys up to themselves where the mask does not say so (None or 2-D).
+        window: sliding window of kernels that apply it themselves (2-D masks or None).
+    Returns:
+        [B, H, R, T]; every row sums to 1.
+    """
+    batch, heads, queries, width = query.shape
+    keys = key.shape[2]
+    rows = rows.to(query.device)
+    chosen = torch.gather(query, 2, rows[:, None, :, None].expand(-1, heads, -1, width))
+    # Grouped queries: fold the group into the rows instead of repeating the keys.
+    group = heads // key.shape[1]
+    grouped = chosen.reshape(batch, key.shape[1], group * rows.shape[1], width)
+    scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None and mask.dim() == 4:
+        picked = mask.expand(batch, -1, -1, -1)[..., :keys]
+        picked = torch.gather(picked, 2, rows[:, None, :, None].expand(-1, picked.shape[1], -1, keys))
+        scores = scores.masked_fill(~picked, float("-inf")) if picked.dtype == torch.bool else scores + picked.float()
+    else:
+        column = torch.arange(keys, device=query.device)
+        row = (rows + (keys - queries))[:, :, None]
+        visible = torch.ones(batch, rows.shape[1], keys, dtype=torch.bool, device=query.device)
+        if causal:
+            visible &= column <= row
+        if window is not None:
+            visible &= column > row - window
+        if mask is not None:
+            visible &= mask.bool()[:, None, -keys:].to(query.device)
+        scores = scores.masked_fill(~visible[:, None], float("-inf"))
+    return torch.softmax(scores, dim=-1)
+
+
+def column_sums(weights: Tensor) -> Tensor:
+    """Attention received by every key, mean over heads and sum over rows: [B, H, R, T] -> [B, T]."""
+    return weights.mean(dim=1).sum(dim=1)
+
+
+def _dispatch(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Run the kernel that the language model's own config names, then let this thread's observer read."""
+    own: Any = module.config
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own.vlmprune_original._attn_implementation, eager)
+    out = kernel(module, query, key, value, attention_mask, **kwargs)
+    observer: Observer | None = getattr(_observers, "by_module", {}).get(module)
+    if observer is not None:
+        observer(query, key, attention_mask, kwargs)
+    return out
+
+
+class observe:
+    """Within this block, `observer` reads the attention calls of `module` made by this thread."""
+
+    def __init__(self, module: nn.Module, observer: Observer) -> None:
+        self.module, self.observer = module, observer
+
+    def __enter__(self) -> None:
+        if not hasattr(_observers, "by_module"):
+            _observers.by_module = {}
+        _observers.by_module[self.module] = self.observer
+
+    def __exit__(self, *exc: object) -> None:
+        _observers.by_module.pop(self.module, None)
+
+
+class ProbedLayer:
+    """Route one attention module's calls through the dispatcher until `remove()`.
+
+    The module's `config` attribute is exchanged for a copy; nothing else is touched. The dispatcher's name is entered
+    into transformers' table of kernels (an added entry, no replacement) while any module is probed.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.original = module.config
+        renamed: Any = copy.copy(self.original)
+        renamed._attn_implementation_internal = DISPATCHER
+        renamed.vlmprune_original = self.original
+        global _attached
+        with _attached_lock:
+            ALL_ATTENTION_FUNCTIONS[DISPATCHER] = _dispatch
+            _attached += 1
+        module.config = renamed
+
+    def remove(self) -> None:
+        global _attached
+        self.module.config = self.original  # type: ignore[assignment]  # nn.Module types every attribute as Tensor | Module
+        with _attached_lock:
+            _attached -= 1
+            if not _attached:
+                del ALL_ATTENTION_FUNCTIONS[DISPATCHER]

@@ -1,0 +1,25 @@
+"""Every exception a user can meet. Each message is one sentence: what is wrong, the bad value, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VlmpruneError(ValueError):
+    """Base class of all errors raised for user input."""
+
+
+class UnsupportedModelError(VlmpruneError):
+    """The model is no vision-language model, or one of a family without an adapter."""
+
+
+class InactiveHandleError(VlmpruneError):
+    """A handle was used after `unwrap()` or after the model was wrapped again."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped name: `; did you mean 'fastv'?`, or the whole list when nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"

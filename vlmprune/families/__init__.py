@@ -1,0 +1,60 @@
+"""Model families as small declared adapters: the only place that knows transformers' model classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UnsupportedModelError
+from .base import Family, Media
+from .gemma import GEMMA3, PALIGEMMA
+from .idefics3 import IDEFICS3, SMOLVLM
+from .internvl import INTERNVL
+from .llava import LLAVA
+from .llava_next import LLAVA_NEXT, LLAVA_ONEVISION
+from .mllama import MLLAMA
+from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+
+__all__ = ["FAMILIES", "Family", "Media", "families", "family_of"]
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        LLAVA,
+        LLAVA_NEXT,
+        LLAVA_ONEVISION,
+        QWEN2_VL,
+        QWEN2_5_VL,
+        QWEN3_VL,
+        IDEFICS3,
+        SMOLVLM,
+        INTERNVL,
+        GEMMA3,
+        PALIGEMMA,
+        MLLAMA,
+    )
+}
+
+
+def families() -> tuple[str, ...]:
+    """Supported `config.model_type` values."""
+    return tuple(FAMILIES)
+
+
+def family_of(model: Any) -> Family:
+    """The adapter of a model.
+
+    Raises:
+        UnsupportedModelError: no vision-language model, or a family without an adapter.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    supported = f"supported are {', '.join(FAMILIES)}"
+    if family is None:
+        what = f"Models of type {model_type!r}" if model_type else f"Objects of type {type(model).__name__!r}"
+        raise UnsupportedModelError(f"{what} cannot be wrapped; load an image-text-to-text model ({supported}).")
+    if not hasattr(model, "generate") or getattr(model.base_model, family.text_model, None) is None:
+        raise UnsupportedModelError(
+            f"A {type(model).__name__} has no language-model head or no vision part; load it as an image-text-to-text "
+            f"model ({supported})."
+        )
+    return family

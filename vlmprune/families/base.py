@@ -1,0 +1,84 @@
+"""What the rest of the package needs to know about a model family, and nothing more.
+
+Shapes: B batch, S sequence, V visual tokens of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..flow.locate import ImageGrid
+
+
+@dataclass
+class Media:
+    """What the vision stage of one prompt was given.
+
+    `arguments`: its arguments by name (`image_grid_thw`, `image_sizes`, ...), tensors of pixels replaced by their
+    shapes. `input_ids` and `visual` [B, S]: the prompt, for families that tell tiles apart by the text between them.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    input_ids: Tensor | None = None
+    visual: Tensor | None = None
+
+    def get(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    def rows(self, name: str) -> list[list[int]]:
+        """A tensor argument as nested lists, [] where it was not given."""
+        value = self.arguments.get(name)
+        return [] if value is None else torch.as_tensor(value).reshape(-1, torch.as_tensor(value).shape[-1]).tolist()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Args:
+        model_type: `config.model_type`.
+        grids: the images of a prompt in order, from the model's config and what the vision stage was given.
+        text_model: attribute of the base model that holds the decoder layers' model.
+        vision: attribute of the base model that holds the vision tower.
+        cross_attention: visual tokens are no rows of the sequence but keys of cross-attention layers.
+        deepstack: the language model adds visual features again after its first layers.
+        multi_axis_positions: position ids have several axes (M-RoPE), so they cannot simply be re-indexed.
+    """
+
+    model_type: str
+    grids: Callable[[Any, Media], list[ImageGrid]]
+    text_model: str = "language_model"
+    vision: str = "vision_tower"
+    cross_attention: bool = False
+    deepstack: bool = False
+    multi_axis_positions: bool = False
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The model below the language-model head, whose forward merges text and images."""
+        return model.base_model  # type: ignore[return-value]  # nn.Module types every attribute as Tensor | Module
+
+    def language_model(self, model: nn.Module) -> nn.Module:
+        return getattr(self.base(model), self.text_model)
+
+    def vision_tower(self, model: nn.Module) -> nn.Module:
+        return getattr(self.base(model), self.vision)
+
+    def visual_ids(self, config: Any) -> list[int]:
+        """The token ids that stand for visual tokens: image, and video where the family has it."""
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        return sorted({value for name in names if (value := getattr(config, name, None)) is not None})
+
+    def attention(self, layer: nn.Module) -> nn.Module:
+        """The attention module of a decoder layer."""
+        return getattr(layer, "cross_attn", None) or layer.self_attn  # type: ignore[return-value]  # as in base()
+
+
+def fixed_images(media: Media, tokens: int) -> int:
+    """How many images a prompt has in a family with a fixed number of tokens an image."""
+    assert media.visual is not None
+    return int(media.visual.sum()) // tokens

@@ -1,0 +1,23 @@
+"""Gemma 3 and PaliGemma: one fixed grid an image, image tokens seen in both directions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..flow.locate import ImageGrid, plain_grid
+from .base import Family, Media, fixed_images
+
+
+def gemma3_grids(config: Any, media: Media) -> list[ImageGrid]:
+    side = math.isqrt(config.mm_tokens_per_image)
+    return [plain_grid(side, side)] * fixed_images(media, side * side)
+
+
+def paligemma_grids(config: Any, media: Media) -> list[ImageGrid]:
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return [plain_grid(side, side)] * fixed_images(media, side * side)
+
+
+GEMMA3 = Family("gemma3", gemma3_grids)
+PALIGEMMA = Family("paligemma", paligemma_grids)

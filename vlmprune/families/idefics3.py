@@ -1,0 +1,71 @@
+"""Idefics3 and SmolVLM: an image is tiles, each its own run of tokens between marker tokens, and last the whole image.
+
+The model never sees how many rows and columns of tiles an image has; the prompt's text shows it. A tile is
+`<fake> <row_r_col_c>` and its tokens, a row ends with a line break, and the whole image is `<fake> <global-img>`, its
+tokens, `<fake>`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..flow.locate import ImageGrid, grid_centres, plain_grid, visual_runs
+from .base import Family, Media
+
+
+def grids(config: Any, media: Media) -> list[ImageGrid]:
+    assert media.visual is not None and media.input_ids is not None
+    side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
+    images = []
+    for ids, visual in zip(media.input_ids.cpu(), media.visual.cpu(), strict=True):
+        for rows, cols in tile_arrangements(ids, visual, side * side):
+            images.append(tiled_grid(side, rows, cols))
+    return images
+
+
+def tiled_grid(side: int, rows: int, cols: int) -> ImageGrid:
+    """rows x cols tiles of side x side tokens in raster order, then the whole image; 0 x 0 is the whole alone."""
+    whole = plain_grid(side, side)
+    tile = grid_centres(side, side)
+    tiles = [(tile + torch.tensor([col, row])) / torch.tensor([cols, rows]) for row in range(rows) for col in range(cols)]
+    return ImageGrid(whole.grid, torch.cat([*tiles, whole.xy]))
+
+
+def tile_arrangements(ids: Tensor, visual: Tensor, tokens: int) -> list[tuple[int, int]]:
+    """Rows and columns of tiles of every image in a sample, (0, 0) for an image that was not split."""
+    # Runs that touch are several images whose markers were left out.
+    runs = [(start + i * tokens, tokens) for start, length in visual_runs(visual) for i in range(length // tokens)]
+    if not runs:
+        return []
+    before = [tuple(ids[max(0, start - 2) : start].tolist()) for start, _ in runs]
+    whole = before[-1]  # the last run is always a whole image, and so tells the marker of whole images
+    arrangements, tiles = [], []
+    for run, ((start, length), markers) in enumerate(zip(runs, before, strict=True)):
+        following = runs[run + 1][0] if run + 1 < len(runs) else None
+        joined = following is not None and 2 <= following - start - length <= 5 and markers != whole
+        # A tile belongs to the image that goes on after it only if both open with the same <fake> marker.
+        if joined and before[run + 1][0] == markers[0] == ids[start + length]:
+            tiles.append(False)
+        elif joined and before[run + 1][0] == markers[0]:
+            tiles.append(True)  # a line break stands between: the row ends here
+        else:
+            arrangements.append(arrangement(tiles))
+            tiles = []
+    return arrangements
+
+
+def arrangement(row_ends: list[bool]) -> tuple[int, int]:
+    """(rows, cols) from one flag a tile, whether its row ends there."""
+    if not row_ends:
+        return 0, 0
+    rows = max(1, sum(row_ends))
+    return rows, len(row_ends) // rows
+
+
+_idefics = partial(Family, grids=grids, text_model="text_model", vision="vision_model")
+IDEFICS3 = _idefics("idefics3")
+SMOLVLM = _idefics("smolvlm")

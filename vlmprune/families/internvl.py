@@ -1,0 +1,29 @@
+"""InternVL: an image is one run of tokens, tile after tile, the whole image (thumbnail) last if there are several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..flow.locate import ImageGrid, visual_runs
+from .base import Family, Media
+from .idefics3 import tiled_grid
+
+
+def grids(config: Any, media: Media) -> list[ImageGrid]:
+    assert media.visual is not None
+    side = int(config.vision_config.image_size[0] // config.vision_config.patch_size[0] * config.downsample_ratio)
+    images = []
+    for visual in media.visual.cpu():
+        for _, length in visual_runs(visual):
+            tiles = length // (side * side) - 1
+            images.append(tiled_grid(side, *rows_and_cols(tiles)))
+    return images
+
+
+def rows_and_cols(tiles: int) -> tuple[int, int]:
+    """The arrangement of `tiles` tiles. The model is not told it: the squarest is assumed, wide before tall."""
+    rows = max((r for r in range(1, tiles + 1) if tiles % r == 0 and r * r <= tiles), default=0)
+    return rows, tiles // rows if rows else 0
+
+
+INTERNVL = Family("internvl", grids)

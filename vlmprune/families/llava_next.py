@@ -1,0 +1,71 @@
+"""LLaVA-NeXT and LLaVA-OneVision: AnyRes, a base grid and then a finer grid of tiles with a newline token a row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+from ..errors import VlmpruneError
+from ..flow.locate import ImageGrid, grid_centres, no_place
+from .base import Family, Media
+
+
+def anyres_grid(config: Any, size: list[int], tiled: bool, largest: int | None) -> ImageGrid:
+    """One image of `size` (height, width): base grid, then the unpadded tiles with newlines.
+
+    Args:
+        tiled: False for OneVision's images in prompts of several, which are a base grid and one newline.
+        largest: OneVision shrinks finer grids of more than this many tiles.
+    """
+    tile = config.vision_config.image_size
+    side = tile // config.vision_config.patch_size
+    base = [no_place(1)] if config.vision_feature_select_strategy == "full" and largest is None else []
+    base.append(grid_centres(side, side))
+    if not tiled:
+        return ImageGrid((1, side, side), torch.cat([*base, no_place(1)]))
+    rows, cols = get_anyres_image_grid_shape(tuple(size), config.image_grid_pinpoints, tile)
+    # transformers' own rounding decides how many rows and columns of padding are cut off.
+    height, width = unpad_image(torch.empty(1, rows * side, cols * side), tuple(size)).shape[1:]
+    if largest is not None:
+        ratio = math.sqrt(height * width / (largest * side**2))
+        if ratio > 1.1:
+            height, width = int(height // ratio), int(width // ratio)
+    fine = grid_centres(height, width).reshape(height, width, 2)
+    newline = no_place(height).reshape(height, 1, 2)
+    return ImageGrid((1, side, side), torch.cat([*base, torch.cat([fine, newline], dim=1).reshape(-1, 2)]))
+
+
+def sizes_of(media: Media) -> list[list[int]]:
+    """The images' (height, width).
+
+    Raises:
+        VlmpruneError: they were not given, and the grid of an AnyRes image cannot be known without them.
+    """
+    sizes = media.rows("image_sizes")
+    if not sizes:
+        raise VlmpruneError(
+            "The prompt came without image_sizes, so its AnyRes grid is unknown; pass everything the processor returns."
+        )
+    return sizes
+
+
+def next_grids(config: Any, media: Media) -> list[ImageGrid]:
+    return [anyres_grid(config, size, True, None) for size in sizes_of(media)]
+
+
+def onevision_grids(config: Any, media: Media) -> list[ImageGrid]:
+    aspect = media.get("vision_aspect_ratio") or config.vision_aspect_ratio
+    largest = int(aspect.removeprefix("anyres_max_"))
+    sizes = sizes_of(media)
+    numbers = media.get("batch_num_images")
+    tiled = [True] * len(sizes)
+    if numbers is not None:
+        tiled = [n == 1 for n in torch.as_tensor(numbers).tolist() for _ in range(n)]
+    return [anyres_grid(config, size, fine, largest) for size, fine in zip(sizes, tiled, strict=True)]
+
+
+LLAVA_NEXT = Family("llava_next", next_grids)
+LLAVA_ONEVISION = Family("llava_onevision", onevision_grids)

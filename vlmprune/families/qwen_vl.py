@@ -1,0 +1,26 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: a grid as large as the image, merged 2 x 2; positions of several axes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from ..errors import VlmpruneError
+from ..flow.locate import ImageGrid, plain_grid
+from .base import Family, Media
+
+
+def grids(config: Any, media: Media) -> list[ImageGrid]:
+    merge = config.vision_config.spatial_merge_size
+    sizes = media.rows("image_grid_thw")
+    if not sizes:
+        raise VlmpruneError(
+            "The prompt came without image_grid_thw, so its grid is unknown; pass everything the processor returns."
+        )
+    return [plain_grid(height // merge, width // merge, time) for time, height, width in sizes]
+
+
+_qwen = partial(Family, grids=grids, vision="visual", multi_axis_positions=True)
+QWEN2_VL = _qwen("qwen2_vl")
+QWEN2_5_VL = _qwen("qwen2_5_vl")
+QWEN3_VL = _qwen("qwen3_vl", deepstack=True)

@@ -1,0 +1,1 @@
+"""The data flow, pure and model-free; read `locate`, `score`, `select`, `compact` in this order."""

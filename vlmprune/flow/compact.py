@@ -1,0 +1,73 @@
+"""Compact: a keep mask becomes a gather index, and tensors of a ragged batch are gathered, re-padded left.
+
+Shapes: B batch, S sequence before, C sequence after (the longest row's kept tokens), H heads, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """Which of S positions every row keeps.
+
+    `index` [B, C]: position gathered into each slot; rows with fewer kept tokens start with dropped ones.
+    `real` [B, C]: False in those filler slots; nothing may attend to them.
+    `ragged`: whether any filler exists (kept as bool so that asking costs no device synchronisation).
+    """
+
+    index: Tensor
+    real: Tensor
+    ragged: bool
+
+    def to(self, device: torch.device) -> Compaction:
+        return Compaction(self.index.to(device), self.real.to(device), self.ragged)
+
+
+def compaction(keep: Tensor) -> Compaction:
+    """From a keep mask [B, S] to a gather index; one host synchronisation, for the length of the longest row."""
+    counts = keep.sum(dim=1)
+    lengths = counts.tolist()
+    longest = max(lengths)
+    # A stable sort of False < True puts the kept positions last, each part in its original order: rows stay
+    # left-padded, so that `logits[:, -1]` is still the last prompt token.
+    index = torch.sort(keep.int(), dim=1, stable=True).indices[:, -longest:]
+    return Compaction(index, torch.gather(keep, 1, index), min(lengths) != longest)
+
+
+def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows of [..., B or 1, S, D] at `index` [B, C]: [..., B, C, D]."""
+    batch, length = index.shape
+    shape = (*tensor.shape[:-3], batch, length, tensor.shape[-1])
+    index = index.to(tensor.device).view(*(1,) * (tensor.dim() - 3), batch, length, 1).expand(shape)
+    return torch.gather(tensor.expand(*shape[:-2], *tensor.shape[-2:]), -2, index)
+
+
+def gather_positions(tensor: Tensor, index: Tensor) -> Tensor:
+    """Entries of [..., B or 1, S] at `index` [B, C]: [..., B, C]."""
+    return gather_rows(tensor.unsqueeze(-1), index).squeeze(-1)
+
+
+def gather_mask(mask: Tensor, chosen: Compaction, columns: int) -> Tensor:
+    """Rows and columns of a 4-D attention mask [B or 1, 1 or H, S, >= S], bool (True = visible) or additive.
+
+    Args:
+        columns: width wanted; a cache of fixed size has columns beyond the prompt, which nothing may see yet.
+    Returns:
+        [B, 1 or H, C, columns].
+    """
+    index = chosen.index.to(mask.device)
+    batch, length = index.shape
+    mask = mask.expand(batch, *mask.shape[1:])
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    rows = torch.gather(mask, 2, index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    out = torch.gather(rows, 3, index[:, None, None, :].expand(-1, mask.shape[1], length, -1))
+    if chosen.ragged:
+        out = out.masked_fill(~chosen.real.to(mask.device)[:, None, None, :], hidden)
+    if columns > length:
+        out = torch.nn.functional.pad(out, (0, columns - length), value=hidden)
+    return out

@@ -1,0 +1,101 @@
+"""Select: a budget becomes a count, and scores become kept indices; per image, in original order.
+
+Shapes: V visual tokens of a sample, K kept, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import VlmpruneError
+from .locate import ImageSpan
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a pruner decided.
+
+    `kept`: per sample [K], ascending indices into the sample's visual tokens. `merged`: for methods that merge
+    tokens, per sample [K, D], the hidden states that take the kept tokens' places.
+    """
+
+    kept: list[Tensor]
+    merged: list[Tensor] | None = None
+
+
+def check_keep(keep: float | int) -> float | int:
+    """Validate a budget: a share in (0, 1] as float, or a number of tokens >= 1 as int.
+
+    Raises:
+        VlmpruneError: anything else.
+    """
+    remedy = "use a float in (0, 1] for a share of each image's visual tokens or an int >= 1 for tokens per image"
+    if isinstance(keep, bool) or not isinstance(keep, int | float):
+        raise VlmpruneError(f"keep={keep!r} is no number; {remedy}.")
+    in_range = keep >= 1 if isinstance(keep, int) else 0.0 < keep <= 1.0
+    if not in_range:  # NaN fails both comparisons
+        raise VlmpruneError(f"keep={keep!r} is out of range; {remedy}.")
+    return keep
+
+
+def count_for(keep: float | int, visual: int) -> int:
+    """How many of an image's `visual` tokens a budget keeps: the only place where a budget becomes a count.
+
+    A float is a share: max(1, round-half-up(keep * visual)). An int is that many tokens, capped at `visual`.
+    """
+    if isinstance(keep, int):
+        return min(keep, visual)
+    # 0.29 * 50 is 14.499999999999998 in binary: round the product to 9 digits so that half-up sees 14.5.
+    return min(visual, max(1, math.floor(round(keep * visual, 9) + 0.5)))
+
+
+def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | int) -> Tensor:
+    """The highest `count_for(keep, count)` scores of every image; ties go to the earlier token.
+
+    Args:
+        scores: [V], one sample's.
+    Returns:
+        [K] ascending indices 0..V-1.
+    Raises:
+        VlmpruneError: a score is NaN, which would make the choice arbitrary.
+    """
+    if torch.isnan(scores).any():
+        raise VlmpruneError(
+            "The scores of the visual tokens hold NaN, so no ranking exists; check the model's precision (float16 "
+            "overflows in some models) or the method's score function."
+        )
+    kept = []
+    for span in images:
+        positions = span.positions.to(scores.device)
+        order = torch.sort(scores[positions], descending=True, stable=True).indices
+        kept.append(positions[order[: count_for(keep, span.count)]])
+    return torch.sort(torch.cat(kept)).values if kept else torch.zeros(0, dtype=torch.long, device=scores.device)
+
+
+def every_nth(images: Sequence[ImageSpan], keep: float | int) -> Tensor:
+    """Evenly spaced tokens of every image in raster order: [K] ascending indices 0..V-1."""
+    kept = []
+    for span in images:
+        count = count_for(keep, span.count)
+        kept.append(span.positions[((torch.arange(count) + 0.5) * span.count / count).long()])
+    return torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
+
+
+def coarser_grid(h: int, w: int, count: int) -> tuple[int, int]:
+    """The grid (h', w') with h' <= h, w' <= w and h' * w' <= count that is largest without distorting the image.
+
+    Only grids whose aspect is within a factor 1.5 of h : w count (a 1 x 13 strip of a square image is no picture);
+    where there is none, the least distorted one.
+    """
+
+    def distortion(grid: tuple[int, int]) -> float:
+        return abs(math.log((grid[0] * w) / (grid[1] * h)))
+
+    grids = [(rows, min(w, count // rows)) for rows in range(1, min(h, count) + 1)]
+    faithful = [grid for grid in grids if distortion(grid) <= math.log(1.5)] or [min(grids, key=distortion)]
+    return max(faithful, key=lambda grid: (grid[0] * grid[1], -distortion(grid)))

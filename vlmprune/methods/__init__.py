@@ -1,0 +1,1 @@
+"""Methods: one file each; `registry.py` names them."""

@@ -1,0 +1,131 @@
+"""What a method is. A pruner's body is one pure function: `score`, or `select` where scores are not enough.
+
+Shapes: B batch, S sequence, V visual tokens of a sample, D width, L decoder layers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import VlmpruneError
+from ..flow.locate import SampleLayout
+from ..flow.select import Selection, check_keep, top_k_per_image
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a pruner may look at, at the decoder layer before which it prunes.
+
+    `layouts`: where each sample's visual tokens are. `hidden` [B, S, D]: hidden states entering the layer, or for
+    cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask.
+    `attention` [B, S or cross states]: attention received by each position from the last prompt token, mean over
+    heads, in the layer before (only for methods that set `reads_attention`).
+    """
+
+    layouts: list[SampleLayout]
+    hidden: Tensor
+    input_ids: Tensor
+    valid: Tensor
+    layer: int
+    attention: Tensor | None = None
+
+    def sample_hidden(self, sample: int) -> Tensor:
+        """The hidden states of one sample's visual tokens: [V, D]."""
+        return self.hidden[sample, self.layouts[sample].slots.to(self.hidden.device)]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of pruners and attention interventions."""
+
+    name: ClassVar[str] = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and options, JSON-serialisable (for the report)."""
+        options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {"name": self.name or type(self).__name__, **{k: plain(v) for k, v in options.items()}}
+
+
+def plain(value: Any) -> Any:
+    """A JSON-serialisable stand-in for an option's value."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return type(value).__name__
+
+
+@dataclass(frozen=True)
+class Pruner(Method):
+    """Drops visual tokens just before one decoder layer.
+
+    Args:
+        keep: float in (0, 1] = share of each image's visual tokens; int >= 1 = tokens per image.
+        layer: int k = just before 0-based decoder layer k (0 = before the language model); float f = int(f * L).
+        positions: "original" (kept tokens keep their position ids) or "compact" (re-indexed, as stock serving
+            engines do).
+    Raises:
+        VlmpruneError: an option out of range.
+    """
+
+    keep: float | int = 0.25
+    layer: int | float = 0
+    positions: str = field(default="original", kw_only=True)
+    reads_attention: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        check_layer(self.layer)
+        if self.positions not in ("original", "compact"):
+            raise VlmpruneError(f"positions={self.positions!r} is unknown; use 'original' or 'compact'.")
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the budget is everything, so that the model runs untouched."""
+        return isinstance(self.keep, float) and self.keep == 1.0
+
+    def layer_index(self, layers: int) -> int:
+        """The decoder layer before which tokens are dropped, 0..L-1.
+
+        Raises:
+            VlmpruneError: the layer does not exist.
+        """
+        index = int(self.layer * layers) if isinstance(self.layer, float) else self.layer
+        if index >= layers:
+            raise VlmpruneError(
+                f"layer={self.layer!r} is beyond the model's {layers} decoder layers; use 0 to {layers - 1} or a float "
+                "below 1."
+            )
+        return index
+
+    def score(self, prompt: Prompt) -> list[Tensor]:
+        """One number a visual token, higher is kept: per sample [V]."""
+        raise NotImplementedError(f"{type(self).__name__} needs score() or select()")
+
+    def select(self, prompt: Prompt) -> Selection:
+        """Which visual tokens stay; the best-scored of every image by default."""
+        scores = self.score(prompt)
+        return Selection([top_k_per_image(s, p.images, self.keep) for s, p in zip(scores, prompt.layouts, strict=True)])
+
+
+def check_layer(layer: int | float) -> None:
+    """Validate a layer option by itself; whether the model has it is known at wrap time.
+
+    Raises:
+        VlmpruneError: negative, not a number, or a float of 1 or more.
+    """
+    remedy = "use an int >= 0 (0 = before the language model) or a float in [0, 1) as a share of the depth"
+    if isinstance(layer, bool) or not isinstance(layer, int | float) or (isinstance(layer, float) and math.isnan(layer)):
+        raise VlmpruneError(f"layer={layer!r} is no layer; {remedy}.")
+    if layer < 0 or (isinstance(layer, float) and layer >= 1.0):
+        raise VlmpruneError(f"layer={layer!r} is out of range; {remedy}.")
+
+
+def last_valid(valid: Tensor) -> Tensor:
+    """The last prompt token of every row of a padding mask [B, S], left or right padded: [B]."""
+    return (valid.int() * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(dim=1)

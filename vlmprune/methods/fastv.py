@@ -1,0 +1,41 @@
+"""FastV (Chen et al., ECCV 2024, arXiv 2403.06764, section 4): rank by the last prompt token's attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..errors import VlmpruneError
+from ..flow.score import visual_columns
+from .base import Prompt, Pruner
+
+
+@dataclass(frozen=True)
+class FastV(Pruner):
+    """Keeps the visual tokens that the last prompt token attends to most in the layer before, mean over heads.
+
+    `layer` is the paper's K (default 2): attention is read in layer K-1, tokens are dropped before layer K. The
+    attention comes from the probe, so the model keeps its fused kernel.
+
+    Raises:
+        VlmpruneError: layer 0, before which no attention exists.
+    """
+
+    name: ClassVar[str] = "fastv"
+    reads_attention: ClassVar[bool] = True
+    layer: int | float = 2
+
+    def layer_index(self, layers: int) -> int:
+        index = super().layer_index(layers)
+        if index == 0:
+            raise VlmpruneError(
+                f"FastV reads the attention of the layer before, so layer={self.layer!r} leaves it none in a model of "
+                f"{layers} decoder layers; use layer=1 or more."
+            )
+        return index
+
+    def score(self, prompt: Prompt) -> list[Tensor]:
+        assert prompt.attention is not None, "the session probes every method that sets reads_attention"
+        return visual_columns(prompt.attention, prompt.layouts)

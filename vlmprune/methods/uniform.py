@@ -1,0 +1,19 @@
+"""uniform: every n-th visual token in raster order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..flow.select import Selection, every_nth
+from .base import Prompt, Pruner
+
+
+@dataclass(frozen=True)
+class Uniform(Pruner):
+    """Keeps evenly spaced visual tokens of every image."""
+
+    name: ClassVar[str] = "uniform"
+
+    def select(self, prompt: Prompt) -> Selection:
+        return Selection([every_nth(layout.images, self.keep) for layout in prompt.layouts])
