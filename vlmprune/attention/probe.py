@@ -99,19 +99,16 @@ def _dispatch(
     return out
 
 
-class observe:
-    """Within this block, `observer` reads the attention calls of `module` made by this thread."""
+def observe(module: nn.Module, observer: Observer) -> None:
+    """Let `observer` read the attention calls of `module` made by this thread, until `clear_observers()`."""
+    if not hasattr(_observers, "by_module"):
+        _observers.by_module = {}
+    _observers.by_module[module] = observer
 
-    def __init__(self, module: nn.Module, observer: Observer) -> None:
-        self.module, self.observer = module, observer
 
-    def __enter__(self) -> None:
-        if not hasattr(_observers, "by_module"):
-            _observers.by_module = {}
-        _observers.by_module[self.module] = self.observer
-
-    def __exit__(self, *exc: object) -> None:
-        _observers.by_module.pop(self.module, None)
+def clear_observers() -> None:
+    """Forget this thread's observers; called when a forward begins and when it ends."""
+    _observers.by_module = {}
 
 
 class ProbedLayer:

@@ -46,6 +46,7 @@ class Family:
         text_model: attribute of the base model that holds the decoder layers' model.
         vision: attribute of the base model that holds the vision tower.
         cross_attention: visual tokens are no rows of the sequence but keys of cross-attention layers.
+        bidirectional: image tokens see each other in both directions, so a causal mask alone is not theirs.
         deepstack: the language model adds visual features again after its first layers.
         multi_axis_positions: position ids have several axes (M-RoPE), so they cannot simply be re-indexed.
     """
@@ -55,6 +56,7 @@ class Family:
     text_model: str = "language_model"
     vision: str = "vision_tower"
     cross_attention: bool = False
+    bidirectional: bool = False
     deepstack: bool = False
     multi_axis_positions: bool = False
 

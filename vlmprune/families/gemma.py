@@ -19,5 +19,5 @@ def paligemma_grids(config: Any, media: Media) -> list[ImageGrid]:
     return [plain_grid(side, side)] * fixed_images(media, side * side)
 
 
-GEMMA3 = Family("gemma3", gemma3_grids)
-PALIGEMMA = Family("paligemma", paligemma_grids)
+GEMMA3 = Family("gemma3", gemma3_grids, bidirectional=True)
+PALIGEMMA = Family("paligemma", paligemma_grids, bidirectional=True)

@@ -1,0 +1,55 @@
+"""vlmprune: one call prunes the visual tokens of any Hugging Face vision-language model.
+
+>>> pruned = vlmprune.wrap(model, vlmprune.FastV(keep=0.25))
+>>> out = model.generate(**inputs)
+>>> print(pruned.report)
+>>> pruned.unwrap()
+"""
+
+from __future__ import annotations
+
+from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
+from .flow.locate import ImageSpan, SampleLayout
+from .flow.select import Selection
+from .report import Report
+from .tiny import load_tiny
+from .wrap import Answer, PrunedModel, wrap
+
+# The functions `methods` and `families` share their names with folders: they are bound last, and nothing imports these
+# folders afterwards, so that the functions stay.
+from .families import families  # isort: skip
+from .methods.base import Method, Prompt, Pruner  # isort: skip
+from .methods.downsample import Downsample  # isort: skip
+from .methods.fastv import FastV  # isort: skip
+from .methods.none import Unpruned  # isort: skip
+from .methods.random import Random  # isort: skip
+from .methods.registry import register_method  # isort: skip
+from .methods.registry import methods  # isort: skip
+from .methods.uniform import Uniform  # isort: skip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Answer",
+    "Downsample",
+    "FastV",
+    "ImageSpan",
+    "InactiveHandleError",
+    "Method",
+    "Prompt",
+    "PrunedModel",
+    "Pruner",
+    "Random",
+    "Report",
+    "SampleLayout",
+    "Selection",
+    "Uniform",
+    "UnsupportedModelError",
+    "Unpruned",
+    "VlmpruneError",
+    "families",
+    "load_tiny",
+    "methods",
+    "register_method",
+    "wrap",
+]

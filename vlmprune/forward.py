@@ -1,0 +1,354 @@
+"""What happens inside one forward of the decoder layers: a prompt that is pruned, or a step after one.
+
+Both offer `enter(i, args, kwargs)`, called by a pre-hook on decoder layer i, which returns the layer's new arguments or
+None to leave them. Shapes: B batch, S sequence, C sequence after compaction, V visual tokens, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+
+from .attention.probe import attention_rows, column_sums
+from .cache_state import PrunedPrompt, later_valid, physical_length, remember
+from .errors import VlmpruneError
+from .families import Family
+from .flow.compact import Compaction, compaction, gather_mask, gather_positions, gather_rows
+from .flow.locate import SampleLayout
+from .flow.select import Selection
+from .methods.base import Prompt, Pruner, last_valid
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Prefill:
+    """A prompt: located, scored, selected and compacted at the pruner's layer, gathered in every layer after it."""
+
+    def __init__(
+        self,
+        pruner: Pruner | None,
+        layer: int,
+        family: Family,
+        text_model: nn.Module,
+        input_ids: Tensor,
+        valid: Tensor,
+        layouts: list[SampleLayout],
+    ) -> None:
+        self.pruner, self.layer, self.family, self.text_model = pruner, layer, family, text_model
+        self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
+        self.attention: Tensor | None = None
+        self.selection: Selection | None = None
+        self.chosen: Compaction | None = None
+        self.deepstack: tuple[Tensor, list[Tensor]] | None = None
+        self._gathered: dict[tuple[str, int], Any] = {}
+        self._keep_alive: list[Any] = []
+
+    # -- reading the layer before ---------------------------------------------------------------------------------
+
+    def observe(self, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+        """Attention of the last prompt token in the probed layer, mean over heads: [B, S or cross states]."""
+        rows = last_valid(self.valid).to(query.device)[:, None]
+        cross = self.family.cross_attention
+        weights = attention_rows(
+            query.detach(),
+            key.detach(),
+            mask if isinstance(mask, Tensor) else None,
+            rows,
+            scaling=kwargs["scaling"],
+            causal=not cross,
+            softcap=kwargs.get("softcap"),
+            window=kwargs.get("sliding_window"),
+        )
+        self.attention = column_sums(weights)
+
+    # -- the flow -------------------------------------------------------------------------------------------------
+
+    def _select(self, hidden: Tensor) -> Selection:
+        assert self.pruner is not None
+        prompt = Prompt(self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention)
+        with torch.no_grad():
+            selection = self.pruner.select(prompt)
+        if selection.merged is not None and hidden.requires_grad:
+            selection = self.pruner.select(prompt)  # merged states carry the gradient
+        for kept, layout in zip(selection.kept, self.layouts, strict=True):
+            if layout.count and not (0 < len(kept) <= layout.count):
+                raise VlmpruneError(
+                    f"The method {type(self.pruner).__name__} kept {len(kept)} of {layout.count} visual tokens; a "
+                    "method must keep at least one and none twice."
+                )
+        return selection
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything was dropped or merged; else every layer runs untouched, bit by bit."""
+        return self.selection is not None and any(
+            len(kept) < layout.count for kept, layout in zip(self.selection.kept, self.layouts, strict=True)
+        )
+
+    def _choose(self, hidden: Tensor, cache: Any) -> None:
+        """Select, and turn the selection into a gather index over the sequence."""
+        self.selection = self._select(hidden)
+        if not self.drops:
+            return
+        keep = self.valid.to(hidden.device).clone()  # padding goes too; rows are re-padded to the longest
+        for row, kept, layout in zip(keep, self.selection.kept, self.layouts, strict=True):
+            slots = layout.slots.to(row.device)
+            row[slots] = False
+            row[slots[kept.to(row.device)]] = True
+        self.chosen = compaction(keep)
+        if cache is not None:
+            remember(cache, self._state())
+
+    def _state(self) -> PrunedPrompt:
+        assert self.chosen is not None and self.pruner is not None
+        dropped = torch.tensor(
+            [layout.count - len(kept) for layout, kept in zip(self.layouts, self.selection.kept, strict=True)]  # type: ignore[union-attr]  # set by _choose
+        )
+        shift = dropped.to(self.chosen.index.device) if self.pruner.positions == "compact" else None
+        return PrunedPrompt(
+            self.layer, self.valid.shape[1], self.chosen.index, self.chosen.real, not self.chosen.ragged, shift
+        )
+
+    def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if self.pruner is None or i < self.layer:
+            return None
+        hidden: Tensor = args[0]
+        cache = kwargs.get("past_key_values")
+        if i == self.layer:
+            if self.selection is None:  # set already when gradient checkpointing runs the layer a second time
+                self._choose(hidden, cache)
+            if self.chosen is not None:
+                hidden = self._compact(hidden)
+        if self.chosen is None:
+            return None
+        new = dict(kwargs)
+        new["position_embeddings"] = self._positions(i, kwargs, hidden)
+        if kwargs.get("position_ids") is not None:
+            new["position_ids"] = self._once("ids", kwargs["position_ids"], self._gather_ids)
+        new["attention_mask"] = self._mask(i, kwargs.get("attention_mask"), hidden, cache)
+        return (hidden, *args[1:]), new
+
+    def _compact(self, hidden: Tensor) -> Tensor:
+        assert self.chosen is not None and self.selection is not None
+        if self.selection.merged is not None:
+            hidden = hidden.clone()
+            for row, kept, layout, merged in zip(
+                range(len(hidden)), self.selection.kept, self.layouts, self.selection.merged, strict=True
+            ):
+                slots = layout.slots.to(hidden.device)[kept.to(hidden.device)]
+                hidden[row, slots] = merged.to(hidden.device, hidden.dtype)
+        return gather_rows(hidden, self.chosen.index)
+
+    # -- what every later layer gets ------------------------------------------------------------------------------
+
+    def _once(self, what: str, value: Any, make: Any) -> Any:
+        """Layers share their arguments: gather each distinct one once a forward."""
+        key = (what, id(value))
+        if key not in self._gathered:
+            self._keep_alive.append(value)  # or its id could be given to another object
+            self._gathered[key] = make(value)
+        return self._gathered[key]
+
+    def _gather_ids(self, ids: Tensor) -> Tensor:
+        assert self.chosen is not None and self.pruner is not None
+        if self.pruner.positions == "compact":
+            start = ids.expand(len(self.valid), -1).gather(1, self.valid.to(ids.device).int().argmax(1, keepdim=True))
+            order = self.chosen.real.to(ids.device).cumsum(1) - 1
+            return (start + order).clamp(min=0)
+        return gather_positions(ids, self.chosen.index)
+
+    def _positions(self, i: int, kwargs: dict[str, Any], hidden: Tensor) -> Any:
+        assert self.chosen is not None and self.pruner is not None
+        embeddings = kwargs["position_embeddings"]
+        if self.pruner.positions == "compact":
+            ids = self._once("ids", kwargs["position_ids"], self._gather_ids)
+            return self._once("rotary", embeddings, lambda _: rotary(self.text_model, i, hidden, ids))
+        index = self.chosen.index
+        return self._once("rotary", embeddings, lambda pair: tuple(gather_rows(part, index) for part in pair))
+
+    def _mask(self, i: int, mask: Any, hidden: Tensor, cache: Any) -> Any:
+        chosen = self.chosen
+        assert chosen is not None
+        columns = chosen.index.shape[1]
+        if cache is not None and i < len(cache.layers):
+            columns = max(columns, int(cache.get_mask_sizes(columns, i)[0]))
+        if mask is None and not chosen.ragged:
+            return None
+        if isinstance(mask, Tensor) and mask.dim() == 4:
+            return self._once(f"mask{columns}", mask, lambda full: gather_mask(full, chosen, columns))
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            return self._once("mask", mask, lambda full: gather_positions(full, chosen.index) * chosen.real)
+        if mask is not None and self.family.bidirectional:
+            raise VlmpruneError(
+                f"Pruning {self.family.model_type!r} with the attention mask type {type(mask).__name__} is not "
+                "supported; load the model with attn_implementation='sdpa'."
+            )
+        # No padding before, but rows of different lengths now. The all-ones mask matters: without one, the gaps in the
+        # position ids would be taken for packed sequences.
+        return self._once(
+            "built",
+            mask,
+            lambda _: create_causal_mask(
+                config=self.text_model.config,  # type: ignore[arg-type]  # nn.Module types attributes as Tensor | Module
+                inputs_embeds=hidden,
+                attention_mask=chosen.real,
+                past_key_values=cache,
+                layer_idx=i,
+            ),
+        )
+
+    # -- DeepStack ------------------------------------------------------------------------------------------------
+
+    def add_deepstack(self, i: int, hidden: Tensor) -> Tensor:
+        """Add the visual features of level i to the visual rows of a layer's output, compacted or not."""
+        assert self.deepstack is not None
+        visual, levels = self.deepstack
+        visual = visual.to(hidden.device)
+        ordinal = (visual.flatten().cumsum(0) - 1).view_as(visual)  # features are in the order of the visual tokens
+        if i >= self.layer and self.chosen is not None:
+            chosen = self.chosen.to(hidden.device)
+            ordinal = torch.gather(ordinal, 1, chosen.index)
+            visual = torch.gather(visual, 1, chosen.index) & chosen.real
+        hidden = hidden.clone()
+        hidden[visual] = hidden[visual] + levels[i].to(hidden.device, hidden.dtype)[ordinal[visual]]
+        return hidden
+
+
+class CrossPrefill(Prefill):
+    """A prompt of a family whose text rows attend to the image in cross-attention layers: its keys are gathered."""
+
+    def _choose(self, hidden: Tensor, cache: Any) -> None:
+        self.selection = self._select(hidden)
+        if not self.drops:
+            return
+        keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        for row, kept, layout in zip(keep, self.selection.kept, self.layouts, strict=True):
+            slots = layout.slots.to(row.device)
+            row[slots] = False
+            row[slots[kept.to(row.device)]] = True
+        self.chosen = compaction(keep)
+        if self.chosen.ragged and self.mask is None:
+            raise VlmpruneError(
+                "A batch of images of different sizes needs the processor's cross_attention_mask; pass everything it "
+                "returns."
+            )
+        if cache is not None:
+            columns = self.chosen.index.masked_fill(~self.chosen.real, -1)
+            state = PrunedPrompt(
+                self.layer, self.valid.shape[1], self.valid, self.valid, True, cross_columns=columns
+            )
+            remember(cache, state)
+
+    mask: Tensor | None = None
+
+    def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        states = kwargs.get("cross_attention_states")
+        if self.pruner is None or i < self.layer or states is None or i not in self.cross_layers:
+            return None
+        states = states.reshape(len(self.layouts), -1, states.shape[-1])
+        self.mask = kwargs.get("cross_attention_mask")
+        if self.selection is None:
+            self._choose(states, kwargs.get("past_key_values"))
+        if self.chosen is None:
+            return None
+        new = dict(kwargs)
+        new["cross_attention_states"] = self._compact(states)
+        columns = self.chosen.index.masked_fill(~self.chosen.real, -1)
+        new["cross_attention_mask"] = cross_mask(self.mask, columns)
+        return args, new
+
+    @property
+    def cross_layers(self) -> list[int]:
+        return self.text_model.config.cross_attention_layers  # type: ignore[union-attr, return-value]  # as above
+
+
+def cross_mask(mask: Tensor | None, columns: Tensor) -> Tensor | None:
+    """The kept columns [B, K] (-1 = filler) of an additive cross-attention mask [B, 1, S, T]: [B, 1, S, K]."""
+    if mask is None:
+        return None
+    columns = columns.to(mask.device)
+    index = columns.clamp(min=0)[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
+    filler = (columns < 0)[:, None, None, :]
+    return torch.gather(mask, 3, index).masked_fill(filler, torch.finfo(mask.dtype).min)
+
+
+class Decode:
+    """A step, or a later turn of text, on a cache that a pruned prompt filled."""
+
+    def __init__(self, state: PrunedPrompt, text_model: nn.Module, mask: Any) -> None:
+        self.state, self.text_model = state, text_model
+        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._built: dict[bool, Any] = {}
+
+    def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if i < self.state.layer:
+            return None
+        hidden: Tensor = args[0]
+        new = dict(kwargs)
+        if self.state.cross_columns is not None:
+            if (mask := kwargs.get("cross_attention_mask")) is None:
+                return None
+            new["cross_attention_mask"] = cross_mask(mask, self.state.rows(len(hidden)).cross_columns)  # type: ignore[arg-type]  # checked above
+            return args, new
+        sliding = is_sliding(self.text_model, i)
+        if sliding not in self._built:
+            self._built[sliding] = self._mask(i, sliding, hidden, kwargs["past_key_values"])
+        new["attention_mask"] = self._built[sliding]
+        if self.state.shift is not None:
+            ids = kwargs["position_ids"] - self.state.rows(len(hidden)).shift[:, None]  # type: ignore[index]  # checked above
+            new["position_ids"] = ids
+            new["position_embeddings"] = rotary(self.text_model, i, hidden, ids)
+        return args, new
+
+    def _mask(self, i: int, sliding: bool, hidden: Tensor, cache: Any) -> Any:
+        """The mask over C + later entries; the model's own was sized for S, or for the first layer."""
+        state = self.state.rows(hidden.shape[0])
+        steps = hidden.shape[1]
+        later = physical_length(cache, i) - state.slots.shape[1] + steps
+        valid = later_valid(state, self.mask, later)
+        if steps > 1:  # a later turn may bring padding of its own; single steps never do
+            self.state.all_valid = self.state.all_valid and bool(valid.all())
+        window = None
+        if sliding:
+            window = self._window(state, later, steps, i, cache)
+        return create_causal_mask(
+            config=self.text_model.config,  # type: ignore[arg-type]  # nn.Module types attributes as Tensor | Module
+            inputs_embeds=hidden,
+            attention_mask=None if self.state.all_valid else valid.to(hidden.device),
+            past_key_values=cache,
+            and_mask_function=window,
+            layer_idx=i,
+        )
+
+    def _window(self, state: PrunedPrompt, later: int, steps: int, i: int, cache: Any) -> Any:
+        """A sliding window counted in original positions: counted in compact slots it would reach further back."""
+        width = self.text_model.config.sliding_window  # type: ignore[union-attr]  # as above
+        implementation = self.text_model.config._attn_implementation  # type: ignore[union-attr]  # as above
+        if implementation not in ("sdpa", "eager"):
+            raise VlmpruneError(
+                f"Sliding windows over a pruned prompt are not supported with attn_implementation={implementation!r}; "
+                "load the model with attn_implementation='sdpa'."
+            )
+        length, offset = cache.get_mask_sizes(steps, i)
+        following = torch.arange(int(length) + int(offset) - state.slots.shape[1], device=state.slots.device)
+        slots = torch.cat([state.slots, (state.length + following).expand(len(state.slots), -1)], dim=1)
+
+        def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return slots[batch, query] - slots[batch, key] < width
+
+        return inside
+
+
+def is_sliding(text_model: nn.Module, i: int) -> bool:
+    types = getattr(text_model.config, "layer_types", None)
+    return bool(types) and types[i] == "sliding_attention"
+
+
+def rotary(text_model: nn.Module, i: int, hidden: Tensor, ids: Tensor) -> Any:
+    """Rotary embeddings of re-indexed positions, as the language model makes them for layer i."""
+    types = getattr(text_model.config, "layer_types", None)
+    kind = (types[i],) if hasattr(text_model.rotary_emb, "layer_types") else ()
+    return text_model.rotary_emb(hidden, ids, *kind)  # type: ignore[operator]  # as above

@@ -1,0 +1,67 @@
+"""From a finished prompt to its report."""
+
+from __future__ import annotations
+
+import torch
+
+from .flops import ModelCost
+from .forward import CrossPrefill, Prefill
+from .methods.base import Method
+from .report import Report, spans_with_kept
+
+
+def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:
+    """The report of a prompt whose forward just ended; of `repeats` equal rows (beams) the first stands for all.
+
+    `seconds` is left to the caller, who held the clock.
+    """
+    layouts = prefill.layouts[::repeats]
+    visual = [layout.count for layout in layouts]
+    text_rows = prefill.valid[::repeats].sum(dim=1).tolist()
+    if prefill.selection is None:
+        kept = [torch.arange(v) for v in visual]
+    else:
+        kept = [k.cpu() for k in prefill.selection.kept[::repeats]]
+    kept_tokens = [len(k) for k in kept]
+    length = prefill.valid.shape[1]
+    cross = isinstance(prefill, CrossPrefill)
+    pruned_from = prefill.layer if prefill.chosen is not None else layers
+    columns = prefill.chosen.index.shape[1] if prefill.chosen is not None else length
+    seeing = [i for i in range(layers) if cost.layers[i].cross or not cross]
+
+    def visual_at(i: int) -> list[int]:
+        return kept_tokens if i >= pruned_from else visual
+
+    def rows_at(i: int, full: bool = False) -> list[int]:
+        if cross or full or i < pruned_from:
+            return text_rows
+        return [n - v + k for n, v, k in zip(text_rows, visual, kept_tokens, strict=True)]
+
+    lengths, lengths_full = [], []
+    for i in range(layers):
+        if cost.layers[i].cross:
+            lengths.append(max(visual_at(i), default=0))
+            lengths_full.append(max(visual, default=0))
+        else:
+            lengths.append(length if cross or i < pruned_from else columns)
+            lengths_full.append(length)
+    batch = len(layouts)
+    average = sum(sum(visual_at(i)) for i in seeing) / len(seeing) / batch
+    mean_visual = sum(visual) / batch
+    every = range(layers)
+    return Report(
+        visual_tokens=visual,
+        kept_tokens=kept_tokens,
+        kept=kept,
+        images=[spans_with_kept(layout.images, k) for layout, k in zip(layouts, kept, strict=True)],
+        layer_lengths=lengths,
+        lm_tokens=sum(visual_at(seeing[0])) / batch,
+        layer_avg_tokens=average,
+        retention=average / mean_visual if mean_visual else 1.0,
+        prefill_flops=cost.flops([rows_at(i) for i in every], [visual_at(i) for i in every]),
+        prefill_flops_full=cost.flops([rows_at(i, True) for i in every], [visual for _ in every]),
+        kv_bytes=cost.kv_bytes(lengths, batch),
+        kv_bytes_full=cost.kv_bytes(lengths_full, batch),
+        method=method.describe(),
+        notes=[] if any(visual) else ["no image in the prompt: nothing to prune, the model ran as it is"],
+    )

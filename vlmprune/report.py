@@ -1,0 +1,138 @@
+"""What happened in the last call: tokens, FLOPs, cache, seconds, and a picture of what was kept.
+
+Shapes: B batch, V visual tokens of a sample, K kept, L decoder layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import VlmpruneError
+from .flow.locate import ImageSpan
+
+
+@dataclass
+class Report:
+    """Of the last `forward` or `generate`; one entry a prompt, not a beam.
+
+    `visual_tokens`, `kept_tokens`: V and K of each sample. `kept`: per sample [K], ascending indices into its visual
+    tokens; for merging methods the index whose position the merged token takes. `images`: per sample and image the
+    span, its grid and coordinates. `layer_lengths`: prefill length (max over the batch) seen by each decoder layer;
+    of a cross-attention layer, its visual keys. `lm_tokens`: visual tokens entering the language model,
+    `layer_avg_tokens`: averaged over its layers (those that see visual tokens), `retention`: that average / V; means
+    over the batch. `prefill_flops`: of the language model, counted from shapes, summed over the batch. `kv_bytes`:
+    cache after prefill. `*_full`: the same unpruned. `seconds`: the stages that took place. `notes`: what a reader
+    should know, for example that there was nothing to prune.
+    """
+
+    visual_tokens: list[int]
+    kept_tokens: list[int]
+    kept: list[Tensor]
+    images: list[list[ImageSpan]]
+    layer_lengths: list[int]
+    lm_tokens: float
+    layer_avg_tokens: float
+    retention: float
+    prefill_flops: int
+    prefill_flops_full: int
+    kv_bytes: int
+    kv_bytes_full: int
+    method: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; coordinates that do not exist are null."""
+        record = dict(vars(self))
+        record["kept"] = [kept.tolist() for kept in self.kept]
+        record["images"] = [[span_dict(span) for span in spans] for spans in self.images]
+        record["seconds"] = dict(self.seconds)
+        record["notes"] = list(self.notes)
+        return record
+
+    def __str__(self) -> str:
+        def share(part: float, whole: float) -> str:
+            return f"{100 * part / whole:.1f} %" if whole else "-"
+
+        options = ", ".join(f"{k}={v}" for k, v in self.method.items() if k != "name")
+        kept, visual = sum(self.kept_tokens), sum(self.visual_tokens)
+        rows = [
+            ("method", f"{self.method.get('name')}({options})"),
+            ("visual tokens kept", f"{kept} of {visual} ({share(kept, visual)})"),
+            ("  entering the LM", f"{self.lm_tokens:.1f} a sample"),
+            ("  layer average", f"{self.layer_avg_tokens:.1f} a sample ({100 * self.retention:.1f} %)"),
+            ("prefill GFLOPs", f"{self.prefill_flops / 1e9:.3f} ({share(self.prefill_flops, self.prefill_flops_full)})"),
+            ("KV cache MB", f"{self.kv_bytes / 1e6:.3f} ({share(self.kv_bytes, self.kv_bytes_full)})"),
+            ("seconds", ", ".join(f"{k} {v:.3f}" for k, v in self.seconds.items()) or "-"),
+            *(("note", note) for note in self.notes),
+        ]
+        return "\n".join(f"{name:<20}{value}" for name, value in rows)
+
+    def overlay(self, image: Image.Image, *, sample: int = 0, number: int = 0) -> Image.Image:
+        """The picture with the dropped parts dimmed.
+
+        Args:
+            image: the picture that was asked about. sample, number: which sample of the batch, which of its images.
+        Returns:
+            An RGB picture of the same size.
+        Raises:
+            VlmpruneError: there is no such sample or image.
+        """
+        try:
+            span = self.images[sample][number]
+        except IndexError:
+            raise VlmpruneError(
+                f"The last call had no image {number} in sample {sample}; it had "
+                f"{[len(spans) for spans in self.images]} images in its samples."
+            ) from None
+        bright = image.convert("RGB")
+        out = Image.blend(bright, Image.new("RGB", bright.size, (18, 18, 24)), 0.78)
+        kept = torch.isin(span.positions, span.kept) if span.kept is not None else torch.ones(span.count, dtype=torch.bool)
+        cell = cell_sizes(span)
+        width, height = bright.size
+        for (x, y), (dx, dy) in zip(span.xy[kept].tolist(), cell[kept].tolist(), strict=True):
+            if x != x:  # NaN: a newline or class token shows no place
+                continue
+            box = [round((x - dx / 2) * width), round((y - dy / 2) * height)]
+            box += [round((x + dx / 2) * width), round((y + dy / 2) * height)]
+            box = [max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])]
+            if box[0] < box[2] and box[1] < box[3]:
+                out.paste(bright.crop(tuple(box)), tuple(box))  # type: ignore[arg-type]  # four ints
+        return out
+
+
+def span_dict(span: ImageSpan) -> dict[str, Any]:
+    return {
+        "image": span.image,
+        "positions": span.positions.tolist(),
+        "count": span.count,
+        "grid": list(span.grid),
+        "xy": [[None if v != v else round(v, 6) for v in pair] for pair in span.xy.tolist()],
+        "kept": None if span.kept is None else span.kept.tolist(),
+    }
+
+
+def cell_sizes(span: ImageSpan) -> Tensor:
+    """Width and height of the patch each token shows, in 0..1: the spacing of the tokens around it [count, 2]."""
+    base = torch.tensor([1 / span.grid[2], 1 / span.grid[1]])
+    sizes = base.repeat(span.count, 1)
+    placed = ~torch.isnan(span.xy[:, 0])
+    # Tiled images hold grids of several spacings: runs of equal spacing in raster order share theirs.
+    step = torch.diff(span.xy[:, 0], prepend=span.xy[:1, 0])
+    step[0] = step[1] if span.count > 1 else base[0]
+    for i in placed.nonzero()[:, 0].tolist():
+        following = step[i + 1] if i + 1 < span.count else step[i]
+        near = [float(s) for s in (step[i], following) if s > 1e-4]
+        if near:
+            sizes[i] = base * (min(near) / base[0])
+    return sizes
+
+
+def spans_with_kept(spans: Sequence[ImageSpan], kept: Tensor) -> list[ImageSpan]:
+    return [span.with_kept(kept) for span in spans]

@@ -1,0 +1,384 @@
+"""The hooks of one wrapped model: they run the flow inside its forwards and write the record of what happened.
+
+Everything is put on this one instance and taken off again by `detach`: native hooks on the model, its base model, its
+language model, vision tower and decoder layers; two shadowed methods (`generate`, the base model's
+`get_image_features`); and, for methods that read attention, the config of the probed layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .attention.probe import ProbedLayer, clear_observers, observe
+from .cache_state import physical_length, recall
+from .errors import VlmpruneError
+from .families import Family, Media
+from .families.mllama import cross_layouts
+from .flops import model_cost
+from .flow.locate import SampleLayout, layouts_from_mask
+from .forward import CrossPrefill, Decode, Prefill
+from .methods.base import Method, Pruner
+from .record import prompt_report
+from .report import Report
+from .turnstile import Turnstile
+
+_PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
+
+
+class Hook:
+    """A hook function that a deep copy or a pickle of the model turns into nothing: copies see the plain model."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> str:
+        return "_nothing"
+
+
+def _nothing(*args: Any) -> None:
+    return None
+
+
+class Session:
+    """A method attached to a model.
+
+    Raises:
+        VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, method: Method) -> None:
+        self.model, self.family, self.method = model, family, method
+        self.base: Any = family.base(model)
+        self.text: Any = family.language_model(model)
+        self.pruner = method if isinstance(method, Pruner) else None
+        self.layer = self.pruner.layer_index(len(self.text.layers)) if self.pruner else 0
+        self.cost = model_cost(family, model)
+        self.turnstile = Turnstile()
+        self.report: Report | None = None
+        self._local = threading.local()
+        self._recomputed = WeakIdKeyDictionary()
+        self._signatures = {module: inspect.signature(module.forward) for module in (self.model, self.base)}
+        self._probed = self._probe_target()
+        if self.pruner and self.pruner.positions == "compact" and (family.multi_axis_positions or family.cross_attention):
+            raise VlmpruneError(
+                f"positions='compact' does not exist for {family.model_type!r}, whose visual tokens have no plain position "
+                "ids; use positions='original'."
+            )
+        self._undo: list[Callable[[], None]] = []
+        self.attach()
+
+    def _probe_target(self) -> nn.Module | None:
+        """The attention module whose statistics the pruner reads: of the layer before, or the last that sees the image."""
+        if self.pruner is None or not self.pruner.reads_attention or self.pruner.keeps_all:
+            return None
+        before = self.layer - 1
+        if self.family.cross_attention:
+            layers = [i for i in self.text.config.cross_attention_layers if i < self.layer]
+            if not layers:
+                first = min(self.text.config.cross_attention_layers)
+                raise VlmpruneError(
+                    f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use layer={first + 1} "
+                    "or more."
+                )
+            before = layers[-1]
+        return self.family.attention(self.text.layers[before])
+
+    # -- on and off -----------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        model, base = self.model, self.base
+
+        def pre(module: nn.Module, function: Callable[..., Any]) -> None:
+            handle = module.register_forward_pre_hook(Hook(function), with_kwargs=True, prepend=True)
+            self._undo.append(handle.remove)
+
+        def post(module: nn.Module, function: Callable[..., Any], always: bool = False) -> None:
+            handle = module.register_forward_hook(Hook(function), with_kwargs=True, always_call=always)
+            self._undo.append(handle.remove)
+
+        pre(model, self._enter_model)
+        post(model, self._leave_model)
+        pre(base, self._enter_base)
+        post(base, self._leave_base, always=True)
+        pre(self.text, self._enter_text)
+        tower = self.family.vision_tower(model)
+        pre(tower, self._enter_vision)
+        post(tower, self._leave_vision)
+        for i, layer in enumerate(self.text.layers):
+            pre(layer, functools.partial(self._enter_layer, i))
+            if self.family.deepstack:
+                post(layer, functools.partial(self._leave_layer, i))
+        self._shadow(model, "generate", self._generate)
+        if hasattr(base, "get_image_features"):
+            self._shadow(base, "get_image_features", self._image_features)
+        if self._probed is not None:
+            self._undo.append(ProbedLayer(self._probed).remove)
+
+    def _shadow(self, module: Any, name: str, around: Callable[..., Any]) -> None:
+        """Put `around(original, *args, **kwargs)` in front of a method, on this instance only."""
+        own = module.__dict__.get(name)
+        original = getattr(module, name)
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        setattr(module, name, call)
+
+        def undo() -> None:
+            delattr(module, name)
+            if own is not None:
+                setattr(module, name, own)
+
+        self._undo.append(undo)
+
+    def detach(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._clear()
+
+    # -- state of this thread -------------------------------------------------------------------------------------
+
+    def _get(self, name: str, default: Any = None) -> Any:
+        return getattr(self._local, name, default)
+
+    def _clear(self) -> None:
+        self._local.active = None
+        clear_observers()
+
+    def _now(self) -> float:
+        device = next(self.text.parameters()).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    # -- generate -------------------------------------------------------------------------------------------------
+
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self.turnstile.generating():
+            ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+            self._local.prompts = len(ids) if isinstance(ids, Tensor) else None
+            self._local.vision = 0.0
+            self.report = None
+            start = self._now()
+            try:
+                out = original(*args, **kwargs)
+            finally:
+                self._local.prompts = None
+                self._clear()
+            if self.report is not None:  # a continued turn on a cache makes no new prompt
+                spent = self.report.seconds
+                spent["total"] = self._now() - start
+                spent["decode"] = max(0.0, spent["total"] - sum(v for k, v in spent.items() if k != "total"))
+            return out
+
+    # -- vision ---------------------------------------------------------------------------------------------------
+
+    def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._local.media = small(inspect.signature(original).bind_partial(*args, **kwargs).arguments)
+        return original(*args, **kwargs)
+
+    def _enter_vision(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._local.vision_start = self._now()
+
+    def _leave_vision(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._local.vision = self._get("vision", 0.0) + self._now() - self._get("vision_start", 0.0)
+
+    # -- the whole model: labels ----------------------------------------------------------------------------------
+
+    def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Take `labels` out: a pruned prompt has fewer rows of logits, so the loss is computed here, on the kept ones."""
+        self._local.labels = None
+        if self.pruner is None or self.pruner.keeps_all or not (args or kwargs.get("labels") is not None):
+            return None
+        bound = self._signatures[self.model].bind_partial(*args, **kwargs)
+        labels = bound.arguments.pop("labels", None)
+        if labels is None:
+            return None
+        self._local.labels = labels
+        return bound.args, bound.kwargs
+
+    def _leave_model(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        labels, self._local.labels = self._get("labels"), None
+        if labels is None:
+            return None
+        prefill, self._local.last = self._get("last"), None
+        as_dict = hasattr(output, "logits")
+        logits = output.logits if as_dict else output[0]
+        if isinstance(prefill, Prefill) and prefill.chosen is not None and not self.family.cross_attention:
+            chosen = prefill.chosen.to(labels.device)
+            labels = torch.gather(labels, 1, chosen.index).masked_fill(~chosen.real, -100)
+        extra = {k: kwargs[k] for k in ("num_items_in_batch",) if k in kwargs}
+        vocabulary = module.config.get_text_config().vocab_size
+        loss = module.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **extra)
+        if as_dict:
+            output.loss = loss
+            return output
+        return (loss, *output)
+
+    # -- the base model: a forward begins and ends ----------------------------------------------------------------
+
+    def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.turnstile.enter()
+        self._clear()
+        given = self._signatures[self.base].bind_partial(*args, **kwargs).arguments
+        given = {**given.pop("kwargs", {}), **given}
+        self._local.given = given
+        self._local.start, self._local.vision_before = self._now(), self._get("vision", 0.0)
+        cache = given.get("past_key_values")
+        if cache is not None and not hasattr(cache, "layers"):
+            cache = None
+        if self.pruner is not None and (given.get("pixel_values_videos") is not None or encoded(given, "video")):
+            raise VlmpruneError("The prompt has a video, which pruning does not support yet; ask about its frames as images.")
+        state = recall(cache) if cache is not None else None
+        if state is not None:
+            self._refuse_later_image(given)
+            self._local.active = Decode(state, self.text, given.get("attention_mask"))
+        elif cache is not None and any(physical_length(cache, i) for i in range(len(cache.layers))):
+            self._refuse_later_image(given)
+            self._local.active = "continued"
+
+    def _refuse_later_image(self, given: dict[str, Any]) -> None:
+        ids = given.get("input_ids")
+        if self._prunes and has_image(given) and ids is not None and bool(self._visual(ids).any()):
+            raise VlmpruneError(
+                "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as one "
+                "prompt without past_key_values."
+            )
+
+    @property
+    def _prunes(self) -> bool:
+        return self.pruner is not None and not self.pruner.keeps_all
+
+    def _visual(self, ids: Tensor) -> Tensor:
+        return torch.isin(ids, torch.tensor(self.family.visual_ids(self.model.config), device=ids.device))
+
+    def _enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The vision stage is over and the decoder layers are next: locate the visual tokens of a new prompt."""
+        if self._get("given") is None or self._get("active") is not None:
+            return None
+        prefill = self._locate(self._local.given)
+        self._local.active = prefill
+        if prefill.pruner is not None and self._probed is not None:
+            observe(self._probed, prefill.observe)
+        if prefill.pruner is not None and kwargs.get("deepstack_visual_embeds") is not None:
+            kwargs = dict(kwargs)
+            prefill.deepstack = (kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
+            return args, kwargs
+        return None
+
+    def _locate(self, given: dict[str, Any]) -> Prefill:
+        ids = given.get("input_ids")
+        if ids is None:
+            if self._prunes:
+                raise VlmpruneError(
+                    "The prompt came as inputs_embeds without input_ids, so its visual tokens cannot be found; pass "
+                    "input_ids with the image."
+                )
+            ids = torch.zeros(given["inputs_embeds"].shape[:2], dtype=torch.long)
+        valid = padding_mask(given.get("attention_mask"), ids)
+        layouts = self._layouts(given, ids, valid)
+        active = self._prunes and any(layout.count for layout in layouts)
+        kind = CrossPrefill if self.family.cross_attention else Prefill
+        return kind(self.pruner if active else None, self.layer, self.family, self.text, ids, valid, layouts)
+
+    def _layouts(self, given: dict[str, Any], ids: Tensor, valid: Tensor) -> list[SampleLayout]:
+        nothing = [SampleLayout(torch.zeros(0, dtype=torch.long), ()) for _ in ids]
+        if not has_image(given):
+            return nothing
+        arguments = {**self._get("media", {}), **small(given)}
+        if self.family.cross_attention:
+            return cross_layouts(self.model.config, Media(arguments))
+        visual = self._visual(ids) & valid
+        # Beams and return sequences repeat rows; the vision stage saw each prompt once.
+        repeats = len(ids) // (self._get("prompts") or len(ids))
+        grids = self.family.grids(self.model.config, Media(arguments, ids[::repeats], visual[::repeats]))
+        once = layouts_from_mask(visual[::repeats], grids)
+        slots = [row.nonzero()[:, 0] for row in visual.cpu()]
+        return [SampleLayout(own, once[i // repeats].images) for i, own in enumerate(slots)]
+
+    def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        active = self._get("active")
+        self._local.given = None
+        self._clear()
+        if output is not None and isinstance(active, Prefill):
+            self._local.last = active
+            repeats = len(active.layouts) // (self._get("prompts") or len(active.layouts))
+            self.report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)
+            vision = self._get("vision", 0.0) - self._local.vision_before
+            if self._get("vision", 0.0):
+                self.report.seconds["vision"] = self._local.vision
+            self.report.seconds["prefill"] = self._now() - self._local.start - vision
+            if self._get("prompts") is None:
+                self.report.seconds["total"] = sum(self.report.seconds.values())
+                self._local.vision = 0.0
+        elif output is not None and isinstance(active, Decode) and self.report and self._get("prompts") is None:
+            spent = self.report.seconds
+            spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
+        self.turnstile.leave()
+
+    # -- decoder layers -------------------------------------------------------------------------------------------
+
+    def _active(self, kwargs: dict[str, Any]) -> Any:
+        """This thread's forward, or the one whose layer gradient checkpointing runs a second time."""
+        active = self._get("active")
+        if active is None and kwargs.get("position_embeddings") is not None:
+            active = self._recomputed.get(kwargs["position_embeddings"][0])
+        return active
+
+    def _enter_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        active = self._active(kwargs)
+        if not isinstance(active, Prefill | Decode):
+            return None
+        if module.training and isinstance(active, Prefill):
+            self._recomputed[kwargs["position_embeddings"][0]] = active
+        return active.enter(i, args, kwargs)
+
+    def _leave_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        active = self._active(kwargs)
+        if isinstance(active, Prefill) and active.deepstack is not None and i < len(active.deepstack[1]):
+            return active.add_deepstack(i, output)
+        return None
+
+
+def small(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that describe images, without the pixels and features themselves."""
+    heavy = (*_PIXELS, "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs", "past_key_values", "input_ids")
+    return {k: v for k, v in arguments.items() if v is not None and k not in heavy}
+
+
+def encoded(given: dict[str, Any], kind: str) -> bool:
+    """Whether features of images or videos were handed over, as `generate` does after its own vision stage."""
+    outputs = given.get("mm_encoder_outputs")
+    return outputs is not None and (not isinstance(outputs, dict) or outputs.get(kind) is not None)
+
+
+def has_image(given: dict[str, Any]) -> bool:
+    return any(given.get(name) is not None for name in _PIXELS) or encoded(given, "image")
+
+
+def padding_mask(mask: Any, ids: Tensor) -> Tensor:
+    """Bool [B, S] from whatever mask the base model got: 2-D, prepared 4-D (a dict of them), or None."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if not isinstance(mask, Tensor):
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.dim() == 4:  # the last row sees everything but padding
+        row = mask[:, 0, -1, : ids.shape[1]]
+        mask = (row if row.dtype == torch.bool else row == 0).expand(len(ids), -1)
+    return mask[:, -ids.shape[1] :].bool()

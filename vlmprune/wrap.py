@@ -1,0 +1,237 @@
+"""The one call: attach a method to a model, hand out a handle, take everything off again."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from PIL import Image
+from torch import nn
+
+from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
+from .families import family_of
+from .methods.base import Method, Pruner
+from .methods.registry import make_method
+from .report import Report
+from .session import Session
+
+TESTED_TRANSFORMERS = "5.23.0"  # older ones pass the cache's position and the images' features in other ways
+_HANDLE = "_vlmprune_handle"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `ask` returns: the generated text and the report of the call."""
+
+    text: str
+    report: Report
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class PrunedModel:
+    """Handle of a wrapped model. The model itself is wrapped; calling either is the same."""
+
+    def __init__(self, model: Any, method: Method, processor: Any, plain: Any) -> None:
+        self.model, self.method, self.processor = model, method, processor
+        self._plain = plain
+        self._session = Session(plain, family_of(plain), method)
+        self._active = True
+        plain.__dict__[_HANDLE] = self
+        plain.__dict__["__deepcopy__"] = self._deepcopy
+
+    # -- use ------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`model(...)`, wrapped."""
+        self._check_active()
+        return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`model.generate(...)`, wrapped."""
+        self._check_active()
+        return self.model.generate(*args, **kwargs)
+
+    def ask(self, image: Any, question: str, **generation_kwargs: Any) -> Answer:
+        """Answer a question about a picture.
+
+        Args:
+            image: a PIL image, or a list of them.
+            question: plain text; the processor's chat template is applied.
+            generation_kwargs: for `generate`; `max_new_tokens` is 64 unless given.
+        Raises:
+            VlmpruneError: no processor, no image, or an empty question.
+        """
+        self._check_active()
+        if self.processor is None:
+            raise VlmpruneError("ask() needs the model's processor; pass it as wrap(model, method, processor=processor).")
+        inputs = prepare(self.processor, image, question).to(self._plain.device)
+        for name, value in inputs.items():
+            if torch.is_floating_point(value):
+                inputs[name] = value.to(self._plain.dtype)
+        out = self.model.generate(**inputs, **{"max_new_tokens": 64, **generation_kwargs})
+        sequences = out if isinstance(out, torch.Tensor) else out.sequences
+        new = sequences[0, inputs["input_ids"].shape[1] :]
+        return Answer(self.processor.decode(new, skip_special_tokens=True).strip(), self.report)
+
+    @property
+    def report(self) -> Report:
+        """Of the last call.
+
+        Raises:
+            VlmpruneError: there was none yet.
+        """
+        if self._session.report is None:
+            raise VlmpruneError("There is no report yet; call the model first.")
+        return self._session.report
+
+    # -- off ------------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        return self._active
+
+    def unwrap(self) -> Any:
+        """Take everything off the model and return it; calling it again does nothing."""
+        if self._active:
+            self._active = False
+            self._session.detach()
+            del self._plain.__dict__[_HANDLE], self._plain.__dict__["__deepcopy__"]
+        return self.model
+
+    def __enter__(self) -> PrunedModel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.unwrap()
+
+    def __repr__(self) -> str:
+        state = "" if self._active else ", inactive"
+        return f"PrunedModel({type(self.model).__name__}, {self.method!r}{state})"
+
+    def _check_active(self) -> None:
+        if not self._active:
+            raise InactiveHandleError(
+                "This handle is inactive: its model was unwrapped or wrapped again; use the newer handle or call wrap() again."
+            )
+
+    def _deepcopy(self, memo: dict[int, Any]) -> Any:
+        """`copy.deepcopy(model)` sees the plain model: off, copy, on again."""
+        with self._session.turnstile.generating():
+            self._session.detach()
+            plain = self._plain
+            del plain.__dict__[_HANDLE], plain.__dict__["__deepcopy__"]
+            try:
+                return copy.deepcopy(plain, memo)
+            finally:
+                plain.__dict__[_HANDLE] = self
+                plain.__dict__["__deepcopy__"] = self._deepcopy
+                self._session.attach()
+
+
+def wrap(
+    model: Any, method: Method | str | type[Method] | Sequence[Any], *, processor: Any = None, **options: Any
+) -> PrunedModel:
+    """Wrap a loaded Hugging Face vision-language model, in place and on this instance only.
+
+    Args:
+        model: an image-text-to-text model of a supported family (see `families()`); PEFT and quantised ones too.
+        method: a method object, its registered name plus `options`, or a list with at most one pruner.
+        processor: the model's processor, needed by `ask`.
+    Returns:
+        A handle; `unwrap()` or leaving its `with` block takes everything off again. Wrapping a wrapped model replaces
+        the method, and the older handle turns inactive.
+    Raises:
+        UnsupportedModelError: no vision-language model, or a family without an adapter.
+        VlmpruneError: an unknown method, bad options, a layer the model does not have, or a transformers too old.
+    """
+    if Version(transformers.__version__) < Version(TESTED_TRANSFORMERS):
+        raise VlmpruneError(
+            f"transformers {transformers.__version__} is older than {TESTED_TRANSFORMERS}, the oldest that vlmprune is "
+            "tested with; upgrade it."
+        )
+    plain = plain_model(model)
+    family_of(plain)
+    chosen = one_method(method, options)
+    if isinstance(chosen, Pruner):  # before the older handle goes: a bad call must not unwrap
+        chosen.layer_index(len(family_of(plain).language_model(plain).layers))  # type: ignore[arg-type]  # a ModuleList
+    older: PrunedModel | None = plain.__dict__.get(_HANDLE)
+    if older is not None:
+        older.unwrap()
+        processor = processor if processor is not None else older.processor
+    return PrunedModel(model, chosen, processor, plain)
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself.
+
+    Raises:
+        UnsupportedModelError: not a loaded model at all.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, nn.Module):
+        raise UnsupportedModelError(
+            f"An object of type {type(model).__name__!r} cannot be wrapped; pass a loaded image-text-to-text model."
+        )
+    return inner
+
+
+def one_method(method: Method | str | type[Method] | Sequence[Any], options: dict[str, Any]) -> Method:
+    """The method to attach; a list holds at most one pruner.
+
+    Raises:
+        VlmpruneError: an empty list, or several methods that cannot run together.
+    """
+    if isinstance(method, str | Method | type):
+        return make_method(method, **options)
+    made = [make_method(one, **options) for one in method]
+    if len(made) != 1:
+        names = ", ".join(one.name or type(one).__name__ for one in made) or "nothing"
+        raise VlmpruneError(f"The list of methods holds {names}; pass exactly one pruner.")
+    return made[0]
+
+
+def prepare(processor: Any, image: Any, question: str) -> Any:
+    """Model inputs for one question about one or several pictures.
+
+    Raises:
+        VlmpruneError: no picture, something that is none, or an empty question.
+    """
+    images = list(image) if isinstance(image, list | tuple) else [image]
+    for one in images:
+        if not isinstance(one, Image.Image):
+            raise VlmpruneError(f"{one!r:.80} is no picture; pass a PIL image or a list of PIL images.")
+    if not images:
+        raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
+    if not isinstance(question, str) or not question.strip():
+        raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
+    warn_unknown_words(processor, question)
+    content = [{"type": "image", "image": one.convert("RGB")} for one in images] + [{"type": "text", "text": question}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+def warn_unknown_words(processor: Any, question: str) -> None:
+    """Warn about words that the tokenizer can only read as "unknown"."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if tokenizer is None or unknown is None:
+        return
+    words = [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    if words:
+        warnings.warn(
+            f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot take these words into account.",
+            stacklevel=4,
+        )
