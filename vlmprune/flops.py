@@ -72,9 +72,9 @@ def linear_size(module: nn.Module) -> int:
     return total
 
 
-def model_cost(family: Family, model: nn.Module) -> ModelCost:
+def model_cost(family: Family, model: Any) -> ModelCost:
     """Count a model's layers once, at wrap time."""
-    text: Any = family.language_model(model)
+    text = family.language_model(model)
     config = text.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -86,6 +86,6 @@ def model_cost(family: Family, model: nn.Module) -> ModelCost:
         window = config.sliding_window if kind == "sliding_attention" else None
         linear = linear_size(layer) - keys_values
         layers.append(LayerCost(linear, keys_values, heads * width, kv_heads * width, window, cross))
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]  # nn.Module types attributes as Tensor | Module
+    head = model.get_output_embeddings()
     number = next(text.parameters()).element_size()
     return ModelCost(tuple(layers), linear_size(head), max(2, number))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from .attention.probe import attention_rows, column_sums
@@ -32,7 +32,7 @@ class Prefill:
         pruner: Pruner | None,
         layer: int,
         family: Family,
-        text_model: nn.Module,
+        text_model: Any,
         input_ids: Tensor,
         valid: Tensor,
         layouts: list[SampleLayout],
@@ -46,7 +46,7 @@ class Prefill:
         self._gathered: dict[tuple[str, int], Any] = {}
         self._keep_alive: list[Any] = []
 
-    # -- reading the layer before ---------------------------------------------------------------------------------
+    # -- reading the layer before ------------------------------------------------------------------------------
 
     def observe(self, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
         """Attention of the last prompt token in the probed layer, mean over heads: [B, S or cross states]."""
@@ -64,7 +64,7 @@ class Prefill:
         )
         self.attention = column_sums(weights)
 
-    # -- the flow -------------------------------------------------------------------------------------------------
+    # -- the flow ----------------------------------------------------------------------------------------------
 
     def _select(self, hidden: Tensor) -> Selection:
         assert self.pruner is not None
@@ -125,7 +125,7 @@ class Prefill:
         if self.chosen is None:
             return None
         new = dict(kwargs)
-        new["position_embeddings"] = self._positions(i, kwargs, hidden)
+        new["position_embeddings"] = self._positions(kwargs, hidden)
         if kwargs.get("position_ids") is not None:
             new["position_ids"] = self._once("ids", kwargs["position_ids"], self._gather_ids)
         new["attention_mask"] = self._mask(i, kwargs.get("attention_mask"), hidden, cache)
@@ -142,7 +142,7 @@ class Prefill:
                 hidden[row, slots] = merged.to(hidden.device, hidden.dtype)
         return gather_rows(hidden, self.chosen.index)
 
-    # -- what every later layer gets ------------------------------------------------------------------------------
+    # -- what every later layer gets ---------------------------------------------------------------------------
 
     def _once(self, what: str, value: Any, make: Any) -> Any:
         """Layers share their arguments: gather each distinct one once a forward."""
@@ -160,12 +160,12 @@ class Prefill:
             return (start + order).clamp(min=0)
         return gather_positions(ids, self.chosen.index)
 
-    def _positions(self, i: int, kwargs: dict[str, Any], hidden: Tensor) -> Any:
+    def _positions(self, kwargs: dict[str, Any], hidden: Tensor) -> Any:
         assert self.chosen is not None and self.pruner is not None
         embeddings = kwargs["position_embeddings"]
         if self.pruner.positions == "compact":
             ids = self._once("ids", kwargs["position_ids"], self._gather_ids)
-            return self._once("rotary", embeddings, lambda _: rotary(self.text_model, i, hidden, ids))
+            return self._once("rotary", embeddings, lambda _: rotary(self.text_model, hidden, ids))
         index = self.chosen.index
         return self._once("rotary", embeddings, lambda pair: tuple(gather_rows(part, index) for part in pair))
 
@@ -192,7 +192,7 @@ class Prefill:
             "built",
             mask,
             lambda _: create_causal_mask(
-                config=self.text_model.config,  # type: ignore[arg-type]  # nn.Module types attributes as Tensor | Module
+                config=self.text_model.config,
                 inputs_embeds=hidden,
                 attention_mask=chosen.real,
                 past_key_values=cache,
@@ -200,7 +200,7 @@ class Prefill:
             ),
         )
 
-    # -- DeepStack ------------------------------------------------------------------------------------------------
+    # -- DeepStack ---------------------------------------------------------------------------------------------
 
     def add_deepstack(self, i: int, hidden: Tensor) -> Tensor:
         """Add the visual features of level i to the visual rows of a layer's output, compacted or not."""
@@ -218,7 +218,13 @@ class Prefill:
 
 
 class CrossPrefill(Prefill):
-    """A prompt of a family whose text rows attend to the image in cross-attention layers: its keys are gathered."""
+    """A prompt of a family whose text rows attend to the image in cross-attention layers: its keys are gathered.
+
+    `columns`: how many keys those layers have unpruned, padding tiles included.
+    """
+
+    columns = 0
+    mask: Tensor | None = None
 
     def _choose(self, hidden: Tensor, cache: Any) -> None:
         self.selection = self._select(hidden)
@@ -242,13 +248,14 @@ class CrossPrefill(Prefill):
             )
             remember(cache, state)
 
-    mask: Tensor | None = None
-
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         states = kwargs.get("cross_attention_states")
-        if self.pruner is None or i < self.layer or states is None or i not in self.cross_layers:
+        if states is None or i not in self.cross_layers:
             return None
         states = states.reshape(len(self.layouts), -1, states.shape[-1])
+        self.columns = states.shape[1]
+        if self.pruner is None or i < self.layer:
+            return None
         self.mask = kwargs.get("cross_attention_mask")
         if self.selection is None:
             self._choose(states, kwargs.get("past_key_values"))
@@ -262,7 +269,7 @@ class CrossPrefill(Prefill):
 
     @property
     def cross_layers(self) -> list[int]:
-        return self.text_model.config.cross_attention_layers  # type: ignore[union-attr, return-value]  # as above
+        return self.text_model.config.cross_attention_layers
 
 
 def cross_mask(mask: Tensor | None, columns: Tensor) -> Tensor | None:
@@ -278,7 +285,7 @@ def cross_mask(mask: Tensor | None, columns: Tensor) -> Tensor | None:
 class Decode:
     """A step, or a later turn of text, on a cache that a pruned prompt filled."""
 
-    def __init__(self, state: PrunedPrompt, text_model: nn.Module, mask: Any) -> None:
+    def __init__(self, state: PrunedPrompt, text_model: Any, mask: Any) -> None:
         self.state, self.text_model = state, text_model
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._built: dict[bool, Any] = {}
@@ -300,7 +307,7 @@ class Decode:
         if self.state.shift is not None:
             ids = kwargs["position_ids"] - self.state.rows(len(hidden)).shift[:, None]  # type: ignore[index]  # checked above
             new["position_ids"] = ids
-            new["position_embeddings"] = rotary(self.text_model, i, hidden, ids)
+            new["position_embeddings"] = rotary(self.text_model, hidden, ids)
         return args, new
 
     def _mask(self, i: int, sliding: bool, hidden: Tensor, cache: Any) -> Any:
@@ -315,7 +322,7 @@ class Decode:
         if sliding:
             window = self._window(state, later, steps, i, cache)
         return create_causal_mask(
-            config=self.text_model.config,  # type: ignore[arg-type]  # nn.Module types attributes as Tensor | Module
+            config=self.text_model.config,
             inputs_embeds=hidden,
             attention_mask=None if self.state.all_valid else valid.to(hidden.device),
             past_key_values=cache,
@@ -325,8 +332,8 @@ class Decode:
 
     def _window(self, state: PrunedPrompt, later: int, steps: int, i: int, cache: Any) -> Any:
         """A sliding window counted in original positions: counted in compact slots it would reach further back."""
-        width = self.text_model.config.sliding_window  # type: ignore[union-attr]  # as above
-        implementation = self.text_model.config._attn_implementation  # type: ignore[union-attr]  # as above
+        width = self.text_model.config.sliding_window
+        implementation = self.text_model.config._attn_implementation
         if implementation not in ("sdpa", "eager"):
             raise VlmpruneError(
                 f"Sliding windows over a pruned prompt are not supported with attn_implementation={implementation!r}; "
@@ -342,13 +349,12 @@ class Decode:
         return inside
 
 
-def is_sliding(text_model: nn.Module, i: int) -> bool:
-    types = getattr(text_model.config, "layer_types", None)
-    return bool(types) and types[i] == "sliding_attention"
+def is_sliding(text_model: Any, i: int) -> bool:
+    """Whether decoder layer i attends within a sliding window."""
+    types = getattr(text_model.config, "layer_types", None) or []
+    return i < len(types) and types[i] == "sliding_attention"
 
 
-def rotary(text_model: nn.Module, i: int, hidden: Tensor, ids: Tensor) -> Any:
-    """Rotary embeddings of re-indexed positions, as the language model makes them for layer i."""
-    types = getattr(text_model.config, "layer_types", None)
-    kind = (types[i],) if hasattr(text_model.rotary_emb, "layer_types") else ()
-    return text_model.rotary_emb(hidden, ids, *kind)  # type: ignore[operator]  # as above
+def rotary(text_model: Any, hidden: Tensor, ids: Tensor) -> Any:
+    """Rotary embeddings of re-indexed positions, as the language model makes them."""
+    return text_model.rotary_emb(hidden, ids)

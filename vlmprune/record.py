@@ -37,14 +37,9 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
             return text_rows
         return [n - v + k for n, v, k in zip(text_rows, visual, kept_tokens, strict=True)]
 
-    lengths, lengths_full = [], []
-    for i in range(layers):
-        if cost.layers[i].cross:
-            lengths.append(max(visual_at(i), default=0))
-            lengths_full.append(max(visual, default=0))
-        else:
-            lengths.append(length if cross or i < pruned_from else columns)
-            lengths_full.append(length)
+    # The keys of cross-attention layers are pruned, the rows of the sequence in all other families.
+    full = [prefill.columns if cost.layers[i].cross else length for i in range(layers)]  # type: ignore[attr-defined]  # only CrossPrefill has cross layers
+    lengths = [columns if i >= pruned_from and cost.layers[i].cross == cross else full[i] for i in range(layers)]
     batch = len(layouts)
     average = sum(sum(visual_at(i)) for i in seeing) / len(seeing) / batch
     mean_visual = sum(visual) / batch
@@ -61,7 +56,7 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
         prefill_flops=cost.flops([rows_at(i) for i in every], [visual_at(i) for i in every]),
         prefill_flops_full=cost.flops([rows_at(i, True) for i in every], [visual for _ in every]),
         kv_bytes=cost.kv_bytes(lengths, batch),
-        kv_bytes_full=cost.kv_bytes(lengths_full, batch),
+        kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
         notes=[] if any(visual) else ["no image in the prompt: nothing to prune, the model ran as it is"],
     )

@@ -62,13 +62,14 @@ class Report:
 
         options = ", ".join(f"{k}={v}" for k, v in self.method.items() if k != "name")
         kept, visual = sum(self.kept_tokens), sum(self.visual_tokens)
+        flops, cache = share(self.prefill_flops, self.prefill_flops_full), share(self.kv_bytes, self.kv_bytes_full)
         rows = [
             ("method", f"{self.method.get('name')}({options})"),
             ("visual tokens kept", f"{kept} of {visual} ({share(kept, visual)})"),
             ("  entering the LM", f"{self.lm_tokens:.1f} a sample"),
             ("  layer average", f"{self.layer_avg_tokens:.1f} a sample ({100 * self.retention:.1f} %)"),
-            ("prefill GFLOPs", f"{self.prefill_flops / 1e9:.3f} ({share(self.prefill_flops, self.prefill_flops_full)})"),
-            ("KV cache MB", f"{self.kv_bytes / 1e6:.3f} ({share(self.kv_bytes, self.kv_bytes_full)})"),
+            ("prefill GFLOPs", f"{self.prefill_flops / 1e9:.3f} ({flops} of the full prompt's)"),
+            ("KV cache MB", f"{self.kv_bytes / 1e6:.3f} ({cache})"),
             ("seconds", ", ".join(f"{k} {v:.3f}" for k, v in self.seconds.items()) or "-"),
             *(("note", note) for note in self.notes),
         ]
@@ -93,7 +94,9 @@ class Report:
             ) from None
         bright = image.convert("RGB")
         out = Image.blend(bright, Image.new("RGB", bright.size, (18, 18, 24)), 0.78)
-        kept = torch.isin(span.positions, span.kept) if span.kept is not None else torch.ones(span.count, dtype=torch.bool)
+        kept = torch.ones(span.count, dtype=torch.bool)
+        if span.kept is not None:
+            kept = torch.isin(span.positions, span.kept)
         cell = cell_sizes(span)
         width, height = bright.size
         for (x, y), (dx, dy) in zip(span.xy[kept].tolist(), cell[kept].tolist(), strict=True):
@@ -103,11 +106,12 @@ class Report:
             box += [round((x + dx / 2) * width), round((y + dy / 2) * height)]
             box = [max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])]
             if box[0] < box[2] and box[1] < box[3]:
-                out.paste(bright.crop(tuple(box)), tuple(box))  # type: ignore[arg-type]  # four ints
+                out.paste(bright.crop(tuple(box)), tuple(box))
         return out
 
 
 def span_dict(span: ImageSpan) -> dict[str, Any]:
+    """A span in plain lists; NaN coordinates become None, which JSON has."""
     return {
         "image": span.image,
         "positions": span.positions.tolist(),
@@ -135,4 +139,5 @@ def cell_sizes(span: ImageSpan) -> Tensor:
 
 
 def spans_with_kept(spans: Sequence[ImageSpan], kept: Tensor) -> list[ImageSpan]:
+    """The spans of a sample, each with its own share of the kept indices [K]."""
     return [span.with_kept(kept) for span in spans]

@@ -61,7 +61,7 @@ class Session:
         VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
-    def __init__(self, model: nn.Module, family: Family, method: Method) -> None:
+    def __init__(self, model: Any, family: Family, method: Method) -> None:
         self.model, self.family, self.method = model, family, method
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
@@ -74,16 +74,16 @@ class Session:
         self._recomputed = WeakIdKeyDictionary()
         self._signatures = {module: inspect.signature(module.forward) for module in (self.model, self.base)}
         self._probed = self._probe_target()
-        if self.pruner and self.pruner.positions == "compact" and (family.multi_axis_positions or family.cross_attention):
+        if self.pruner and self.pruner.positions == "compact" and not family.plain_positions:
             raise VlmpruneError(
-                f"positions='compact' does not exist for {family.model_type!r}, whose visual tokens have no plain position "
-                "ids; use positions='original'."
+                f"positions='compact' is not supported for {family.model_type!r}, whose attention or position ids "
+                "depend on where the visual tokens stood; use positions='original'."
             )
         self._undo: list[Callable[[], None]] = []
         self.attach()
 
     def _probe_target(self) -> nn.Module | None:
-        """The attention module whose statistics the pruner reads: of the layer before, or the last that sees the image."""
+        """The attention module that the pruner reads: of the layer before, or the last before that sees the image."""
         if self.pruner is None or not self.pruner.reads_attention or self.pruner.keeps_all:
             return None
         before = self.layer - 1
@@ -92,13 +92,13 @@ class Session:
             if not layers:
                 first = min(self.text.config.cross_attention_layers)
                 raise VlmpruneError(
-                    f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use layer={first + 1} "
-                    "or more."
+                    f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use "
+                    f"layer={first + 1} or more."
                 )
             before = layers[-1]
         return self.family.attention(self.text.layers[before])
 
-    # -- on and off -----------------------------------------------------------------------------------------------
+    # -- on and off --------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
         model, base = self.model, self.base
@@ -152,7 +152,7 @@ class Session:
             self._undo.pop()()
         self._clear()
 
-    # -- state of this thread -------------------------------------------------------------------------------------
+    # -- state of this thread ----------------------------------------------------------------------------------
 
     def _get(self, name: str, default: Any = None) -> Any:
         return getattr(self._local, name, default)
@@ -167,7 +167,7 @@ class Session:
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    # -- generate -------------------------------------------------------------------------------------------------
+    # -- generate ----------------------------------------------------------------------------------------------
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self.turnstile.generating():
@@ -187,7 +187,7 @@ class Session:
                 spent["decode"] = max(0.0, spent["total"] - sum(v for k, v in spent.items() if k != "total"))
             return out
 
-    # -- vision ---------------------------------------------------------------------------------------------------
+    # -- vision ------------------------------------------------------------------------------------------------
 
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._local.media = small(inspect.signature(original).bind_partial(*args, **kwargs).arguments)
@@ -199,10 +199,10 @@ class Session:
     def _leave_vision(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._local.vision = self._get("vision", 0.0) + self._now() - self._get("vision_start", 0.0)
 
-    # -- the whole model: labels ----------------------------------------------------------------------------------
+    # -- the whole model: labels -------------------------------------------------------------------------------
 
     def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Take `labels` out: a pruned prompt has fewer rows of logits, so the loss is computed here, on the kept ones."""
+        """Take `labels` out: a pruned prompt has fewer rows of logits, so the loss is computed on the kept ones."""
         self._local.labels = None
         if self.pruner is None or self.pruner.keeps_all or not (args or kwargs.get("labels") is not None):
             return None
@@ -231,7 +231,7 @@ class Session:
             return output
         return (loss, *output)
 
-    # -- the base model: a forward begins and ends ----------------------------------------------------------------
+    # -- the base model: a forward begins and ends -------------------------------------------------------------
 
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.turnstile.enter()
@@ -244,7 +244,7 @@ class Session:
         if cache is not None and not hasattr(cache, "layers"):
             cache = None
         if self.pruner is not None and (given.get("pixel_values_videos") is not None or encoded(given, "video")):
-            raise VlmpruneError("The prompt has a video, which pruning does not support yet; ask about its frames as images.")
+            raise VlmpruneError("The prompt has a video, which cannot be pruned yet; ask about its frames as images.")
         state = recall(cache) if cache is not None else None
         if state is not None:
             self._refuse_later_image(given)
@@ -332,7 +332,7 @@ class Session:
             spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
         self.turnstile.leave()
 
-    # -- decoder layers -------------------------------------------------------------------------------------------
+    # -- decoder layers ----------------------------------------------------------------------------------------
 
     def _active(self, kwargs: dict[str, Any]) -> Any:
         """This thread's forward, or the one whose layer gradient checkpointing runs a second time."""
@@ -369,6 +369,7 @@ def encoded(given: dict[str, Any], kind: str) -> bool:
 
 
 def has_image(given: dict[str, Any]) -> bool:
+    """Whether this forward brings an image, as pixels or as features."""
     return any(given.get(name) is not None for name in _PIXELS) or encoded(given, "image")
 
 

@@ -22,7 +22,7 @@ class Turnstile:
     def enter(self) -> None:
         me = threading.current_thread()
         with self._free:
-            while self._owner not in (None, me) and self._owner.is_alive():  # type: ignore[union-attr]  # None excluded
+            while self._owner is not None and self._owner is not me and self._owner.is_alive():
                 self._free.wait(timeout=1.0)
             if self._owner is not me:
                 self._owner, self._generating = me, False

@@ -47,7 +47,7 @@ class PrunedModel:
         plain.__dict__[_HANDLE] = self
         plain.__dict__["__deepcopy__"] = self._deepcopy
 
-    # -- use ------------------------------------------------------------------------------------------------------
+    # -- use ---------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`model(...)`, wrapped."""
@@ -71,7 +71,7 @@ class PrunedModel:
         """
         self._check_active()
         if self.processor is None:
-            raise VlmpruneError("ask() needs the model's processor; pass it as wrap(model, method, processor=processor).")
+            raise VlmpruneError("ask() needs the model's processor; pass wrap(model, method, processor=processor).")
         inputs = prepare(self.processor, image, question).to(self._plain.device)
         for name, value in inputs.items():
             if torch.is_floating_point(value):
@@ -92,7 +92,7 @@ class PrunedModel:
             raise VlmpruneError("There is no report yet; call the model first.")
         return self._session.report
 
-    # -- off ------------------------------------------------------------------------------------------------------
+    # -- off ---------------------------------------------------------------------------------------------------
 
     @property
     def active(self) -> bool:
@@ -119,7 +119,8 @@ class PrunedModel:
     def _check_active(self) -> None:
         if not self._active:
             raise InactiveHandleError(
-                "This handle is inactive: its model was unwrapped or wrapped again; use the newer handle or call wrap() again."
+                "This handle is inactive, because its model was unwrapped or wrapped again; use the newer handle or "
+                "call wrap() again."
             )
 
     def _deepcopy(self, memo: dict[int, Any]) -> Any:
@@ -161,7 +162,7 @@ def wrap(
     family_of(plain)
     chosen = one_method(method, options)
     if isinstance(chosen, Pruner):  # before the older handle goes: a bad call must not unwrap
-        chosen.layer_index(len(family_of(plain).language_model(plain).layers))  # type: ignore[arg-type]  # a ModuleList
+        chosen.layer_index(len(family_of(plain).language_model(plain).layers))
     older: PrunedModel | None = plain.__dict__.get(_HANDLE)
     if older is not None:
         older.unwrap()
@@ -232,6 +233,6 @@ def warn_unknown_words(processor: Any, question: str) -> None:
     words = [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
     if words:
         warnings.warn(
-            f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot take these words into account.",
+            f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot see these words.",
             stacklevel=4,
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..flow.locate import ImageGrid
 
@@ -60,14 +60,21 @@ class Family:
     deepstack: bool = False
     multi_axis_positions: bool = False
 
-    def base(self, model: nn.Module) -> nn.Module:
-        """The model below the language-model head, whose forward merges text and images."""
-        return model.base_model  # type: ignore[return-value]  # nn.Module types every attribute as Tensor | Module
+    @property
+    def plain_positions(self) -> bool:
+        """Whether positions are one running number under a causal mask, so that they can be re-indexed."""
+        return not (self.multi_axis_positions or self.cross_attention or self.bidirectional)
 
-    def language_model(self, model: nn.Module) -> nn.Module:
+    def base(self, model: Any) -> Any:
+        """The model below the language-model head, whose forward merges text and images."""
+        return model.base_model
+
+    def language_model(self, model: Any) -> Any:
+        """The model that holds the decoder layers."""
         return getattr(self.base(model), self.text_model)
 
-    def vision_tower(self, model: nn.Module) -> nn.Module:
+    def vision_tower(self, model: Any) -> Any:
+        """The model that encodes pixels."""
         return getattr(self.base(model), self.vision)
 
     def visual_ids(self, config: Any) -> list[int]:
@@ -75,9 +82,9 @@ class Family:
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return sorted({value for name in names if (value := getattr(config, name, None)) is not None})
 
-    def attention(self, layer: nn.Module) -> nn.Module:
+    def attention(self, layer: Any) -> Any:
         """The attention module of a decoder layer."""
-        return getattr(layer, "cross_attn", None) or layer.self_attn  # type: ignore[return-value]  # as in base()
+        return getattr(layer, "cross_attn", None) or layer.self_attn
 
 
 def fixed_images(media: Media, tokens: int) -> int:

@@ -10,11 +10,13 @@ from .base import Family, Media, fixed_images
 
 
 def gemma3_grids(config: Any, media: Media) -> list[ImageGrid]:
+    """A square of `mm_tokens_per_image` tokens an image."""
     side = math.isqrt(config.mm_tokens_per_image)
     return [plain_grid(side, side)] * fixed_images(media, side * side)
 
 
 def paligemma_grids(config: Any, media: Media) -> list[ImageGrid]:
+    """One token a patch."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return [plain_grid(side, side)] * fixed_images(media, side * side)
 

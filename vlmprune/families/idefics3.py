@@ -18,6 +18,7 @@ from .base import Family, Media
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
+    """Tiles and the whole image, `scale_factor` x `scale_factor` patches a token."""
     assert media.visual is not None and media.input_ids is not None
     side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
     images = []
@@ -31,7 +32,8 @@ def tiled_grid(side: int, rows: int, cols: int) -> ImageGrid:
     """rows x cols tiles of side x side tokens in raster order, then the whole image; 0 x 0 is the whole alone."""
     whole = plain_grid(side, side)
     tile = grid_centres(side, side)
-    tiles = [(tile + torch.tensor([col, row])) / torch.tensor([cols, rows]) for row in range(rows) for col in range(cols)]
+    places = [torch.tensor([col, row]) for row in range(rows) for col in range(cols)]
+    tiles = [(tile + place) / torch.tensor([cols, rows]) for place in places]
     return ImageGrid(whole.grid, torch.cat([*tiles, whole.xy]))
 
 
@@ -43,7 +45,8 @@ def tile_arrangements(ids: Tensor, visual: Tensor, tokens: int) -> list[tuple[in
         return []
     before = [tuple(ids[max(0, start - 2) : start].tolist()) for start, _ in runs]
     whole = before[-1]  # the last run is always a whole image, and so tells the marker of whole images
-    arrangements, tiles = [], []
+    arrangements: list[tuple[int, int]] = []
+    tiles: list[bool] = []
     for run, ((start, length), markers) in enumerate(zip(runs, before, strict=True)):
         following = runs[run + 1][0] if run + 1 < len(runs) else None
         joined = following is not None and 2 <= following - start - length <= 5 and markers != whole

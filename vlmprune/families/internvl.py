@@ -10,6 +10,7 @@ from .idefics3 import tiled_grid
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
+    """Tiles and the thumbnail; the pixel shuffle merges patches by `downsample_ratio`."""
     assert media.visual is not None
     side = int(config.vision_config.image_size[0] // config.vision_config.patch_size[0] * config.downsample_ratio)
     images = []

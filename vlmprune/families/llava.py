@@ -11,6 +11,7 @@ from .base import Family, Media, fixed_images
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
+    """One token a patch, a class token in front where the feature selection keeps it."""
     vision = config.vision_config
     if sizes := media.rows("image_sizes"):
         return [plain_grid(height // vision.patch_size, width // vision.patch_size) for height, width in sizes]

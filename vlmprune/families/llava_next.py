@@ -53,10 +53,12 @@ def sizes_of(media: Media) -> list[list[int]]:
 
 
 def next_grids(config: Any, media: Media) -> list[ImageGrid]:
+    """Every image tiled."""
     return [anyres_grid(config, size, True, None) for size in sizes_of(media)]
 
 
 def onevision_grids(config: Any, media: Media) -> list[ImageGrid]:
+    """Tiled where it is its prompt's only image; finer grids shrunk to `anyres_max_N` tiles."""
     aspect = media.get("vision_aspect_ratio") or config.vision_aspect_ratio
     largest = int(aspect.removeprefix("anyres_max_"))
     sizes = sizes_of(media)

@@ -42,13 +42,16 @@ def cross_layouts(config: Any, media: Media) -> list[SampleLayout]:
     stride = config.vision_config.max_num_tiles * (side * side + 1)
     layouts = []
     for row in ids:
-        slots, spans, start = [], [], 0
+        slots: list[Tensor] = []
+        spans: list[ImageSpan] = []
+        start = 0
         for number, ratio in enumerate(row.tolist()):
             if ratio <= 0:
                 continue
             image = next(images)
             slots.append(torch.arange(image.count) + number * stride)
-            spans.append(ImageSpan(len(spans), torch.arange(start, start + image.count), image.count, image.grid, image.xy))
+            positions = torch.arange(start, start + image.count)
+            spans.append(ImageSpan(len(spans), positions, image.count, image.grid, image.xy))
             start += image.count
         layouts.append(SampleLayout(torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long), tuple(spans)))
     return layouts

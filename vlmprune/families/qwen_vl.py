@@ -11,6 +11,7 @@ from .base import Family, Media
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
+    """`image_grid_thw` counts patches before merging."""
     merge = config.vision_config.spatial_merge_size
     sizes = media.rows("image_grid_thw")
     if not sizes:

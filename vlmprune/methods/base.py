@@ -109,8 +109,8 @@ class Pruner(Method):
 
     def select(self, prompt: Prompt) -> Selection:
         """Which visual tokens stay; the best-scored of every image by default."""
-        scores = self.score(prompt)
-        return Selection([top_k_per_image(s, p.images, self.keep) for s, p in zip(scores, prompt.layouts, strict=True)])
+        pairs = zip(self.score(prompt), prompt.layouts, strict=True)
+        return Selection([top_k_per_image(scores, layout.images, self.keep) for scores, layout in pairs])
 
 
 def check_layer(layer: int | float) -> None:
@@ -120,7 +120,7 @@ def check_layer(layer: int | float) -> None:
         VlmpruneError: negative, not a number, or a float of 1 or more.
     """
     remedy = "use an int >= 0 (0 = before the language model) or a float in [0, 1) as a share of the depth"
-    if isinstance(layer, bool) or not isinstance(layer, int | float) or (isinstance(layer, float) and math.isnan(layer)):
+    if isinstance(layer, bool) or not isinstance(layer, int | float) or math.isnan(layer):
         raise VlmpruneError(f"layer={layer!r} is no layer; {remedy}.")
     if layer < 0 or (isinstance(layer, float) and layer >= 1.0):
         raise VlmpruneError(f"layer={layer!r} is out of range; {remedy}.")

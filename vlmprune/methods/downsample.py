@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..flow.locate import ImageSpan
+from ..flow.locate import ImageSpan, grid_centres
 from ..flow.score import lattice_cells
 from ..flow.select import Selection, coarser_grid, count_for
 from .base import Prompt, Pruner
@@ -49,7 +49,7 @@ def pool(hidden: Tensor, span: ImageSpan, count: int) -> tuple[Tensor, Tensor]:
         return torch.arange(span.count), hidden
     rows, cols = coarser_grid(span.grid[1], span.grid[2], count)
     cells = lattice_cells(span, rows, cols)
-    centres = torch.stack([(torch.arange(rows * cols) % cols + 0.5) / cols, (torch.arange(rows * cols) // cols + 0.5) / rows])
+    centres = grid_centres(rows, cols).T
     # Means in fp32: bf16 sums over a hundred tokens lose two digits.
     index = cells.clamp(min=0).to(hidden.device)
     inside = (cells >= 0).to(hidden.device, torch.float32)
@@ -60,4 +60,5 @@ def pool(hidden: Tensor, span: ImageSpan, count: int) -> tuple[Tensor, Tensor]:
     distance[cells[None, :] != torch.arange(rows * cols)[:, None]] = float("inf")
     used = number.cpu() > 0
     anchors, order = distance.argmin(dim=1)[used].sort()
-    return anchors, (total / number.clamp(min=1)[:, None])[used.to(hidden.device)][order.to(hidden.device)].to(hidden.dtype)
+    means = (total / number.clamp(min=1)[:, None])[used.to(hidden.device)][order.to(hidden.device)]
+    return anchors, means.to(hidden.dtype)

@@ -61,8 +61,8 @@ def make_method(method: Method | str | type[Method], **options: Any) -> Method:
     if isinstance(method, Method):
         if options:
             raise VlmpruneError(
-                f"Options {', '.join(sorted(options))} go with a method's name; set them on the {type(method).__name__} "
-                "object instead."
+                f"The options {', '.join(sorted(options))} go with a method's name; set them on the "
+                f"{type(method).__name__} object instead."
             )
         return method
     if isinstance(method, str):
