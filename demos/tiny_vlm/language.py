@@ -1,0 +1,209 @@
+"""Stage 2: the language models learn to answer, on the frozen tower; large and small see the same mix."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vlmprune.tiny.scenes import COLOURS, FAMILIES, GRID, SHAPES, Question, ask, benchmark, make_scene, patch_owner, render
+
+from .common import State, log
+from .packing import IDS, answer_logits, drop_uniformly, encode_text, pack, right_answers
+from .pair import build_model
+from .tower import encode, pixels, random_windows, window_places
+
+# Questions asked about each picture until the token budget is used up, drawn by weight.
+MIX = {
+    "colour": 1.0,
+    "shape": 1.0,
+    "existence": 1.2,
+    "count": 2.0,
+    "relation": 2.2,
+    "position": 1.3,
+    "digit": 1.6,
+    "caption": 0.25,
+    "judge": 1.2,
+}
+TOKENS = 150  # text tokens a picture
+EASY_VQA_SHARE = 0.08
+DROP_SHARE = 0.6  # of the batches lose a share of their visual tokens, drawn from 0 to 50 %, all tokens alike
+PLACES = ("top", "bottom", "left", "right", "center")
+LEARNING_RATE = {"large": 1.0e-3, "small": 1.5e-3}
+
+
+def questions_for(rng: random.Random, scene: Any) -> list[Question]:
+    """Different questions about a scene within the token budget."""
+    chosen: list[Question] = []
+    seen: set[str] = set()
+    spent, tries = 0, 0
+    while spent < TOKENS and tries < 40:
+        tries += 1
+        family = rng.choices(list(MIX), list(MIX.values()))[0]
+        question = ask(scene, family, rng)
+        if question is None or question.text in seen:
+            continue
+        size = len(encode_text(question.text)) + len(encode_text(question.answer)) + 2
+        if spent + size > TOKENS + 20:
+            continue
+        seen.add(question.text)
+        chosen.append(question)
+        spent += size
+    return chosen or [ask(scene, "caption", rng) or Question("count", "How many objects are there?", "0")]
+
+
+class EasyVqa:
+    """The training split of the public easy-vqa package, questions grouped by picture."""
+
+    def __init__(self) -> None:
+        import easy_vqa
+
+        texts, answers, numbers = easy_vqa.get_train_questions()
+        self.paths = easy_vqa.get_train_image_paths()
+        self.rows: dict[int, list[Question]] = defaultdict(list)
+        for text, answer, number in zip(texts, answers, numbers, strict=True):
+            self.rows[number].append(Question("easy_vqa", text, answer))
+        self.numbers = sorted(self.rows)
+
+    def batch(self, rng: random.Random, size: int) -> tuple[list[np.ndarray], list[list[Question]]]:
+        """Pictures enlarged to the canvas as the processor does, and their questions."""
+        chosen = rng.sample(self.numbers, size)
+        return [enlarged(self.paths[n]) for n in chosen], [self.rows[n] for n in chosen]
+
+
+def enlarged(path: str) -> np.ndarray:
+    """A picture at the canvas size, uint8 (112, 112, 3)."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB").resize((GRID * 8, GRID * 8), Image.Resampling.BICUBIC))
+
+
+def align_loss(model: Any, visual: Tensor, labels: dict[str, Tensor]) -> Tensor:
+    """Projected patches should resemble the words for what they show: shape, colour, digit, and (every patch) place."""
+    table = model.model.language_model.embed_tokens.weight
+    unit = F.normalize(visual, dim=-1) * 8
+    loss = visual.new_zeros(())
+    for name, names in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("digit", tuple("0123456789")), ("place", PLACES)):
+        target = labels[name].reshape(-1)
+        some = target >= 0
+        if some.any():
+            words = F.normalize(table[[IDS[word] for word in names]], dim=-1)
+            loss = loss + F.cross_entropy((unit.reshape(-1, unit.shape[-1])[some]) @ words.T, target[some])
+    return loss
+
+
+def patch_words(scene: Any) -> dict[str, np.ndarray]:
+    """Index of the word for each patch's shape, colour and digit (-1 = none), and for its third of the canvas."""
+    owner = patch_owner(scene, least=0.4).reshape(-1)
+    row, col, rows, cols = scene.window
+
+    def table(values: list[int]) -> np.ndarray:
+        return np.array([*values, -1])[owner]
+
+    r, c = np.repeat(np.arange(row, row + rows), cols) * 3 // GRID, np.tile(np.arange(col, col + cols), rows) * 3 // GRID
+    vertical, horizontal = np.where(r == 1, -1, r // 2), np.where(c == 1, -1, 2 + c // 2)
+    # A corner has two words: alternate between them, so that both are learnt.
+    odd = (np.arange(len(r)) % 2).astype(bool)
+    place = np.where((r == 1) & (c == 1), 4, np.where((vertical >= 0) & ((horizontal < 0) | odd), vertical, horizontal))
+    return {
+        "shape": table([list(SHAPES).index(t.shape) for t in scene.things]),
+        "colour": table([list(COLOURS).index(t.colour) for t in scene.things]),
+        "digit": table([-1 if t.digit is None else t.digit for t in scene.things]),
+        "place": place,
+    }
+
+
+def train_language(work: Path, which: str, minutes: float, batch: int = 8, more: float = 0.0) -> None:
+    """Train one of the pair for `minutes` of wall clock, resuming where a run broke off.
+
+    `more` > 0 goes on after a finished run for that many minutes with a fresh warmup and decay.
+    """
+    folder = work / which
+    model = build_model(which, work / "tower.safetensors")
+    tower = model.model.vision_tower
+    state = State(model, LEARNING_RATE[which], folder, ema=0.998)
+    state.load()
+    easy = EasyVqa()
+    start = state.meta["seconds"] if more else 0.0
+    if more:
+        state.meta["start_step"] = state.meta["step"]
+    budget = 60 * (more or minutes)
+    looked = saved = time.time()
+    losses: list[float] = []
+    while state.meta["seconds"] - start < budget:
+        step = state.meta["step"]
+        rng = random.Random(step)
+        first = state.meta["images"]
+        progress = (state.meta["seconds"] - start) / budget
+        labels: dict[str, Tensor] | None = None
+        if rng.random() < EASY_VQA_SHARE:
+            pictures, rows = easy.batch(rng, batch)
+            places = torch.arange(GRID * GRID).expand(batch, -1)
+        else:
+            windows = random_windows(rng, batch)
+            most = 8 if more else min(8, 2 + int(step / 120))
+            scenes = [
+                make_scene(first + i, "train", window=w, max_things=most, digits=1.2) for i, w in enumerate(windows)
+            ]
+            pictures, rows = [render(s) for s in scenes], [questions_for(rng, s) for s in scenes]
+            places = window_places(windows)
+            every = [patch_words(s) for s in scenes]
+            labels = {k: torch.from_numpy(np.stack([e[k] for e in every])) for k in every[0]}
+        with torch.no_grad():
+            features = encode(tower, pixels(pictures), places)[:, 1:]
+        if rng.random() < DROP_SHARE:
+            kept = drop_uniformly(rng, features.shape[1], rng.uniform(0, 0.5))
+            features, places = features[:, kept], places[:, kept]
+            labels = labels and {k: v[:, kept] for k, v in labels.items()}
+        packed = pack(rows, places)
+        logits, visual = answer_logits(model, features, packed)
+        each = F.cross_entropy(logits, packed.target, reduction="none")
+        loss = (each * packed.weight).sum() / packed.weight.sum()
+        losses.append(float(loss.detach()))
+        if labels is not None and progress < 0.6:
+            loss = loss + 0.15 * align_loss(model, visual, labels)
+        loss.backward()
+        rate = state.rate(budget, 100, 0.45, start)
+        state.step(rate)
+        state.meta["images"] += batch
+        state.meta["answers"] += len(packed.answers)
+        if step % 50 == 49:
+            log(folder, step=step + 1, seconds=state.meta["seconds"], answers=state.meta["answers"],
+                loss=sum(losses) / len(losses), lr=rate)
+            losses = []
+        if time.time() - looked > 150:
+            state.swap()
+            log(folder, step=step + 1, **accuracy(model, 64))
+            state.swap()
+            looked = time.time()
+            state.pause()
+        if time.time() - saved > 100:
+            state.save()
+            saved = time.time()
+            state.pause()
+    state.save()
+    state.swap()
+    log(folder, final=True, step=state.meta["step"], **accuracy(model, 200))
+
+
+@torch.no_grad()
+def accuracy(model: Any, number: int, split: str = "validation", batch: int = 16) -> dict[str, float]:
+    """Share of a split's questions answered exactly, per family, on full pictures."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for family in FAMILIES:
+        pairs = list(benchmark(family, number, split))
+        for at in range(0, len(pairs), batch):
+            part = pairs[at : at + batch]
+            places = torch.arange(GRID * GRID).expand(len(part), -1)
+            features = encode(model.model.vision_tower, pixels([render(s) for s, _ in part]), places)[:, 1:]
+            packed = pack([[q] for _, q in part], places)
+            for name, hit in right_answers(answer_logits(model, features, packed)[0], packed):
+                right[name].append(hit)
+    return {name: sum(hits) / len(hits) for name, hits in right.items()}
