@@ -1,0 +1,5 @@
+"""The command line, one file a command. Nothing here imports torch before a command needs it."""
+
+from .app import app, main
+
+__all__ = ["app", "main"]

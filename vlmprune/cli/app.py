@@ -1,0 +1,80 @@
+"""The ``vlmprune`` command: its sub-commands, and the one place where an error becomes a line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ..errors import VlmpruneError
+from .ask import ask
+from .compare import compare
+from .methods import methods
+from .output import note
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # what a shell reports for a process stopped by Ctrl-C
+
+
+class OneLineErrors(TyperGroup):
+    """Bad input is one line on stderr and status 2, Ctrl-C one line and 130; a bug of ours keeps its traceback."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        try:
+            # Not standalone: typer hands its exceptions up instead of printing a box of several lines.
+            status = super().main(*args, standalone_mode=False, **kwargs)
+        except typer.TyperException as error:
+            status = _complain(error.format_message(), BAD_INPUT)
+        except VlmpruneError as error:
+            status = _complain(str(error), BAD_INPUT)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        if status == INTERRUPTED:
+            _complain("interrupted", INTERRUPTED)
+        if standalone_mode:
+            sys.exit(status or 0)
+        return status
+
+
+def _complain(message: str, status: int) -> int:
+    note(message)
+    return status
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Prune the visual tokens of a vision-language model and see what it costs and what it saves.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"vlmprune {installed('vlmprune')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command()(ask)
+app.command()(compare)
+app.command()(methods)
+
+
+def main() -> None:
+    """Run the command line; the console script and ``python -m vlmprune`` both come here."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an answer with a character the terminal lacks is still an answer
+    app(prog_name="vlmprune")

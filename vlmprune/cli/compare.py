@@ -1,0 +1,240 @@
+"""``vlmprune compare``: methods and budgets in one table, on one question or on held-out ones with accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import VlmpruneError
+from .ask import prompt
+from .inputs import number
+from .measure import Contender, at_least_one, backend, in_turns, machine
+from .models import Models, load_models, make, options_of, quiet
+from .options import (
+    DEFAULT_METHOD,
+    GuideOption,
+    ImageArgument,
+    JsonOption,
+    LayerOption,
+    MaxNewTokensOption,
+    ModelOption,
+    QuestionArgument,
+    RepeatsOption,
+    TrustOption,
+)
+from .output import console, milliseconds, print_json, share, spinner
+
+BASELINES = ("random", "uniform", "downsample", "fastv")  # in every table, whatever else is asked for
+BUDGETS = ("0.5", "0.25", "0.1")
+NO_EXACT_ANSWER = "caption"  # the one family of questions that exact match cannot score
+SEEDS_A_RUN = 1_000_000  # scenes of one --seed never meet those of another
+
+
+def compare(
+    image: ImageArgument = None,
+    question: QuestionArgument = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            "--questions",
+            metavar="N",
+            show_default=False,
+            help="Instead of one question: N held-out ones made for the bundled pair, with accuracy.",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", metavar="NAME", help="A method beside the baselines; may be repeated."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="K",
+            show_default=", ".join(BUDGETS),
+            help="A budget: a share of each image's tokens, or a number of tokens; may be repeated.",
+        ),
+    ] = None,
+    layer: LayerOption = None,
+    model: ModelOption = None,
+    guide: GuideOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the random method's tokens and the questions.")] = 0,
+    max_new_tokens: MaxNewTokensOption = 16,
+    repeats: RepeatsOption = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Held-out questions at a time.")] = 16,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Compare methods and budgets, the unpruned model, the small one alone and simple baselines among them."""
+    for option, value in (
+        ("--max-new-tokens", max_new_tokens),
+        ("--repeats", repeats),
+        ("--batch-size", batch_size),
+        ("--questions", 1 if questions is None else questions),
+        ("--seed", seed + 1),
+    ):
+        at_least_one(option, value)
+    if questions is not None and not (image is None and model is None):
+        raise VlmpruneError("--questions are made for the bundled pair; leave out the image and --model")
+    truths: list[str] | None = None
+    if questions is None:
+        shown, text = prompt(image, question)
+        batches = [([shown], [text])] * repeats
+    else:
+        batches, truths = held_out(questions, seed, batch_size)
+    names = list(dict.fromkeys([*BASELINES, DEFAULT_METHOD, *(method or [])]))
+    if guide is not None and not any("guide" in options_of(name) for name in names):
+        raise VlmpruneError(
+            "--guide helps none of these methods; leave it out, or name one that needs it with --method"
+        )
+    with quiet():
+        list(entries(names, keep or BUDGETS, layer, seed, None))  # a bad option is said before anything is loaded
+        with spinner("loading"):
+            models = load_models(model, guide, trust_remote_code=trust_remote_code)
+        rows = [
+            Contender("none", "", models.model, models.processor, make("none")),
+            *small_alone(models),
+            *(
+                Contender(name, budget, models.model, models.processor, made)
+                for name, budget, made in entries(names, keep or BUDGETS, layer, seed, models)
+            ),
+        ]
+        with progress((1 + len(batches)) * len(rows)) as step:
+            in_turns(rows, batches, step, max_new_tokens=max_new_tokens)
+    facts = caption(models, seed, truths, len(batches), batch_size)
+    records = [record(row, rows[0], truths) for row in rows]
+    if json:
+        print_json({"about": facts, "rows": records})
+    else:
+        show(records, facts)
+
+
+def entries(
+    names: list[str], budgets: Any, layer: str | None, seed: int, models: Models | None
+) -> Iterator[tuple[str, str, Any]]:
+    """Name, budget and method object of every pruned row; a method without a budget has one row."""
+    drop_before = number("--layer", layer)
+    for name in names:
+        takes = options_of(name)
+        given: dict[str, Any] = {"seed": seed} if "seed" in takes else {}
+        if "keep" not in takes:
+            yield name, "", make(name, models, **given)
+            continue
+        for budget in budgets:
+            yield name, budget, make(name, models, keep=number("--keep", budget), layer=drop_before, **given)
+
+
+def small_alone(models: Models) -> list[Contender]:
+    """The small model unpruned, where there is one: what a pruned large model has to beat."""
+    if models.small is None:
+        return []
+    return [Contender("small alone", "", models.small, models.small_processor, make("none"))]
+
+
+def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[Any], list[str]]], list[str]]:
+    """Batches of pictures and questions from the test split, and the answers in order.
+
+    The families take turns, and no picture comes twice in a family: the answers are independent, as the standard
+    error assumes.
+    """
+    from PIL import Image
+
+    from ..tiny.scenes import FAMILIES, benchmark, render
+
+    families = [family for family in FAMILIES if family != NO_EXACT_ANSWER]
+    streams = [
+        benchmark(family, count, "test", start=seed * SEEDS_A_RUN + i * (SEEDS_A_RUN // len(families)), per_scene=1)
+        for i, family in enumerate(families)
+    ]
+    drawn = [next(streams[i % len(streams)]) for i in range(count)]
+    pairs = [(Image.fromarray(render(scene)), question) for scene, question in drawn]
+    batches = [
+        ([image for image, _ in part], [question.text for _, question in part])
+        for part in (pairs[at : at + batch_size] for at in range(0, count, batch_size))
+    ]
+    return batches, [question.answer for _, question in pairs]
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr that one call moves by one; nothing where stderr is no terminal."""
+    from rich.progress import Progress
+
+    screen = console(stderr=True)
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("comparing", total=total)
+        yield lambda: bar.advance(task)
+
+
+def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batch_size: int) -> dict[str, Any]:
+    """What a table must say about itself."""
+    how = f"{runs} batches of up to {batch_size}" if truths else f"{runs} runs"
+    return {
+        "model": models.name,
+        "small": models.small_name,
+        "backend": backend(models.model),
+        "seed": seed,
+        "questions": len(truths or [""]),
+        "scored": "exact match" if truths else None,
+        "time": f"median over {how} of the seconds a question takes, all rows in turns after a warm-up",
+        "machine": machine(),
+    }
+
+
+def record(row: Contender, unpruned: Contender, truths: list[str] | None) -> dict[str, Any]:
+    """A row's numbers; shares are of the unpruned large model."""
+    answers = [answer for run in row.answers for answer in run]
+    out: dict[str, Any] = {
+        "method": row.method_name,
+        "keep": row.keep or None,
+        "options": row.reports[0].method,
+        "lm_tokens": row.mean("lm_tokens"),
+        "layer_avg_tokens": row.mean("layer_avg_tokens"),
+        "prefill_flops_share": row.total("prefill_flops") / unpruned.total("prefill_flops"),
+        "kv_share": row.total("kv_bytes") / unpruned.total("kv_bytes"),
+        "seconds": row.seconds(),
+    }
+    if truths is None:
+        return out | {"answer": answers[0]}
+    right = sum(plain(given) == plain(truth) for given, truth in zip(answers, truths, strict=True)) / len(truths)
+    return out | {"accuracy": right, "standard_error": math.sqrt(right * (1 - right) / len(truths))}
+
+
+def plain(answer: str) -> str:
+    """An answer without what exact match should not see: case, outer spaces, a closing full stop."""
+    return " ".join(answer.lower().removesuffix(".").split())
+
+
+def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """The table and its caption."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    scored = "accuracy" in records[0]
+    for heading in ("method", "keep"):
+        table.add_column(heading)
+    for heading in ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "KV\ncache", "time a\nquestion"):
+        table.add_column(heading, justify="right")
+    table.add_column("accuracy" if scored else "answer", justify="right" if scored else "left")
+    for row in records:
+        result = f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}" if scored else row["answer"]
+        table.add_row(
+            row["method"],
+            row["keep"] or "",
+            f"{row['lm_tokens']:.1f}",
+            f"{row['layer_avg_tokens']:.1f}",
+            share(row["prefill_flops_share"], 1),
+            share(row["kv_share"], 1),
+            milliseconds(row["seconds"]),
+            result,
+        )
+    out = console()
+    out.print(table)
+    if scored:
+        out.print("accuracy ± its standard error; FLOPs and KV cache in percent of the unpruned large model's")
+    out.print("; ".join(f"{name}: {value}" for name, value in facts.items() if value is not None))

@@ -1,0 +1,63 @@
+"""How results reach the terminal: one console for people, one function for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+WIDTH_OF_A_PIPE = 120  # rich assumes 80 columns where it finds no terminal, which folds the wider tables
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is: answers and paths may hold what rich would take for markup."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else WIDTH_OF_A_PIPE
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def print_json(value: Any) -> None:
+    """The whole of stdout under ``--json``. NaN is no JSON, so a value that holds one is a bug and raises."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def spinner(message: str) -> Iterator[None]:
+    """A sign of life on stderr while a model loads or answers; nothing where stderr is no terminal."""
+    with console(stderr=True).status(message):
+        yield
+
+
+def share(part: float, whole: float) -> str:
+    """``part`` of ``whole`` in percent."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def saved(before: float, after: float) -> str:
+    """What went away between two amounts, in percent; a minus sign when it grew."""
+    return f"{1 - after / before:.1%}" if before else "-"
+
+
+def amount(value: float, unit: str = "") -> str:
+    """A large number with an SI prefix: ``12.3 M``."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000 or prefix == "T":
+            break
+        value /= 1000
+    digits = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{digits} {prefix}{unit}".rstrip()
+
+
+def milliseconds(seconds: float) -> str:
+    """A duration in ms, with a digit more below 10 ms."""
+    ms = seconds * 1000
+    return f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
+def note(message: str) -> None:
+    """One line for people on stderr."""
+    print("vlmprune:", " ".join(message.split()), file=sys.stderr)
