@@ -174,14 +174,16 @@ class Session:
             ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
             self._local.prompts = len(ids) if isinstance(ids, Tensor) else None
             self._local.vision = 0.0
-            self.report = None
+            before, self.report = self.report, None
             start = self._now()
             try:
                 out = original(*args, **kwargs)
             finally:
                 self._local.prompts = None
                 self._clear()
-            if self.report is not None:  # a continued turn on a cache makes no new prompt
+            if self.report is None:  # a later turn on a filled cache: the report of its prompt stands
+                self.report = before
+            else:
                 spent = self.report.seconds
                 spent["total"] = self._now() - start
                 spent["decode"] = max(0.0, spent["total"] - sum(v for k, v in spent.items() if k != "total"))
@@ -316,7 +318,8 @@ class Session:
         active = self._get("active")
         self._local.given = None
         self._clear()
-        if output is not None and isinstance(active, Prefill):
+        again = self._get("prompts") is not None and self.report is not None  # use_cache=False: a prompt every step
+        if output is not None and isinstance(active, Prefill) and not again:
             self._local.last = active
             repeats = len(active.layouts) // (self._get("prompts") or len(active.layouts))
             self.report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)

@@ -14,7 +14,18 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vlmprune.tiny.scenes import COLOURS, FAMILIES, GRID, SHAPES, Question, ask, benchmark, make_scene, patch_owner, render
+from vlmprune.tiny.scenes import (
+    COLOURS,
+    FAMILIES,
+    GRID,
+    SHAPES,
+    Question,
+    ask,
+    benchmark,
+    make_scene,
+    patch_owner,
+    render,
+)
 
 from .common import State, log
 from .packing import IDS, answer_logits, drop_uniformly, encode_text, pack, right_answers
@@ -90,7 +101,8 @@ def align_loss(model: Any, visual: Tensor, labels: dict[str, Tensor]) -> Tensor:
     table = model.model.language_model.embed_tokens.weight
     unit = F.normalize(visual, dim=-1) * 8
     loss = visual.new_zeros(())
-    for name, names in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("digit", tuple("0123456789")), ("place", PLACES)):
+    vocabularies = {"shape": SHAPES, "colour": tuple(COLOURS), "digit": tuple("0123456789"), "place": PLACES}
+    for name, names in vocabularies.items():
         target = labels[name].reshape(-1)
         some = target >= 0
         if some.any():
@@ -107,7 +119,8 @@ def patch_words(scene: Any) -> dict[str, np.ndarray]:
     def table(values: list[int]) -> np.ndarray:
         return np.array([*values, -1])[owner]
 
-    r, c = np.repeat(np.arange(row, row + rows), cols) * 3 // GRID, np.tile(np.arange(col, col + cols), rows) * 3 // GRID
+    r = np.repeat(np.arange(row, row + rows), cols) * 3 // GRID
+    c = np.tile(np.arange(col, col + cols), rows) * 3 // GRID
     vertical, horizontal = np.where(r == 1, -1, r // 2), np.where(c == 1, -1, 2 + c // 2)
     # A corner has two words: alternate between them, so that both are learnt.
     odd = (np.arange(len(r)) % 2).astype(bool)

@@ -47,7 +47,11 @@ class Packed:
 def pack(rows: list[list[Question]], places: Tensor) -> Packed:
     """Pack each picture's questions behind its visual tokens at canvas patches `places` [B, V]."""
     batch, visual = places.shape
-    texts = [[(q, encode_text(q.text) + [IDS["<ans>"]], encode_text(q.answer) + [IDS["<eos>"]]) for q in r] for r in rows]
+
+    def prompt_and_answer(q: Question) -> tuple[Question, list[int], list[int]]:
+        return q, [*encode_text(q.text), IDS["<ans>"]], [*encode_text(q.answer), IDS["<eos>"]]
+
+    texts = [[prompt_and_answer(q) for q in row] for row in rows]
     width = max(sum(len(a) + len(b) for _, a, b in row) for row in texts)
     ids = torch.full((batch, width), IDS["<pad>"])
     group = torch.full((batch, width), -1)

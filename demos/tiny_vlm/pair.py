@@ -9,8 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from vlmprune.tiny.scenes import CANVAS, GRID, PATCH
@@ -35,6 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Words, single digits and single punctuation marks, lower case; the model's whole world is known words."""
     ids = {word: i for i, word in enumerate(words())}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.normalizer = normalizers.Lowercase()
@@ -59,6 +66,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
+    """The stock processor with a PIL image part: any picture becomes 112 x 112."""
     square = {"height": CANVAS, "width": CANVAS}
     image = LlavaImageProcessorPil(size=square, crop_size=square, do_center_crop=False, do_pad=False)
     return LlavaProcessor(
@@ -138,5 +146,6 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
 
 
 def export_processor(folder: Path) -> None:
+    """The processor as from_pretrained reads it."""
     build_processor().save_pretrained(folder)
     json.loads((folder / "processor_config.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from vlmprune.tiny.vocabulary import TEXTURES
 from .common import State, log
 
 WIDTH = 128
-MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])  # of the CLIP image processor
-STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # of the CLIP image processor
+STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
 CLASSES = {
     "shape": len(SHAPES) + 1,
@@ -31,11 +32,21 @@ CLASSES = {
     "row": GRID,
     "column": GRID,
 }
-WEIGHT = {"shape": 1.0, "colour": 1.0, "size": 0.5, "digit": 2.0, "centre": 0.5, "texture": 0.2, "row": 0.15, "column": 0.15}
+WEIGHT = {
+    "shape": 1.0,
+    "colour": 1.0,
+    "size": 0.5,
+    "digit": 2.0,
+    "centre": 0.5,
+    "texture": 0.2,
+    "row": 0.15,
+    "column": 0.15,
+}
 _FREQUENCIES = (0.35, 0.8, 1.5, 2.4)
 
 
 def tower_config() -> CLIPVisionConfig:
+    """Four layers of width 128 on 14 x 14 patches."""
     return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -61,7 +72,7 @@ def init_tower(model: CLIPVisionModel) -> None:
                     p.mul_(0.35)
             elif name.endswith("bias"):
                 p.zero_()
-        embeddings = [m for m in model.modules() if hasattr(m, "patch_embedding")][0]
+        embeddings = next(m for m in model.modules() if hasattr(m, "patch_embedding"))
         embeddings.patch_embedding.weight.normal_(0, 1 / math.sqrt(3 * PATCH * PATCH))
         embeddings.patch_embedding.weight[:16].zero_()
         embeddings.class_embedding.normal_(0, 0.5)
@@ -89,8 +100,9 @@ def init_tower(model: CLIPVisionModel) -> None:
                         q[at : at + 2, at : at + 2] = 2.2 * turn
 
 
-def encoder_layers(model: CLIPVisionModel) -> nn.ModuleList:
-    return next(m for n, m in model.named_modules() if n.endswith("encoder.layers"))  # type: ignore[return-value]
+def encoder_layers(model: CLIPVisionModel) -> Any:
+    """The tower's encoder layers, wherever this version of transformers keeps them."""
+    return next(m for n, m in model.named_modules() if n.endswith("encoder.layers"))
 
 
 def window_places(windows: list[tuple[int, int, int, int]]) -> Tensor:
@@ -156,7 +168,7 @@ def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
         offset[i] = (t.cx, t.cy)
     here = np.stack((out["column"] + 0.5, out["row"] + 0.5), 1) * PATCH
     out["offset"] = np.where(owner[:, None] >= 0, (offset[owner] - here) / 16, 0).astype(np.float32)
-    out["ground"] = np.tile(np.float32(scene.background) / 255, (rows * cols, 1))
+    out["ground"] = np.tile(np.array(scene.background, dtype=np.float32) / 255, (rows * cols, 1))
     return out
 
 
@@ -177,7 +189,10 @@ class PatchNamer(nn.Module):
         return out, self.summary(x[:, 0])
 
 
-def tower_batch(seeds: range, rng: random.Random, split: str = "train", full: float = 0.4) -> tuple[Tensor, Tensor, dict, Tensor]:
+def tower_batch(
+    seeds: range, rng: random.Random, split: str = "train", full: float = 0.4
+) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+    """Pixels, places, patch labels, and which shapes and colours occur, of one batch of scenes."""
     windows = random_windows(rng, len(seeds), full)
     scenes = [make_scene(s, split, window=w, digits=1.6) for s, w in zip(seeds, windows, strict=True)]
     every = [patch_labels(s) for s in scenes]
@@ -191,6 +206,7 @@ def tower_batch(seeds: range, rng: random.Random, split: str = "train", full: fl
 
 
 def tower_loss(out: dict[str, Tensor], summary: Tensor, labels: dict[str, Tensor], present: Tensor) -> Tensor:
+    """Weighted sum over all heads; every patch counts, background patches as "no thing"."""
     loss = 0.3 * F.binary_cross_entropy_with_logits(summary, present)
     for name, count in CLASSES.items():
         target = labels[name].reshape(-1)
@@ -215,7 +231,9 @@ def tower_accuracy(model: PatchNamer, scenes: int = 256) -> dict[str, float]:
         owned = labels["owner"] >= 0
         for name in CLASSES:
             right = (out[name].argmax(-1) == labels[name]).float()
-            chosen = owned & (labels["digit"] > 0) if name == "digit" else owned if name in ("shape", "colour", "size") else owned | True
+            chosen = owned if name in ("shape", "colour", "size", "digit") else torch.ones_like(owned)
+            if name == "digit":
+                chosen = chosen & (labels["digit"] > 0)
             if name == "centre":
                 chosen = labels["centre"] > 0
             hits.setdefault(name, []).append(float(right[chosen].mean()))
@@ -239,14 +257,16 @@ def train_tower(work: Path, minutes: float, lr: float = 1.5e-3, batch: int = 32,
         rng = random.Random(state.meta["step"])
         first = state.meta["images"]
         values, places, labels, present = tower_batch(range(first, first + batch), rng)
-        loss = tower_loss(*state.module(values, places), labels, present)
+        out, summary = state.module(values, places)
+        loss = tower_loss(out, summary, labels, present)
         loss.backward()
         rate = state.rate(budget, 150, 0.5, start)
         state.step(rate)
         state.meta["images"] += batch
         step = state.meta["step"]
         if step % 25 == 0:
-            log(folder, step=step, seconds=state.meta["seconds"], images=state.meta["images"], loss=float(loss.detach()), lr=rate)
+            seen = {"seconds": state.meta["seconds"], "images": state.meta["images"]}
+            log(folder, step=step, loss=float(loss.detach()), lr=rate, **seen)
         if step % 250 == 0:
             state.swap()
             log(folder, step=step, **tower_accuracy(state.module))  # type: ignore[arg-type]

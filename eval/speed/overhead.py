@@ -34,7 +34,12 @@ def build_model() -> LlavaForConditionalGeneration:
     """LM 8 x 512; the tower is as small as can be, it is no part of what is measured."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE * 4, patch_size=4
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=SIDE * 4,
+        patch_size=4,
     )
     text = LlamaConfig(
         hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,

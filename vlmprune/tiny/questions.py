@@ -16,6 +16,8 @@ MOST = 6  # the highest count asked for
 
 @dataclass(frozen=True)
 class Question:
+    """A question about a scene, and the one right answer."""
+
     family: str
     text: str
     answer: str
@@ -73,7 +75,8 @@ def _colour(rng: random.Random, scene: Scene) -> Question | None:
     if len(scene.things) == 1:
         options += _unique(scene, ("",))
     digits = Counter(t.digit for t in scene.things)
-    options += [(t, f"tile with the digit {t.digit}") for t in scene.things if t.digit is not None and digits[t.digit] == 1]
+    readable = [t for t in scene.things if t.digit is not None and digits[t.digit] == 1]
+    options += [(t, f"tile with the digit {t.digit}") for t in readable]
     if not options:
         return None
     thing, name = rng.choice(options)

@@ -111,7 +111,8 @@ def _attributes(rng: random.Random, count: int, digits: float) -> list[tuple[str
     """(shape, colour) of each thing. Repeats are forced in part of the scenes so that counts above 1 are common."""
     colours = list(COLOURS)
     shapes = [s for s in SHAPES if s != "tile"]
-    pairs = [("tile" if rng.random() < digits * 0.25 else rng.choice(shapes), rng.choice(colours)) for _ in range(count)]
+    tiles = digits * 0.25
+    pairs = [("tile" if rng.random() < tiles else rng.choice(shapes), rng.choice(colours)) for _ in range(count)]
     mode = rng.random()
     if mode < 0.22:
         same, k = rng.choice(shapes), rng.randint(min(2, count), count)
@@ -218,7 +219,8 @@ def _mask(shape: str, w: int, h: int, angle: int) -> np.ndarray:
         draw.rounded_rectangle(((0, 0), end), radius=round(0.16 * w * scale), fill=255)
     else:
         c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        turned = [(0.5 + c * (x - 0.5) - s * (y - 0.5), 0.5 + s * (x - 0.5) + c * (y - 0.5)) for x, y in _polygon(shape)]
+        centred = [(x - 0.5, y - 0.5) for x, y in _polygon(shape)]
+        turned = [(0.5 + c * x - s * y, 0.5 + s * x + c * y) for x, y in centred]
         draw.polygon([(x * w * scale, y * h * scale) for x, y in turned], fill=255)
     return np.asarray(big.resize((w, h), Image.Resampling.BOX), dtype=np.float32) / 255
 
@@ -265,7 +267,7 @@ def render(scene: Scene) -> np.ndarray:
         x0, y0, x1, y1 = thing.box
         area = canvas[y0 - row * PATCH : y1 - row * PATCH, x0 - col * PATCH : x1 - col * PATCH]
         mask = _mask(thing.shape, thing.width, thing.height, thing.angle)[..., None]
-        area += mask * (np.float32(thing.rgb) - area)
+        area += mask * (np.array(thing.rgb, dtype=np.float32) - area)
         if thing.digit is not None:
             light = 0.3 * thing.rgb[0] + 0.59 * thing.rgb[1] + 0.11 * thing.rgb[2] < 120
             ink = np.float32(245 if light else 10)

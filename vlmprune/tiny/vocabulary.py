@@ -139,7 +139,9 @@ def words() -> list[str]:
     seen.update(dict.fromkeys(str(d) for d in range(10)))
     plain = [*SHAPES, *PLURALS, *PLURALS.values(), *COLOURS, *SIZES, *SUPERLATIVES, *TEXTURES]
     plain += " ".join(" ".join(row) for row in POSITIONS).split() + " ".join(RELATIONS).split()
-    plain += [w for w in text.replace("?", " ").replace(".", " ").replace(":", " ").split() if "{" not in w and "}" not in w]
-    plain += "a object at digit the".split() + EXTRA_WORDS.split()
+    for mark in "?.:":
+        text = text.replace(mark, " ")
+    plain += [w for w in text.split() if "{" not in w and "}" not in w]
+    plain += ["a", "object", "at", "digit", "the", *EXTRA_WORDS.split()]
     seen.update(dict.fromkeys(w.lower() for w in plain))
     return list(seen)

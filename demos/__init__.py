@@ -1,0 +1,1 @@
+"""Demonstrations; nothing of the package imports them."""
