@@ -172,14 +172,14 @@ class Session:
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self.turnstile.generating():
             ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
-            self._local.prompts = len(ids) if isinstance(ids, Tensor) else None
+            self._local.prompts, self._local.prompt_length = ids.shape if isinstance(ids, Tensor) else (None, None)
             self._local.vision = 0.0
             before, self.report = self.report, None
             start = self._now()
             try:
                 out = original(*args, **kwargs)
             finally:
-                self._local.prompts = None
+                self._local.prompts = self._local.prompt_length = None
                 self._clear()
             if self.report is None:  # a later turn on a filled cache: the report of its prompt stands
                 self.report = before
@@ -307,6 +307,8 @@ class Session:
         if self.family.cross_attention:
             return cross_layouts(self.model.config, Media(arguments))
         visual = self._visual(ids) & valid
+        if (length := self._get("prompt_length")) is not None:
+            visual[:, length:] = False  # with use_cache=False a generated image token comes back as input: it is text
         # Beams and return sequences repeat rows; the vision stage saw each prompt once.
         repeats = len(ids) // (self._get("prompts") or len(ids))
         grids = self.family.grids(self.model.config, Media(arguments, ids[::repeats], visual[::repeats]))
