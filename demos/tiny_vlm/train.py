@@ -26,7 +26,8 @@ def export_pair(work: Path) -> None:
     for which in ("large", "small"):
         model = build_model(which, work / "tower.safetensors")
         state = State(model, 0.0, work / which)
-        state.load()
+        if not state.load():
+            raise SystemExit(f"There is no training state of the {which} model in {work}; train it first.")
         state.swap()
         export(model, vlmprune.tiny.WEIGHTS / which)
     export_processor(vlmprune.tiny.WEIGHTS / "processor")

@@ -1,0 +1,81 @@
+"""The bundled pair: it loads without a network, fits its size, and packed training equals asking one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vlmprune
+from demos.tiny_vlm.packing import IDS, answer_logits, encode_text, pack
+from demos.tiny_vlm.tower import encode, pixels
+from vlmprune.tiny import WEIGHTS, example
+from vlmprune.tiny.scenes import GRID, Question, benchmark, render
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple:
+    return vlmprune.load_tiny()
+
+
+def test_weights_are_small_and_safe() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_towers_are_equal_so_that_they_can_share_a_vision_pass(pair: tuple) -> None:
+    large, small, _ = pair
+    other = small.model.vision_tower.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in large.model.vision_tower.state_dict().items())
+
+
+def test_the_quick_encoder_reads_as_the_tokenizer(pair: tuple) -> None:
+    tokenizer = pair[2].tokenizer
+    for family in ("count", "digit", "judge", "caption"):
+        for _, question in benchmark(family, 10, "validation"):
+            assert tokenizer(question.text, add_special_tokens=False)["input_ids"] == encode_text(question.text)
+
+
+def test_packed_questions_equal_the_stock_model_asked_one_by_one(pair: tuple) -> None:
+    large, _, processor = pair
+    (scene, first), (_, second) = list(benchmark("colour", 2, "validation", per_scene=2))[:2]
+    questions = [first, Question("count", "How many circles are there?", "3"), second]
+    places = torch.arange(GRID * GRID)[None]
+    with torch.no_grad():
+        features = encode(large.model.vision_tower, pixels([render(scene)]), places)[:, 1:]
+        packed = pack([questions], places)
+        logits, _ = answer_logits(large, features, packed)
+        for question, (_, start, end) in zip(questions, packed.answers, strict=True):
+            talk = [{"role": "user", "content": [{"type": "image", "image": scene.image()}]}]
+            talk[0]["content"].append({"type": "text", "text": question.text})  # type: ignore[attr-defined]  # a list
+            inputs = processor.apply_chat_template(
+                talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+            answer = torch.tensor([[*encode_text(question.answer), IDS["<eos>"]]])
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], answer[:, :-1]], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            alone = large(**inputs).logits[0, -answer.shape[1] :]
+            assert torch.allclose(alone, logits[start:end], atol=2e-4)
+
+
+def test_both_models_answer_far_above_chance(pair: tuple) -> None:
+    large, small, processor = pair
+    for model in (large, small):
+        with vlmprune.wrap(model, "none", processor=processor) as handle:
+            asked = list(benchmark("digit", 12, "validation"))
+            right = [handle.ask(scene.image(), q.text, max_new_tokens=3).text == q.answer for scene, q in asked]
+        assert sum(right) >= 5  # chance is one in ten
+
+
+def test_the_bundled_example_is_answered_rightly(pair: tuple) -> None:
+    large, _, processor = pair
+    image, question = example()
+    with vlmprune.wrap(large, "none", processor=processor) as handle:
+        assert handle.ask(image, question).text
+
+
+def test_unknown_words_warn(pair: tuple) -> None:
+    large, _, processor = pair
+    with vlmprune.wrap(large, "fastv", keep=0.5, processor=processor) as handle:
+        with pytest.warns(UserWarning, match="'zebra'"):
+            handle.ask(example()[0], "Is there a zebra ?")

@@ -1,0 +1,81 @@
+"""Scenes and questions: the same from the same seed, and every answer is true."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from vlmprune.tiny.scenes import CANVAS, FAMILIES, Scene, ask, benchmark, make_scene, render, sentence
+from vlmprune.tiny.vocabulary import COLOURS, PLURALS, RELATIONS, SHAPES
+
+
+def matches(name: str, thing: object) -> bool:
+    """Whether every word of a name ("red circle", "blue object") fits the thing."""
+    words = name.split()
+    facts = {thing.shape, thing.colour, thing.size, "object"}  # type: ignore[attr-defined]  # a Thing
+    return all(word in facts for word in words)
+
+
+def named(scene: Scene, name: str) -> list[object]:
+    return [t for t in scene.things if matches(name, t)]
+
+
+def test_a_seed_gives_the_same_picture_and_another_split_another() -> None:
+    assert make_scene(5, "test") == make_scene(5, "test")
+    assert np.array_equal(render(make_scene(5, "test")), render(make_scene(5, "test")))
+    assert make_scene(5, "test").things != make_scene(5, "train").things
+
+
+def test_things_lie_inside_and_apart() -> None:
+    for seed in range(60):
+        boxes = [t.box for t in make_scene(seed, "validation").things]
+        assert all(0 <= x0 < x1 <= CANVAS and 0 <= y0 < y1 <= CANVAS for x0, y0, x1, y1 in boxes)
+        for i, a in enumerate(boxes):
+            for b in boxes[:i]:
+                assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+@pytest.mark.parametrize("family", ["count", "existence", "relation", "judge", "caption"])
+def test_answers_agree_with_an_independent_reading_of_the_scene(family: str) -> None:
+    singular = {plural: one for one, plural in PLURALS.items()}
+    for scene, question in benchmark(family, 150, "validation"):
+        text = question.text
+        if family == "count":
+            words = re.search(r"(?:many|of) (.*?)(?: are| can|\?)", text)
+            assert words is not None
+            name = " ".join(singular.get(word, word) for word in words.group(1).split())
+            assert question.answer == str(len(named(scene, name)))
+        elif family == "existence":
+            words = re.search(rf"((?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join((*SHAPES, 'object'))}))\b", text)
+            assert words is not None
+            assert (question.answer == "yes") == bool(named(scene, words.group(1)))
+        elif family == "relation":
+            words = re.fullmatch(rf"Is the (.+?) ({'|'.join(sorted(RELATIONS, key=len, reverse=True))}) the (.+)\?", text)
+            assert words is not None
+            (a,), (b,) = named(scene, words.group(1)), named(scene, words.group(3))
+            sx, sy = RELATIONS[words.group(2)]
+            ahead = sx * (a.cx - b.cx) + sy * (a.cy - b.cy) > 0  # type: ignore[attr-defined]  # Things
+            assert (question.answer == "yes") == ahead
+        elif family == "judge":
+            claim = text.removeprefix("Is this true: there is ").removesuffix(" ?")
+            sizeless = {sentence(t).replace(f"{t.size} ", "", 1) for t in scene.things}
+            digitless = {re.sub(r" with the digit \d", "", s) for s in sizeless | {sentence(t) for t in scene.things}}
+            true = claim in {sentence(t) for t in scene.things} | sizeless | digitless
+            assert (question.answer == "yes") == true
+        else:
+            assert question.answer.count(" .") == len(scene.things)
+
+
+def test_yes_and_no_are_equally_frequent() -> None:
+    for family in ("existence", "relation", "judge"):
+        share = np.mean([question.answer == "yes" for _, question in benchmark(family, 400, "validation")])
+        assert 0.42 < share < 0.58
+
+
+def test_every_family_can_be_asked() -> None:
+    rng = random.Random(0)
+    for family in FAMILIES:
+        assert any(ask(make_scene(seed, "validation"), family, rng) for seed in range(20))
