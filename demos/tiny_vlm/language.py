@@ -36,9 +36,9 @@ from .tower import encode, pixels, random_windows, window_places
 MIX = {
     "colour": 1.0,
     "shape": 1.0,
-    "existence": 1.2,
-    "count": 2.0,
-    "relation": 2.2,
+    "existence": 2.2,
+    "count": 1.8,
+    "relation": 2.0,
     "position": 1.3,
     "digit": 1.6,
     "caption": 0.25,
@@ -161,7 +161,8 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
             places = torch.arange(GRID * GRID).expand(batch, -1)
         else:
             windows = random_windows(rng, batch)
-            most = 8 if more else min(8, 2 + int(step / 120))
+            # Few things first: with eight from the start, yes and no stay at chance for the whole run.
+            most = 8 if more else min(8, 1 + int(progress / 0.07))
             scenes = [
                 make_scene(first + i, "train", window=w, max_things=most, digits=1.2) for i, w in enumerate(windows)
             ]

@@ -82,10 +82,8 @@ def all_logits(
     lm = language_model(model)
     arguments = _extended(prompt, len(tokens[0]))
     # Generated tokens are plain words, whatever their id (a model can generate the id of an image token).
-    arguments["inputs_embeds"] = torch.cat(
-        [arguments["inputs_embeds"], lm.get_input_embeddings()(tokens)] if tokens.numel() else [prompt["inputs_embeds"]],
-        dim=1,
-    )
+    if tokens.numel():
+        arguments["inputs_embeds"] = torch.cat([prompt["inputs_embeds"], lm.get_input_embeddings()(tokens)], dim=1)
     with ExitStack() as hooks:
         for index, decoder_layer in enumerate(lm.layers):
             masks = _masks(model, inputs, valid, index, dropped if index >= layer else None, arguments)

@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 VOCAB = 128
 PAD, BOS, IMAGE, VIDEO = 0, 1, 120, 121
-# What a processor writes around the placeholders of an image: opening, closing, and the name of a crop.
-OPEN, CLOSE, CROP = 110, 111, 112
+# What a processor writes around the placeholders of an image: opening and closing; for Idefics3 also the place of a
+# tile in its row (one id for each column), the name of the whole image, and a line break.
+OPEN, CLOSE, COLUMN, WHOLE, LINE = 110, 111, (112, 113), 114, 115
 FIRST_TEXT, LAST_TEXT = 10, 99
 
 Config = dict[str, Any]
@@ -194,10 +195,12 @@ def _qwen_grid(model: PreTrainedModel, number: int, several: bool, generator: to
 
 
 def _crops(model: PreTrainedModel, number: int, several: bool, generator: torch.Generator) -> Image:
-    """Idefics3 and SmolVLM: every second image comes as two crops and the whole, each with its own frame."""
-    crops = 3 if number % 2 else 1
-    ids = [token for _ in range(crops) for token in (OPEN, CROP, *[IMAGE] * 9)] + [OPEN]
-    return Image(ids, {"pixel_values": _pixels(generator, crops, 3, 12, 12)})
+    """Idefics3 and SmolVLM: every second image comes as two tiles, a line break, and the whole, as prompted."""
+    tiles = COLUMN if number % 2 else ()
+    ids = [token for column in tiles for token in (OPEN, column, *[IMAGE] * 9)]
+    ids += [LINE, LINE] if tiles else []
+    ids += [OPEN, WHOLE, *[IMAGE] * 9, OPEN]
+    return Image(ids, {"pixel_values": _pixels(generator, len(tiles) + 1, 3, 12, 12)})
 
 
 def _tiles(model: PreTrainedModel, number: int, several: bool, generator: torch.Generator) -> Image:
@@ -213,7 +216,8 @@ def _mllama_tiles(model: PreTrainedModel, number: int, several: bool, generator:
     pixels[:, :tiles] = _pixels(generator, 1, tiles, 3, 12, 12)
     mask = (torch.arange(4) < tiles).long()
     # Aspect ratio 1 is 1 x 1 and 2 is 1 x 2 in the config's list of supported ratios.
-    return Image([IMAGE], {"pixel_values": pixels, "aspect_ratio_ids": torch.tensor([tiles]), "aspect_ratio_mask": mask})
+    ratio = torch.tensor([tiles])
+    return Image([IMAGE], {"pixel_values": pixels, "aspect_ratio_ids": ratio, "aspect_ratio_mask": mask})
 
 
 # --- batching ------------------------------------------------------------------------------------------------------
@@ -319,7 +323,9 @@ def build(model_type: str, *, layers: int = 4, attn: str = "sdpa", seed: int = 0
     key = "image_token_index" if hasattr(AutoConfig.for_model(model_type), "image_token_index") else "image_token_id"
     options = {**_FAMILIES[model_type].config(layers), key: image_id, "tie_word_embeddings": False}
     config = AutoConfig.for_model(model_type, **options)
-    model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn)
+    with torch.random.fork_rng():  # some one-dimensional weights keep their random init
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn)
     _scale_weights(model, torch.Generator().manual_seed(seed))
     # Nothing may end a generation early: tests compare a fixed number of steps.
     model.generation_config.eos_token_id = None

@@ -53,7 +53,9 @@ def test_answers_agree_with_an_independent_reading_of_the_scene(family: str) -> 
             assert words is not None
             assert (question.answer == "yes") == bool(named(scene, words.group(1)))
         elif family == "relation":
-            words = re.fullmatch(rf"Is the (.+?) ({'|'.join(sorted(RELATIONS, key=len, reverse=True))}) the (.+)\?", text)
+            words = re.fullmatch(
+                rf"Is the (.+?) ({'|'.join(sorted(RELATIONS, key=len, reverse=True))}) the (.+)\?", text
+            )
             assert words is not None
             (a,), (b,) = named(scene, words.group(1)), named(scene, words.group(3))
             sx, sy = RELATIONS[words.group(2)]
