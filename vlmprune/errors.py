@@ -19,7 +19,7 @@ class InactiveHandleError(VlmpruneError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: `; did you mean 'fastv'?`, or the whole list when nothing is near."""
+    """The end of a sentence about an unknown name: `did you mean 'fastv'?`, or the whole list when nothing is near."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known)}."

@@ -98,4 +98,5 @@ def coarser_grid(h: int, w: int, count: int) -> tuple[int, int]:
 
     grids = [(rows, min(w, count // rows)) for rows in range(1, min(h, count) + 1)]
     faithful = [grid for grid in grids if distortion(grid) <= math.log(1.5)] or [min(grids, key=distortion)]
-    return max(faithful, key=lambda grid: (grid[0] * grid[1], -distortion(grid)))
+    # Equally large and equally distorted grids (3 x 4, 4 x 3 of a square): the wider one.
+    return max(faithful, key=lambda grid: (grid[0] * grid[1], -round(distortion(grid), 9), -grid[0]))

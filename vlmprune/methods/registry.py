@@ -67,7 +67,7 @@ def make_method(method: Method | str | type[Method], **options: Any) -> Method:
         return method
     if isinstance(method, str):
         if method not in _methods:
-            raise VlmpruneError(f"There is no method {method!r}; {nearest(method, _methods)}".rstrip("?.") + ".")
+            raise VlmpruneError(f"There is no method {method!r}; {nearest(method, _methods)}")
         method = _methods[method]
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise VlmpruneError(f"{method!r} is no method; pass a method object or one of {', '.join(sorted(_methods))}.")

@@ -1,0 +1,107 @@
+"""The probe's rows against a naive softmax, and that probing changes nothing and leaves nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tests.support.tiny_families import build, make_inputs
+from vlmprune.attention.probe import DISPATCHER, ProbedLayer, attention_rows, clear_observers, column_sums, observe
+
+B, H, G, S, D = 2, 4, 2, 7, 8
+
+
+def naive(query: Tensor, key: Tensor, visible: Tensor, softcap: float | None = None) -> Tensor:
+    """[B, H, S, T] from loops; `visible` [B, S, T]."""
+    out = torch.zeros(B, H, query.shape[2], key.shape[2])
+    for b in range(B):
+        for h in range(H):
+            for q in range(query.shape[2]):
+                scores = []
+                for k in range(key.shape[2]):
+                    score = float(query[b, h, q] @ key[b, h // (H // G), k]) / math.sqrt(D)
+                    score = math.tanh(score / softcap) * softcap if softcap else score
+                    scores.append(score if visible[b, q, k] else -math.inf)
+                top = max(scores)
+                powers = [math.exp(s - top) for s in scores]
+                out[b, h, q] = torch.tensor([p / sum(powers) for p in powers])
+    return out
+
+
+@pytest.fixture
+def states() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    rows = torch.tensor([[6, 2, 4], [5, 6, 3]])
+    return torch.randn(B, H, S, D), torch.randn(B, G, S, D), rows
+
+
+def pick(full: Tensor, rows: Tensor) -> Tensor:
+    return torch.stack([full[b][:, rows[b]] for b in range(B)])
+
+
+@pytest.mark.parametrize("form", ["none", "padding", "bool", "additive", "window"])
+def test_rows_equal_a_naive_softmax(states: tuple[Tensor, Tensor, Tensor], form: str) -> None:
+    query, key, rows = states
+    visible = torch.ones(S, S, dtype=torch.bool).tril().expand(B, -1, -1).clone()
+    mask: Tensor | None = None
+    window = None
+    if form == "padding":
+        mask = torch.ones(B, S, dtype=torch.long)
+        mask[1, :2] = 0
+        visible &= mask.bool()[:, None]
+    elif form in ("bool", "additive"):
+        visible[0, :, 3] = False  # a hole, and a key after the query, as image blocks have
+        visible[1, 5, 6] = True
+        mask = visible[:, None]
+        if form == "additive":
+            mask = torch.zeros(B, 1, S, S).masked_fill(~mask, torch.finfo(torch.float32).min)
+    elif form == "window":
+        window = 3
+        visible &= torch.ones(S, S, dtype=torch.bool).triu(-2)
+    got = attention_rows(query, key, mask, rows, scaling=D**-0.5, window=window)
+    assert torch.allclose(got, pick(naive(query, key, visible), rows), atol=1e-6)
+    assert torch.allclose(got.sum(-1), torch.ones(B, H, 3), atol=1e-6)
+
+
+def test_soft_capping(states: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, rows = states
+    visible = torch.ones(S, S, dtype=torch.bool).tril().expand(B, -1, -1)
+    got = attention_rows(query, key, None, rows, scaling=D**-0.5, softcap=2.0)
+    assert torch.allclose(got, pick(naive(query, key, visible, 2.0), rows), atol=1e-6)
+
+
+def test_half_precision_is_accumulated_in_single(states: tuple[Tensor, Tensor, Tensor]) -> None:
+    query, key, rows = (states[0].bfloat16(), states[1].bfloat16(), states[2])
+    got = attention_rows(query, key, None, rows, scaling=D**-0.5)
+    same = attention_rows(query.float(), key.float(), None, rows, scaling=D**-0.5)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, same)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "paligemma"])
+def test_the_model_computes_the_same_bits_and_the_columns_equal_eager(family: str) -> None:
+    model, eager = build(family), build(family, attn="eager")
+    inputs = make_inputs(model)
+    layer = model.base_model.language_model.layers[1].self_attn
+    rows = torch.tensor([[inputs["input_ids"].shape[1] - 1]]).expand(3, -1)
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        config = layer.config
+        probe = ProbedLayer(layer)
+        observe(layer, lambda q, k, mask, kw: seen.append(attention_rows(q, k, mask, rows, scaling=kw["scaling"])))
+        probed = model(**inputs).logits
+        clear_observers()
+        unobserved = model(**inputs).logits
+        probe.remove()
+        maps = eager(**inputs, output_attentions=True).attentions[1]
+    assert torch.equal(plain, probed)
+    assert torch.equal(plain, unobserved)
+    assert layer.config is config
+    assert DISPATCHER not in ALL_ATTENTION_FUNCTIONS
+    assert len(seen) == 1
+    assert torch.allclose(column_sums(seen[0]), maps[:, :, -1].mean(1), atol=1e-5)

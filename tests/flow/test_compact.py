@@ -1,0 +1,57 @@
+"""Compaction against plain loops, with fillers that nothing may read."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmprune.flow.compact import compaction, gather_mask, gather_positions, gather_rows
+
+KEEP = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0]]).bool()
+
+
+def kept_positions(row: int) -> list[int]:
+    return [i for i in range(KEEP.shape[1]) if KEEP[row, i]]
+
+
+def test_rows_keep_their_order_and_are_padded_left() -> None:
+    chosen = compaction(KEEP)
+    assert chosen.index.shape == (3, 5)
+    assert chosen.ragged
+    for row in range(3):
+        kept = kept_positions(row)
+        assert chosen.index[row, 5 - len(kept) :].tolist() == kept
+        assert chosen.real[row].tolist() == [False] * (5 - len(kept)) + [True] * len(kept)
+
+
+def test_equal_rows_are_not_ragged() -> None:
+    assert not compaction(KEEP[:1].repeat(3, 1)).ragged
+
+
+def test_tensors_of_every_layout_are_gathered() -> None:
+    chosen = compaction(KEEP)
+    hidden = torch.randn(3, 6, 4)
+    cos = torch.randn(1, 6, 4)  # one row for the whole batch, as rotary embeddings come
+    axes = torch.randn(3, 3, 6, 4)  # M-RoPE: axes first
+    ids = torch.arange(6)[None] + 100
+    for row in range(3):
+        for slot in range(5):
+            at = int(chosen.index[row, slot])
+            assert torch.equal(gather_rows(hidden, chosen.index)[row, slot], hidden[row, at])
+            assert torch.equal(gather_rows(cos, chosen.index)[row, slot], cos[0, at])
+            assert torch.equal(gather_rows(axes, chosen.index)[:, row, slot], axes[:, row, at])
+            assert int(gather_positions(ids, chosen.index)[row, slot]) == 100 + at
+
+
+def test_masks_lose_rows_and_columns_and_hide_fillers_and_unused_cache() -> None:
+    chosen = compaction(KEEP)
+    boolean = torch.rand(3, 1, 6, 9) > 0.4  # columns 6..8 belong to a cache of fixed size
+    additive = torch.zeros(3, 1, 6, 9).masked_fill(~boolean, torch.finfo(torch.float32).min)
+    out, out_additive = gather_mask(boolean, chosen, 8), gather_mask(additive, chosen, 8)
+    assert out.shape == (3, 1, 5, 8)
+    assert torch.equal(out, out_additive == 0)
+    for row in range(3):
+        for q in range(5):
+            for k in range(8):
+                real = k < 5 and bool(chosen.real[row, k])
+                wanted = real and bool(boolean[row, 0, chosen.index[row, q], chosen.index[row, min(k, 4)]])
+                assert bool(out[row, 0, q, k]) == wanted

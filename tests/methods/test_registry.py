@@ -1,0 +1,90 @@
+"""The one table of methods, and what options are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import vlmprune
+from vlmprune import VlmpruneError
+from vlmprune.methods import registry
+from vlmprune.methods.registry import BUILT_IN, make_method
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+
+
+def test_every_built_in_method_is_registered_and_exported() -> None:
+    assert set(vlmprune.methods().values()) >= set(BUILT_IN)
+    assert all(getattr(vlmprune, cls.__name__) is cls for cls in BUILT_IN)
+    assert all(name == cls.name for name, cls in vlmprune.methods().items())
+
+
+def test_the_table_handed_out_is_a_copy() -> None:
+    vlmprune.methods().clear()
+    assert vlmprune.methods()
+
+
+@pytest.mark.parametrize("how", ["decorator", "call"])
+def test_a_users_own_method(how: str) -> None:
+    @dataclass(frozen=True)
+    class Last(vlmprune.Pruner):
+        def score(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+            return [torch.arange(layout.count).float() for layout in prompt.layouts]
+
+    if how == "decorator":
+        assert vlmprune.register_method(name="last")(Last) is Last
+    else:
+        assert vlmprune.register_method(name="last", method=Last) is Last
+    large, _, processor = vlmprune.load_tiny()
+    with vlmprune.wrap(large, "last", keep=3, processor=processor) as pruned:
+        pruned.ask(vlmprune.tiny.example()[0], "How many circles are there?", max_new_tokens=1)
+    assert pruned.report.kept[0].tolist() == [193, 194, 195]
+    with pytest.raises(VlmpruneError, match="registered already"):
+        vlmprune.register_method(name="last", method=Last)
+
+
+@pytest.mark.parametrize("name", ["", "Fast", "1st", "a b", "a/b", None])
+def test_bad_names(name: object) -> None:
+    with pytest.raises(VlmpruneError, match="is no method name"):
+        vlmprune.register_method(name=name, method=vlmprune.Uniform)  # type: ignore[arg-type]  # bad on purpose
+
+
+def test_no_method_class() -> None:
+    with pytest.raises(VlmpruneError, match="no method class"):
+        vlmprune.register_method(name="mine", method=int)  # type: ignore[type-var]  # bad on purpose
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(VlmpruneError, match=r"no method 'fastvv'; did you mean 'fastv'\?"):
+        make_method("fastvv")
+    with pytest.raises(VlmpruneError, match="choose one of downsample, fastv"):
+        make_method("qqqqqqqq")
+
+
+@pytest.mark.parametrize("options", [{"layer": -1}, {"layer": 1.0}, {"layer": "x"}, {"layer": float("nan")}])
+def test_bad_layers(options: dict) -> None:
+    with pytest.raises(VlmpruneError, match="^layer="):
+        make_method("random", **options)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(VlmpruneError, match="'none' cannot be made"):
+        make_method("none", keep=0.5)
+    with pytest.raises(VlmpruneError, match="set them on the FastV object"):
+        make_method(vlmprune.FastV(), keep=0.5)
+    with pytest.raises(VlmpruneError, match="seed=-1"):
+        vlmprune.Random(seed=-1)
+    with pytest.raises(VlmpruneError, match="positions='new'"):
+        vlmprune.Uniform(positions="new")
+
+
+def test_descriptions_are_json() -> None:
+    for cls in BUILT_IN:
+        record = json.loads(json.dumps(cls().describe()))
+        assert record["name"] == cls.name
