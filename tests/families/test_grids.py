@@ -32,7 +32,10 @@ def prompt(*images: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return out, out == IMAGE
 
 
-@pytest.mark.parametrize("images", [((0, 0),), ((2, 3),), ((1, 4),), ((3, 1),), ((2, 2), (0, 0)), ((0, 0), (0, 0), (1, 2))])
+SAMPLES = [((0, 0),), ((2, 3),), ((1, 4),), ((3, 1),), ((2, 2), (0, 0)), ((0, 0), (0, 0), (1, 2))]
+
+
+@pytest.mark.parametrize("images", SAMPLES)
 def test_rows_and_columns_of_tiles_are_read_from_the_markers(images: tuple[tuple[int, int], ...]) -> None:
     assert tile_arrangements(*prompt(*images), TOKENS) == list(images)
 
