@@ -74,10 +74,11 @@ class Prefill:
         if selection.merged is not None and hidden.requires_grad:
             selection = self.pruner.select(prompt)  # merged states carry the gradient
         for kept, layout in zip(selection.kept, self.layouts, strict=True):
-            if layout.count and not (0 < len(kept) <= layout.count):
+            steps = torch.diff(kept.cpu(), prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))
+            if layout.count and (len(kept) == 0 or bool((steps < 1).any())):
                 raise VlmpruneError(
                     f"The method {type(self.pruner).__name__} kept {len(kept)} of {layout.count} visual tokens; a "
-                    "method must keep at least one and none twice."
+                    "method must keep at least one, as ascending indices below that number, none twice."
                 )
         return selection
 

@@ -83,8 +83,10 @@ class Report:
         Returns:
             An RGB picture of the same size.
         Raises:
-            VlmpruneError: there is no such sample or image.
+            VlmpruneError: there is no such sample or image, or `image` is no picture.
         """
+        if not isinstance(image, Image.Image):
+            raise VlmpruneError(f"{image!r:.80} is no picture; pass the PIL image that was asked about.")
         try:
             span = self.images[sample][number]
         except IndexError:

@@ -192,6 +192,8 @@ def one_method(method: Method | str | type[Method] | Sequence[Any], options: dic
     """
     if isinstance(method, str | Method | type):
         return make_method(method, **options)
+    if not isinstance(method, Sequence):
+        raise VlmpruneError(f"{method!r} is no method; pass a method object, a registered name, or a list of them.")
     made = [make_method(one, **options) for one in method]
     if len(made) != 1:
         names = ", ".join(one.name or type(one).__name__ for one in made) or "nothing"

@@ -55,6 +55,11 @@ class State:
         self._mark = now
         return norm
 
+    def restart_average(self) -> None:
+        """Start the moving average at the weights as they are."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.ema, [p.detach() for p in self.params])
+
     def pause(self) -> None:
         """Call after work that is not training (evaluation, saving): it does not count as training time."""
         self._mark = time.time()

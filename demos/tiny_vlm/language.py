@@ -12,8 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
+from vlmprune.tiny import WEIGHTS
 from vlmprune.tiny.scenes import (
     COLOURS,
     FAMILIES,
@@ -136,13 +138,17 @@ def patch_words(scene: Any) -> dict[str, np.ndarray]:
 def train_language(work: Path, which: str, minutes: float, batch: int = 8, more: float = 0.0) -> None:
     """Train one of the pair for `minutes` of wall clock, resuming where a run broke off.
 
-    `more` > 0 goes on after a finished run for that many minutes with a fresh warmup and decay.
+    `more` > 0 goes on after a finished run for that many minutes with a fresh warmup and decay; where `work` holds no
+    run, from the bundled weights.
     """
     folder = work / which
     model = build_model(which, work / "tower.safetensors")
     tower = model.model.vision_tower
     state = State(model, LEARNING_RATE[which], folder, ema=0.998)
-    state.load()
+    if not state.load() and more:
+        bundled = load_file(str(WEIGHTS / which / "model.safetensors"))
+        model.load_state_dict({name: value.float() for name, value in bundled.items()}, strict=False)
+        state.restart_average()
     easy = EasyVqa()
     start = state.meta["seconds"] if more else 0.0
     if more:

@@ -22,19 +22,19 @@ INTERRUPTED = 130  # what a shell reports for a process stopped by Ctrl-C
 class OneLineErrors(TyperGroup):
     """Bad input is one line on stderr and status 2, Ctrl-C one line and 130; a bug of ours keeps its traceback."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             # Not standalone: typer hands its exceptions up instead of printing a box of several lines.
-            status = super().main(*args, standalone_mode=False, **kwargs)
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except typer.TyperException as error:
-            status = _complain(error.format_message(), BAD_INPUT)
+            status = _complain(f"{error.format_message().rstrip('.')}; see vlmprune --help", BAD_INPUT)
         except VlmpruneError as error:
             status = _complain(str(error), BAD_INPUT)
         except KeyboardInterrupt:
             status = INTERRUPTED
         if status == INTERRUPTED:
             _complain("interrupted", INTERRUPTED)
-        if standalone_mode:
+        if kwargs.get("standalone_mode", True):
             sys.exit(status or 0)
         return status
 

@@ -54,7 +54,7 @@ def ask(
 ) -> None:
     """Answer a question about an image, unpruned and pruned, and show what pruning saves."""
     shown, text = prompt(image, question)
-    budget = {"keep": number("--keep", keep), "layer": number("--layer", layer)}
+    budget: dict[str, Any] = {"keep": number("--keep", keep), "layer": number("--layer", layer)}
     at_least_one("--max-new-tokens", max_new_tokens)
     at_least_one("--repeats", repeats)
     if overlay is not None:
@@ -99,10 +99,9 @@ def save(picture: Any, path: Path) -> None:
     """Write the overlay; a full disk or a read-only folder is the user's to know."""
     try:
         picture.save(path)
-    except OSError as error:
-        raise VlmpruneError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}); choose another place"
-        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VlmpruneError(f"{str(path)!r} cannot be written ({reason}); choose another place") from None
 
 
 def show(pair: list[Contender], question: str, models: Models, repeats: int) -> None:

@@ -35,7 +35,7 @@ def asked(question: str) -> str:
 
 def picture(path: Path) -> Image.Image:
     """The image in a file as a person sees it: turned as its EXIF tag says, transparency on white, RGB."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if not path.exists():
         raise VlmpruneError(f"there is no file {str(path)!r}; give the path of an image")
@@ -50,7 +50,7 @@ def picture(path: Path) -> Image.Image:
                 turned = ImageOps.exif_transpose(opened)
         if turned.mode.startswith("I;16"):
             # Converted directly, 16-bit greys above 255 all turn white.
-            turned = turned.point(lambda value: value / 256, "L")  # type: ignore[operator]
+            turned = turned.point(lambda value: value / 256, "L")
         if turned.has_transparency_data:
             rgba = turned.convert("RGBA")
             turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -59,7 +59,7 @@ def picture(path: Path) -> Image.Image:
         raise VlmpruneError(
             f"{str(path)!r} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first"
         ) from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise VlmpruneError(f"{str(path)!r} is not an image; give a PNG, JPEG or WebP file") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a damaged file
         raise VlmpruneError(f"{str(path)!r} cannot be read as an image ({error}); check the file") from None
