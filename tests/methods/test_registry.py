@@ -69,7 +69,7 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 @pytest.mark.parametrize("options", [{"layer": -1}, {"layer": 1.0}, {"layer": "x"}, {"layer": float("nan")}])
 def test_bad_layers(options: dict) -> None:
-    with pytest.raises(VlmpruneError, match="^layer="):
+    with pytest.raises(VlmpruneError, match=r"^layer="):
         make_method("random", **options)
 
 
