@@ -244,9 +244,7 @@ class CrossPrefill(Prefill):
             )
         if cache is not None:
             columns = self.chosen.index.masked_fill(~self.chosen.real, -1)
-            state = PrunedPrompt(
-                self.layer, self.valid.shape[1], self.valid, self.valid, True, cross_columns=columns
-            )
+            state = PrunedPrompt(self.layer, self.valid.shape[1], self.valid, self.valid, True, cross_columns=columns)
             remember(cache, state)
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:

@@ -1,0 +1,248 @@
+"""Whatever a user gets wrong raises a VlmpruneError of one sentence with the bad value and the remedy in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import vlmprune
+from tests.support.planted import Planted
+from tests.support.running import shared
+from tests.support.tiny_families import FAMILIES, VIDEO, make_inputs
+from vlmprune.methods.base import Prompt, Pruner
+
+
+def sentence(call: Callable[[], object], *parts: str, kind: type[Exception] = vlmprune.VlmpruneError) -> str:
+    """The message of the error that `call` raises: one sentence that holds every one of `parts`."""
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith((".", "?"))
+    # A full stop, a blank and a capital letter would begin a second sentence.
+    assert not re.search(r"[.!?] +[A-Z]", message), message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+@pytest.mark.parametrize("keep", [0, 0.0, -0.1, -3, 1.5, "x", float("nan"), float("inf"), None, True])
+@pytest.mark.parametrize("method", ["random", "uniform", "downsample", "fastv"])
+def test_keep(method, keep):
+    message = sentence(lambda: vlmprune.wrap(shared("llava"), method, keep=keep), f"keep={keep!r}")
+    assert "float in (0, 1]" in message
+    assert "int >= 1" in message
+
+
+@pytest.mark.parametrize("layer", [4, 99, -1, 1.0, -0.5, "two", float("nan"), True])
+def test_layer(layer):
+    sentence(lambda: vlmprune.wrap(shared("llava"), "random", layer=layer), f"layer={layer!r}", "use")
+
+
+@pytest.mark.parametrize("layer", [0, 0.0, 0.2])
+def test_fastv_has_no_layer_before_the_first(layer):
+    sentence(lambda: vlmprune.wrap(shared("llava"), "fastv", layer=layer), f"layer={layer!r}", "layer=1")
+
+
+def test_fastv_on_mllama_needs_a_cross_attention_layer_before():
+    sentence(lambda: vlmprune.wrap(shared("mllama"), "fastv", layer=1), "layer=1", "layer=2")
+
+
+def test_a_bad_wrap_leaves_the_older_one():
+    model = shared("llava")
+    with vlmprune.wrap(model, vlmprune.Random(keep=0.5)) as pruned:
+        sentence(lambda: vlmprune.wrap(model, "fastv", layer=99))
+        sentence(lambda: vlmprune.wrap(model, "random", keep=7.5))
+        model(**make_inputs(model))
+        assert pruned.report.method["name"] == "random"
+
+
+def test_a_language_model_is_no_vlm():
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+    )
+    text_only = LlamaForCausalLM(config)
+    call = lambda: vlmprune.wrap(text_only, "random")  # noqa: E731
+    message = sentence(call, "'llama'", kind=vlmprune.UnsupportedModelError)
+    assert all(family in message for family in FAMILIES)
+
+
+@pytest.mark.parametrize("thing", [None, "llava-hf/llava-1.5-7b-hf", 3, torch.nn.Linear(2, 2)], ids=repr)
+def test_no_model_at_all(thing):
+    sentence(lambda: vlmprune.wrap(thing, "random"), type(thing).__name__, kind=vlmprune.UnsupportedModelError)
+
+
+def test_a_model_without_a_language_head():
+    sentence(lambda: vlmprune.wrap(shared("llava").model, "random"), kind=vlmprune.UnsupportedModelError)
+
+
+def test_unknown_family_lists_the_supported_ones(monkeypatch):
+    model = shared("llava")
+    monkeypatch.setattr(type(model.config), "model_type", "llava_from_tomorrow")
+    call = lambda: vlmprune.wrap(model, "random")  # noqa: E731
+    message = sentence(call, "'llava_from_tomorrow'", kind=vlmprune.UnsupportedModelError)
+    assert all(family in message for family in vlmprune.families())
+
+
+def test_transformers_older_than_tested(monkeypatch):
+    monkeypatch.setattr(sys.modules["vlmprune.wrap"].transformers, "__version__", "4.57.0")
+    sentence(lambda: vlmprune.wrap(shared("llava"), "random"), "4.57.0", "5.23", "upgrade")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("fast-v", "fastv"), ("randm", "random"), ("downsampling", "downsample")])
+def test_unknown_method_suggests_the_nearest(name, meant):
+    sentence(lambda: vlmprune.wrap(shared("llava"), name), repr(name), repr(meant))
+
+
+def test_unknown_method_that_is_near_nothing():
+    sentence(lambda: vlmprune.wrap(shared("llava"), "zzz"), "'zzz'", "fastv", "random", "uniform")
+
+
+def test_unknown_option():
+    sentence(lambda: vlmprune.wrap(shared("llava"), "random", kep=0.5), "kep", "random")
+
+
+def test_options_beside_an_object():
+    sentence(lambda: vlmprune.wrap(shared("llava"), vlmprune.Random(), keep=0.5), "keep", "Random")
+
+
+@pytest.mark.parametrize("method", [None, 0.25, object()], ids=["none", "float", "object"])
+def test_no_method(method):
+    sentence(lambda: vlmprune.wrap(shared("llava"), method))
+
+
+def test_lists_of_methods():
+    sentence(lambda: vlmprune.wrap(shared("llava"), []), "one")
+    sentence(lambda: vlmprune.wrap(shared("llava"), [vlmprune.Random(), vlmprune.FastV()]), "random", "fastv")
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "x"])
+def test_random_seed(seed):
+    sentence(lambda: vlmprune.Random(seed=seed), f"seed={seed!r}")
+
+
+def test_positions():
+    sentence(lambda: vlmprune.Random(positions="somewhere"), "'somewhere'", "compact")
+    for family in ("qwen2_vl", "gemma3", "mllama"):
+        sentence(lambda f=family: vlmprune.wrap(shared(f), "random", positions="compact"), repr(family), "original")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_without_ids(family):
+    model = shared(family)
+    embeddings = model.get_input_embeddings()(torch.tensor([[1, 20, 30]]))
+    with vlmprune.wrap(model, vlmprune.Random(keep=0.5)):
+        sentence(lambda: model(inputs_embeds=embeddings), "inputs_embeds", "input_ids")
+        model(**make_inputs(model))  # the next call is fine
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_without_image_runs_unpruned_and_says_so(family):
+    model = shared(family)
+    inputs = make_inputs(model, images=(0, 0, 0))
+    if family == "paligemma":
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    plain = model(**inputs).logits
+    with vlmprune.wrap(model, vlmprune.Random(keep=0.5)) as pruned:
+        assert torch.equal(model(**inputs).logits, plain)
+        report = pruned.report
+    assert report.visual_tokens == report.kept_tokens == [0, 0, 0]
+    assert any("no image" in note for note in report.notes)
+    assert "no image" in str(report)
+    json.dumps(report.to_dict())
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_video(family):
+    model = shared(family)
+    grid = torch.tensor([[2, 4, 4]])
+    frame = [VIDEO] * 4
+    between = [25] if family == "qwen3_vl" else []  # a time stamp stands before every frame there
+    ids = torch.tensor([[1, 20, *frame, *between, *frame, 30]])
+    video = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": torch.randn(32, 96),
+        "video_grid_thw": grid,
+        "mm_token_type_ids": (ids == VIDEO).long() * 2,
+    }
+    with vlmprune.wrap(model, vlmprune.Random(keep=0.5)):
+        sentence(lambda: model(**video), "video", "images")
+        sentence(lambda: model.generate(**video, max_new_tokens=2), "video", "images")
+        model(**make_inputs(model))
+
+
+@dataclass(frozen=True)
+class NoNumber(Pruner):
+    def score(self, prompt: Prompt) -> list[Tensor]:
+        return [torch.full((layout.count,), float("nan")) for layout in prompt.layouts]
+
+
+def test_nan_scores():
+    model = shared("llava")
+    with vlmprune.wrap(model, NoNumber(keep=0.5)):
+        sentence(lambda: model(**make_inputs(model)), "NaN")
+
+
+@pytest.mark.parametrize("kept", [(), tuple(range(10)), (0, 0), (3, 1), (9,), (-1,)], ids=str)
+def test_a_selection_that_is_none(kept):
+    """Empty, too many, twice the same, not ascending, out of range."""
+    model = shared("llava")
+    inputs = make_inputs(model, text_lengths=(5,), images=(1,))
+    with vlmprune.wrap(model, Planted(plan=(kept,))):
+        sentence(lambda: model(**inputs), "Planted")
+
+
+def test_registering():
+    for name in ("Fast V", "", "1st", None, 3):
+        sentence(lambda n=name: vlmprune.register_method(name=n, method=NoNumber), repr(name))
+    sentence(lambda: vlmprune.register_method(name="fastv", method=NoNumber), "'fastv'")
+    sentence(lambda: vlmprune.register_method(name="mine", method=int), "int")
+    assert "mine" not in vlmprune.methods()
+
+
+def test_ask():
+    large, _, processor = vlmprune.load_tiny()
+    from vlmprune.tiny import example
+
+    picture, question = example()
+    with vlmprune.wrap(large, "random") as pruned:
+        sentence(lambda: pruned.ask(picture, question), "processor")
+    with vlmprune.wrap(large, "random", processor=processor) as pruned:
+        for bad in (None, "star.png", 3, [picture, "x"]):
+            sentence(lambda b=bad: pruned.ask(b, question), "PIL")
+        sentence(lambda: pruned.ask([], question), "empty")
+        for bad in ("", "  ", None):
+            sentence(lambda b=bad: pruned.ask(picture, b), f"question={bad!r}")
+
+
+def test_a_report_before_any_call():
+    with vlmprune.wrap(shared("llava"), "random") as pruned:
+        sentence(lambda: pruned.report, "report")
+
+
+def test_an_overlay_of_no_image():
+    from PIL import Image
+
+    model = shared("llava")
+    with vlmprune.wrap(model, "random") as pruned:
+        model(**make_inputs(model))
+        sentence(lambda: pruned.report.overlay(Image.new("RGB", (8, 8)), sample=7), "7")
+        sentence(lambda: pruned.report.overlay("star.png"), "PIL")
+
+
+def test_placeholders_and_images_that_do_not_add_up():
+    """Another processor's prompt: transformers' own check or ours, but no silent pruning of the wrong tokens."""
+    model = shared("llava_next")
+    inputs = make_inputs(model)
+    del inputs["image_sizes"]
+    with vlmprune.wrap(model, "random"), pytest.raises((ValueError, TypeError, AttributeError)):
+        model(**inputs)
