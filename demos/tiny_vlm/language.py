@@ -167,8 +167,8 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
             places = torch.arange(GRID * GRID).expand(batch, -1)
         else:
             windows = random_windows(rng, batch)
-            # Few things first: with eight from the start, yes and no stay at chance for the whole run.
-            most = 8 if more else min(8, 1 + int(progress / 0.07))
+            # Half of the batches hold few things: among eight, yes and no stay at chance for thousands of steps.
+            most = rng.choice((1, 2, 3)) if rng.random() < 0.5 else 8
             scenes = [
                 make_scene(first + i, "train", window=w, max_things=most, digits=1.2) for i, w in enumerate(windows)
             ]
