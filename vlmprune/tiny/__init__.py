@@ -38,6 +38,8 @@ def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGener
         image_processor=LlavaImageProcessorPil.from_pretrained(folder, local_files_only=True),
         local_files_only=True,
     )
+    # transformers hands the object on to the tokenizer's saved options, where it could not be written as JSON.
+    processor.tokenizer.init_kwargs.pop("image_processor", None)
     return model("large"), model("small"), processor
 
 
