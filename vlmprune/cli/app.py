@@ -59,9 +59,9 @@ def _start(
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
 ) -> None:
     if version:
-        from importlib.metadata import version as installed
+        from vlmprune import __version__
 
-        typer.echo(f"vlmprune {installed('vlmprune')}")
+        typer.echo(f"vlmprune {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -63,17 +63,17 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    prompts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for question in questions
+    talks = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+        for image, question in zip(images, questions, strict=True)
     ]
-    # One list of pictures a prompt, padded on the left so that every row ends where its answer starts.
-    inputs = processor(
-        images=[[image] for image in images], text=prompts, padding=True, padding_side="left", return_tensors="pt"
+    inputs = processor.apply_chat_template(
+        talks,
+        add_generation_prompt=True,
+        tokenize=True,  # tokenizing the rendered text apart would put a second BOS in front of the template's
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},  # every row ends where its answer starts
     )
     with torch.no_grad():
         out = pruned.generate(**inputs.to(pruned.model.device), **generation)
