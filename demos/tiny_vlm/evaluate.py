@@ -2,7 +2,7 @@
 
     python -m demos.tiny_vlm.evaluate --out demos/tiny_vlm/results/accuracy.json
 
-An answer counts if it is exactly the right one. All questions of a picture are asked behind one encoding of it, which
+An answer counts if it is exactly the right one. All questions of a picture are packed behind it, which
 equals asking them one by one (see `packing`). Chance = always giving the split's most frequent answer.
 """
 
@@ -23,51 +23,66 @@ import torch
 import transformers
 
 from vlmprune.tiny import load_tiny
-from vlmprune.tiny.scenes import FAMILIES, GRID, Question, benchmark, render
+from vlmprune.tiny.scenes import FAMILIES, GRID, Question, Scene, benchmark, render
 
 from .language import enlarged
 from .packing import answer_logits, encode_text, pack, right_answers
 from .tower import encode, pixels
 
-BATCH = 16
-Asked = tuple[np.ndarray, Question]
+BATCH = 8
+Asked = tuple[np.ndarray, list[Question]]  # a picture and its questions
 
 
-def scene_questions(family: str, number: int, split: str) -> list[Asked]:
-    """A family's questions with their pictures."""
-    return [(render(scene), question) for scene, question in benchmark(family, number, split)]
+def scene_questions(number: int, split: str) -> list[Asked]:
+    """``number`` questions of every family, grouped by scene: the families walk the same seeds."""
+    scenes: dict[int, tuple[Scene, list[Question]]] = {}
+    for family in FAMILIES:
+        for scene, question in benchmark(family, number, split):
+            scenes.setdefault(scene.seed, (scene, []))[1].append(question)
+    return [(render(scene), questions) for scene, questions in scenes.values()]
 
 
 def easy_vqa_questions(number: int) -> list[Asked]:
-    """The first questions of the public package's test split."""
+    """The first questions of the public package's test split, grouped by picture."""
     import easy_vqa
 
     texts, answers, pictures = easy_vqa.get_test_questions()
     paths = easy_vqa.get_test_image_paths()
-    rows = list(zip(texts, answers, pictures, strict=True))[:number]
-    return [(enlarged(paths[n]), Question("easy_vqa", text, answer)) for text, answer, n in rows]
+    rows: dict[int, list[Question]] = defaultdict(list)
+    for text, answer, n in list(zip(texts, answers, pictures, strict=True))[:number]:
+        rows[n].append(Question("easy-vqa test", text, answer))
+    return [(enlarged(paths[n]), questions) for n, questions in rows.items()]
 
 
 def batches(asked: list[Asked]) -> Iterator[list[Asked]]:
     """Of similar length, so that little is padded."""
-    order = sorted(asked, key=lambda pair: len(encode_text(pair[1].text)) + len(encode_text(pair[1].answer)))
+    order = sorted(asked, key=lambda pair: sum(len(encode_text(q.text)) + len(encode_text(q.answer)) for q in pair[1]))
     for at in range(0, len(order), BATCH):
         yield order[at : at + BATCH]
 
 
 @torch.no_grad()
-def measure(models: dict[str, Any], asked: list[Asked]) -> dict[str, Any]:
-    """Accuracy of each model with its standard error, and the chance level. The models share one vision pass."""
-    right: dict[str, list[bool]] = defaultdict(list)
+def measure(models: dict[str, Any], asked: list[Asked]) -> dict[str, dict[str, Any]]:
+    """Per family: accuracy of each model with its standard error, and the chance level. One vision pass for both."""
+    right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     tower = models["large"].model.vision_tower
     for part in batches(asked):
         places = torch.arange(GRID * GRID).expand(len(part), -1)
         features = encode(tower, pixels([picture for picture, _ in part]), places)[:, 1:]
-        packed = pack([[question] for _, question in part], places)
+        packed = pack([questions for _, questions in part], places)
         for name, model in models.items():
-            right[name] += [hit for _, hit in right_answers(answer_logits(model, features, packed)[0], packed)]
-    answers = Counter(question.answer for _, question in asked)
-    record: dict[str, Any] = {"questions": len(asked), "chance": answers.most_common(1)[0][1] / len(asked)}
+            for family, hit in right_answers(answer_logits(model, features, packed)[0], packed):
+                right[family][name].append(hit)
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, questions in asked:
+        for question in questions:
+            answers[question.family][question.answer] += 1
+    return {family: _row(right[family], answers[family]) for family in answers}
+
+
+def _row(right: dict[str, list[bool]], answers: Counter[str]) -> dict[str, Any]:
+    number = sum(answers.values())
+    record: dict[str, Any] = {"questions": number, "chance": answers.most_common(1)[0][1] / number}
     for name, hits in right.items():
         share = sum(hits) / len(hits)
         record[name] = share
@@ -108,8 +123,8 @@ def main() -> None:
     args = parser.parse_args()
     large, small, _ = load_tiny()
     models = {"large": large, "small": small}
-    families = {family: measure(models, scene_questions(family, args.questions, args.split)) for family in FAMILIES}
-    families["easy-vqa test"] = measure(models, easy_vqa_questions(args.easy_vqa))
+    found = measure(models, scene_questions(args.questions, args.split))
+    families = {family: found[family] for family in FAMILIES} | measure(models, easy_vqa_questions(args.easy_vqa))
     record = {"families": families, "provenance": provenance(args.split)}
     print(table(record))
     if args.out:
