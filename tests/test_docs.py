@@ -1,0 +1,46 @@
+"""The documents name what the code has, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import vlmprune
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def test_the_methods_table_is_the_registry() -> None:
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\S+) \|", section("Methods"), flags=re.MULTILINE)
+    assert dict(rows) == {name: str(getattr(cls(), "layer", "-")) for name, cls in vlmprune.methods().items()}
+
+
+def test_the_families_are_listed_in_order() -> None:
+    assert tuple(re.findall(r"`([a-z0-9_]+)`", section("Model families"))) == vlmprune.families()
+
+
+@pytest.mark.parametrize("name", ["quick-start", "tests"])
+def test_the_commands_that_ci_runs_are_there_and_pinned(name: str) -> None:
+    block = re.search(rf"<!-- ci: {name} -->\n```bash\n(.+?)\n```", README, flags=re.DOTALL)
+    assert block is not None
+    assert "-c constraints.txt" in block.group(1)
+
+
+def test_links_lead_to_files() -> None:
+    for document in ("README.md", "CONTRIBUTING.md", "demos/tiny_vlm/README.md"):
+        folder = (ROOT / document).parent
+        for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / document).read_text()):
+            assert (folder / target).exists(), f"{document} links to {target}"
+
+
+def test_files_named_in_the_layout_exist() -> None:
+    names = re.findall(r"^\| `([^`]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    assert len(names) > 15
+    assert not [name for name in names if not (ROOT / name).exists()]
