@@ -242,6 +242,11 @@ class CrossPrefill(Prefill):
                 "A batch of images of different sizes needs the processor's cross_attention_mask; pass everything it "
                 "returns."
             )
+        if getattr(cache, "is_compileable", False):
+            raise VlmpruneError(
+                "A static cache has room for exactly all keys of the image, so a pruned prompt with cross attention "
+                "cannot fill it; use the default cache instead of cache_implementation='static'."
+            )
         if cache is not None:
             columns = self.chosen.index.masked_fill(~self.chosen.real, -1)
             state = PrunedPrompt(self.layer, self.valid.shape[1], self.valid, self.valid, True, cross_columns=columns)

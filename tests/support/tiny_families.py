@@ -417,3 +417,8 @@ def _left_pad(tensor: Tensor, length: int) -> Tensor:
 def row(inputs: Inputs, i: int) -> Inputs:
     """Sample i of the batch alone, without padding."""
     return _collate(inputs.model_type, [inputs.samples[i]])
+
+
+def repeated(inputs: Inputs, times: int) -> Inputs:
+    """Every sample `times` times, side by side, as beams stand."""
+    return _collate(inputs.model_type, [sample for sample in inputs.samples for _ in range(times)])
