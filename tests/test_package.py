@@ -1,0 +1,148 @@
+"""What is shipped: the wheel holds all it needs, versions are stated once, and importing changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import vlmprune
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MEBIBYTE = 1 << 20
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel of this checkout, built without a network by the backend the environment already has."""
+    if find_spec("setuptools") is None:
+        pytest.skip("setuptools, the build backend, is not installed")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "vlmprune", source / "vlmprune", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=source)
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(source / "dist" / done.stdout.splitlines()[-1])
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
+    package = ROOT / "vlmprune"
+    files = {
+        str(path.relative_to(ROOT)) for path in package.rglob("*") if path.is_file() and path.suffix not in (".pyc",)
+    }
+    shipped = set(wheel.namelist())
+    assert files <= shipped
+    outside = {name for name in shipped if not name.startswith(("vlmprune/", "vlmprune-"))}
+    assert not outside
+
+
+def test_the_wheel_carries_the_licence_and_stays_small(wheel: zipfile.ZipFile) -> None:
+    assert any(name.endswith("LICENSE") for name in wheel.namelist())
+    assert sum(info.file_size for info in wheel.infolist() if "weights" in info.filename) <= 30 * MEBIBYTE
+
+
+def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
+    (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert "vlmprune = vlmprune.cli:main" in wheel.read(entry).decode()
+
+
+def test_the_version_is_one() -> None:
+    assert vlmprune.__version__ == PROJECT["version"]
+
+
+def test_the_changelog_names_the_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changelog or f"## [{vlmprune.__version__}]" in changelog
+
+
+def test_every_dependency_is_pinned() -> None:
+    """Without a pin, `pip install . -c constraints.txt` takes what was never tested (of torch: gigabytes)."""
+    pins = {
+        re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    extras = PROJECT["optional-dependencies"]
+    required = [*PROJECT["dependencies"], *(one for extra in extras.values() for one in extra)]
+    names = {re.match(r"[\w.-]+", one)[0].lower().replace("_", "-") for one in required}
+    assert names - {PROJECT["name"]} <= pins
+
+
+def test_the_floor_of_transformers_is_said_once() -> None:
+    floor = vlmprune.wrap.__globals__["TESTED_TRANSFORMERS"]
+    (declared,) = (one for one in PROJECT["dependencies"] if one.startswith("transformers"))
+    assert declared.startswith(f"transformers>={floor.removesuffix('.0')},")
+
+
+def test_importing_changes_nothing_outside() -> None:
+    """No attention function registered, no class patched, no logging, warning or thread setting changed."""
+    seen = python(
+        """
+import json, logging, warnings
+import torch, transformers
+from torch import nn
+from transformers import masking_utils, modeling_utils
+from transformers.models.llava import modeling_llava
+
+def state():
+    return [
+        sorted(modeling_utils.ALL_ATTENTION_FUNCTIONS.valid_keys()),
+        [str(f) for f in modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping.values()],
+        [str(f) for f in masking_utils.ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.values()],
+        [str(f) for f in vars(modeling_llava.LlavaForConditionalGeneration).values()],
+        [str(f) for f in vars(modeling_llava.LlavaModel).values()],
+        [str(f) for f in vars(transformers.GenerationMixin).values()],
+        [str(f) for f in vars(nn.Module).values()],
+        [str(h) for h in nn.modules.module._global_forward_pre_hooks.values()],
+        torch.get_num_threads(), str(torch.get_default_dtype()), torch.initial_seed(), torch.is_grad_enabled(),
+        logging.root.level, [str(f) for f in warnings.filters],
+    ]
+
+before = state()
+import vlmprune
+print(json.dumps([i for i, (a, b) in enumerate(zip(before, state())) if a != b]))
+"""
+    )
+    assert json.loads(seen) == []
+
+
+def test_importing_the_library_leaves_the_command_line_alone() -> None:
+    assert python("import sys, vlmprune; print('vlmprune.cli' in sys.modules)") == "False"
+
+
+def test_functions_that_share_a_folders_name_stay_functions() -> None:
+    """`vlmprune.methods` and `vlmprune.families` are functions and folders; importing the folder must not win."""
+    code = "import vlmprune, vlmprune.methods.fastv, vlmprune.families.llava"
+    assert python(f"{code}; print(sorted(vlmprune.methods())[:1], len(vlmprune.families()) > 0)").startswith(
+        "['downsample'"
+    )
+
+
+def test_everything_public_is_there_and_documented() -> None:
+    assert sorted(vlmprune.__all__) == list(dict.fromkeys(sorted(vlmprune.__all__)))
+    for name in vlmprune.__all__:
+        assert getattr(vlmprune, name).__doc__, name
+
+
+def test_every_registered_class_is_public() -> None:
+    public = {getattr(vlmprune, name) for name in vlmprune.__all__ if isinstance(getattr(vlmprune, name), type)}
+    built_in = [cls for cls in vlmprune.methods().values() if cls.__module__.startswith("vlmprune.")]
+    assert set(built_in) <= public
