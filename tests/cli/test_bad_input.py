@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,15 @@ from typer.testing import CliRunner
 from vlmprune.cli import app
 
 
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size and holds no pixels, so that the tests stay small."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -19,8 +30,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("text.png").write_text("no image at all")
     Path("cut.png").write_bytes(Path("good.png").read_bytes()[:60])
     Path("empty.png").touch()
-    Image.new("1", (20_000, 20_000)).save("bomb.png")  # above twice Pillow's limit: an error of Pillow's
-    Image.new("1", (12_000, 10_000)).save("half-bomb.png")  # above the limit: only a warning of Pillow's
+    Path("bomb.png").write_bytes(png_header(20_000, 20_000))  # above twice Pillow's limit: an error of Pillow's
+    Path("half-bomb.png").write_bytes(png_header(12_000, 10_000))  # above the limit: only a warning of Pillow's
     Path("folder").mkdir()
     return tmp_path
 
