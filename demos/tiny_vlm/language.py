@@ -142,7 +142,8 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
     run, from the bundled weights.
     """
     folder = work / which
-    model = build_model(which, work / "tower.safetensors")
+    trained = work / "tower.safetensors"
+    model = build_model(which, None if more and not trained.exists() else trained)  # the bundled weights hold it too
     tower = model.model.vision_tower
     state = State(model, LEARNING_RATE[which], folder, ema=0.998)
     if not state.load() and more:

@@ -24,7 +24,7 @@ from .tower import train_tower
 def export_pair(work: Path) -> None:
     """Write both models' moving averages and the processor into the package."""
     for which in ("large", "small"):
-        model = build_model(which, work / "tower.safetensors")
+        model = build_model(which)  # the saved state holds the tower too
         state = State(model, 0.0, work / which)
         if not state.load():
             raise SystemExit(f"There is no training state of the {which} model in {work}; train it first.")
