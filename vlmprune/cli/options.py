@@ -10,10 +10,10 @@ import typer
 DEFAULT_METHOD = "fastv"  # what `ask` sets against the unpruned model when no --method is given
 
 ImageArgument = Annotated[
-    Path | None, typer.Argument(metavar="[IMAGE]", show_default=False, help="An image file; none: a bundled one.")
+    Path | None, typer.Argument(metavar="IMAGE", show_default=False, help="An image file; none: a bundled one.")
 ]
 QuestionArgument = Annotated[
-    str | None, typer.Argument(metavar="[QUESTION]", show_default=False, help="What to ask about the image.")
+    str | None, typer.Argument(metavar="QUESTION", show_default=False, help="What to ask about the image.")
 ]
 ModelOption = Annotated[
     str | None,
