@@ -113,7 +113,7 @@ def machine() -> str:
     if info.is_file():
         lines = info.read_text(errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{name}, {os.cpu_count()} cores of which {torch.get_num_threads()} used, torch {torch.__version__}"
 
 
 def stage_cell(contender: Contender, stage: str) -> str:
