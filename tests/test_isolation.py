@@ -115,3 +115,24 @@ def test_a_text_prompt_after_an_image_prompt():
     with vlmprune.wrap(model, "random", keep=0.5):
         generate(model, make_inputs(model), steps=3)
         assert_near(generate(model, text, steps=3)[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("family", "bad"),
+    [
+        ("llava", vlmprune.Uniform(layer=99)),
+        ("qwen2_vl", vlmprune.Uniform(positions="compact")),  # several position axes
+        ("mllama", vlmprune.FastV(layer=1)),  # no cross-attention layer before it
+    ],
+)
+def test_a_bad_second_wrap_leaves_the_first_in_place(family, bad):
+    model = build(family)
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, "random", keep=0.5) as first:
+        model(**inputs)
+        kept = first.report.kept
+        with pytest.raises(vlmprune.VlmpruneError):
+            vlmprune.wrap(model, bad)
+        assert first.active
+        model(**inputs)
+        assert all(torch.equal(a, b) for a, b in zip(first.report.kept, kept, strict=True))

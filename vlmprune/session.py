@@ -55,7 +55,9 @@ def _nothing(*args: Any) -> None:
 
 
 class Session:
-    """A method attached to a model.
+    """A method made ready for a model, and put on it by `attach`.
+
+    Whatever does not fit is said here, before anything on the model is touched.
 
     Raises:
         VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
@@ -80,7 +82,6 @@ class Session:
                 "depend on where the visual tokens stood; use positions='original'."
             )
         self._undo: list[Callable[[], None]] = []
-        self.attach()
 
     def _probe_target(self) -> nn.Module | None:
         """The attention module that the pruner reads: of the layer before, or the last before that sees the image."""
@@ -101,6 +102,7 @@ class Session:
     # -- on and off --------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
+        """Put hooks, shadows and the probe on the model."""
         model, base = self.model, self.base
 
         def pre(module: nn.Module, function: Callable[..., Any]) -> None:
@@ -148,6 +150,7 @@ class Session:
         self._undo.append(undo)
 
     def detach(self) -> None:
+        """Take everything off again, in reverse order."""
         while self._undo:
             self._undo.pop()()
         self._clear()

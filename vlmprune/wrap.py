@@ -16,7 +16,7 @@ from torch import nn
 
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of
-from .methods.base import Method, Pruner
+from .methods.base import Method
 from .methods.registry import make_method
 from .report import Report
 from .session import Session
@@ -39,13 +39,11 @@ class Answer:
 class PrunedModel:
     """Handle of a wrapped model. The model itself is wrapped; calling either is the same."""
 
-    def __init__(self, model: Any, method: Method, processor: Any, plain: Any) -> None:
-        self.model, self.method, self.processor = model, method, processor
-        self._plain = plain
-        self._session = Session(plain, family_of(plain), method)
+    def __init__(self, model: Any, session: Session, processor: Any) -> None:
+        self.model, self.method, self.processor = model, session.method, processor
+        self._plain, self._session = session.model, session
         self._active = True
-        plain.__dict__[_HANDLE] = self
-        plain.__dict__["__deepcopy__"] = self._deepcopy
+        self._put_on()
 
     # -- use ---------------------------------------------------------------------------------------------------
 
@@ -92,7 +90,15 @@ class PrunedModel:
             raise VlmpruneError("There is no report yet; call the model first.")
         return self._session.report
 
-    # -- off ---------------------------------------------------------------------------------------------------
+    # -- on and off --------------------------------------------------------------------------------------------
+
+    def _put_on(self) -> None:
+        self._session.attach()
+        self._plain.__dict__.update({_HANDLE: self, "__deepcopy__": self._deepcopy})
+
+    def _take_off(self) -> None:
+        self._session.detach()
+        del self._plain.__dict__[_HANDLE], self._plain.__dict__["__deepcopy__"]
 
     @property
     def active(self) -> bool:
@@ -102,8 +108,7 @@ class PrunedModel:
         """Take everything off the model and return it; calling it again does nothing."""
         if self._active:
             self._active = False
-            self._session.detach()
-            del self._plain.__dict__[_HANDLE], self._plain.__dict__["__deepcopy__"]
+            self._take_off()
         return self.model
 
     def __enter__(self) -> PrunedModel:
@@ -126,15 +131,11 @@ class PrunedModel:
     def _deepcopy(self, memo: dict[int, Any]) -> Any:
         """`copy.deepcopy(model)` sees the plain model: off, copy, on again."""
         with self._session.turnstile.generating():
-            self._session.detach()
-            plain = self._plain
-            del plain.__dict__[_HANDLE], plain.__dict__["__deepcopy__"]
+            self._take_off()
             try:
-                return copy.deepcopy(plain, memo)
+                return copy.deepcopy(self._plain, memo)
             finally:
-                plain.__dict__[_HANDLE] = self
-                plain.__dict__["__deepcopy__"] = self._deepcopy
-                self._session.attach()
+                self._put_on()
 
 
 def wrap(
@@ -159,15 +160,13 @@ def wrap(
             "tested with; upgrade it."
         )
     plain = plain_model(model)
-    family_of(plain)
-    chosen = one_method(method, options)
-    if isinstance(chosen, Pruner):  # before the older handle goes: a bad call must not unwrap
-        chosen.layer_index(len(family_of(plain).language_model(plain).layers))
+    family = family_of(plain)
+    session = Session(plain, family, one_method(method, options))  # raises before the older handle goes
     older: PrunedModel | None = plain.__dict__.get(_HANDLE)
     if older is not None:
         older.unwrap()
         processor = processor if processor is not None else older.processor
-    return PrunedModel(model, chosen, processor, plain)
+    return PrunedModel(model, session, processor)
 
 
 def plain_model(model: Any) -> Any:
