@@ -70,11 +70,14 @@ class PrunedPrompt:
         )
 
 
-def physical_length(cache: Any, layer: int = 0) -> int:
-    """How many entries a layer of the cache really holds; 0 for no cache."""
-    if cache is None or layer >= len(cache.layers):
-        return 0
-    return int(cache.layers[layer].get_seq_length())
+def physical_length(cache: Any, layer: int) -> int:
+    """How many entries a layer of the cache really holds; 0 where a growing cache has not made it yet."""
+    return int(cache.layers[layer].get_seq_length()) if layer < len(cache.layers) else 0
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether any layer of the cache holds anything."""
+    return any(physical_length(cache, layer) for layer in range(len(cache.layers)))
 
 
 def _logical(self: Any, layer_idx: int = 0) -> Any:
@@ -103,7 +106,7 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
 def recall(cache: Any) -> PrunedPrompt | None:
     """The state on a cache, or None; a cache that was reset has forgotten it."""
     state = getattr(cache, _ATTRIBUTE, None)
-    if state is not None and not any(physical_length(cache, layer) for layer in range(len(cache.layers))):
+    if state is not None and not is_filled(cache):
         delattr(cache, _ATTRIBUTE)
         for name in ("get_seq_length", "get_query_offset"):
             cache.__dict__.pop(name, None)
@@ -118,7 +121,7 @@ def later_valid(state: PrunedPrompt, mask: Tensor | None, later: int) -> Tensor:
         mask: the caller's 2-D mask over the unpruned sequence, whose columns from S on are the later entries, or None.
     """
     new = torch.ones(state.valid.shape[0], later, dtype=torch.bool, device=state.valid.device)
-    if mask is not None and mask.dim() == 2:
+    if mask is not None:
         given = mask[:, state.length : state.length + later].bool().to(new.device)
         new[:, : given.shape[1]] = given
     return torch.cat([state.valid, new], dim=1)

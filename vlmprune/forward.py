@@ -16,7 +16,7 @@ from .attention.probe import attention_rows, column_sums
 from .cache_state import PrunedPrompt, later_valid, physical_length, remember
 from .errors import VlmpruneError
 from .families import Family
-from .flow.compact import Compaction, compaction, gather_mask, gather_positions, gather_rows
+from .flow.compact import Compaction, compaction, gather_mask, gather_positions, gather_rows, keep_mask
 from .flow.locate import SampleLayout
 from .flow.select import Selection
 from .methods.base import Prompt, Pruner, last_valid
@@ -69,10 +69,7 @@ class Prefill:
     def _select(self, hidden: Tensor) -> Selection:
         assert self.pruner is not None
         prompt = Prompt(self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention)
-        with torch.no_grad():
-            selection = self.pruner.select(prompt)
-        if selection.merged is not None and hidden.requires_grad:
-            selection = self.pruner.select(prompt)  # merged states carry the gradient
+        selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         for kept, layout in zip(selection.kept, self.layouts, strict=True):
             steps = torch.diff(kept.cpu(), prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))
             if layout.count and (len(kept) == 0 or bool((steps < 1).any())):
@@ -94,14 +91,14 @@ class Prefill:
         self.selection = self._select(hidden)
         if not self.drops:
             return
-        keep = self.valid.to(hidden.device).clone()  # padding goes too; rows are re-padded to the longest
-        for row, kept, layout in zip(keep, self.selection.kept, self.layouts, strict=True):
-            slots = layout.slots.to(row.device)
-            row[slots] = False
-            row[slots[kept.to(row.device)]] = True
-        self.chosen = compaction(keep)
+        # Padding is not eligible: it goes too, and rows are re-padded to the longest.
+        self.chosen = self._compaction(self.valid.to(hidden.device))
         if cache is not None:
             remember(cache, self._state())
+
+    def _compaction(self, eligible: Tensor) -> Compaction:
+        assert self.selection is not None
+        return compaction(keep_mask(eligible, [layout.slots for layout in self.layouts], self.selection.kept))
 
     def _state(self) -> PrunedPrompt:
         assert self.chosen is not None and self.pruner is not None
@@ -231,12 +228,7 @@ class CrossPrefill(Prefill):
         self.selection = self._select(hidden)
         if not self.drops:
             return
-        keep = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        for row, kept, layout in zip(keep, self.selection.kept, self.layouts, strict=True):
-            slots = layout.slots.to(row.device)
-            row[slots] = False
-            row[slots[kept.to(row.device)]] = True
-        self.chosen = compaction(keep)
+        self.chosen = self._compaction(torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device))
         if self.chosen.ragged and self.mask is None:
             raise VlmpruneError(
                 "A batch of images of different sizes needs the processor's cross_attention_mask; pass everything it "
@@ -248,9 +240,8 @@ class CrossPrefill(Prefill):
                 "cannot fill it; use the default cache instead of cache_implementation='static'."
             )
         if cache is not None:
-            columns = self.chosen.index.masked_fill(~self.chosen.real, -1)
-            state = PrunedPrompt(self.layer, self.valid.shape[1], self.valid, self.valid, True, cross_columns=columns)
-            remember(cache, state)
+            length, columns = self.valid.shape[1], self.chosen.columns
+            remember(cache, PrunedPrompt(self.layer, length, self.valid, self.valid, True, cross_columns=columns))
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         states = kwargs.get("cross_attention_states")
@@ -267,8 +258,8 @@ class CrossPrefill(Prefill):
             return None
         new = dict(kwargs)
         new["cross_attention_states"] = self._compact(states)
-        columns = self.chosen.index.masked_fill(~self.chosen.real, -1)
-        new["cross_attention_mask"] = cross_mask(self.mask, columns)
+        columns = self.chosen.columns
+        new["cross_attention_mask"] = self._once("mask", self.mask, lambda mask: cross_mask(mask, columns))
         return args, new
 
     @property
@@ -292,7 +283,7 @@ class Decode:
     def __init__(self, state: PrunedPrompt, text_model: Any, mask: Any) -> None:
         self.state, self.text_model = state, text_model
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self._built: dict[bool, Any] = {}
+        self._built: dict[str, Any] = {}  # what the layers of a step share, made by the first that needs it
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if i < self.state.layer:
@@ -302,16 +293,20 @@ class Decode:
         if self.state.cross_columns is not None:
             if (mask := kwargs.get("cross_attention_mask")) is None:
                 return None
-            new["cross_attention_mask"] = cross_mask(mask, self.state.rows(len(hidden)).cross_columns)  # type: ignore[arg-type]  # checked above
+            if "cross" not in self._built:
+                self._built["cross"] = cross_mask(mask, self.state.rows(len(hidden)).cross_columns)  # type: ignore[arg-type]  # checked above
+            new["cross_attention_mask"] = self._built["cross"]
             return args, new
         sliding = is_sliding(self.text_model, i)
-        if sliding not in self._built:
-            self._built[sliding] = self._mask(i, sliding, hidden, kwargs["past_key_values"])
-        new["attention_mask"] = self._built[sliding]
+        kind = "sliding" if sliding else "full"
+        if kind not in self._built:
+            self._built[kind] = self._mask(i, sliding, hidden, kwargs["past_key_values"])
+        new["attention_mask"] = self._built[kind]
         if self.state.shift is not None:
-            ids = kwargs["position_ids"] - self.state.rows(len(hidden)).shift[:, None]  # type: ignore[index]  # checked above
-            new["position_ids"] = ids
-            new["position_embeddings"] = rotary(self.text_model, hidden, ids)
+            if "positions" not in self._built:
+                ids = kwargs["position_ids"] - self.state.rows(len(hidden)).shift[:, None]  # type: ignore[index]  # checked above
+                self._built["positions"] = ids, rotary(self.text_model, hidden, ids)
+            new["position_ids"], new["position_embeddings"] = self._built["positions"]
         return args, new
 
     def _mask(self, i: int, sliding: bool, hidden: Tensor, cache: Any) -> Any:

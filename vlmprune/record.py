@@ -7,7 +7,7 @@ import torch
 from .flops import ModelCost
 from .forward import CrossPrefill, Prefill
 from .methods.base import Method
-from .report import Report, spans_with_kept
+from .report import Report
 
 
 def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:
@@ -48,7 +48,7 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
         visual_tokens=visual,
         kept_tokens=kept_tokens,
         kept=kept,
-        images=[spans_with_kept(layout.images, k) for layout, k in zip(layouts, kept, strict=True)],
+        images=[[span.with_kept(k) for span in layout.images] for layout, k in zip(layouts, kept, strict=True)],
         layer_lengths=lengths,
         lm_tokens=sum(visual_at(seeing[0])) / batch,
         layer_avg_tokens=average,

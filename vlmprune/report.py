@@ -5,7 +5,6 @@ Shapes: B batch, V visual tokens of a sample, K kept, L decoder layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,8 +137,3 @@ def cell_sizes(span: ImageSpan) -> Tensor:
         if near:
             sizes[i] = base * (min(near) / base[0])
     return sizes
-
-
-def spans_with_kept(spans: Sequence[ImageSpan], kept: Tensor) -> list[ImageSpan]:
-    """The spans of a sample, each with its own share of the kept indices [K]."""
-    return [span.with_kept(kept) for span in spans]

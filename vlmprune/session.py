@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .attention.probe import ProbedLayer, clear_observers, observe
-from .cache_state import physical_length, recall
+from .cache_state import is_filled, recall
 from .errors import VlmpruneError
 from .families import Family, Media
-from .families.mllama import cross_layouts
 from .flops import model_cost
 from .flow.locate import SampleLayout, layouts_from_mask
 from .forward import CrossPrefill, Decode, Prefill
@@ -85,7 +84,7 @@ class Session:
 
     def _probe_target(self) -> nn.Module | None:
         """The attention module that the pruner reads: of the layer before, or the last before that sees the image."""
-        if self.pruner is None or not self.pruner.reads_attention or self.pruner.keeps_all:
+        if self.pruner is None or not self._prunes or not self.pruner.reads_attention:
             return None
         before = self.layer - 1
         if self.family.cross_attention:
@@ -209,7 +208,7 @@ class Session:
     def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take `labels` out: a pruned prompt has fewer rows of logits, so the loss is computed on the kept ones."""
         self._local.labels = None
-        if self.pruner is None or self.pruner.keeps_all or not (args or kwargs.get("labels") is not None):
+        if not self._prunes or not (args or kwargs.get("labels") is not None):
             return None
         bound = self._signatures[self.model].bind_partial(*args, **kwargs)
         labels = bound.arguments.pop("labels", None)
@@ -254,7 +253,7 @@ class Session:
         if state is not None:
             self._refuse_later_image(given)
             self._local.active = Decode(state, self.text, given.get("attention_mask"))
-        elif cache is not None and any(physical_length(cache, i) for i in range(len(cache.layers))):
+        elif cache is not None and is_filled(cache):
             self._refuse_later_image(given)
             self._local.active = "continued"
 
@@ -307,8 +306,8 @@ class Session:
         if not has_image(given):
             return nothing
         arguments = {**self._get("media", {}), **small(given)}
-        if self.family.cross_attention:
-            return cross_layouts(self.model.config, Media(arguments))
+        if self.family.cross_layouts is not None:
+            return self.family.cross_layouts(self.model.config, Media(arguments))
         visual = self._visual(ids) & valid
         if (length := self._get("prompt_length")) is not None:
             visual[:, length:] = False  # with use_cache=False a generated image token comes back as input: it is text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlmprune.flow.compact import compaction, gather_mask, gather_positions, gather_rows
+from vlmprune.flow.compact import compaction, gather_mask, gather_positions, gather_rows, keep_mask
 
 KEEP = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0]]).bool()
 
@@ -55,3 +55,20 @@ def test_masks_lose_rows_and_columns_and_hide_fillers_and_unused_cache() -> None
                 real = k < 5 and bool(chosen.real[row, k])
                 wanted = real and bool(boolean[row, 0, chosen.index[row, q], chosen.index[row, min(k, 4)]])
                 assert bool(out[row, 0, q, k]) == wanted
+
+
+def test_only_visual_tokens_that_were_not_kept_and_ineligible_positions_go() -> None:
+    eligible = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
+    slots, kept = [torch.tensor([2, 3, 5]), torch.tensor([0, 4])], [torch.tensor([1]), torch.tensor([0, 1])]
+    got = keep_mask(eligible, slots, kept)
+    for row in range(2):
+        for position in range(6):
+            visual = position in slots[row].tolist()
+            wanted = position in slots[row][kept[row]].tolist() if visual else bool(eligible[row, position])
+            assert bool(got[row, position]) == wanted
+
+
+def test_fillers_have_no_column() -> None:
+    chosen = compaction(KEEP)
+    for column, index, real in zip(chosen.columns.flatten(), chosen.index.flatten(), chosen.real.flatten(), strict=True):
+        assert int(column) == (int(index) if real else -1)

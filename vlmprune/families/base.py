@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flow.locate import ImageGrid
+from ..flow.locate import ImageGrid, SampleLayout
 
 
 @dataclass
@@ -45,7 +45,8 @@ class Family:
         grids: the images of a prompt in order, from the model's config and what the vision stage was given.
         text_model: attribute of the base model that holds the decoder layers' model.
         vision: attribute of the base model that holds the vision tower.
-        cross_attention: visual tokens are no rows of the sequence but keys of cross-attention layers.
+        cross_layouts: for families whose visual tokens are no rows of the sequence but keys of cross-attention layers:
+            where they stand among those keys.
         bidirectional: image tokens see each other in both directions, so a causal mask alone is not theirs.
         deepstack: the language model adds visual features again after its first layers.
         multi_axis_positions: position ids have several axes (M-RoPE), so they cannot simply be re-indexed.
@@ -55,10 +56,15 @@ class Family:
     grids: Callable[[Any, Media], list[ImageGrid]]
     text_model: str = "language_model"
     vision: str = "vision_tower"
-    cross_attention: bool = False
+    cross_layouts: Callable[[Any, Media], list[SampleLayout]] | None = None
     bidirectional: bool = False
     deepstack: bool = False
     multi_axis_positions: bool = False
+
+    @property
+    def cross_attention(self) -> bool:
+        """Whether text rows attend to the image in cross-attention layers."""
+        return self.cross_layouts is not None
 
     @property
     def plain_positions(self) -> bool:

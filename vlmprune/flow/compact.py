@@ -5,6 +5,7 @@ Shapes: B batch, S sequence before, C sequence after (the longest row's kept tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,27 @@ class Compaction:
     real: Tensor
     ragged: bool
 
+    @property
+    def columns(self) -> Tensor:
+        """`index` with -1 in the filler slots."""
+        return self.index.masked_fill(~self.real, -1)
+
     def to(self, device: torch.device) -> Compaction:
         return Compaction(self.index.to(device), self.real.to(device), self.ragged)
+
+
+def keep_mask(eligible: Tensor, slots: Sequence[Tensor], kept: Sequence[Tensor]) -> Tensor:
+    """Which of S positions stay: the eligible ones [B, S] less the visual tokens that were not kept.
+
+    Args:
+        slots: per sample [V], where its visual tokens stand. kept: per sample [K], indices into these.
+    """
+    keep = eligible.clone()
+    for row, where, chosen in zip(keep, slots, kept, strict=True):
+        where = where.to(row.device)
+        row[where] = False
+        row[where[chosen.to(row.device)]] = True
+    return keep
 
 
 def compaction(keep: Tensor) -> Compaction:
