@@ -16,6 +16,7 @@ from tests.support.planted import Planted
 from tests.support.reference import all_logits
 from tests.support.running import STEPS, assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, repeated, row
+from vlmprune.wrap import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -148,7 +149,7 @@ def test_prompt_lookup(family, layer):
 def test_a_streamer_gets_the_same_text():
     large, _, processor = vlmprune.load_tiny()
     picture, question = vlmprune_example()
-    inputs = prepared(processor, picture, question)
+    inputs = prepare(processor, picture, question)
     with vlmprune.wrap(large, "fastv", keep=0.3):
         text = processor.decode(
             large.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
@@ -165,17 +166,6 @@ def vlmprune_example():
     from vlmprune.tiny import example
 
     return example()
-
-
-def prepared(processor, picture, question):
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
 
 
 def test_the_pipeline():

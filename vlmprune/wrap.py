@@ -215,13 +215,20 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
     if not isinstance(question, str) or not question.strip():
         raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
     warn_unknown_words(processor, question)
-    content = [{"type": "image", "image": one.convert("RGB")} for one in images] + [{"type": "text", "text": question}]
+    return tokenized(processor, conversation([one.convert("RGB") for one in images], question))
+
+
+def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
+    """One user turn, pictures first, as chat templates take it."""
+    content = [{"type": "image", "image": one} for one in images] + [{"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
+    """Model inputs of a conversation, or of a list of them with the `options` that batches need."""
+    # Tokenizing the rendered text apart would put a second BOS in front of the template's.
     return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
+        talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
     )
 
 

@@ -18,20 +18,19 @@ from torch import Tensor
 from vlmprune.tiny import WEIGHTS
 from vlmprune.tiny.scenes import (
     COLOURS,
-    FAMILIES,
     GRID,
     SHAPES,
     Question,
     ask,
-    benchmark,
     make_scene,
     patch_owner,
     render,
 )
 
 from .common import State, log
-from .packing import IDS, answer_logits, drop_uniformly, encode_text, pack, right_answers
+from .packing import IDS, answer_logits, drop_uniformly, encode_text, pack
 from .pair import build_model
+from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
 
 # Questions asked about each picture until the token budget is used up, drawn by weight.
@@ -214,17 +213,7 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
     log(folder, final=True, step=state.meta["step"], **accuracy(model, 200))
 
 
-@torch.no_grad()
-def accuracy(model: Any, number: int, split: str = "validation", batch: int = 16) -> dict[str, float]:
-    """Share of a split's questions answered exactly, per family, on full pictures."""
-    right: dict[str, list[bool]] = defaultdict(list)
-    for family in FAMILIES:
-        pairs = list(benchmark(family, number, split))
-        for at in range(0, len(pairs), batch):
-            part = pairs[at : at + batch]
-            places = torch.arange(GRID * GRID).expand(len(part), -1)
-            features = encode(model.model.vision_tower, pixels([render(s) for s, _ in part]), places)[:, 1:]
-            packed = pack([[q] for _, q in part], places)
-            for name, hit in right_answers(answer_logits(model, features, packed)[0], packed):
-                right[name].append(hit)
-    return {name: sum(hits) / len(hits) for name, hits in right.items()}
+def accuracy(model: Any, number: int) -> dict[str, float]:
+    """Share of the validation questions answered exactly, per family, on full pictures."""
+    rows = measure({"model": model}, scene_questions(number, "validation"))
+    return {family: row["model"] for family, row in rows.items()}

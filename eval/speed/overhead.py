@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
+from eval.provenance import provenance
 from vlmprune.attention.probe import ProbedLayer, attention_rows, clear_observers, column_sums, observe
 
 IMAGE_TOKEN = 3
 SIDE = 30  # 900 visual tokens
 TEXT = 124
+MODEL = "random LLaVA-like, LM 8 layers x 512, 1,024 tokens of which 900 visual, fp32"
 
 
 def build_model() -> LlavaForConditionalGeneration:
@@ -110,29 +109,13 @@ def measure(rounds: int) -> dict[str, Any]:
     return {"rounds": rounds, "median_seconds": {k: statistics.median(v) for k, v in seconds.items()}, "ratio": ratios}
 
 
-def provenance() -> dict[str, Any]:
-    """Where the numbers come from."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = bool(subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip())
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
-        "attention": "sdpa",
-        "model": "random LLaVA-like, LM 8 layers x 512, 1,024 tokens of which 900 visual, fp32",
-    }
-
-
 def main() -> None:
     """Run, print, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    record = {**measure(args.rounds), "provenance": provenance()}
+    record = {**measure(args.rounds), "provenance": provenance(attention="sdpa", model=MODEL)}
     print(json.dumps(record, indent=2))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

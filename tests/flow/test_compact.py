@@ -70,5 +70,7 @@ def test_only_visual_tokens_that_were_not_kept_and_ineligible_positions_go() -> 
 
 def test_fillers_have_no_column() -> None:
     chosen = compaction(KEEP)
-    for column, index, real in zip(chosen.columns.flatten(), chosen.index.flatten(), chosen.real.flatten(), strict=True):
-        assert int(column) == (int(index) if real else -1)
+    for row in range(3):
+        for slot in range(5):
+            wanted = int(chosen.index[row, slot]) if chosen.real[row, slot] else -1
+            assert int(chosen.columns[row, slot]) == wanted

@@ -10,6 +10,7 @@ from demos.tiny_vlm.packing import IDS, answer_logits, encode_text, pack
 from demos.tiny_vlm.tower import encode, pixels
 from vlmprune.tiny import WEIGHTS, example
 from vlmprune.tiny.scenes import GRID, Question, benchmark, render
+from vlmprune.wrap import prepare
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +47,7 @@ def test_packed_questions_equal_the_stock_model_asked_one_by_one(pair: tuple) ->
         packed = pack([questions], places)
         logits, _ = answer_logits(large, features, packed)
         for question, (_, start, end) in zip(questions, packed.answers, strict=True):
-            talk = [{"role": "user", "content": [{"type": "image", "image": scene.image()}]}]
-            talk[0]["content"].append({"type": "text", "text": question.text})  # type: ignore[attr-defined]  # a list
-            inputs = processor.apply_chat_template(
-                talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-            )
+            inputs = prepare(processor, scene.image(), question.text)
             answer = torch.tensor([[*encode_text(question.answer), IDS["<eos>"]]])
             inputs["input_ids"] = torch.cat([inputs["input_ids"], answer[:, :-1]], dim=1)
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

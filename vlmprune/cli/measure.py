@@ -63,18 +63,11 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    talks = [
-        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-        for image, question in zip(images, questions, strict=True)
-    ]
-    inputs = processor.apply_chat_template(
-        talks,
-        add_generation_prompt=True,
-        tokenize=True,  # tokenizing the rendered text apart would put a second BOS in front of the template's
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},  # every row ends where its answer starts
-    )
+    from ..wrap import conversation, tokenized
+
+    talks = [conversation([image], question) for image, question in zip(images, questions, strict=True)]
+    # Padded left, every row ends where its answer starts.
+    inputs = tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
     with torch.no_grad():
         out = pruned.generate(**inputs.to(pruned.model.device), **generation)
     new = out[:, inputs["input_ids"].shape[1] :]
