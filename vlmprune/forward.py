@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from .attention.probe import attention_rows, column_sums
+from .attention.probe import AttentionCall, column_sums
 from .cache_state import PrunedPrompt, later_valid, physical_length, remember
 from .errors import VlmpruneError
 from .families import Family
@@ -36,10 +36,12 @@ class Prefill:
         input_ids: Tensor,
         valid: Tensor,
         layouts: list[SampleLayout],
+        importance: list[Tensor] | None = None,
     ) -> None:
         self.pruner, self.layer, self.family, self.text_model = pruner, layer, family, text_model
         self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
         self.attention: Tensor | None = None
+        self.importance = importance
         self.selection: Selection | None = None
         self.chosen: Compaction | None = None
         self.deepstack: tuple[Tensor, list[Tensor]] | None = None
@@ -48,27 +50,18 @@ class Prefill:
 
     # -- reading the layer before ------------------------------------------------------------------------------
 
-    def observe(self, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> None:
+    def observe(self, call: AttentionCall, output: Tensor) -> None:
         """Attention of the last prompt token in the probed layer, mean over heads: [B, S or cross states]."""
-        rows = last_valid(self.valid).to(query.device)[:, None]
-        cross = self.family.cross_attention
-        weights = attention_rows(
-            query.detach(),
-            key.detach(),
-            mask if isinstance(mask, Tensor) else None,
-            rows,
-            scaling=kwargs["scaling"],
-            causal=not cross,
-            softcap=kwargs.get("softcap"),
-            window=kwargs.get("sliding_window"),
-        )
-        self.attention = column_sums(weights)
+        rows = last_valid(self.valid).to(call.query.device)[:, None]
+        self.attention = column_sums(call.weights(rows, causal=not self.family.cross_attention))
 
     # -- the flow ----------------------------------------------------------------------------------------------
 
     def _select(self, hidden: Tensor) -> Selection:
         assert self.pruner is not None
-        prompt = Prompt(self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention)
+        prompt = Prompt(
+            self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention, self.importance
+        )
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         for kept, layout in zip(selection.kept, self.layouts, strict=True):
             steps = torch.diff(kept.cpu(), prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))

@@ -11,7 +11,7 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .attention.probe import ProbedLayer, clear_observers, observe
+from .attention.watcher import Watcher
 from .cache_state import is_filled, recall
 from .errors import VlmpruneError
 from .families import Family, Media
@@ -62,8 +63,8 @@ class Session:
         VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
-    def __init__(self, model: Any, family: Family, method: Method) -> None:
-        self.model, self.family, self.method = model, family, method
+    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[Watcher] = ()) -> None:
+        self.model, self.family, self.method, self.watchers = model, family, method, watchers
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
         self.pruner = method if isinstance(method, Pruner) else None
@@ -74,7 +75,12 @@ class Session:
         self._local = threading.local()
         self._recomputed = WeakIdKeyDictionary()
         self._signatures = {module: inspect.signature(module.forward) for module in (self.model, self.base)}
-        self._probed = self._probe_target()
+        self._read = self._read_layer()
+        self._watched = [list(watcher.layers(self.seeing)) for watcher in watchers]
+        probed = {i for layers in self._watched for i in layers}
+        if self._read is not None:
+            probed.add(self._read)
+        self._probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
         if self.pruner and self.pruner.positions == "compact" and not family.plain_positions:
             raise VlmpruneError(
                 f"positions='compact' is not supported for {family.model_type!r}, whose attention or position ids "
@@ -82,21 +88,24 @@ class Session:
             )
         self._undo: list[Callable[[], None]] = []
 
-    def _probe_target(self) -> nn.Module | None:
-        """The attention module that the pruner reads: of the layer before, or the last before that sees the image."""
+    @property
+    def seeing(self) -> list[int]:
+        """The decoder layers whose attention sees visual tokens."""
+        if self.family.cross_attention:
+            return list(self.text.config.cross_attention_layers)
+        return list(range(len(self.text.layers)))
+
+    def _read_layer(self) -> int | None:
+        """The layer whose attention the pruner reads: the last before it drops that sees the image."""
         if self.pruner is None or not self._prunes or not self.pruner.reads_attention:
             return None
-        before = self.layer - 1
-        if self.family.cross_attention:
-            layers = [i for i in self.text.config.cross_attention_layers if i < self.layer]
-            if not layers:
-                first = min(self.text.config.cross_attention_layers)
-                raise VlmpruneError(
-                    f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use "
-                    f"layer={first + 1} or more."
-                )
-            before = layers[-1]
-        return self.family.attention(self.text.layers[before])
+        before = [i for i in self.seeing if i < self.layer]
+        if not before:
+            raise VlmpruneError(
+                f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use "
+                f"layer={self.seeing[0] + 1} or more."
+            )
+        return before[-1]
 
     # -- on and off --------------------------------------------------------------------------------------------
 
@@ -127,8 +136,8 @@ class Session:
         self._shadow(model, "generate", self._generate)
         if hasattr(base, "get_image_features"):
             self._shadow(base, "get_image_features", self._image_features)
-        if self._probed is not None:
-            self._undo.append(ProbedLayer(self._probed).remove)
+        for module in self._probed.values():
+            self._undo.append(ProbedLayer(module).remove)
 
     def _shadow(self, module: Any, name: str, around: Callable[..., Any]) -> None:
         """Put `around(original, *args, **kwargs)` in front of a method, on this instance only."""
@@ -161,7 +170,7 @@ class Session:
 
     def _clear(self) -> None:
         self._local.active = None
-        clear_observers()
+        clear_observers(self._probed.values())
 
     def _now(self) -> float:
         device = next(self.text.parameters()).device
@@ -256,6 +265,16 @@ class Session:
         elif cache is not None and is_filled(cache):
             self._refuse_later_image(given)
             self._local.active = "continued"
+        if self._get("active") is not None:
+            for watcher in self.watchers:
+                watcher.step(given.get("input_ids"), cache)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Let the watchers see the attention calls of this forward."""
+        for watcher, layers in zip(self.watchers, self._watched, strict=True):
+            for i in layers:
+                observe(self._probed[i], functools.partial(watcher.attention, i))
 
     def _refuse_later_image(self, given: dict[str, Any]) -> None:
         ids = given.get("input_ids")
@@ -278,8 +297,11 @@ class Session:
             return None
         prefill = self._locate(self._local.given)
         self._local.active = prefill
-        if prefill.pruner is not None and self._probed is not None:
-            observe(self._probed, prefill.observe)
+        if prefill.pruner is not None and self._read is not None:
+            observe(self._probed[self._read], prefill.observe)
+        for watcher in self.watchers:
+            watcher.prompt(prefill)
+        self._watch()
         if prefill.pruner is not None and kwargs.get("deepstack_visual_embeds") is not None:
             kwargs = dict(kwargs)
             prefill.deepstack = (kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
@@ -297,9 +319,15 @@ class Session:
             ids = torch.zeros(given["inputs_embeds"].shape[:2], dtype=torch.long)
         valid = padding_mask(given.get("attention_mask"), ids)
         layouts = self._layouts(given, ids, valid)
-        active = self._prunes and any(layout.count for layout in layouts)
+        pruner = self.pruner if self._prunes and any(layout.count for layout in layouts) else None
+        layer = pruner.layer_for(len(self.text.layers), layouts) if pruner else self.layer
         kind = CrossPrefill if self.family.cross_attention else Prefill
-        return kind(self.pruner if active else None, self.layer, self.family, self.text, ids, valid, layouts)
+        importance = self._importance(layouts) if pruner else None
+        return kind(pruner, layer, self.family, self.text, ids, valid, layouts, importance)
+
+    def _importance(self, layouts: list[SampleLayout]) -> list[Tensor] | None:
+        """What a guide made of the visual tokens, per sample [V]; a plain session has none."""
+        return None
 
     def _layouts(self, given: dict[str, Any], ids: Tensor, valid: Tensor) -> list[SampleLayout]:
         nothing = [SampleLayout(torch.zeros(0, dtype=torch.long), ()) for _ in ids]
@@ -350,11 +378,15 @@ class Session:
 
     def _enter_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         active = self._active(kwargs)
-        if not isinstance(active, Prefill | Decode):
-            return None
-        if module.training and isinstance(active, Prefill):
-            self._recomputed[kwargs["position_embeddings"][0]] = active
-        return active.enter(i, args, kwargs)
+        changed = None
+        if isinstance(active, Prefill | Decode):
+            if module.training and isinstance(active, Prefill):
+                self._recomputed[kwargs["position_embeddings"][0]] = active
+            changed = active.enter(i, args, kwargs)
+        if active is not None:
+            for watcher in self.watchers:
+                watcher.entering(i, (changed[0] if changed else args)[0])
+        return changed
 
     def _leave_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         active = self._active(kwargs)

@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import vlmprune
 from eval.provenance import provenance
-from vlmprune.attention.probe import ProbedLayer, attention_rows, clear_observers, column_sums, observe
+from vlmprune.attention.probe import AttentionCall, ProbedLayer, clear_observers, column_sums, observe
 
 IMAGE_TOKEN = 3
 SIDE = 30  # 900 visual tokens
@@ -91,14 +91,14 @@ def measure(rounds: int) -> dict[str, Any]:
         with vlmprune.wrap(model, "uniform", keep=SIDE * SIDE - 1):
             model(**inputs, use_cache=True)
 
-    def read(query: Any, key: Any, mask: Any, kwargs: Any) -> None:
-        column_sums(attention_rows(query, key, mask, rows, scaling=kwargs["scaling"]))
+    def read(call: AttentionCall, output: torch.Tensor) -> None:
+        column_sums(call.weights(rows))
 
     def probed() -> None:
         probe = ProbedLayer(attention)
         observe(attention, read)
         model(**inputs, use_cache=True)
-        clear_observers()
+        clear_observers([attention])
         probe.remove()
 
     with torch.no_grad():

@@ -93,9 +93,9 @@ def test_the_model_computes_the_same_bits_and_the_columns_equal_eager(family: st
         plain = model(**inputs).logits
         config = layer.config
         probe = ProbedLayer(layer)
-        observe(layer, lambda q, k, mask, kw: seen.append(attention_rows(q, k, mask, rows, scaling=kw["scaling"])))
+        observe(layer, lambda call, out: seen.append(call.weights(rows)))
         probed = model(**inputs).logits
-        clear_observers()
+        clear_observers([layer])
         unobserved = model(**inputs).logits
         probe.remove()
         maps = eager(**inputs, output_attentions=True).attentions[1]

@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,35 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 DISPATCHER = "vlmprune_probe"
-Observer = Callable[[Tensor, Tensor, Any, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What an attention kernel was given: rotated `query` [B, H, S, D], `key` and `value` [B, H or fewer, T, D] (the
+    cache's entries included), its `mask`, and its other arguments `options`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    options: dict[str, Any]
+
+    def weights(self, rows: Tensor, *, causal: bool = True) -> Tensor:
+        """Softmax attention of query rows [B, R] in fp32: [B, H, R, T]; no gradient."""
+        return attention_rows(
+            self.query.detach(),
+            self.key.detach(),
+            self.mask if isinstance(self.mask, Tensor) else None,
+            rows,
+            scaling=self.options["scaling"],
+            causal=causal,
+            softcap=self.options.get("softcap"),
+            window=self.options.get("sliding_window"),
+        )
+
+
+# Gets the call and its output [B, S, H, D]; what it returns, unless None, takes the output's place.
+Observer = Callable[[AttentionCall, Tensor], Tensor | None]
 
 _observers = threading.local()
 _attached = 0
@@ -92,23 +121,31 @@ def _dispatch(
     own: Any = module.config
     eager = sys.modules[type(module).__module__].eager_attention_forward
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own.vlmprune_original._attn_implementation, eager)
-    out = kernel(module, query, key, value, attention_mask, **kwargs)
-    observer: Observer | None = getattr(_observers, "by_module", {}).get(module)
-    if observer is not None:
-        observer(query, key, attention_mask, kwargs)
-    return out
+    out, weights = kernel(module, query, key, value, attention_mask, **kwargs)
+    observers: list[Observer] | None = getattr(_observers, "by_module", {}).get(module)
+    if observers:
+        call = AttentionCall(query, key, value, attention_mask, kwargs)
+        for observer in observers:
+            edited = observer(call, out)
+            out = out if edited is None else edited
+    return out, weights
 
 
 def observe(module: nn.Module, observer: Observer) -> None:
-    """Let `observer` read the attention calls of `module` made by this thread, until `clear_observers()`."""
+    """Let `observer` read (and edit) the attention calls of `module` made by this thread, until `clear_observers()`.
+
+    Several observers of a module see its calls in the order in which they came, each the output of the one before.
+    """
     if not hasattr(_observers, "by_module"):
         _observers.by_module = {}
-    _observers.by_module[module] = observer
+    _observers.by_module.setdefault(module, []).append(observer)
 
 
-def clear_observers() -> None:
-    """Forget this thread's observers; called when a forward begins and when it ends."""
-    _observers.by_module = {}
+def clear_observers(modules: Iterable[nn.Module]) -> None:
+    """Forget this thread's observers of these modules; called when a forward begins and when it ends."""
+    by_module = getattr(_observers, "by_module", {})
+    for module in modules:
+        by_module.pop(module, None)
 
 
 class ProbedLayer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, top_k_per_image
+
+if TYPE_CHECKING:
+    from ..attention.watcher import Watcher
+    from ..families import Family
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Prompt:
     `layouts`: where each sample's visual tokens are. `hidden` [B, S, D]: hidden states entering the layer, or for
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask.
     `attention` [B, S or cross states]: attention received by each position from the last prompt token, mean over
-    heads, in the layer before (only for methods that set `reads_attention`).
+    heads, in the layer before (only for methods that set `reads_attention`). `importance`: per sample [V], what a guide
+    made of the visual tokens (only for guided methods).
     """
 
     layouts: list[SampleLayout]
@@ -33,6 +38,7 @@ class Prompt:
     valid: Tensor
     layer: int
     attention: Tensor | None = None
+    importance: list[Tensor] | None = None
 
     def sample_hidden(self, sample: int) -> Tensor:
         """The hidden states of one sample's visual tokens: [V, D]."""
@@ -58,6 +64,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     return type(value).__name__
+
+
+class Intervention(Method):
+    """Changes attention without dropping anything; any number of them may stand beside one pruner."""
+
+    def watcher(self, family: Family, model: Any) -> Watcher:
+        """What edits the attention calls of this model, made anew for every wrap.
+
+        Raises:
+            VlmpruneError: the method and the model do not fit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs watcher()")
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,10 @@ class Pruner(Method):
     def keeps_all(self) -> bool:
         """Whether the budget is everything, so that the model runs untouched."""
         return isinstance(self.keep, float) and self.keep == 1.0
+
+    def layer_for(self, layers: int, layouts: list[SampleLayout]) -> int:
+        """The decoder layer before which this prompt's tokens are dropped; most methods do not look at the prompt."""
+        return self.layer_index(layers)
 
     def layer_index(self, layers: int) -> int:
         """The decoder layer before which tokens are dropped, 0..L-1.

@@ -1,0 +1,41 @@
+"""What reads or edits attention during a model's forwards: the interface between the session and its readers.
+
+Shapes: B batch, S sequence, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .probe import AttentionCall
+
+if TYPE_CHECKING:
+    from ..forward import Prefill
+
+
+class Watcher:
+    """Sees the attention calls of chosen decoder layers, beside whatever pruner the model has.
+
+    A session calls `prompt` when a prompt was located and its decoder layers are next, `step` when a step (or a later
+    turn) on a filled cache begins, and `attention` after every attention call of the chosen layers in either.
+    """
+
+    def layers(self, seeing: Sequence[int]) -> Sequence[int]:
+        """Which decoder layers to watch, of those whose attention sees visual tokens (by default all of these)."""
+        return seeing
+
+    def prompt(self, prefill: Prefill) -> None:
+        """A prompt begins; `prefill.layouts` says where its visual tokens are."""
+
+    def step(self, ids: Tensor | None, cache: Any) -> None:
+        """A step on a filled cache begins; `ids` [B, S] are its new tokens."""
+
+    def entering(self, layer: int, hidden: Tensor) -> None:
+        """The residual stream [B, S, width] entering a decoder layer, after compaction if this layer compacts."""
+
+    def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
+        """An attention call of a chosen layer and its output [B, S, H, D]; return what takes its place, or None."""
+        return None
