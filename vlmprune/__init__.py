@@ -21,18 +21,22 @@ from .families import families  # isort: skip
 from .methods.base import Method, Prompt, Pruner  # isort: skip
 from .methods.downsample import Downsample  # isort: skip
 from .methods.fastv import FastV  # isort: skip
+from .methods.fastv_oracle import FastVOracle  # isort: skip
 from .methods.none import Unpruned  # isort: skip
 from .methods.random import Random  # isort: skip
 from .methods.registry import register_method  # isort: skip
 from .methods.registry import methods  # isort: skip
+from .methods.sgl import SGL  # isort: skip
 from .methods.uniform import Uniform  # isort: skip
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGL",
     "Answer",
     "Downsample",
     "FastV",
+    "FastVOracle",
     "ImageSpan",
     "InactiveHandleError",
     "Method",

@@ -53,6 +53,15 @@ class ModelCost:
                 total += 2 * (cost.linear * n + 2 * cost.query_width * pairs)
         return total + 2 * self.head * len(text[0])
 
+    def step_flops(self, prompt: int, steps: int, visual: int) -> int:
+        """FLOPs of `steps` single-token steps after a prompt of that many rows and visual tokens."""
+        total = 0
+        for cost in self.layers:
+            for step in range(1, steps + 1):
+                seen = visual if cost.cross else min(prompt + step, cost.window or prompt + step)
+                total += 2 * (cost.linear + 2 * cost.query_width * seen)
+        return total + 2 * self.head * steps
+
     def kv_bytes(self, lengths: Sequence[int], batch: int) -> int:
         """Bytes of the cache after prefill. `lengths`: per layer, padded entries a row."""
         total = 0

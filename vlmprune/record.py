@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .flops import ModelCost
+from .flow.locate import SampleLayout
 from .forward import CrossPrefill, Prefill
 from .methods.base import Method
 from .report import Report
@@ -59,4 +61,48 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
         kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
         notes=[] if any(visual) else ["no image in the prompt: nothing to prune, the model ran as it is"],
+    )
+
+
+def exited_report(
+    part: Report | None,
+    running: list[int],
+    layouts: list[SampleLayout],
+    valid: Tensor,
+    method: Method,
+    cost: ModelCost,
+) -> Report:
+    """The report of a batch of which only some samples ran: the others kept nothing and cost nothing.
+
+    Args:
+        part: of the samples that ran, None where none did. running: which these are. layouts, valid: of the batch.
+    """
+    batch, layers = len(layouts), len(cost.layers)
+    visual = [layout.count for layout in layouts]
+    rows = valid.sum(dim=1).tolist()
+    kept = [torch.zeros(0, dtype=torch.long) for _ in layouts]
+    images = [[span.with_kept(none) for span in layout.images] for layout, none in zip(layouts, kept, strict=True)]
+    share = len(running) / batch
+    columns = max((int(layout.slots.max()) + 1 for layout in layouts if layout.count), default=0)
+    full = [columns if layer.cross else valid.shape[1] for layer in cost.layers]
+    if part is not None:
+        for place, sample in enumerate(running):
+            kept[sample], images[sample] = part.kept[place], part.images[place]
+    average = share * part.layer_avg_tokens if part else 0.0
+    mean_visual = sum(visual) / batch
+    return Report(
+        visual_tokens=visual,
+        kept_tokens=[len(k) for k in kept],
+        kept=kept,
+        images=images,
+        layer_lengths=part.layer_lengths if part else [0] * layers,
+        lm_tokens=share * part.lm_tokens if part else 0.0,
+        layer_avg_tokens=average,
+        retention=average / mean_visual,
+        prefill_flops=part.prefill_flops if part else 0,
+        prefill_flops_full=cost.flops([rows] * layers, [visual] * layers),
+        kv_bytes=part.kv_bytes if part else 0,
+        kv_bytes_full=cost.kv_bytes(full, batch),
+        method=method.describe(),
+        seconds=part.seconds if part else {},
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import VlmpruneError
 from .flow.locate import ImageSpan
+from .flow.transfer import cell_sizes
 
 
 @dataclass
@@ -26,8 +27,10 @@ class Report:
     of a cross-attention layer, its visual keys. `lm_tokens`: visual tokens entering the language model,
     `layer_avg_tokens`: averaged over its layers (those that see visual tokens), `retention`: that average / V; means
     over the batch. `prefill_flops`: of the language model, counted from shapes, summed over the batch. `kv_bytes`:
-    cache after prefill. `*_full`: the same unpruned. `seconds`: the stages that took place. `notes`: what a reader
-    should know, for example that there was nothing to prune.
+    cache after prefill. `*_full`: the same unpruned. `exited`, `confidence`, `consistency`: of guided methods, per
+    sample whether the guide answered alone, and how sure it was; a sample that exited has nothing kept. `guide_flops`:
+    of the guide's language model. `seconds`: the stages that took place. `notes`: what a reader should know, for
+    example that there was nothing to prune.
     """
 
     visual_tokens: list[int]
@@ -43,6 +46,10 @@ class Report:
     kv_bytes: int
     kv_bytes_full: int
     method: dict[str, Any]
+    exited: list[bool] | None = None
+    confidence: list[float] | None = None
+    consistency: list[float] | None = None
+    guide_flops: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -62,6 +69,13 @@ class Report:
         options = ", ".join(f"{k}={v}" for k, v in self.method.items() if k != "name")
         kept, visual = sum(self.kept_tokens), sum(self.visual_tokens)
         flops, cache = share(self.prefill_flops, self.prefill_flops_full), share(self.kv_bytes, self.kv_bytes_full)
+        guided = []
+        if self.guide_flops is not None:
+            guided.append(("guide GFLOPs", f"{self.guide_flops / 1e9:.3f}"))
+        if self.exited is not None and self.confidence is not None and self.consistency is not None:
+            sure = [(a + b) / 2 for a, b in zip(self.confidence, self.consistency, strict=True)]
+            guided.append(("guide answered", f"{sum(self.exited)} of {len(self.exited)}"))
+            guided.append(("  how sure", ", ".join(f"{s:.2f}" for s in sure[:8]) + (", ..." if len(sure) > 8 else "")))
         rows = [
             ("method", f"{self.method.get('name')}({options})"),
             ("visual tokens kept", f"{kept} of {visual} ({share(kept, visual)})"),
@@ -69,6 +83,7 @@ class Report:
             ("  layer average", f"{self.layer_avg_tokens:.1f} a sample ({100 * self.retention:.1f} %)"),
             ("prefill GFLOPs", f"{self.prefill_flops / 1e9:.3f} ({flops} of the full prompt's)"),
             ("KV cache MB", f"{self.kv_bytes / 1e6:.3f} ({cache})"),
+            *guided,
             ("seconds", ", ".join(f"{k} {v:.3f}" for k, v in self.seconds.items()) or "-"),
             *(("note", note) for note in self.notes),
         ]
@@ -121,19 +136,3 @@ def span_dict(span: ImageSpan) -> dict[str, Any]:
         "xy": [[None if v != v else round(v, 6) for v in pair] for pair in span.xy.tolist()],
         "kept": None if span.kept is None else span.kept.tolist(),
     }
-
-
-def cell_sizes(span: ImageSpan) -> Tensor:
-    """Width and height of the patch each token shows, in 0..1: the spacing of the tokens around it [count, 2]."""
-    base = torch.tensor([1 / span.grid[2], 1 / span.grid[1]])
-    sizes = base.repeat(span.count, 1)
-    placed = ~torch.isnan(span.xy[:, 0])
-    # Tiled images hold grids of several spacings: runs of equal spacing in raster order share theirs.
-    step = torch.diff(span.xy[:, 0], prepend=span.xy[:1, 0])
-    step[0] = step[1] if span.count > 1 else base[0]
-    for i in placed.nonzero()[:, 0].tolist():
-        following = step[i + 1] if i + 1 < span.count else step[i]
-        near = [float(s) for s in (step[i], following) if s > 1e-4]
-        if near:
-            sizes[i] = base * (min(near) / base[0])
-    return sizes

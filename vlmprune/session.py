@@ -11,7 +11,8 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -180,7 +181,18 @@ class Session:
 
     # -- generate ----------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _asleep(self) -> Iterator[None]:
+        """Within the block this thread's calls of the model run as if it were not wrapped."""
+        self._local.asleep = True
+        try:
+            yield
+        finally:
+            self._local.asleep = False
+
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._get("asleep"):
+            return original(*args, **kwargs)
         with self.turnstile.generating():
             ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
             self._local.prompts, self._local.prompt_length = ids.shape if isinstance(ids, Tensor) else (None, None)
@@ -247,6 +259,8 @@ class Session:
     # -- the base model: a forward begins and ends -------------------------------------------------------------
 
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._get("asleep"):
+            return
         self.turnstile.enter()
         self._clear()
         given = self._signatures[self.base].bind_partial(*args, **kwargs).arguments
@@ -325,9 +339,17 @@ class Session:
         importance = self._importance(layouts) if pruner else None
         return kind(pruner, layer, self.family, self.text, ids, valid, layouts, importance)
 
+    def rank_by(self, importance: list[Tensor] | None) -> None:
+        """What a guide made of the visual tokens of this thread's next prompt: per sample [V]."""
+        self._local.importance = importance
+
     def _importance(self, layouts: list[SampleLayout]) -> list[Tensor] | None:
-        """What a guide made of the visual tokens, per sample [V]; a plain session has none."""
-        return None
+        """The guide's ranking, once a row (beams and return sequences repeat rows)."""
+        given: list[Tensor] | None = self._get("importance")
+        if given is None:
+            return None
+        repeats = len(layouts) // len(given)
+        return [scores for scores in given for _ in range(repeats)]
 
     def _layouts(self, given: dict[str, Any], ids: Tensor, valid: Tensor) -> list[SampleLayout]:
         nothing = [SampleLayout(torch.zeros(0, dtype=torch.long), ()) for _ in ids]
@@ -347,6 +369,8 @@ class Session:
         return [SampleLayout(own, once[i // repeats].images) for i, own in enumerate(slots)]
 
     def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._get("asleep"):
+            return
         active = self._get("active")
         self._local.given = None
         self._clear()
@@ -355,6 +379,7 @@ class Session:
             self._local.last = active
             repeats = len(active.layouts) // (self._get("prompts") or len(active.layouts))
             self.report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)
+            self._finish(self.report)
             vision = self._get("vision", 0.0) - self._local.vision_before
             if self._get("vision", 0.0):
                 self.report.seconds["vision"] = self._local.vision
@@ -366,6 +391,9 @@ class Session:
             spent = self.report.seconds
             spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
         self.turnstile.leave()
+
+    def _finish(self, report: Report) -> None:
+        """Add to the report of a prompt what only a special session knows."""
 
     # -- decoder layers ----------------------------------------------------------------------------------------
 

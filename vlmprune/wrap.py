@@ -16,7 +16,9 @@ from torch import nn
 
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of
+from .guide.session import GuidedSession
 from .methods.base import Method
+from .methods.guided import Guided
 from .methods.registry import make_method
 from .report import Report
 from .session import Session
@@ -74,6 +76,8 @@ class PrunedModel:
         for name, value in inputs.items():
             if torch.is_floating_point(value):
                 inputs[name] = value.to(self._plain.dtype)
+        if isinstance(self._session, GuidedSession) and not self._session.same:
+            inputs["guide_inputs"] = prepare(self._session.guide_processor, image, question)
         out = self.model.generate(**inputs, **{"max_new_tokens": 64, **generation_kwargs})
         sequences = out if isinstance(out, torch.Tensor) else out.sequences
         new = sequences[0, inputs["input_ids"].shape[1] :]
@@ -161,11 +165,17 @@ def wrap(
         )
     plain = plain_model(model)
     family = family_of(plain)
-    session = Session(plain, family, one_method(method, options))  # raises before the older handle goes
     older: PrunedModel | None = plain.__dict__.get(_HANDLE)
+    if older is not None and processor is None:
+        processor = older.processor
+    made = one_method(method, options)
+    # Raises before the older handle goes.
+    if isinstance(made, Guided):
+        session: Session = GuidedSession(plain, family, made, processor=processor)
+    else:
+        session = Session(plain, family, made)
     if older is not None:
         older.unwrap()
-        processor = processor if processor is not None else older.processor
     return PrunedModel(model, session, processor)
 
 

@@ -28,7 +28,7 @@ from vlmprune.tiny.scenes import (
 )
 
 from .common import State, log
-from .packing import IDS, answer_logits, drop_uniformly, encode_text, pack
+from .packing import IDS, drop_uniformly, early_loss, encode_text, pack, run
 from .pair import build_model
 from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
@@ -45,23 +45,27 @@ MIX = {
     "caption": 0.25,
     "judge": 1.2,
 }
+# The first lessons: what colour, what shape, where, which digit, of things that share neither colour nor shape.
+FIRST_MIX = {"colour": 1.0, "shape": 1.0, "position": 0.7, "digit": 0.7}
+FIRST_LESSONS, SECOND_LESSONS = 0.15, 0.4  # of the run, until which they go on
 TOKENS = 150  # text tokens a picture
 EASY_VQA_SHARE = 0.08
+EARLY_WEIGHT = 0.4
 DROP_SHARE = 0.6  # of the batches lose a share of their visual tokens, drawn from 0 to 50 %, all tokens alike
 PLACES = ("top", "bottom", "left", "right", "center")
 LEARNING_RATE = {"large": 1.0e-3, "small": 1.5e-3}
 
 
-def questions_for(rng: random.Random, scene: Any) -> list[Question]:
+def questions_for(rng: random.Random, scene: Any, mix: dict[str, float] = MIX) -> list[Question]:
     """Different questions about a scene within the token budget."""
     chosen: list[Question] = []
     seen: set[str] = set()
     spent, tries = 0, 0
     while spent < TOKENS and tries < 40:
         tries += 1
-        family = rng.choices(list(MIX), list(MIX.values()))[0]
+        family = rng.choices(list(mix), list(mix.values()))[0]
         question = ask(scene, family, rng)
-        if question is None or question.text in seen:
+        if question is None or question.text in seen or (mix is FIRST_MIX and not question.direct):
             continue
         size = len(encode_text(question.text)) + len(encode_text(question.answer)) + 2
         if spent + size > TOKENS + 20:
@@ -70,6 +74,36 @@ def questions_for(rng: random.Random, scene: Any) -> list[Question]:
         chosen.append(question)
         spent += size
     return chosen or [ask(scene, "caption", rng) or Question("count", "How many objects are there?", "0")]
+
+
+def scenes_for(rng: random.Random, first: int, batch: int, progress: float) -> tuple[list[Any], dict[str, float]]:
+    """A batch of scenes on windows of one size, and the mix of questions to ask about them.
+
+    Scenes are full of things that share a colour or a shape, so that most questions need two looks. Among those alone
+    a model stays on a plateau for thousands of steps: it names the colour of some thing, and with two things of one
+    colour that is right often enough. So the first lessons show two or three things that differ in both.
+    """
+    if progress < FIRST_LESSONS:
+        size = rng.randint(8, 11)
+        windows = [(rng.randint(0, GRID - size), rng.randint(0, GRID - size), size, size) for _ in range(batch)]
+        return [distinct_scene(first + i, w, rng.choice((2, 3))) for i, w in enumerate(windows)], FIRST_MIX
+    windows = random_windows(rng, batch)
+    share = 0.5 if progress < SECOND_LESSONS else 0.2
+    if rng.random() < share and min(windows[0][2:]) >= 8:
+        return [distinct_scene(first + i, w, rng.choice((2, 3, 4))) for i, w in enumerate(windows)], MIX
+    # Half of the batches hold few things: among eight, yes and no stay at chance for thousands of steps.
+    most = rng.choice((1, 2, 3)) if rng.random() < 0.5 else 8
+    return [make_scene(first + i, "train", window=w, max_things=most, digits=1.2) for i, w in enumerate(windows)], MIX
+
+
+def distinct_scene(seed: int, window: tuple[int, int, int, int], most: int) -> Any:
+    """The first scene from `seed` on, in steps that leave other scenes' seeds alone, whose things all differ."""
+    for attempt in range(400):
+        scene = make_scene(seed + attempt * 10_000_000, "train", window=window, max_things=most, digits=1.2)
+        things = len(scene.things)
+        if things >= 2 and things == len({t.shape for t in scene.things}) == len({t.colour for t in scene.things}):
+            break
+    return scene
 
 
 class EasyVqa:
@@ -166,31 +200,29 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
             pictures, rows = easy.batch(rng, batch)
             places = torch.arange(GRID * GRID).expand(batch, -1)
         else:
-            windows = random_windows(rng, batch)
-            # Half of the batches hold few things: among eight, yes and no stay at chance for thousands of steps.
-            most = rng.choice((1, 2, 3)) if rng.random() < 0.5 else 8
-            scenes = [
-                make_scene(first + i, "train", window=w, max_things=most, digits=1.2) for i, w in enumerate(windows)
-            ]
-            pictures, rows = [render(s) for s in scenes], [questions_for(rng, s) for s in scenes]
-            places = window_places(windows)
+            scenes, mix = scenes_for(rng, first, batch, progress)
+            pictures, rows = [render(s) for s in scenes], [questions_for(rng, s, mix) for s in scenes]
+            places = window_places([s.window for s in scenes])
             every = [patch_words(s) for s in scenes]
             labels = {k: torch.from_numpy(np.stack([e[k] for e in every])) for k in every[0]}
         with torch.no_grad():
             features = encode(tower, pixels(pictures), places)[:, 1:]
-        if rng.random() < DROP_SHARE:
+        if progress > FIRST_LESSONS and rng.random() < DROP_SHARE:
             kept = drop_uniformly(rng, features.shape[1], rng.uniform(0, 0.5))
             features, places = features[:, kept], places[:, kept]
             labels = labels and {k: v[:, kept] for k, v in labels.items()}
         packed = pack(rows, places)
-        logits, visual = answer_logits(model, features, packed)
+        text, visual = run(model, features, packed)
+        logits = model.lm_head(text[packed.where])
         each = F.cross_entropy(logits, packed.target, reduction="none")
         loss = (each * packed.weight).sum() / packed.weight.sum()
         losses.append(float(loss.detach()))
         if labels is not None and progress < 0.6:
             loss = loss + 0.15 * align_loss(model, visual, labels)
+        if len(packed.early[0]):
+            loss = loss + EARLY_WEIGHT * early_loss(model, text, packed)
         loss.backward()
-        rate = state.rate(budget, 100, 0.45, start)
+        rate = state.rate(budget, 100, 0.4, start)
         state.step(rate)
         state.meta["images"] += batch
         state.meta["answers"] += len(packed.answers)

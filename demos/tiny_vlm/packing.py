@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlmprune.tiny.scenes import GRID, Question
@@ -22,6 +23,7 @@ from vlmprune.tiny.vocabulary import words
 
 IDS = {word: i for i, word in enumerate(words())}
 _PIECES = re.compile(r"[a-z]+|\d|[^\sa-z\d]")
+EARLY = 3  # words before the answer that should say how it begins
 CAPTION_WEIGHT = 0.25  # of a caption's token against a short answer's: a caption has some sixty of them
 
 
@@ -33,7 +35,8 @@ def encode_text(text: str) -> list[int]:
 @dataclass
 class Packed:
     """`ids` [B, T]; `positions` [B, S]; `mask` [B, 1, S, S] additive; loss at `where` (row, text column) with `target`
-    and `weight`; `answers`: per question its family and the range of its entries in `where`."""
+    and `weight`; `answers`: per question its family and the range of its entries in `where`; `early`: (row, text
+    column, first token of the answer) of the question's last words, for `early_loss`."""
 
     ids: Tensor
     positions: Tensor
@@ -42,6 +45,7 @@ class Packed:
     target: Tensor
     weight: Tensor
     answers: list[tuple[str, int, int]]
+    early: tuple[Tensor, Tensor, Tensor]
 
 
 def pack(rows: list[list[Question]], places: Tensor) -> Packed:
@@ -62,6 +66,7 @@ def pack(rows: list[list[Question]], places: Tensor) -> Packed:
     target: list[int] = []
     weight: list[float] = []
     answers: list[tuple[str, int, int]] = []
+    early: list[tuple[int, int, int]] = []
     for b, row in enumerate(texts):
         at = 0
         for number, (question, prompt, answer) in enumerate(row):
@@ -76,6 +81,8 @@ def pack(rows: list[list[Question]], places: Tensor) -> Packed:
             row_at += [b] * len(answer)
             col_at += range(start, start + len(answer))
             target += answer
+            if question.family != "caption":
+                early += [(b, column, answer[0]) for column in range(max(at, start - EARLY), start)]
             weight += [CAPTION_WEIGHT if question.family == "caption" else 1.0] * len(answer)
             at = end
     size = 1 + visual + width
@@ -84,11 +91,12 @@ def pack(rows: list[list[Question]], places: Tensor) -> Packed:
     seen[:, 1 + visual :, 1 + visual :] &= same | torch.eye(width, dtype=torch.bool)
     mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
     where = (torch.tensor(row_at), torch.tensor(col_at))
-    return Packed(ids, positions, mask, where, torch.tensor(target), torch.tensor(weight), answers)
+    places_of_early = torch.tensor(early).reshape(-1, 3).unbind(1)
+    return Packed(ids, positions, mask, where, torch.tensor(target), torch.tensor(weight), answers, places_of_early)  # type: ignore[arg-type]  # three columns
 
 
-def answer_logits(model: Any, features: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
-    """Logits [answer tokens, vocabulary] and the projected picture [B, V, D]; `features` [B, V, tower width]."""
+def run(model: Any, features: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+    """Last hidden states of the text [B, T, D] and the projected picture [B, V, D]; `features` [B, V, tower width]."""
     lm = model.model.language_model
     visual = model.model.multi_modal_projector(features)
     start = lm.embed_tokens(torch.full((len(features), 1), IDS["<bos>"]))
@@ -96,8 +104,23 @@ def answer_logits(model: Any, features: Tensor, packed: Packed) -> tuple[Tensor,
     hidden = lm(
         inputs_embeds=whole, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
     ).last_hidden_state
-    text = hidden[:, 1 + features.shape[1] :]
-    return model.lm_head(text[packed.where]), visual
+    return hidden[:, 1 + features.shape[1] :], visual
+
+
+def answer_logits(model: Any, features: Tensor, packed: Packed) -> Tensor:
+    """Logits [answer tokens, vocabulary]; `features` [B, V, tower width]."""
+    return model.lm_head(run(model, features, packed)[0][packed.where])
+
+
+def early_loss(model: Any, text: Tensor, packed: Packed) -> Tensor:
+    """The last words of a question should already say how its answer begins; `text` from `run`.
+
+    Without it the token before the answer learns to look at all things in the picture at once, its attention
+    saturates there and the question's noun, one step away, is never read: two things, and every second answer was the
+    other one's for 4,000 steps. A noun that has to answer itself finds its own thing within minutes.
+    """
+    row, column, target = packed.early
+    return F.cross_entropy(model.lm_head(text[row, column]), target)
 
 
 def right_answers(logits: Tensor, packed: Packed) -> list[tuple[str, bool]]:

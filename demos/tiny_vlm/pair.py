@@ -115,23 +115,15 @@ def build_model(which: str, tower: Path | None = None) -> LlavaForConditionalGen
 
 
 def init_text(model: LlavaForConditionalGeneration) -> None:
-    """Standard deviation 1/sqrt(fan-in), keys that start close to queries, outputs close to values.
-
-    With tied embeddings this starts attention as "look at what resembles me, pass on what it holds", which is
-    where training otherwise arrives after a long plateau.
-    """
+    """Standard deviation 1/sqrt(fan-in); what the layers add to the residual stream starts small in a deep model."""
+    layers = model.model.language_model.layers
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "vision_tower" in name or p.ndim < 2:
-                continue
-            p.normal_(0, 1 / math.sqrt(p.shape[1]))
-        layers = model.model.language_model.layers
+            if "vision_tower" not in name and p.ndim >= 2:
+                p.normal_(0, 1 / math.sqrt(p.shape[1]))
         for layer in layers:
-            attention = layer.self_attn
-            q, k = attention.q_proj.weight, attention.k_proj.weight
-            k.mul_(0.5).add_(q, alpha=0.85)
-            attention.o_proj.weight.mul_(0.35).add_(attention.v_proj.weight.t(), alpha=0.5)
-            layer.mlp.down_proj.weight.mul_(1 / math.sqrt(2 * len(layers)))
+            for part in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                part.weight.mul_(math.sqrt(2 / len(layers)))
 
 
 def export(model: LlavaForConditionalGeneration, folder: Path) -> None:

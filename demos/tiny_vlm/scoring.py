@@ -45,7 +45,7 @@ def measure(models: dict[str, Any], asked: list[Asked]) -> dict[str, dict[str, A
         features = encode(tower, pixels([picture for picture, _ in part]), places)[:, 1:]
         packed = pack([questions for _, questions in part], places)
         for name, model in models.items():
-            for family, hit in right_answers(answer_logits(model, features, packed)[0], packed):
+            for family, hit in right_answers(answer_logits(model, features, packed), packed):
                 right[family][name].append(hit)
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for _, questions in asked:

@@ -45,7 +45,7 @@ def test_packed_questions_equal_the_stock_model_asked_one_by_one(pair: tuple) ->
     with torch.no_grad():
         features = encode(large.model.vision_tower, pixels([render(scene)]), places)[:, 1:]
         packed = pack([questions], places)
-        logits, _ = answer_logits(large, features, packed)
+        logits = answer_logits(large, features, packed)
         for question, (_, start, end) in zip(questions, packed.answers, strict=True):
             inputs = prepare(processor, scene.image(), question.text)
             answer = torch.tensor([[*encode_text(question.answer), IDS["<eos>"]]])

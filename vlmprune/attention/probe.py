@@ -160,7 +160,7 @@ class ProbedLayer:
         self.original = module.config
         renamed: Any = copy.copy(self.original)
         renamed._attn_implementation_internal = DISPATCHER
-        renamed.vlmprune_original = self.original
+        renamed.vlmprune_original = getattr(self.original, "vlmprune_original", self.original)  # probes may nest
         global _attached
         with _attached_lock:
             ALL_ATTENTION_FUNCTIONS[DISPATCHER] = _dispatch

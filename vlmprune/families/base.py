@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Family:
         bidirectional: image tokens see each other in both directions, so a causal mask alone is not theirs.
         deepstack: the language model adds visual features again after its first layers.
         multi_axis_positions: position ids have several axes (M-RoPE), so they cannot simply be re-indexed.
+        pixel_axis: what the first axis of the pixels counts: images, or samples (each with all its images).
+        pixels: rows of the pixels an image has, from config, base grid and number of tokens; one where not said.
     """
 
     model_type: str
@@ -60,6 +62,12 @@ class Family:
     bidirectional: bool = False
     deepstack: bool = False
     multi_axis_positions: bool = False
+    pixel_axis: Literal["image", "sample"] = "image"
+    pixels: Callable[[Any, tuple[int, int, int], int], int] | None = None
+
+    def pixel_rows(self, config: Any, grid: tuple[int, int, int], count: int) -> int:
+        """Rows of the pixels' first axis that one image of `count` tokens has."""
+        return self.pixels(config, grid, count) if self.pixels else 1
 
     @property
     def cross_attention(self) -> bool:

@@ -69,6 +69,6 @@ def arrangement(row_ends: list[bool]) -> tuple[int, int]:
     return rows, len(row_ends) // rows
 
 
-_idefics = partial(Family, grids=grids, text_model="text_model", vision="vision_model")
+_idefics = partial(Family, grids=grids, text_model="text_model", vision="vision_model", pixel_axis="sample")
 IDEFICS3 = _idefics("idefics3")
 SMOLVLM = _idefics("smolvlm")

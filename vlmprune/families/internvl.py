@@ -27,4 +27,9 @@ def rows_and_cols(tiles: int) -> tuple[int, int]:
     return rows, tiles // rows if rows else 0
 
 
-INTERNVL = Family("internvl", grids)
+def tiles(config: Any, grid: tuple[int, int, int], count: int) -> int:
+    """Pixels come as one row a tile."""
+    return count // (grid[1] * grid[2])
+
+
+INTERNVL = Family("internvl", grids, pixels=tiles)

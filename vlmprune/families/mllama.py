@@ -57,4 +57,4 @@ def cross_layouts(config: Any, media: Media) -> list[SampleLayout]:
     return layouts
 
 
-MLLAMA = Family("mllama", grids, vision="vision_model", cross_layouts=cross_layouts)
+MLLAMA = Family("mllama", grids, vision="vision_model", cross_layouts=cross_layouts, pixel_axis="sample")

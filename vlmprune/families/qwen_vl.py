@@ -21,7 +21,12 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
     return [plain_grid(height // merge, width // merge, time) for time, height, width in sizes]
 
 
-_qwen = partial(Family, grids=grids, vision="visual", multi_axis_positions=True)
+def patches(config: Any, grid: tuple[int, int, int], count: int) -> int:
+    """Pixels come as one row a patch."""
+    return int(count * config.vision_config.spatial_merge_size**2)
+
+
+_qwen = partial(Family, grids=grids, vision="visual", multi_axis_positions=True, pixels=patches)
 QWEN2_VL = _qwen("qwen2_vl")
 QWEN2_5_VL = _qwen("qwen2_5_vl")
 QWEN3_VL = _qwen("qwen3_vl", deepstack=True)

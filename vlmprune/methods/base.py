@@ -98,9 +98,13 @@ class Pruner(Method):
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
-        check_layer(self.layer)
+        self.check_layer()
         if self.positions not in ("original", "compact"):
             raise VlmpruneError(f"positions={self.positions!r} is unknown; use 'original' or 'compact'.")
+
+    def check_layer(self) -> None:
+        """Validate the layer by itself; whether the model has it is known at wrap time."""
+        check_layer(self.layer)
 
     @property
     def keeps_all(self) -> bool:

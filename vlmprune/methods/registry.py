@@ -10,13 +10,15 @@ from ..errors import VlmpruneError, nearest
 from .base import Method
 from .downsample import Downsample
 from .fastv import FastV
+from .fastv_oracle import FastVOracle
 from .none import Unpruned
 from .random import Random
+from .sgl import SGL
 from .uniform import Uniform
 
 M = TypeVar("M", bound=type[Method])
 
-BUILT_IN: tuple[type[Method], ...] = (Unpruned, Random, Uniform, Downsample, FastV)
+BUILT_IN: tuple[type[Method], ...] = (Unpruned, Random, Uniform, Downsample, FastV, FastVOracle, SGL)
 
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
 

@@ -1,0 +1,166 @@
+"""What a guide and the model it guides are given: the same inputs, some samples of a batch, a prompt with its answer.
+
+Shapes: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+
+from ..families import Family
+from ..flow.locate import SampleLayout
+
+# Arguments of a forward that are no part of the prompt.
+_NOT_PROMPT = {
+    "labels",
+    "past_key_values",
+    "use_cache",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "logits_to_keep",
+    "num_items_in_batch",
+    "cache_position",
+    "inputs",
+}
+# One entry a token of the prompt; and what a token that is generated gets.
+_TOKEN_WISE = {"token_type_ids": 0, "mm_token_type_ids": 0, "cross_attention_mask": None}
+_SAMPLE_WISE = {"input_ids", "attention_mask", "position_ids", "inputs_embeds", "batch_num_images", *_TOKEN_WISE}
+
+
+def prompt_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward or a `generate` that make up the prompt."""
+    options = set(vars(GenerationConfig())) | set(inspect.signature(GenerationMixin.generate).parameters) | _NOT_PROMPT
+    return {name: value for name, value in kwargs.items() if name not in options and value is not None}
+
+
+def on(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs on the model's device, floating-point ones in its precision."""
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+    return {name: moved(value) for name, value in inputs.items()}
+
+
+def same_inputs(model: Any, guide: Any) -> bool:
+    """Whether the two models read the same token ids and pixels, as far as their configs say."""
+    ours, theirs = model.config, guide.config
+    if ours.model_type != theirs.model_type:
+        return False
+    if ours.get_text_config().vocab_size != theirs.get_text_config().vocab_size:
+        return False
+    names = ("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "max_num_tiles")
+    if any(getattr(ours.vision_config, n, None) != getattr(theirs.vision_config, n, None) for n in names):
+        return False
+    skipped = {"text_config", "vision_config"}
+    for name in sorted((ours.to_dict().keys() | theirs.to_dict().keys()) - skipped):
+        matters = name.endswith(("token_id", "token_index")) or name in _GRID_FIELDS
+        if matters and getattr(ours, name, None) != getattr(theirs, name, None):
+            return False
+    return True
+
+
+# Config fields that decide how many visual tokens an image has.
+_GRID_FIELDS = {
+    "image_grid_pinpoints",
+    "image_seq_length",
+    "mm_tokens_per_image",
+    "scale_factor",
+    "downsample_ratio",
+    "vision_aspect_ratio",
+    "vision_feature_select_strategy",
+}
+
+
+def take_samples(
+    family: Family, config: Any, inputs: dict[str, Any], samples: Sequence[int], layouts: Sequence[SampleLayout]
+) -> tuple[dict[str, Any], Tensor]:
+    """The inputs of some samples of a batch.
+
+    Args:
+        inputs: of the whole batch. layouts: of the whole batch.
+    Returns:
+        The inputs, and the rows of the pixels' first axis that they hold.
+    """
+    spans = [(b, span) for b, layout in enumerate(layouts) for span in layout.images]
+    chosen = torch.tensor(list(samples))
+    if family.pixel_axis == "sample":
+        sizes = [1] * len(layouts)
+        owners = list(range(len(layouts)))
+    else:
+        owners = [b for b, _ in spans]
+        sizes = [family.pixel_rows(config, span.grid, span.count) for _, span in spans]
+    rows = _ranges(sizes, owners, samples)
+    images = torch.tensor([i for i, (b, _) in enumerate(spans) if b in set(samples)], dtype=torch.long)
+    taken: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            taken[name] = value
+        elif name in _SAMPLE_WISE:
+            taken[name] = value[..., chosen, :] if name == "position_ids" else value[chosen.to(value.device)]
+        elif family.pixel_axis == "sample":
+            taken[name] = value[chosen.to(value.device)]
+        elif name.startswith("pixel"):
+            taken[name] = value[rows.to(value.device)]
+        else:
+            taken[name] = value[images.to(value.device)]
+    return taken, rows
+
+
+def _ranges(sizes: Sequence[int], owners: Sequence[int], samples: Sequence[int]) -> Tensor:
+    """Rows of consecutive blocks of `sizes` that belong to `samples`, sample after sample."""
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    rows = [
+        torch.arange(starts[i], starts[i] + sizes[i])
+        for sample in samples
+        for i, owner in enumerate(owners)
+        if owner == sample
+    ]
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.long)
+
+
+def with_answers(inputs: dict[str, Any], answers: Sequence[Tensor], pad: int) -> dict[str, Any]:
+    """A prompt and its answer in one sequence a sample, padding left out and made anew on the left.
+
+    Args:
+        answers: per sample [n] token ids.
+    """
+    ids: Tensor = inputs["input_ids"]
+    mask = inputs.get("attention_mask")
+    valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    lengths = [int(row.sum()) + len(answer) for row, answer in zip(valid, answers, strict=True)]
+    longest = max(lengths)
+    out = dict(inputs)
+    out.pop("position_ids", None)
+    out["input_ids"] = torch.full((len(ids), longest), pad, device=ids.device)
+    out["attention_mask"] = torch.zeros(len(ids), longest, dtype=torch.long, device=ids.device)
+    for name in _TOKEN_WISE.keys() & inputs.keys():
+        value = inputs[name]
+        out[name] = value.new_zeros(len(ids), longest, *value.shape[2:])
+    for b, (row, answer, length) in enumerate(zip(valid, answers, lengths, strict=True)):
+        start, end = longest - length, longest - len(answer)
+        out["input_ids"][b, start:end] = ids[b, row]
+        out["input_ids"][b, end:] = answer.to(ids.device)
+        out["attention_mask"][b, start:] = 1
+        for name, filler in _TOKEN_WISE.items():
+            if name in inputs:
+                held = inputs[name][b, row]
+                out[name][b, start:end] = held
+                out[name][b, end:] = held[-1] if filler is None else filler
+    return out
+
+
+def end_ids(value: Any) -> list[int]:
+    """Token ids from what a generation config holds: None, one, or several."""
+    if value is None:
+        return []
+    return [int(v) for v in value] if isinstance(value, list | tuple | Tensor) else [int(value)]

@@ -1,0 +1,225 @@
+"""The guide's own run: it answers greedily while its attention is summed, and then checks its answer.
+
+Source: SGL (arXiv 2412.03324), sections 3.1 (importance) and 3.2 (confidence, consistency). Shapes: B batch, S
+sequence, V visual tokens of a sample, n tokens of its answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from ..attention.importance import ImportanceWatcher
+from ..families import family_of
+from ..flow.locate import SampleLayout
+from ..methods.guided import Guided
+from ..methods.none import Unpruned
+from ..session import Session
+from .inputs import end_ids, on, with_answers
+from .vision import VisionMemo
+
+CONSISTENCY_KEEP = 0.05  # the paper's share of visual tokens for the second look at the answer
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What a guide found out about a batch.
+
+    `importance`: per sample [V], fp32, on the guide's `layouts`. `answers`: per sample [n] token ids, the
+    end-of-sequence
+    token included where it came. `confidence` and `consistency`: per sample, in 0..1. These three are None after a run
+    over the prompt alone. `flops`: of the guide's language model. `vision`: its tower's outputs.
+    """
+
+    importance: list[Tensor]
+    layouts: list[SampleLayout]
+    flops: int
+    vision: VisionMemo
+    answers: list[Tensor] | None = None
+    confidence: list[float] | None = None
+    consistency: list[float] | None = None
+
+    def rows(self, samples: list[int]) -> Guidance:
+        """Importance of some samples."""
+        pick = [self.importance[i] for i in samples], [self.layouts[i] for i in samples]
+        return Guidance(*pick, self.flops, self.vision)
+
+
+class _Confidence(LogitsProcessor):
+    """Records the log-probability of the likeliest token of every step: [B] each."""
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps.append(torch.log_softmax(scores.float(), dim=-1).amax(dim=-1))
+        return scores
+
+
+@dataclass
+class _Locks:
+    """One run of a guide at a time, however many models it guides."""
+
+    by_model: Any = field(default_factory=WeakIdKeyDictionary)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, model: Any) -> threading.Lock:
+        with self.guard:
+            if model not in self.by_model:
+                self.by_model[model] = threading.Lock()
+            return cast(threading.Lock, self.by_model[model])
+
+
+_LOCKS = _Locks()
+
+
+class Guide:
+    """A small model made ready for ranking; nothing is on it between two runs.
+
+    Args:
+        steps: count at most this many of its tokens (None: all). normalise: geometric mean of the answer tokens'
+            probabilities as consistency, else their product (the paper's code). check: whether to measure consistency.
+    Raises:
+        UnsupportedModelError: its family has no adapter.
+    """
+
+    def __init__(self, model: Any, *, steps: int | None = None, normalise: bool = True, check: bool = True) -> None:
+        self.model, self.normalise, self.check = model, normalise, check
+        self.family = family_of(model)
+        self.steps = steps
+        self.watcher = ImportanceWatcher(
+            self.family.visual_ids(model.config), causal=not self.family.cross_attention
+        )
+        self._watching = Session(model, self.family, Unpruned(), [self.watcher])
+        self._second = Guided(keep=CONSISTENCY_KEEP, layer=0)
+        self._checking = Session(model, self.family, self._second)
+
+    @contextmanager
+    def _on(self, session: Session) -> Iterator[None]:
+        session.attach()
+        try:
+            yield
+        finally:
+            session.detach()
+
+    def rank(self, inputs: dict[str, Any]) -> Guidance:
+        """Importance from the prompt's rows alone."""
+        inputs = on(self.model, inputs)
+        vision = VisionMemo()
+        with _LOCKS.of(self.model), torch.no_grad():
+            self.watcher.expect(ends=[], steps=0)
+            with self._on(self._watching), vision.recording(self.family.vision_tower(self.model)):
+                self.model(**inputs, use_cache=False, logits_to_keep=1)
+            importance, layouts = self.watcher.importance(), self.watcher.layouts
+        return Guidance(importance, layouts, self._prompt_flops(inputs, layouts), vision)
+
+    def answer(self, inputs: dict[str, Any], settings: dict[str, Any], *, whole: bool) -> Guidance:
+        """Answer, rank and check.
+
+        Args:
+            settings: `max_new_tokens`, `eos_token_id` and the like, for `generate`. whole: whether the answer itself is
+                wanted; else `steps` ends it early.
+        """
+        inputs = on(self.model, inputs)
+        config = self._config(settings, whole)
+        ends = end_ids(config.eos_token_id)
+        vision = VisionMemo()
+        tower = self.family.vision_tower(self.model)
+        with _LOCKS.of(self.model), torch.no_grad():
+            self.watcher.expect(ends=ends, steps=None if self.steps is None else self.steps - 1)
+            record = _Confidence()
+            with self._on(self._watching), vision.recording(tower):
+                sequences = self.model.generate(
+                    **inputs, generation_config=config, logits_processor=LogitsProcessorList([record])
+                )
+            importance, layouts = self.watcher.importance(), self.watcher.layouts
+            answers = [_until(row, ends) for row in sequences[:, inputs["input_ids"].shape[1] :]]
+            logs = torch.stack(record.steps, dim=1)
+            confidence = [float(row[: len(answer)].mean().exp()) for row, answer in zip(logs, answers, strict=True)]
+            consistency = self._consistency(inputs, answers, importance, vision, config) if self.check else None
+        flops = self._prompt_flops(inputs, layouts) + self._answer_flops(inputs, answers, layouts)
+        return Guidance(importance, layouts, flops, vision, answers, confidence, consistency)
+
+    def _config(self, settings: dict[str, Any], whole: bool) -> GenerationConfig:
+        """The guide's own settings, greedy, with the caller's lengths and end tokens."""
+        config = GenerationConfig.from_dict(
+            {
+                **self.model.generation_config.to_dict(),
+                "do_sample": False,
+                "num_beams": 1,
+                "num_return_sequences": 1,
+                "temperature": None,
+                "top_p": None,
+                "top_k": None,
+                "use_cache": True,
+                "return_dict_in_generate": False,
+                **settings,
+            }
+        )
+        if self.steps is not None and not whole:
+            config.max_new_tokens = min(self.steps, config.max_new_tokens or self.steps)
+        return config
+
+    def _consistency(
+        self,
+        inputs: dict[str, Any],
+        answers: list[Tensor],
+        importance: list[Tensor],
+        vision: VisionMemo,
+        config: GenerationConfig,
+    ) -> list[float]:
+        """How likely the guide finds its answer when it sees only the most important visual tokens."""
+        pad = config.pad_token_id if config.pad_token_id is not None else 0
+        given = with_answers(inputs, answers, pad)
+        longest = max(len(answer) for answer in answers)
+        with self._on(self._checking), vision.replaying(self.family.vision_tower(self.model)):
+            self._checking.rank_by(importance)
+            logits = self.model(**given, use_cache=False, logits_to_keep=longest + 1).logits
+        scores = []
+        for row, answer in zip(logits.float(), answers, strict=True):
+            logs = torch.log_softmax(row[-len(answer) - 1 : -1], dim=-1)
+            each = logs.gather(1, answer.to(logs.device)[:, None])
+            scores.append(float((each.mean() if self.normalise else each.sum()).exp()))
+        return scores
+
+    # -- cost --------------------------------------------------------------------------------------------------
+
+    def _prompt_flops(self, inputs: dict[str, Any], layouts: list[SampleLayout]) -> int:
+        cost = self._watching.cost
+        rows, visual = _lengths(inputs), [layout.count for layout in layouts]
+        return cost.flops([rows] * len(cost.layers), [visual] * len(cost.layers))
+
+    def _answer_flops(self, inputs: dict[str, Any], answers: list[Tensor], layouts: list[SampleLayout]) -> int:
+        """The steps after the prompt, and the second look."""
+        cost = self._watching.cost
+        total = 0
+        for rows, answer, layout, kept in zip(
+            _lengths(inputs), answers, layouts, self._second.counts(layouts), strict=True
+        ):
+            total += cost.step_flops(rows, len(answer) - 1, layout.count)
+            if not self.check:
+                continue
+            second = rows + len(answer) if self.family.cross_attention else rows + len(answer) - layout.count + kept
+            total += cost.flops([[second]] * len(cost.layers), [[kept]] * len(cost.layers))
+            total += 2 * cost.head * len(answer)
+        return total
+
+
+def _lengths(inputs: dict[str, Any]) -> list[int]:
+    """Tokens of every prompt, padding left out."""
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    return [ids.shape[1]] * len(ids) if mask is None else [int(n) for n in mask.sum(dim=1)]
+
+
+def _until(tokens: Tensor, ends: list[int]) -> Tensor:
+    """Generated tokens up to the first end token, which stays."""
+    found = torch.isin(tokens, torch.tensor(ends, device=tokens.device, dtype=tokens.dtype)).nonzero()
+    return tokens[: int(found[0]) + 1] if len(found) else tokens

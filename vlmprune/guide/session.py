@@ -1,0 +1,256 @@
+"""The session of a guided model: the guide runs before each prompt, and answers alone where it is sure.
+
+Shapes: B batch, S sequence, V visual tokens of a sample.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from ..attention.watcher import Watcher
+from ..cache_state import is_filled
+from ..errors import VlmpruneError
+from ..families import Family
+from ..flow.locate import SampleLayout
+from ..flow.transfer import transfer
+from ..methods.guided import Guided
+from ..record import exited_report
+from ..report import Report
+from ..session import Session, has_image, padding_mask
+from .inputs import end_ids, prompt_inputs, same_inputs, take_samples
+from .runner import Guidance
+from .vision import SharedTower
+
+# What the guide takes over from a call's settings, or from the model's own.
+_LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "max_time")
+_TOKENS = ("eos_token_id", "pad_token_id")
+_EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+class GuidedSession(Session):
+    """A `Session` whose pruner is ranked by a guide.
+
+    Args:
+        processor: the model's, where known; needed to hand over the answers of a guide with another tokenizer.
+    Raises:
+        VlmpruneError: guide and model do not fit, or a processor is missing.
+    """
+
+    def __init__(
+        self, model: Any, family: Family, method: Guided, watchers: Sequence[Watcher] = (), processor: Any = None
+    ) -> None:
+        super().__init__(model, family, method, watchers)
+        self.guide = method.make_guide(model)
+        self.processor = processor
+        self.guide_processor = getattr(method, "guide_processor", None)
+        self.exit_at: float | None = getattr(method, "exit_at", None)
+        self.same = same_inputs(model, self.guide.model) and same_vocabulary(processor, self.guide_processor)
+        if not self.same and self.guide_processor is None:
+            raise VlmpruneError(
+                f"The guide ({self.guide.model.config.model_type}) reads other token ids or pixels than the model "
+                f"({model.config.model_type}); pass guide_processor=, the guide's processor."
+            )
+        if not self.same and self.exit_at is not None and processor is None:
+            raise VlmpruneError(
+                "With exit_at the guide's answers are rewritten for the model's tokenizer; pass wrap(..., "
+                "processor=...), the model's processor."
+            )
+        self._shared = SharedTower(family.vision_tower(model), self.guide.family.vision_tower(self.guide.model))
+
+    # -- generate ----------------------------------------------------------------------------------------------
+
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._get("asleep"):
+            return original(*args, **kwargs)
+        names = list(inspect.signature(GenerationMixin.generate).parameters)[1:]
+        kwargs.update(zip(names, args, strict=False))
+        guide_inputs = kwargs.pop("guide_inputs", None)
+        if kwargs.get("inputs") is not None:
+            kwargs["input_ids"] = kwargs.pop("inputs")
+        cache = kwargs.get("past_key_values")
+        if not has_image(kwargs) or (cache is not None and is_filled(cache)):
+            return super()._generate(original, **kwargs)
+        self._refuse_extras(kwargs)
+        with self.turnstile.generating():
+            start = self._now()
+            self._local.media = {}
+            guidance = self._ask_guide(kwargs, guide_inputs)
+            layouts = self._layouts(kwargs, kwargs["input_ids"], self._valid(kwargs))
+            importance = transfer(guidance.importance, guidance.layouts, layouts)
+            exited = self._exits(guidance)
+            guided = self._now() - start
+            running = [i for i, gone in enumerate(exited) if not gone]
+            try:
+                out = self._run(original, kwargs, running, layouts, importance, guidance)
+            finally:
+                self.rank_by(None)
+            if any(exited):
+                self.report = exited_report(
+                    self.report if running else None, running, layouts, self._valid(kwargs), self.method, self.cost
+                )
+            assert self.report is not None
+            self._note(self.report, guidance, exited, guided)
+            self.report.seconds["total"] = self._now() - start
+            return out if not any(exited) else self._merged(out, guidance, exited, kwargs)
+
+    def _refuse_extras(self, kwargs: dict[str, Any]) -> None:
+        asked = [name for name in _EXTRAS if setting(self.model, kwargs, name)]
+        if self.exit_at is not None and asked and setting(self.model, kwargs, "return_dict_in_generate"):
+            raise VlmpruneError(
+                f"{asked[0]}=True cannot be had with exit_at={self.exit_at}, since the model does not run for samples "
+                "that exit; leave it out, or set exit_at=None."
+            )
+
+    def _valid(self, kwargs: dict[str, Any]) -> Tensor:
+        return padding_mask(kwargs.get("attention_mask"), kwargs["input_ids"])
+
+    def _ask_guide(self, kwargs: dict[str, Any], guide_inputs: Any) -> Guidance:
+        if guide_inputs is None and not self.same:
+            raise VlmpruneError(
+                "The guide reads other token ids or pixels than the model; use ask(), or generate(..., "
+                "guide_inputs=...) with what the guide's processor returns."
+            )
+        settings: dict[str, Any] = {}
+        for name in _LENGTHS if guide_inputs is not None and not self.same else _LENGTHS + _TOKENS:
+            if (value := setting(self.model, kwargs, name)) is not None:
+                settings[name] = value
+        if "max_new_tokens" in settings:
+            settings.pop("max_length", None)
+        inputs = prompt_inputs(kwargs) if guide_inputs is None else prompt_inputs(dict(guide_inputs))
+        if len(inputs["input_ids"]) != len(kwargs["input_ids"]):
+            raise VlmpruneError(
+                f"guide_inputs holds {len(inputs['input_ids'])} prompts and the call {len(kwargs['input_ids'])}; give "
+                "the same prompts to both."
+            )
+        with self._asleep():
+            guidance: Guidance = self.guide.answer(inputs, settings, whole=self.exit_at is not None)
+        return guidance
+
+    def _exits(self, guidance: Guidance) -> list[bool]:
+        if self.exit_at is None or guidance.confidence is None or guidance.consistency is None:
+            return [False] * len(guidance.importance)
+        pairs = zip(guidance.confidence, guidance.consistency, strict=True)
+        return [(confidence + consistency) / 2 >= self.exit_at for confidence, consistency in pairs]
+
+    def _run(
+        self,
+        original: Callable[..., Any],
+        kwargs: dict[str, Any],
+        running: list[int],
+        layouts: list[SampleLayout],
+        importance: list[Tensor],
+        guidance: Guidance,
+    ) -> Any:
+        """The model itself, for the samples that need it."""
+        if not running:
+            return None
+        rows = None
+        if len(running) < len(layouts):
+            own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
+            kwargs = {**kwargs, **own}
+        self.rank_by([importance[i] for i in running])
+        shared = self.same and bool(self._shared)
+        tower = self.family.vision_tower(self.model)
+        seen: AbstractContextManager[None] = guidance.vision.replaying(tower, rows) if shared else nullcontext()
+        with seen:
+            return super()._generate(original, **kwargs)
+
+    def _note(self, report: Report, guidance: Guidance, exited: list[bool], seconds: float) -> None:
+        report.exited, report.guide_flops = exited, guidance.flops
+        report.confidence, report.consistency = guidance.confidence, guidance.consistency
+        report.seconds["guide"] = seconds
+
+    # -- what comes back ---------------------------------------------------------------------------------------
+
+    def _merged(self, out: Any, guidance: Guidance, exited: list[bool], kwargs: dict[str, Any]) -> Any:
+        """Sequences of all samples: the guide's answers of those that left, the model's of the others."""
+        ids: Tensor = kwargs["input_ids"]
+        each = setting(self.model, kwargs, "num_return_sequences") or 1
+        made = out if out is None or isinstance(out, Tensor) else out.sequences
+        theirs = iter([] if made is None else made[:, ids.shape[1] :])
+        assert guidance.answers is not None
+        new = [
+            self._in_our_words(answer, kwargs).to(ids.device) if gone else next(theirs)
+            for answer, gone in zip(guidance.answers, exited, strict=True)
+            for _ in range(each)
+        ]
+        pad = setting(self.model, kwargs, "pad_token_id")
+        if pad is None:
+            pad = next(iter(end_ids(setting(self.model, kwargs, "eos_token_id"))), 0)
+        answers = torch.nn.utils.rnn.pad_sequence(new, batch_first=True, padding_value=int(pad)).to(ids.dtype)
+        sequences = torch.cat([ids.repeat_interleave(each, dim=0), answers], dim=1)
+        if (streamer := kwargs.get("streamer")) is not None and made is None:
+            streamer.put(ids.cpu())
+            for token in new[0]:
+                streamer.put(token[None].cpu())
+            streamer.end()
+        if setting(self.model, kwargs, "return_dict_in_generate"):
+            return GenerateDecoderOnlyOutput(sequences=sequences)
+        return sequences
+
+    def _in_our_words(self, answer: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """The guide's answer in the model's token ids."""
+        if self.same:
+            return answer
+        assert self.guide_processor is not None, "checked when the model was wrapped"
+        text = self.guide_processor.decode(answer, skip_special_tokens=True)
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends = end_ids(setting(self.model, kwargs, "eos_token_id"))
+        return torch.tensor([*ids, *ends[:1]], dtype=torch.long)
+
+    # -- a forward of its own ----------------------------------------------------------------------------------
+
+    def _enter_model(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        changed = super()._enter_model(module, args, kwargs)
+        if self._get("asleep") or self._get("prompts") is not None:
+            return changed
+        given = self._signatures[self.model].bind_partial(*args, **kwargs).arguments
+        given = {**given.pop("kwargs", {}), **given}
+        self.rank_by(None)
+        self._local.guided = None
+        cache = given.get("past_key_values")
+        if not self._prunes or not has_image(given) or (cache is not None and is_filled(cache)):
+            return changed
+        if not self.same:
+            raise VlmpruneError(
+                "The guide reads other token ids or pixels than the model; use ask(), or generate(..., "
+                "guide_inputs=...) with what the guide's processor returns."
+            )
+        start = self._now()
+        with self._asleep():
+            guidance = self.guide.rank(prompt_inputs(given))
+        self._local.media = {}
+        layouts = self._layouts(given, given["input_ids"], self._valid(given))
+        self.rank_by(transfer(guidance.importance, guidance.layouts, layouts))
+        self._local.guided = guidance, self._now() - start
+        return changed
+
+    def _finish(self, report: Report) -> None:
+        if self._get("prompts") is None and (guided := self._get("guided")) is not None:
+            guidance, seconds = guided
+            self._note(report, guidance, [False] * len(guidance.importance), seconds)
+
+
+def same_vocabulary(ours: Any, theirs: Any) -> bool:
+    """Whether two processors write the same token ids; unknown ones are taken at their models' word."""
+    if ours is None or theirs is None or ours is theirs:
+        return True
+    words = [getattr(processor, "tokenizer", processor).get_vocab() for processor in (ours, theirs)]
+    return bool(words[0] == words[1])
+
+
+def setting(model: Any, kwargs: dict[str, Any], name: str) -> Any:
+    """A generation setting as `generate` would see it: from the call, its config, or the model's."""
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    value = getattr(kwargs.get("generation_config"), name, None)
+    return getattr(model.generation_config, name, None) if value is None else value

@@ -1,0 +1,118 @@
+"""One vision pass for several forwards: a tower's outputs, recorded and given again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class VisionMemo:
+    """What a vision tower returned, call by call, for replaying in a forward that would compute the same again.
+
+    Whoever replays vouches that the inputs are the same; calls with other options (another feature layer asked for, for
+    example) are computed.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[dict[str, Any], tuple[Any, ...], Any]] = []
+
+    @contextmanager
+    def recording(self, tower: nn.Module) -> Iterator[None]:
+        """Remember the tower's outputs within the block."""
+
+        def remember(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            self._calls.append((*_shapes_and_options(args, kwargs), output))
+
+        handle = tower.register_forward_hook(remember, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def replaying(self, tower: Any, rows: Tensor | None = None) -> Iterator[None]:
+        """Answer the tower's calls within the block from memory, in the order in which they were recorded.
+
+        Args:
+            rows: the entries of the recorded inputs' first axis that are asked for now, None for all. Outputs whose
+                first axis is another one are computed.
+        """
+        own: Callable[..., Any] | None = tower.__dict__.get("forward")
+        compute = tower.forward
+        left = iter(self._calls)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            options, shapes, output = next(left, ({}, (), None))
+            now = _shapes_and_options(args, kwargs)
+            if output is None or now[0] != options:
+                return compute(*args, **kwargs)
+            if now[1] == shapes:
+                return output
+            if rows is not None and shapes and now[1][0][1:] == shapes[0][1:] and now[1][0][0] == len(rows):
+                taken = take_rows(output, rows, shapes[0][0])
+                return compute(*args, **kwargs) if taken is None else taken
+            return compute(*args, **kwargs)
+
+        tower.forward = forward
+        try:
+            yield
+        finally:
+            del tower.forward
+            if own is not None:
+                tower.forward = own
+
+
+def _shapes_and_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    values = [*args, *kwargs.values()]
+    shapes = tuple(tuple(v.shape) for v in values if isinstance(v, Tensor))
+    return {k: v for k, v in kwargs.items() if not isinstance(v, Tensor)}, shapes
+
+
+def take_rows(output: Any, rows: Tensor, size: int) -> Any:
+    """The same rows of every tensor in a tower's output, or None where one has another first axis."""
+    if isinstance(output, Tensor):
+        return output[rows.to(output.device)] if output.shape[0] == size else None
+    if isinstance(output, tuple | list):
+        parts = [take_rows(part, rows, size) for part in output]
+        return None if any(part is None for part in parts) else type(output)(parts)
+    if hasattr(output, "items"):
+        named = {name: take_rows(part, rows, size) for name, part in output.items()}
+        return None if any(part is None for part in named.values()) else type(output)(**named)
+    return None
+
+
+class SharedTower:
+    """Whether two models' vision towers compute the same: asked once with care, later only whether weights changed."""
+
+    def __init__(self, one: Any, other: Any) -> None:
+        self._towers = (one, other)
+        self._equal = _equal(one, other)
+        self._version = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [p._version for tower in self._towers for p in tower.parameters()]
+
+    def __bool__(self) -> bool:
+        if not self._equal:
+            return False
+        if (version := self._versions()) != self._version:
+            self._version, self._equal = version, _equal(*self._towers)
+        return self._equal
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other) or getattr(one.config, "_attn_implementation", None) != getattr(
+        other.config, "_attn_implementation", None
+    ):
+        return False
+    ours, theirs = dict(one.state_dict()), dict(other.state_dict())
+    if ours.keys() != theirs.keys():
+        return False
+    return all(
+        value.dtype == theirs[name].dtype and value.device == theirs[name].device and torch.equal(value, theirs[name])
+        for name, value in ours.items()
+    )

@@ -1,0 +1,27 @@
+"""The oracle of attention ranking: the large model's own map, from a full run of its own that comes first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .guided import Guided
+
+if TYPE_CHECKING:
+    from ..guide.runner import Guide
+
+
+@dataclass(frozen=True)
+class FastVOracle(Guided):
+    """An upper reference, not a method to use: it costs a full run of the model before the pruned one.
+
+    The model answers unpruned; its attention over all layers, heads, text rows and steps ranks its visual tokens, as
+    the small model's does in SGL.
+    """
+
+    name: ClassVar[str] = "fastv-oracle"
+
+    def make_guide(self, model: Any) -> Guide:
+        from ..guide.runner import Guide
+
+        return Guide(model, check=False)
