@@ -69,6 +69,7 @@ def exited_report(
     running: list[int],
     layouts: list[SampleLayout],
     valid: Tensor,
+    columns: int,
     method: Method,
     cost: ModelCost,
 ) -> Report:
@@ -76,6 +77,7 @@ def exited_report(
 
     Args:
         part: of the samples that ran, None where none did. running: which these are. layouts, valid: of the batch.
+        columns: keys of a sample in a cross-attention layer.
     """
     batch, layers = len(layouts), len(cost.layers)
     visual = [layout.count for layout in layouts]
@@ -83,7 +85,6 @@ def exited_report(
     kept = [torch.zeros(0, dtype=torch.long) for _ in layouts]
     images = [[span.with_kept(none) for span in layout.images] for layout, none in zip(layouts, kept, strict=True)]
     share = len(running) / batch
-    columns = max((int(layout.slots.max()) + 1 for layout in layouts if layout.count), default=0)
     full = [columns if layer.cross else valid.shape[1] for layer in cost.layers]
     if part is not None:
         for place, sample in enumerate(running):

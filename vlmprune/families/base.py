@@ -46,7 +46,7 @@ class Family:
         text_model: attribute of the base model that holds the decoder layers' model.
         vision: attribute of the base model that holds the vision tower.
         cross_layouts: for families whose visual tokens are no rows of the sequence but keys of cross-attention layers:
-            where they stand among those keys.
+            where they stand among those keys. cross_columns: how many keys a sample has there.
         bidirectional: image tokens see each other in both directions, so a causal mask alone is not theirs.
         deepstack: the language model adds visual features again after its first layers.
         multi_axis_positions: position ids have several axes (M-RoPE), so they cannot simply be re-indexed.
@@ -59,6 +59,7 @@ class Family:
     text_model: str = "language_model"
     vision: str = "vision_tower"
     cross_layouts: Callable[[Any, Media], list[SampleLayout]] | None = None
+    cross_columns: Callable[[Any, Media], int] | None = None
     bidirectional: bool = False
     deepstack: bool = False
     multi_axis_positions: bool = False

@@ -57,4 +57,11 @@ def cross_layouts(config: Any, media: Media) -> list[SampleLayout]:
     return layouts
 
 
-MLLAMA = Family("mllama", grids, vision="vision_model", cross_layouts=cross_layouts, pixel_axis="sample")
+def cross_columns(config: Any, media: Media) -> int:
+    """Cross-attention states of every sample, padding tiles and images included."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    images = torch.as_tensor(media.get("aspect_ratio_ids")).shape[-1]
+    return int(images * config.vision_config.max_num_tiles * (side * side + 1))
+
+
+MLLAMA = Family("mllama", grids, vision="vision_model", cross_layouts=cross_layouts, cross_columns=cross_columns, pixel_axis="sample")

@@ -160,6 +160,7 @@ class Guide:
                 "top_p": None,
                 "top_k": None,
                 "use_cache": True,
+                "cache_implementation": None,
                 "return_dict_in_generate": False,
                 **settings,
             }
@@ -178,14 +179,17 @@ class Guide:
     ) -> list[float]:
         """How likely the guide finds its answer when it sees only the most important visual tokens."""
         pad = config.pad_token_id if config.pad_token_id is not None else 0
-        given = with_answers(inputs, answers, pad)
+        visual = torch.tensor(self.family.visual_ids(self.model.config), device=self.model.device)
+        # The last token is predicted only. An image token that the guide generated would be taken for an image.
+        fed = [answer[:-1].masked_fill(torch.isin(answer[:-1], visual), pad) for answer in answers]
+        given = with_answers(inputs, fed, pad)
         longest = max(len(answer) for answer in answers)
         with self._on(self._checking), vision.replaying(self.family.vision_tower(self.model)):
             self._checking.rank_by(importance)
-            logits = self.model(**given, use_cache=False, logits_to_keep=longest + 1).logits
+            logits = self.model(**given, use_cache=False, logits_to_keep=longest).logits
         scores = []
         for row, answer in zip(logits.float(), answers, strict=True):
-            logs = torch.log_softmax(row[-len(answer) - 1 : -1], dim=-1)
+            logs = torch.log_softmax(row[-len(answer) :], dim=-1)
             each = logs.gather(1, answer.to(logs.device)[:, None])
             scores.append(float((each.mean() if self.normalise else each.sum()).exp()))
         return scores
@@ -207,9 +211,11 @@ class Guide:
             total += cost.step_flops(rows, len(answer) - 1, layout.count)
             if not self.check:
                 continue
-            second = rows + len(answer) if self.family.cross_attention else rows + len(answer) - layout.count + kept
+            second = rows + len(answer) - 1
+            if not self.family.cross_attention:
+                second += kept - layout.count
             total += cost.flops([[second]] * len(cost.layers), [[kept]] * len(cost.layers))
-            total += 2 * cost.head * len(answer)
+            total += 2 * cost.head * (len(answer) - 1)
         return total
 
 

@@ -18,13 +18,13 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from ..attention.watcher import Watcher
 from ..cache_state import is_filled
 from ..errors import VlmpruneError
-from ..families import Family
+from ..families import Family, Media
 from ..flow.locate import SampleLayout
 from ..flow.transfer import transfer
 from ..methods.guided import Guided
 from ..record import exited_report
 from ..report import Report
-from ..session import Session, has_image, padding_mask
+from ..session import Session, has_image, padding_mask, small
 from .inputs import end_ids, prompt_inputs, same_inputs, take_samples
 from .runner import Guidance
 from .vision import SharedTower
@@ -93,8 +93,11 @@ class GuidedSession(Session):
             finally:
                 self.rank_by(None)
             if any(exited):
+                part = self.report if running else None
+                columns = self.family.cross_columns
+                keys = columns(self.model.config, Media(small(kwargs))) if columns else 0
                 self.report = exited_report(
-                    self.report if running else None, running, layouts, self._valid(kwargs), self.method, self.cost
+                    part, running, layouts, self._valid(kwargs), keys, self.method, self.cost
                 )
             assert self.report is not None
             self._note(self.report, guidance, exited, guided)

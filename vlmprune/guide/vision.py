@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ class VisionMemo:
         """Remember the tower's outputs within the block."""
 
         def remember(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            self._calls.append((*_shapes_and_options(args, kwargs), output))
+            # Qwen writes into the output object it gets back.
+            self._calls.append((*_shapes_and_options(args, kwargs), copy.copy(output)))
 
         handle = tower.register_forward_hook(remember, with_kwargs=True)
         try:
@@ -51,10 +53,10 @@ class VisionMemo:
             if output is None or now[0] != options:
                 return compute(*args, **kwargs)
             if now[1] == shapes:
-                return output
+                return copy.copy(output)
             if rows is not None and shapes and now[1][0][1:] == shapes[0][1:] and now[1][0][0] == len(rows):
-                taken = take_rows(output, rows, shapes[0][0])
-                return compute(*args, **kwargs) if taken is None else taken
+                with suppress(LookupError):
+                    return take_rows(output, rows, shapes[0][0])
             return compute(*args, **kwargs)
 
         tower.forward = forward
@@ -73,16 +75,20 @@ def _shapes_and_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 
 def take_rows(output: Any, rows: Tensor, size: int) -> Any:
-    """The same rows of every tensor in a tower's output, or None where one has another first axis."""
+    """The same rows of every tensor in a tower's output.
+
+    Raises:
+        LookupError: a tensor's first axis is not `size` long.
+    """
     if isinstance(output, Tensor):
-        return output[rows.to(output.device)] if output.shape[0] == size else None
+        if output.shape[0] != size:
+            raise LookupError(f"{tuple(output.shape)} has no first axis of {size}")
+        return output[rows.to(output.device)]
     if isinstance(output, tuple | list):
-        parts = [take_rows(part, rows, size) for part in output]
-        return None if any(part is None for part in parts) else type(output)(parts)
+        return type(output)(take_rows(part, rows, size) for part in output)
     if hasattr(output, "items"):
-        named = {name: take_rows(part, rows, size) for name, part in output.items()}
-        return None if any(part is None for part in named.values()) else type(output)(**named)
-    return None
+        return type(output)(**{name: take_rows(part, rows, size) for name, part in output.items()})
+    return output
 
 
 class SharedTower:

@@ -1,0 +1,269 @@
+"""The guide's findings against plain loops over eager maps, and what they do to the model it guides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vlmprune
+from tests.support.guides import naive_guide
+from tests.support.planted import counts
+from tests.support.reference import masked_logits
+from tests.support.running import assert_near, generate, outside
+from tests.support.tiny_families import FAMILIES, build, make_inputs, row
+from vlmprune.guide.inputs import prompt_inputs
+from vlmprune.guide.runner import Guide
+from vlmprune.methods.sgl import SGL
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+STEPS = 5
+
+
+def pair(family: str, **options):
+    """A model of four layers and its guide of two."""
+    return build(family, **options), guide_of(family, **options)
+
+
+def guide_of(family: str, **options):
+    """A small model that never generates an image token, which a loop without a cache would take for an image."""
+    small = build(family, layers=2, seed=1, **options)
+    with torch.no_grad():
+        head = small.get_output_embeddings().weight
+        head[min(small.config.image_token_id, len(head) - 1)] = 0
+    return small
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm", "llava_next", "internvl"])
+def test_importance_confidence_and_consistency_equal_plain_loops(family, attn):
+    small, eager = guide_of(family, attn=attn), guide_of(family, attn="eager")
+    inputs = make_inputs(small)
+    end = int(generate(small, inputs, steps=STEPS)[1].sequences[1, -3])  # the second sample ends after three tokens
+    for normalise in (True, False):
+        guide = Guide(small, normalise=normalise)
+        settings = {"max_new_tokens": STEPS, "eos_token_id": end, "pad_token_id": 0}
+        batch = guide.answer(prompt_inputs(dict(inputs)), settings, whole=True)
+        for i in range(3):
+            expected = naive_guide(eager, row(inputs, i), STEPS, end)
+            alone = guide.answer(prompt_inputs(dict(row(inputs, i))), settings, whole=True)
+            for found, at in ((batch, i), (alone, 0)):
+                close(found.importance[at], expected.importance)
+                assert torch.equal(found.answers[at], expected.answer)
+                assert found.confidence[at] == pytest.approx(expected.confidence, rel=1e-4)
+                consistency = expected.mean if normalise else expected.product
+                assert found.consistency[at] == pytest.approx(consistency, rel=1e-3)
+    assert len(batch.answers[1]) < STEPS
+
+
+def test_steps_of_the_ranking_are_limited():
+    small, eager = guide_of("llava"), guide_of("llava", attn="eager")
+    inputs = make_inputs(small)
+    guide = Guide(small, steps=2)
+    settings = {"max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": 0}
+    short = guide.answer(dict(inputs), settings, whole=False)
+    whole = guide.answer(dict(inputs), settings, whole=True)
+    assert [len(a) for a in short.answers] == [2, 2, 2]
+    assert [len(a) for a in whole.answers] == [STEPS] * 3
+    for i in range(3):
+        expected = naive_guide(eager, row(inputs, i), 2).importance
+        close(short.importance[i], expected)
+        close(whole.importance[i], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_is_ranked_by_the_rows_of_the_prompt(family):
+    model, small = pair(family)
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, SGL(small, keep=0.4)) as pruned, torch.no_grad():
+        logits = model(**inputs).logits[:, -1]
+        report = pruned.report
+        ranked = pruned._session.guide.rank(prompt_inputs(dict(inputs))).importance
+    for kept, scores in zip(report.kept, ranked, strict=True):
+        assert len(kept) == int(0.4 * len(scores) + 0.5)
+        assert float(scores[kept].min()) >= float(scores[~torch.isin(torch.arange(len(scores)), kept)].max())
+    assert_near(logits, masked_logits(model, inputs, report.kept, 1, 1)[:, 0])
+    assert report.exited == [False] * 3
+    assert report.confidence is None
+    assert report.guide_flops > 0
+    assert "guide" in report.seconds
+
+
+@pytest.mark.parametrize("layer", [None, 0, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_equals_masking_and_a_row_equals_itself_alone(family, layer):
+    model, small = pair(family)
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, SGL(small, keep=0.3, layer=layer)) as pruned:
+        logits, out = generate(model, inputs, steps=STEPS)
+        report = pruned.report
+        alone = []
+        for i in range(3):
+            lone, _ = generate(model, row(inputs, i), steps=STEPS)
+            alone.append(pruned.report.kept[0])
+            assert_near(lone[0], logits[i])
+    at = layer if layer is not None else 1
+    assert_near(logits, masked_logits(model, inputs, report.kept, at, STEPS, out.sequences[:, -STEPS:]))
+    assert report.kept_tokens == [max(1, int(0.3 * v + 0.5)) for v in counts(model, inputs)]
+    assert all(torch.equal(a, b) for a, b in zip(report.kept, alone, strict=True))
+
+
+@pytest.mark.parametrize("images", [(1, 1, 1), (2, 1, 2)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_that_exit_get_the_guides_answer_and_the_model_never_sees_them(family, images):
+    model, small = pair(family)
+    inputs = make_inputs(model, images=images)
+    with torch.no_grad():
+        theirs = small.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[:, -STEPS:]
+    with vlmprune.wrap(model, SGL(small, keep=0.4)) as pruned:
+        ours = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[:, -STEPS:]
+        never = pruned.report
+    sure = [(a + b) / 2 for a, b in zip(never.confidence, never.consistency, strict=True)]
+    threshold = sorted(sure)[1]
+    seen: list[int] = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: seen.append(len(k["input_ids"] if "input_ids" in k else a[0])), with_kwargs=True
+    )
+    with vlmprune.wrap(model, SGL(small, keep=0.4, exit_at=threshold)) as pruned:
+        out = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+        some = pruned.report
+    with vlmprune.wrap(model, SGL(small, keep=0.4, exit_at=0.0)) as pruned:
+        calls = len(seen)
+        all_out = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+        every = pruned.report
+        assert len(seen) == calls, "the model ran although every sample exited"
+    hook.remove()
+    assert some.exited == [s >= threshold for s in sure]
+    assert sum(some.exited) == 2
+    assert set(seen) == {1}
+    for i in range(3):
+        assert torch.equal(out[i, -STEPS:], (theirs if some.exited[i] else ours)[i])
+        assert some.kept_tokens[i] == (0 if some.exited[i] else never.kept_tokens[i])
+    assert torch.equal(all_out[:, -STEPS:], theirs)
+    assert torch.equal(all_out[:, :-STEPS], inputs["input_ids"])
+    assert every.exited == [True] * 3
+    assert (every.prefill_flops, every.kv_bytes, every.kept_tokens) == (0, 0, [0, 0, 0])
+    assert every.visual_tokens == never.visual_tokens == some.visual_tokens
+    assert every.prefill_flops_full == some.prefill_flops_full == never.prefill_flops_full
+    assert every.kv_bytes_full == never.kv_bytes_full
+    assert 0 < some.prefill_flops < never.prefill_flops
+    assert some.to_dict()["exited"] == some.exited
+    assert "guide answered" in str(some)
+
+
+def test_exits_of_different_lengths_are_padded_and_beams_run():
+    model, small = pair("llava")
+    inputs = make_inputs(model)
+    plain = small.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[:, -STEPS:]
+    end = int(plain[0, 1])
+    options = {"max_new_tokens": STEPS, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
+    with torch.no_grad():
+        theirs = small.generate(**inputs, **options)
+    with vlmprune.wrap(model, SGL(small, keep=0.4, exit_at=0.0)):
+        assert torch.equal(model.generate(**inputs, **options), theirs)
+        both = model.generate(**inputs, **options, num_beams=2, num_return_sequences=2, return_dict_in_generate=True)
+        assert torch.equal(both.sequences, theirs.repeat_interleave(2, 0))
+    with vlmprune.wrap(model, SGL(small, keep=0.4)) as pruned:
+        beams = model.generate(**inputs, max_new_tokens=STEPS, num_beams=3, do_sample=False)
+        assert len(beams) == 3
+        assert pruned.report.kept_tokens == [4, 4, 4]
+        kept = pruned.report.kept
+        model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, use_cache=False)
+        assert all(torch.equal(a, b) for a, b in zip(pruned.report.kept, kept, strict=True))
+
+
+def test_an_exit_streams_its_answer():
+    class Streamer:
+        def __init__(self):
+            self.got, self.ended = [], False
+
+        def put(self, value):
+            self.got += value.flatten().tolist()
+
+        def end(self):
+            self.ended = True
+
+    model, small = pair("llava")
+    inputs = row(make_inputs(model), 0)
+    for exit_at in (0.0, None):
+        streamer = Streamer()
+        with vlmprune.wrap(model, SGL(small, keep=0.4, exit_at=exit_at)):
+            out = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, streamer=streamer)
+        assert streamer.ended
+        assert streamer.got == out[0].tolist()
+
+
+def test_one_vision_pass_where_the_towers_are_equal():
+    model, small = pair("llava")
+    inputs = make_inputs(model)
+    calls: list[int] = []
+    tower = model.model.vision_tower
+    own = type(tower).forward
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return own(tower, *args, **kwargs)
+
+    tower.load_state_dict(small.model.vision_tower.state_dict())
+    with vlmprune.wrap(model, SGL(small, keep=0.3)) as pruned:
+        pruned._session.same = False  # as if the two read other pixels: nothing is shared
+        guide_inputs = dict(inputs)
+        expected, _ = generate(model, inputs, steps=STEPS, guide_inputs=guide_inputs)
+    with vlmprune.wrap(model, SGL(small, keep=0.3)) as pruned:
+        tower.forward = counted
+        shared, _ = generate(model, inputs, steps=STEPS)
+        assert not calls, "the model's own tower ran"
+        assert torch.equal(shared, expected)
+        assert tower.__dict__["forward"] is counted, "somebody else's forward was not put back"
+        sure = pruned.report.confidence[0] / 2 + pruned.report.consistency[0] / 2
+    with vlmprune.wrap(model, SGL(small, keep=0.3, exit_at=sure)) as pruned:
+        model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+        assert True in pruned.report.exited
+        assert not calls
+        with torch.no_grad():
+            next(tower.parameters()).add_(0.5)
+        generate_again = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+        assert calls, "changed weights must end the sharing"
+        assert len(generate_again) == 3
+    del tower.forward
+
+
+def test_budget_in_tokens_sets_the_depth_by_the_batchs_share():
+    model, small = build("llava", layers=8), guide_of("llava")
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, SGL(small, keep=4)) as pruned, torch.no_grad():
+        model(**inputs)
+        report = pruned.report
+    first = next(i for i, n in enumerate(report.layer_lengths) if n < report.layer_lengths[0])
+    assert first == int(4 / 9 * 8)
+
+
+def test_everything_is_gone_after_a_call_and_after_unwrap():
+    model, small = pair("llava")
+    inputs = make_inputs(model)
+    with torch.no_grad():
+        model(**inputs), small(**inputs)
+    before = outside(model), outside(small)
+    with vlmprune.wrap(model, SGL(small, keep=0.4)):
+        model.generate(**inputs, max_new_tokens=2)
+        assert outside(small) == before[1]
+    assert outside(model) == before[0]
+    with vlmprune.wrap(model, "fastv-oracle", keep=0.4) as pruned:
+        model.generate(**inputs, max_new_tokens=2)
+        assert pruned.report.kept_tokens == [4, 4, 4]
+    assert outside(model) == before[0]
+
+
+def test_the_oracle_ranks_by_the_models_own_maps():
+    model, eager = build("llava"), build("llava", attn="eager")
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, "fastv-oracle", keep=0.4) as pruned:
+        model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+        report = pruned.report
+    for i in range(3):
+        importance = naive_guide(eager, row(inputs, i), STEPS).importance
+        best = sorted(sorted(range(9), key=lambda v: -float(importance[v]))[:4])
+        assert report.kept[i].tolist() == best
