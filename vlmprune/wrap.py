@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +76,19 @@ class PrunedModel:
         for name, value in inputs.items():
             if torch.is_floating_point(value):
                 inputs[name] = value.to(self._plain.dtype)
-        if isinstance(self._session, GuidedSession) and not self._session.same:
-            inputs["guide_inputs"] = prepare(self._session.guide_processor, image, question)
-        out = self.model.generate(**inputs, **{"max_new_tokens": 64, **generation_kwargs})
+        guided = self.for_guide(lambda processor: prepare(processor, image, question))
+        out = self.model.generate(**inputs, **guided, **{"max_new_tokens": 64, **generation_kwargs})
         sequences = out if isinstance(out, torch.Tensor) else out.sequences
         new = sequences[0, inputs["input_ids"].shape[1] :]
         return Answer(self.processor.decode(new, skip_special_tokens=True).strip(), self.report)
+
+    def for_guide(self, make: Callable[[Any], Any]) -> dict[str, Any]:
+        """What `generate` needs beside its inputs: those of a guide that reads other ids or pixels, made by `make` from
+        the guide's processor; nothing for all other methods."""
+        session = self._session
+        if isinstance(session, GuidedSession) and not session.same:
+            return {"guide_inputs": make(session.guide_processor)}
+        return {}
 
     @property
     def report(self) -> Report:

@@ -18,7 +18,7 @@ import vlmprune
 from vlmprune.cli import app
 from vlmprune.cli.compare import BASELINES, held_out, plain
 from vlmprune.cli.inputs import number, picture
-from vlmprune.cli.options import DEFAULT_METHOD
+from vlmprune.cli.options import default_method
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")
@@ -42,7 +42,7 @@ def test_ask_json_has_exactly_the_two_sides() -> None:
         assert list(side) == ["text", "report"]
         assert isinstance(side["text"], str)
     assert answer["unpruned"]["report"]["method"]["name"] == "none"
-    assert answer["pruned"]["report"]["method"]["name"] == DEFAULT_METHOD
+    assert answer["pruned"]["report"]["method"]["name"] == "sgl"
     visual = answer["unpruned"]["report"]["visual_tokens"]
     assert answer["unpruned"]["report"]["kept_tokens"] == visual
     assert answer["pruned"]["report"]["kept_tokens"] < visual
@@ -50,9 +50,9 @@ def test_ask_json_has_exactly_the_two_sides() -> None:
 
 
 def test_the_model_is_left_unwrapped_and_answers_as_the_library_does() -> None:
-    large, _, processor = vlmprune.load_tiny()
+    large, small, processor = vlmprune.load_tiny()
     image, question = vlmprune.tiny.example()
-    with vlmprune.wrap(large, DEFAULT_METHOD, processor=processor) as pruned:
+    with vlmprune.wrap(large, "sgl", guide=small, processor=processor) as pruned:
         expected = pruned.ask(image, question, max_new_tokens=2, do_sample=False)
     found = ask_json()["pruned"]
     assert found["text"] == expected.text
@@ -70,6 +70,18 @@ def test_keep_one_is_a_token_and_one_point_zero_all_of_them(text: str, kept: int
 def test_numbers(text: str | None, value: float | None) -> None:
     assert number("--keep", text) == value
     assert type(number("--keep", text)) is type(value)
+
+
+def test_the_guide_answers_alone_where_it_is_sure() -> None:
+    report = ask_json("--exit-at", "0")["pruned"]["report"]
+    assert report["exited"] == [True]
+    assert report["kept_tokens"] == [0]
+    assert "the guide alone" in run("ask", "--exit-at", "0", *QUICK)
+
+
+def test_without_a_small_model_the_usual_method_is_another() -> None:
+    assert default_method(None, None) == default_method("model", "guide") == "sgl"
+    assert default_method("model", None) == "fastv"
 
 
 def test_layer_reaches_the_method() -> None:

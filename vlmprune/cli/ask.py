@@ -12,7 +12,6 @@ from .inputs import asked, number, picture, writable_image
 from .measure import Contender, at_least_one, backend, in_turns, machine, stage_cell
 from .models import Models, load_models, make, quiet
 from .options import (
-    DEFAULT_METHOD,
     GuideOption,
     ImageArgument,
     JsonOption,
@@ -22,6 +21,7 @@ from .options import (
     QuestionArgument,
     RepeatsOption,
     TrustOption,
+    default_method,
 )
 from .output import amount, console, milliseconds, print_json, saved, spinner
 
@@ -30,8 +30,14 @@ def ask(
     image: ImageArgument = None,
     question: QuestionArgument = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
-    ] = DEFAULT_METHOD,
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            show_default="sgl where there is a small model, else fastv",
+            help="How to prune; `vlmprune methods` lists the names.",
+        ),
+    ] = None,
     keep: Annotated[
         str | None,
         typer.Option(
@@ -42,6 +48,15 @@ def ask(
         ),
     ] = None,
     layer: LayerOption = None,
+    exit_at: Annotated[
+        str | None,
+        typer.Option(
+            "--exit-at",
+            metavar="S",
+            show_default="never",
+            help="With sgl: where the small model is at least this sure (0 to 1), its answer is taken.",
+        ),
+    ] = None,
     model: ModelOption = None,
     guide: GuideOption = None,
     overlay: Annotated[
@@ -54,7 +69,12 @@ def ask(
 ) -> None:
     """Answer a question about an image, unpruned and pruned, and show what pruning saves."""
     shown, text = prompt(image, question)
-    budget: dict[str, Any] = {"keep": number("--keep", keep), "layer": number("--layer", layer)}
+    method = method or default_method(model, guide)
+    budget: dict[str, Any] = {
+        "keep": number("--keep", keep),
+        "layer": number("--layer", layer),
+        "exit_at": number("--exit-at", exit_at),
+    }
     at_least_one("--max-new-tokens", max_new_tokens)
     at_least_one("--repeats", repeats)
     if overlay is not None:
@@ -123,6 +143,10 @@ def show(pair: list[Contender], question: str, models: Models, repeats: int) -> 
     for label, name, unit in (("prefill FLOPs", "prefill_flops", ""), ("KV cache", "kv_bytes", "B")):
         full, part = getattr(before, name), getattr(after, name)
         table.add_row(label, amount(full, unit), amount(part, unit), saved(full, part))
+    if after.guide_flops is not None:
+        table.add_row("guide FLOPs", "", amount(after.guide_flops), "")
+    if after.exited is not None and after.exited[0]:
+        table.add_row("answered by", "", "the guide alone", "")
     for stage in ("vision", "guide", "score", "prefill", "decode"):
         if any(stage in report.seconds for report in (before, after)):
             table.add_row(f"{stage} time", stage_cell(unpruned, stage), stage_cell(pruned, stage), "")

@@ -15,7 +15,7 @@ from .inputs import number
 from .measure import Contender, at_least_one, backend, in_turns, machine
 from .models import Models, load_models, make, options_of, quiet
 from .options import (
-    DEFAULT_METHOD,
+    EXIT_AT,
     GuideOption,
     ImageArgument,
     JsonOption,
@@ -28,7 +28,9 @@ from .options import (
 )
 from .output import console, milliseconds, print_json, share, spinner
 
-BASELINES = ("random", "uniform", "downsample", "fastv")  # in every table, whatever else is asked for
+# In every table, whatever else is asked for; the last two only where there is a small model.
+BASELINES = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", "sgl + exit")
+WITH_EXIT = " + exit"
 BUDGETS = ("0.5", "0.25", "0.1")
 NO_EXACT_ANSWER = "caption"  # the one family of questions that exact match cannot score
 SEEDS_A_RUN = 1_000_000  # scenes of one --seed never meet those of another
@@ -86,11 +88,8 @@ def compare(
         batches = [([shown], [text])] * repeats
     else:
         batches, truths = held_out(questions, seed, batch_size)
-    names = list(dict.fromkeys([*BASELINES, DEFAULT_METHOD, *(method or [])]))
-    if guide is not None and not any("guide" in options_of(name) for name in names):
-        raise VlmpruneError(
-            "--guide helps none of these methods; leave it out, or name one that needs it with --method"
-        )
+    usual = [name for name in BASELINES if model is None or guide is not None or not name.startswith("sgl")]
+    names = list(dict.fromkeys([*usual, *(method or [])]))
     with quiet():
         list(entries(names, keep or BUDGETS, layer, seed, None))  # a bad option is said before anything is loaded
         with spinner("loading"):
@@ -119,13 +118,16 @@ def entries(
     """Name, budget and method object of every pruned row; a method without a budget has one row."""
     drop_before = number("--layer", layer)
     for name in names:
-        takes = options_of(name)
+        method = name.removesuffix(WITH_EXIT)
+        takes = options_of(method)
         given: dict[str, Any] = {"seed": seed} if "seed" in takes else {}
+        if method != name:
+            given["exit_at"] = EXIT_AT
         if "keep" not in takes:
-            yield name, "", make(name, models, **given)
+            yield name, "", make(method, models, **given)
             continue
         for budget in budgets:
-            yield name, budget, make(name, models, keep=number("--keep", budget), layer=drop_before, **given)
+            yield name, budget, make(method, models, keep=number("--keep", budget), layer=drop_before, **given)
 
 
 def small_alone(models: Models) -> list[Contender]:
@@ -195,6 +197,7 @@ def record(row: Contender, unpruned: Contender, truths: list[str] | None) -> dic
         "lm_tokens": row.mean("lm_tokens"),
         "layer_avg_tokens": row.mean("layer_avg_tokens"),
         "prefill_flops_share": row.total("prefill_flops") / unpruned.total("prefill_flops"),
+        "guide_flops_share": row.total("guide_flops") / unpruned.total("prefill_flops"),
         "kv_share": row.total("kv_bytes") / unpruned.total("kv_bytes"),
         "seconds": row.seconds(),
     }
@@ -218,7 +221,7 @@ def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     scored = "accuracy" in records[0]
     for heading in ("method", "keep"):
         table.add_column(heading)
-    for heading in ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "KV\ncache", "time a\nquestion"):
+    for heading in ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "guide\nFLOPs", "KV\ncache", "time a\nquestion"):
         table.add_column(heading, justify="right")
     table.add_column("accuracy" if scored else "answer", justify="right" if scored else "left")
     for row in records:
@@ -229,6 +232,7 @@ def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
             f"{row['lm_tokens']:.1f}",
             f"{row['layer_avg_tokens']:.1f}",
             share(row["prefill_flops_share"], 1),
+            share(row["guide_flops_share"], 1) if row["guide_flops_share"] else "",
             share(row["kv_share"], 1),
             milliseconds(row["seconds"]),
             result,

@@ -50,8 +50,8 @@ class Contender:
 
     def total(self, name: str) -> float:
         """A report's number summed over the prompts of all runs; means over a batch are weighted by its size."""
-        summed = name.startswith(("prefill_flops", "kv_bytes"))
-        return sum(getattr(r, name) * (1 if summed else len(r.visual_tokens)) for r in self.reports)
+        summed = name.startswith(("prefill_flops", "kv_bytes", "guide_flops"))
+        return sum((getattr(r, name) or 0) * (1 if summed else len(r.visual_tokens)) for r in self.reports)
 
     def mean(self, name: str) -> float:
         """A report's number per prompt."""
@@ -66,10 +66,13 @@ def _ask_batch(
     from ..wrap import conversation, tokenized
 
     talks = [conversation([image], question) for image, question in zip(images, questions, strict=True)]
-    # Padded left, every row ends where its answer starts.
-    inputs = tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+    def prepared(by: Any) -> Any:
+        # Padded left, every row ends where its answer starts.
+        return tokenized(by, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+
+    inputs = prepared(processor)
     with torch.no_grad():
-        out = pruned.generate(**inputs.to(pruned.model.device), **generation)
+        out = pruned.generate(**inputs.to(pruned.model.device), **pruned.for_guide(prepared), **generation)
     new = out[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 

@@ -102,7 +102,7 @@ def make(name: str, models: Models | None = None, **given: Any) -> Any:
     accepted = options_of(name)
     options = {option: value for option, value in given.items() if value is not None}
     for option in sorted(options.keys() - accepted):
-        raise VlmpruneError(f"the method {name!r} takes no --{option}; leave it out")
+        raise VlmpruneError(f"the method {name!r} takes no --{option.replace('_', '-')}; leave it out")
     if "guide" in accepted:
         if models is None:
             return None  # its constructor wants a loaded model

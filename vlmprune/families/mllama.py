@@ -64,4 +64,11 @@ def cross_columns(config: Any, media: Media) -> int:
     return int(images * config.vision_config.max_num_tiles * (side * side + 1))
 
 
-MLLAMA = Family("mllama", grids, vision="vision_model", cross_layouts=cross_layouts, cross_columns=cross_columns, pixel_axis="sample")
+MLLAMA = Family(
+    "mllama",
+    grids,
+    vision="vision_model",
+    cross_layouts=cross_layouts,
+    cross_columns=cross_columns,
+    pixel_axis="sample",
+)
