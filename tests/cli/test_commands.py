@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 import vlmprune
 from vlmprune.cli import app
-from vlmprune.cli.compare import BASELINES, held_out, plain
+from vlmprune.cli.compare import BASELINES, held_out
 from vlmprune.cli.inputs import number, picture
 from vlmprune.cli.options import default_method
+from vlmprune.scoring import plain
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import VlmpruneError
+from ..scoring import exact_match
 from .ask import prompt
 from .inputs import number
 from .measure import Contender, at_least_one, backend, in_turns, machine
@@ -203,13 +204,8 @@ def record(row: Contender, unpruned: Contender, truths: list[str] | None) -> dic
     }
     if truths is None:
         return out | {"answer": answers[0]}
-    right = sum(plain(given) == plain(truth) for given, truth in zip(answers, truths, strict=True)) / len(truths)
+    right = sum(exact_match(given, truth) for given, truth in zip(answers, truths, strict=True)) / len(truths)
     return out | {"accuracy": right, "standard_error": math.sqrt(right * (1 - right) / len(truths))}
-
-
-def plain(answer: str) -> str:
-    """An answer without what exact match should not see: case, outer spaces, a closing full stop."""
-    return " ".join(answer.lower().removesuffix(".").split())
 
 
 def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
@@ -221,7 +217,8 @@ def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     scored = "accuracy" in records[0]
     for heading in ("method", "keep"):
         table.add_column(heading)
-    for heading in ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "guide\nFLOPs", "KV\ncache", "time a\nquestion"):
+    counted = ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "guide\nFLOPs", "KV\ncache", "time a\nquestion")
+    for heading in counted:
         table.add_column(heading, justify="right")
     table.add_column("accuracy" if scored else "answer", justify="right" if scored else "left")
     for row in records:
