@@ -195,6 +195,8 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
         rng = random.Random(step)
         first = state.meta["images"]
         progress = (state.meta["seconds"] - start) / budget
+        if more:  # the first lessons are learnt
+            progress = max(progress, SECOND_LESSONS)
         labels: dict[str, Tensor] | None = None
         if rng.random() < EASY_VQA_SHARE:
             pictures, rows = easy.batch(rng, batch)

@@ -1,0 +1,51 @@
+"""The exit's threshold for the bundled pair, from validation questions only, with the whole trade-off curve.
+
+    python -m eval.sgl.calibrate --questions 50 --out eval/sgl/results/calibration.json     # of each family; and a PNG
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+import vlmprune
+from eval.provenance import provenance
+from eval.sgl.study import NEW_TOKENS, SHORT
+from vlmprune.cli.measure import backend
+from vlmprune.tiny.scenes import benchmark, render
+
+
+def main() -> None:
+    """Calibrate, and write the curve as JSON and as a picture beside it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=50, help="of each family")
+    parser.add_argument("--max-accuracy-loss", type=float, default=0.0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    large, small, processor = vlmprune.load_tiny()
+    data = [
+        (Image.fromarray(render(scene)), question.text, question.answer)
+        for family in SHORT
+        for scene, question in benchmark(family, args.questions, "validation")
+    ]
+    found = vlmprune.SGL(small, keep=0.18, layer=0).calibrate(
+        large,
+        data,
+        processor=processor,
+        max_accuracy_loss=args.max_accuracy_loss,
+        keeps=[0.18, 0.09],
+        cost="flops",
+        max_new_tokens=NEW_TOKENS,
+    )
+    about = provenance(model="the bundled pair", backend=backend(large), split="validation", questions=len(data))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"about": about, **found.to_dict()}, indent=1) + "\n")
+    found.plot(args.out.with_suffix(".png"))
+    print(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What SGL keeps of the bundled pair's accuracy: every method at equal layer-averaged retention, in one run.
+
+    python -m eval.sgl.study --questions 250 --out eval/sgl/results/study.json      # 250 of each of eight families
+
+Questions are the test split's. The guide's and the oracle's findings are made once a batch and handed to every row
+that ranks by them, so that a row costs only its own model; seconds are therefore not measured here but in
+`eval.speed.sgl`. The exit's threshold comes from `eval.sgl.calibrate`, which sees the validation split only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import track
+
+import vlmprune
+from eval.provenance import provenance
+from vlmprune.cli.measure import backend
+from vlmprune.guide.runner import Guidance, Guide
+from vlmprune.methods.guided import Guided
+from vlmprune.scoring import exact_match
+from vlmprune.tiny.scenes import FAMILIES, benchmark, render
+from vlmprune.wrap import conversation, tokenized
+
+RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
+BATCH = 32
+NEW_TOKENS = 4  # the longest short answer has two words and its end
+SHORT = tuple(family for family in FAMILIES if family != "caption")  # exact match cannot score captions
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: a method with its budget and depth, listed under a layer-averaged retention or a share of tokens."""
+
+    name: str
+    keep: float
+    layer: int
+    at: tuple[float, ...]  # the retention points of table 1 that it stands for
+    entering: tuple[float, ...]  # the shares of tokens entering the LM of table 2
+
+
+def rows(layers: int) -> list[Row]:
+    """Every method at every retention R = K/L + (1 - K/L) r it can reach."""
+    out = []
+    for name in ("random", "uniform", "downsample"):
+        out += [Row(name, r, 0, (r,), (r,)) for r in RETENTION]
+    for retention in RETENTION:
+        for depth in (2, 1):  # the paper's K, or where that is too deep the one before
+            if (keep := share(retention, depth, layers)) is not None:
+                out.append(Row("fastv", keep, depth, (retention,), ()))
+                break
+        depth = next(k for k in (2, 1, 0) if (r := share(retention, k, layers)) is not None and int(r * layers) >= k)
+        for name in ("fastv-oracle", "sgl"):
+            keep = share(retention, depth, layers)
+            assert keep is not None
+            out.append(Row(name, keep, depth, (retention,), (retention,) if depth == 0 else ()))
+            if depth:
+                out.append(Row(name, retention, 0, (), (retention,)))
+    return out
+
+
+def share(retention: float, depth: int, layers: int) -> float | None:
+    """The budget that gives a layer-averaged retention when tokens go before layer `depth`."""
+    keep = (retention - depth / layers) / (1 - depth / layers)
+    return keep if keep > 0.005 else None
+
+
+class Replayed:
+    """Stands for a guide whose findings about the batch are there already."""
+
+    def __init__(self, guide: Guide, guidance: Guidance) -> None:
+        self.model, self.family, self._guidance = guide.model, guide.family, guidance
+
+    def answer(self, inputs: Any, settings: Any, *, whole: bool) -> Guidance:
+        return self._guidance
+
+
+@dataclass(frozen=True)
+class Ranked(Guided):
+    """Prunes by findings made before."""
+
+    found: Any = None
+
+    def make_guide(self, model: Any) -> Any:
+        return self.found
+
+
+def method_of(row: Row, found: dict[str, Any]) -> Any:
+    """The row's method; findings made before stand in for a guide's run."""
+    if row.name in found:
+        return Ranked(keep=row.keep, layer=row.layer, found=found[row.name])
+    return vlmprune.methods()[row.name](keep=row.keep, layer=row.layer)
+
+
+@torch.no_grad()
+def answers(model: Any, method: Any, inputs: Any, processor: Any) -> tuple[list[str], Any]:
+    """Greedy answers of a batch, and its report."""
+    with vlmprune.wrap(model, method, processor=processor) as pruned:
+        out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        report = pruned.report
+    new = out[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)], report
+
+
+def run(number: int, exit_at: float) -> dict[str, Any]:
+    """All rows on `number` questions of each family."""
+    large, small, processor = vlmprune.load_tiny()
+    asked = [(family, scene, question) for family in SHORT for scene, question in benchmark(family, number, "test")]
+    random.Random(0).shuffle(asked)
+    guides = {"sgl": Guide(small), "fastv-oracle": Guide(large, check=False)}
+    table = rows(len(large.model.language_model.layers))
+    right: dict[str, list[float]] = defaultdict(list)
+    reports: dict[str, list[Any]] = defaultdict(list)
+    sure: list[float] = []
+    settings = {"max_new_tokens": NEW_TOKENS, "eos_token_id": processor.tokenizer.eos_token_id}
+    for at in track(range(0, len(asked), BATCH), "batches"):
+        part = asked[at : at + BATCH]
+        talks = [conversation([Image.fromarray(render(scene))], question.text) for _, scene, question in part]
+        inputs = tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+        truths = [question.answer for _, _, question in part]
+        found, said = {}, {}
+        for name, guide in guides.items():
+            guidance = guide.answer(dict(inputs), settings, whole=True)
+            found[name] = Replayed(guide, guidance)
+            said[name] = [processor.decode(a, skip_special_tokens=True).strip() for a in guidance.answers or []]
+            if name == "sgl":
+                assert guidance.confidence is not None
+                assert guidance.consistency is not None
+                sure += [(a + b) / 2 for a, b in zip(guidance.confidence, guidance.consistency, strict=True)]
+        # The oracle's own run is the unpruned model's, the guide's is the small model alone.
+        for name, own in (("none", said["fastv-oracle"]), ("small alone", said["sgl"])):
+            right[name] += [exact_match(a, t) for a, t in zip(own, truths, strict=True)]
+        for row in table:
+            texts, report = answers(large, method_of(row, found), inputs, processor)
+            right[key(row)] += [exact_match(a, t) for a, t in zip(texts, truths, strict=True)]
+            reports[key(row)].append(report)
+    families = [family for family, _, _ in asked]
+    records = [record(row, right, reports, families, sure, exit_at) for row in table]
+    plain = [base(name, right[name], families) for name in ("none", "small alone")]
+    return {
+        "about": provenance(
+            model="the bundled pair",
+            backend=backend(large),
+            split="test",
+            questions=len(asked),
+            families=list(SHORT),
+            exit_at=exit_at,
+            random_seed=0,
+        ),
+        "rows": plain + records,
+    }
+
+
+def key(row: Row) -> str:
+    """What a row is filed under."""
+    return f"{row.name} {row.keep:.4f} {row.layer}"
+
+
+def base(name: str, hits: list[float], families: list[str]) -> dict[str, Any]:
+    """Accuracy, its standard error, and the families'."""
+    mean = sum(hits) / len(hits)
+    per = {f: sum(h for h, g in zip(hits, families, strict=True) if g == f) / families.count(f) for f in SHORT}
+    return {
+        "name": name,
+        "accuracy": mean,
+        "standard_error": math.sqrt(mean * (1 - mean) / len(hits)),
+        "families": per,
+    }
+
+
+def record(
+    row: Row,
+    right: dict[str, list[float]],
+    reports: dict[str, list[Any]],
+    families: list[str],
+    sure: list[float],
+    exit_at: float,
+) -> dict[str, Any]:
+    """A row's numbers; for SGL also with exits, and split by whether the small model was right."""
+    hits, seen = right[key(row)], reports[key(row)]
+    size = sum(len(report.visual_tokens) for report in seen)
+    out = base(row.name, hits, families) | {
+        "keep": row.keep,
+        "layer": row.layer,
+        "at_retention": list(row.at),
+        "at_entering": list(row.entering),
+        "lm_tokens": sum(r.lm_tokens * len(r.visual_tokens) for r in seen) / size,
+        "layer_avg_tokens": sum(r.layer_avg_tokens * len(r.visual_tokens) for r in seen) / size,
+        "retention": sum(r.retention * len(r.visual_tokens) for r in seen) / size,
+        "prefill_flops_share": sum(r.prefill_flops for r in seen) / sum(r.prefill_flops_full for r in seen),
+    }
+    if row.name in ("sgl", "fastv-oracle", "random"):
+        small = right["small alone"]
+        for state, wanted in (("small_right", 1.0), ("small_wrong", 0.0)):
+            chosen = [h for h, s in zip(hits, small, strict=True) if s == wanted]
+            out[state] = {"questions": len(chosen), "accuracy": sum(chosen) / len(chosen)}
+    if row.name == "sgl":
+        gone = [s >= exit_at for s in sure]
+        mixed = [s if g else h for h, s, g in zip(hits, right["small alone"], gone, strict=True)]
+        out["with_exit"] = base("sgl + exit", mixed, families) | {"exits": sum(gone) / len(gone)}
+    return out
+
+
+def main() -> None:
+    """Run and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=250, help="of each family")
+    parser.add_argument("--exit-at", type=float, default=0.9)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    start = time.time()
+    result = run(args.questions, args.exit_at)
+    result["about"]["seconds"] = round(time.time() - start)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

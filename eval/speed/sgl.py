@@ -1,0 +1,155 @@
+"""What SGL costs and saves on the clock: none, FastV, SGL and SGL with exits, end to end, in turns within one run.
+
+Two pairs: the bundled one, and a random-weight LLaVA-like pair ten times apart in size that shares one vision tower
+(language models 12 x 1024 and 6 x 448, tower 12 x 384, 576 visual tokens, 40 text tokens, 8 generated).
+
+    python -m eval.speed.sgl --rounds 7 --out eval/speed/results/sgl.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+import vlmprune
+from eval.provenance import provenance
+from vlmprune.tiny.scenes import benchmark, render
+from vlmprune.wrap import prepare
+
+IMAGE_TOKEN = 3
+SIDE, TEXT, GENERATED = 24, 40, 8
+RETENTION = 0.09
+
+
+def random_model(width: int, layers: int, heads: int, tower: Any = None) -> LlavaForConditionalGeneration:
+    """A language model of that size on a 12 x 384 tower; `tower` to share another model's weights."""
+    vision = CLIPVisionConfig(
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=SIDE * 14,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=int(width * 2.6875),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=32000,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1)
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    if tower is not None:
+        model.model.vision_tower.load_state_dict(tower.state_dict())
+    return model
+
+
+def random_pair() -> tuple[Any, Any, list[dict[str, Any]]]:
+    """The random-weight pair and one prompt for it."""
+    torch.manual_seed(0)
+    large = random_model(1024, 12, 16)
+    small = random_model(448, 6, 7, large.model.vision_tower)
+    ids = torch.cat([torch.tensor([1]), torch.full((SIDE * SIDE,), IMAGE_TOKEN), torch.randint(10, 32000, (TEXT - 1,))])
+    prompt = {
+        "input_ids": ids[None],
+        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "pixel_values": torch.randn(1, 3, SIDE * 14, SIDE * 14),
+    }
+    return large, small, [prompt]
+
+
+def bundled_pair(prompts: int) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """The bundled pair and validation questions of four families."""
+    large, small, processor = vlmprune.load_tiny()
+    families = ("colour", "count", "existence", "digit")
+    asked = [pair for family in families for pair in benchmark(family, prompts, "validation")]
+    return large, small, [dict(prepare(processor, Image.fromarray(render(s)), q.text)) for s, q in asked]
+
+
+def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: float, rounds: int) -> dict[str, Any]:
+    """Seconds of every method on the same prompts, in turns; medians, ratios to `none`, and stages."""
+    ways = {
+        "none": vlmprune.Unpruned(),
+        "fastv": vlmprune.FastV(keep=RETENTION, layer=2),
+        "sgl": vlmprune.SGL(small, keep=RETENTION, layer=0),
+        "sgl + exit": vlmprune.SGL(small, keep=RETENTION, layer=0, exit_at=exit_at),
+        "small alone": vlmprune.Unpruned(),
+        "none again": vlmprune.Unpruned(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    stages: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    exits = 0
+    for turn in range(rounds + 1):
+        spent = dict.fromkeys(ways, 0.0)
+        for prompt in prompts:
+            for name, way in ways.items():
+                model = small if name == "small alone" else large
+                with vlmprune.wrap(model, way) as pruned:
+                    start = time.perf_counter()
+                    model.generate(**prompt, max_new_tokens=GENERATED, do_sample=False)
+                    spent[name] += time.perf_counter() - start
+                if turn:
+                    exits += sum(pruned.report.exited or []) if name == "sgl + exit" else 0
+                    for stage, value in pruned.report.seconds.items():
+                        stages[name].setdefault(stage, []).append(value)
+        for name, value in spent.items():
+            if turn:  # the first round warms up
+                seconds[name].append(value / len(prompts))
+    language = {  # prefill and decode, without the vision tower
+        name: statistics.median(map(sum, zip(parts["prefill"], parts["decode"], strict=True)))
+        for name, parts in stages.items()
+        if len(parts.get("prefill", [])) == rounds * len(prompts)
+    }
+    return {
+        "prompts": len(prompts),
+        "exits": exits / (rounds * len(prompts)),
+        "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "speed_up": {
+            name: statistics.median(n / s for n, s in zip(seconds["none"], values, strict=True))
+            for name, values in seconds.items()
+        },
+        "language_model_seconds": language,
+        "language_model_speed_up": {name: language["none"] / value for name, value in language.items()},
+        "stages": {
+            name: {stage: statistics.median(values) for stage, values in parts.items()}
+            for name, parts in stages.items()
+        },
+    }
+
+
+def main() -> None:
+    """Measure both pairs and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prompts", type=int, default=5, help="of each of four families, for the bundled pair")
+    parser.add_argument("--exit-at", type=float, default=0.9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with torch.no_grad():
+        result = {
+            "about": provenance(rounds=args.rounds, backend="sdpa, fp32, cpu", keep=RETENTION, exit_at=args.exit_at),
+            "bundled": measure(*bundled_pair(args.prompts), args.exit_at, args.rounds),
+            "random": measure(*random_pair(), 1.0, args.rounds),
+        }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    shown = ("speed_up", "language_model_speed_up", "exits")
+    print(json.dumps({pair: {name: result[pair][name] for name in shown} for pair in ("bundled", "random")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
