@@ -47,6 +47,8 @@ MIX = {
 }
 # The first lessons: what colour, what shape, where, which digit, of things that share neither colour nor shape.
 FIRST_MIX = {"colour": 1.0, "shape": 1.0, "position": 0.7, "digit": 0.7}
+# To compare two places with a direction is the last thing to be learnt, and with two things the soonest.
+PAIR_MIX = {"relation": 3.0, "judge": 1.5, "position": 1.0}
 FIRST_LESSONS, SECOND_LESSONS = 0.15, 0.4  # of the run, until which they go on
 TOKENS = 150  # text tokens a picture
 EASY_VQA_SHARE = 0.08
@@ -88,6 +90,8 @@ def scenes_for(rng: random.Random, first: int, batch: int, progress: float) -> t
         windows = [(rng.randint(0, GRID - size), rng.randint(0, GRID - size), size, size) for _ in range(batch)]
         return [distinct_scene(first + i, w, rng.choice((2, 3))) for i, w in enumerate(windows)], FIRST_MIX
     windows = random_windows(rng, batch)
+    if rng.random() < 0.25 and min(windows[0][2:]) >= 8:
+        return [distinct_scene(first + i, w, 2) for i, w in enumerate(windows)], PAIR_MIX
     share = 0.5 if progress < SECOND_LESSONS else 0.2
     if rng.random() < share and min(windows[0][2:]) >= 8:
         return [distinct_scene(first + i, w, rng.choice((2, 3, 4))) for i, w in enumerate(windows)], MIX

@@ -6,6 +6,7 @@ sequence, V visual tokens of a sample, n tokens of its answer.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,17 @@ from ..session import Session
 from .inputs import end_ids, on, with_answers
 from .vision import VisionMemo
 
+_GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "temperature": None,
+    "top_p": None,
+    "top_k": None,
+    "use_cache": True,
+    "cache_implementation": None,
+    "return_dict_in_generate": False,
+}
 CONSISTENCY_KEEP = 0.05  # the paper's share of visual tokens for the second look at the answer
 
 
@@ -150,21 +162,9 @@ class Guide:
 
     def _config(self, settings: dict[str, Any], whole: bool) -> GenerationConfig:
         """The guide's own settings, greedy, with the caller's lengths and end tokens."""
-        config = GenerationConfig.from_dict(
-            {
-                **self.model.generation_config.to_dict(),
-                "do_sample": False,
-                "num_beams": 1,
-                "num_return_sequences": 1,
-                "temperature": None,
-                "top_p": None,
-                "top_k": None,
-                "use_cache": True,
-                "cache_implementation": None,
-                "return_dict_in_generate": False,
-                **settings,
-            }
-        )
+        config = copy.copy(self.model.generation_config)
+        for name, value in {**_GREEDY, **settings}.items():
+            setattr(config, name, value)
         if self.steps is not None and not whole:
             config.max_new_tokens = min(self.steps, config.max_new_tokens or self.steps)
         return config
