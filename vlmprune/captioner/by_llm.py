@@ -201,6 +201,7 @@ class StructuredAggregator(ABC):
         problem = ""
         for attempt in range(self.attempts):
             self.calls += 1
+            reply = ""
             seed = seed_of(self.seed, task, question, attempt)
             try:
                 reply = self.complete(messages, task=task, temperature=self.temperatures[task], seed=seed)
@@ -209,15 +210,22 @@ class StructuredAggregator(ABC):
                 return read(value)
             except Unusable as error:
                 problem = str(error)
-                messages = [
-                    *messages[:2],  # the first question and the last try: the prompt does not grow
-                    {"role": "assistant", "content": reply},
-                    {"role": "user", "content": prompts.RETRY.format(problem=problem)},
-                ]
+                again = prompts.RETRY.format(problem=problem)
+                # The first question and the last try: the prompt does not grow. Without a reply there is no turn of
+                # the model's to put between two of ours, which many chat templates refuse.
+                first = messages[:2]
+                talk = [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
+                messages = [*first, *talk] if reply.strip() else [first[0], plus(first[1], again)]
         raise AggregatorError(
             f"The aggregator gave no usable reply to {task!r} in {self.attempts} attempts ({problem.rstrip('.')}); use "
             "a model that follows a JSON schema, or the WordAggregator."
         )
+
+
+def plus(message: dict[str, str], text: str) -> dict[str, str]:
+    """A message with a text added, unless it ends in it already."""
+    content = message["content"]
+    return {**message, "content": content if content.endswith(text) else f"{content}\n\n{text}"}
 
 
 def _numbered(lines: Sequence[tuple[str, str]]) -> str:

@@ -116,7 +116,7 @@ class Caption:
         """The picture with the patches (coloured) and the object boxes in them (white).
 
         Args:
-            image: the picture, where the caption does not hold it any more.
+            image: the picture, where the caption does not hold it any more; of another size, the boxes are scaled.
         Returns:
             An RGB picture of the same size.
         Raises:
@@ -128,20 +128,27 @@ class Caption:
         out = shown.convert("RGB")
         draw = ImageDraw.Draw(out)
         line = max(1, round(max(out.size) / 250))
+        scale = (out.width / self.tree.box[2], out.height / self.tree.box[3])
         for one in dict.fromkeys(box for patch in self.patches for box in patch.objects):
-            _frame(draw, one, (255, 255, 255), line, 0, out.size)
+            _frame(draw, one, scale, (255, 255, 255), line, 0)
         for number, patch in enumerate(self.patches):
             # A step inwards for each: patches of one box would hide each other.
-            _frame(draw, patch.box, EDGES[number % len(EDGES)], line, number * line, out.size)
+            _frame(draw, patch.box, scale, EDGES[number % len(EDGES)], line, number * line)
         return out
 
 
 def _frame(
-    draw: ImageDraw.ImageDraw, box: Box, colour: tuple[int, int, int], line: int, inset: int, size: tuple[int, int]
+    draw: ImageDraw.ImageDraw,
+    box: Box,
+    scale: tuple[float, float],
+    colour: tuple[int, int, int],
+    line: int,
+    inset: int,
 ) -> None:
-    x0, y0, x1, y1 = box[0] + inset, box[1] + inset, box[2] - 1 - inset, box[3] - 1 - inset
+    x0, y0, x1, y1 = (value * scale[i % 2] for i, value in enumerate(box))
+    x0, y0, x1, y1 = x0 + inset, y0 + inset, x1 - 1 - inset, y1 - 1 - inset
     if x0 <= x1 and y0 <= y1:
-        draw.rectangle((max(0, x0), max(0, y0), min(size[0] - 1, x1), min(size[1] - 1, y1)), outline=colour, width=line)
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
 
 
 def tree_of(

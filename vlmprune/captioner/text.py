@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-# A full stop ends a sentence unless it stands in a number ("1.5") or behind a single letter ("e.g.", "J. Smith").
-_END = re.compile(r"(?<=[.!?])(?<!\b[A-Za-z][.])[\"')\]]*\s+|\n+")
+# A full stop ends a sentence unless it stands in a number ("1.5") or in a usual abbreviation ("e.g.", "J. Smith").
+_NO_END = "".join(rf"(?<!\b{short}[.])" for short in ("[A-Z]", "e[.]g", "i[.]e", "Mr", "Mrs", "Dr", "St", "vs"))
+_END = re.compile(rf"(?<=[.!?]){_NO_END}[\"')\]]*\s+")
 _BULLET = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)](?=\s))\s*")
 _WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 
@@ -22,7 +23,8 @@ STOP_WORDS = frozenset(FILLERS.split())
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text without their closing stop; bullets and empty pieces go, nothing else does."""
-    pieces = (_BULLET.sub("", piece).strip() for piece in _END.split(text))
+    lines = (_BULLET.sub("", line) for line in text.splitlines())
+    pieces = (piece.strip() for line in lines for piece in _END.split(line))
     stripped = (piece.rstrip(" .") if piece.endswith(".") else piece for piece in pieces)
     return [piece for piece in stripped if _WORD.search(piece)]
 
@@ -59,11 +61,13 @@ class Statement:
 class Lexicon:
     """Properties and the words for their values; a value may be several words ("top left").
 
-    `rest_overlap` is the least Jaccard overlap of the remaining words for two sentences to be about one thing.
+    `rest_overlap` is the least Jaccard overlap of the remaining words for two sentences to be about one thing; `apart`
+    pairs of values that no one thing has, however much else agrees ("left" and "right").
     """
 
     properties: Mapping[str, tuple[str, ...]]
     rest_overlap: float = 0.75
+    apart: frozenset[frozenset[str]] = frozenset()
     ignored: frozenset[str] = field(default=STOP_WORDS)
 
     @cached_property
@@ -95,6 +99,10 @@ class Lexicon:
         if either and len(both) < self.rest_overlap * len(either):
             return None
         shared = a.properties.keys() & b.properties.keys()
+        if any(
+            frozenset((x, y)) in self.apart for name in shared for x in a.properties[name] for y in b.properties[name]
+        ):
+            return None
         agree = len(both) + sum(a.properties[name] == b.properties[name] for name in shared)
         conflict = sum(a.properties[name] != b.properties[name] for name in shared)
         return (agree, conflict) if agree > conflict else None
@@ -112,7 +120,8 @@ GENERAL = Lexicon(
         "number": (*NUMBERS.split(), *(str(n) for n in range(1, 21))),
         "place": ("left", "right", "top", "bottom", "center", "middle", "background", "foreground"),
         "material": ("wooden", "metal", "plastic", "glass", "stone", "brick", "leather", "paper", "concrete"),
-    }
+    },
+    apart=frozenset(map(frozenset, (("left", "right"), ("top", "bottom"), ("background", "foreground")))),
 )
 
 
@@ -120,13 +129,20 @@ def bundled_lexicon() -> Lexicon:
     """The closed world of the bundled pair, where even the kind of a thing is one of eight words."""
     from ..tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
+    places = {name: (row, column) for row, names in enumerate(POSITIONS) for column, name in enumerate(names)}
+    # A thing near a border of the 3 x 3 grid may be placed on either side of it, but not two cells away.
+    apart = {
+        frozenset((a, b)) for a, (r, c) in places.items() for b, (row, column) in places.items()
+        if abs(r - row) + abs(c - column) > 1
+    }  # fmt: skip
     return Lexicon(
         {
             "size": tuple(SIZES),
             "colour": tuple(COLOURS),
             "shape": SHAPES,
             "digit": tuple(str(n) for n in range(10)),
-            "position": tuple(place for row in POSITIONS for place in row),
+            "position": tuple(places),
         },
+        apart=frozenset(apart),
         ignored=STOP_WORDS | {"digit"},
     )
