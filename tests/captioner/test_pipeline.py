@@ -91,16 +91,22 @@ def test_the_tree_holds_every_sentence_once(small: tuple[Any, Any], image: Image
 
 
 def test_what_a_crop_says_does_not_depend_on_the_batch(small: tuple[Any, Any], image: Image.Image) -> None:
-    described = [PatchCaptioner(*small, config=config(batch_size=size)).describe(image) for size in (3, 16)]
+    described = [PatchCaptioner(*small, config=config(batch_size=size)).describe([image]) for size in (3, 16)]
     assert described[0] == described[1]
-    assert len(set(described[0].samples)) > 1
+    assert len(set(described[0][0].samples)) > 1
+
+
+def test_an_image_is_described_alike_among_others(small: tuple[Any, Any], image: Image.Image) -> None:
+    others = [make_scene(seed, "validation").image() for seed in (1, 2)]
+    captioner = PatchCaptioner(*small, config=config())
+    assert captioner.describe([others[0], image, others[1]])[1] == captioner.describe([image])[0]
 
 
 def test_a_crop_says_what_it_says_alone(small: tuple[Any, Any], image: Image.Image) -> None:
     """Samples come back at their own crop: asked one by one with the same seeds, each crop says the same."""
     captioner = PatchCaptioner(*small, config=config())
     seeds = [[10 * p + k for k in range(3)] for p in range(4)]
-    views = [captioner.view(image, patch.box) for patch in captioner.describe(image).patches]
+    views = [captioner.view(image, patch.box) for patch in captioner.describe([image])[0].patches]
     options: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 6}
     together = captioner.vision.describe(views, BUNDLED.describe, seeds=seeds, **options)
     alone = [
@@ -114,7 +120,7 @@ def test_a_crop_says_what_it_says_alone(small: tuple[Any, Any], image: Image.Ima
 
 
 def test_seeds(small: tuple[Any, Any], image: Image.Image) -> None:
-    one, same, other = (PatchCaptioner(*small, config=config(), seed=seed).describe(image) for seed in (1, 1, 2))
+    one, same, other = (PatchCaptioner(*small, config=config(), seed=seed).describe([image])[0] for seed in (1, 1, 2))
     assert one == same
     assert one.samples != other.samples
     assert len({text for samples in one.samples for text in samples}) > 4

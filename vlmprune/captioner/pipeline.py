@@ -100,8 +100,8 @@ class PatchCaptioner:
         image = checked_picture(image)
         cost = Cost()
         self.vision.spent, calls = Spent(), self.aggregator.calls
-        described = self.describe(image, cost)
-        return self._aggregate(image, described, cost, calls)
+        (described,) = self.describe([image], cost)
+        return self.aggregate(image, described, cost, calls=calls)
 
     def map(
         self, images: str | Path | Iterable[str | Path], out: str | Path, *, progress: bool = True
@@ -122,14 +122,52 @@ class PatchCaptioner:
 
     # -- divide and describe -----------------------------------------------------------------------------------
 
-    def describe(self, image: Image.Image, cost: Cost | None = None) -> Described:
-        """Divide the image and describe it and its patches, the samples of a patch from one encoding of it."""
+    def describe(self, images: Sequence[Image.Image], cost: Cost | None = None) -> list[Described]:
+        """Divide each image and describe it and its patches, with the crops of all images batched together.
+
+        The samples of a patch share one encoding of it. Every sample has its own randomness, so an image is described
+        alike alone and among others.
+        """
         cost = cost if cost is not None else Cost()
         config, prompts = self.config, self.config.prompts
-        digest = hashlib.sha256(f"{image.size}".encode() + np.asarray(image).tobytes()).hexdigest()[:16]
+        digests = [
+            hashlib.sha256(f"{image.size}".encode() + np.asarray(image).tobytes()).hexdigest()[:16] for image in images
+        ]
         with clock(cost, "detect"):
-            found = usable(self.detector(image), image.size)
-            cost.calls["detect"] = 1
+            found = [usable(self.detector(image), image.size) for image in images]
+            cost.calls["detect"] = cost.calls.get("detect", 0) + len(images)
+        before = self.vision.spent.calls
+        with clock(cost, "describe"):
+            wholes = self.vision.describe(
+                images,
+                prompts.describe,
+                seeds=[[seed_of(self.seed, digest, IMAGE, 0)] for digest in digests],
+                temperature=config.global_temperature,
+                max_new_tokens=config.max_new_tokens,
+            )
+            divided = [self._divide(*one) for one in zip(images, found, digests, strict=True)]
+            crops = [(i, patch) for i, (patches, _) in enumerate(divided) for patch in patches]
+            said = self.vision.describe(
+                [self.view(images[i], patch.box) for i, patch in crops],
+                prompts.describe,
+                seeds=[
+                    [seed_of(self.seed, digests[i], patch.name, k) for k in range(config.samples)] for i, patch in crops
+                ],
+                temperature=config.temperature,
+                max_new_tokens=config.max_new_tokens,
+            )
+        cost.calls["describe"] = cost.calls.get("describe", 0) + self.vision.spent.calls - before
+        samples: list[list[tuple[str, ...]]] = [[] for _ in images]
+        for (i, _), texts in zip(crops, said, strict=True):
+            samples[i].append(tuple(texts))
+        return [
+            Described(tuple(patches), tuple(own), whole, tuple(notes))
+            for (patches, notes), own, (whole,) in zip(divided, samples, wholes, strict=True)
+        ]
+
+    def _divide(self, image: Image.Image, found: list[Detection], digest: str) -> tuple[list[Patch], list[str]]:
+        """The patches of an image, and what to know about the semantic one where there is none."""
+        config = self.config
         patches = spatial_patches(
             found,
             image.size,
@@ -138,37 +176,16 @@ class PatchCaptioner:
             merge_above=config.merge_iou,
             share=config.assign_share,
         )
-        notes = []
-        before = self.vision.spent.calls
-        with clock(cost, "describe"):
-            # Own randomness for each sample: what a crop says does not depend on the batch it is in.
-            ((whole,),) = self.vision.describe(
-                [image],
-                prompts.describe,
-                seeds=[[seed_of(self.seed, digest, IMAGE, 0)]],
-                temperature=config.global_temperature,
-                max_new_tokens=config.max_new_tokens,
-            )
-            named = confident(found, threshold=config.score_threshold, fallback=config.fallback_boxes)
-            if not config.semantic:
-                notes.append("no semantic patch: it is switched off")
-            elif not any(one.label for one in named):
-                # No class can match, so the patch would be the whole image, which is never used.
-                notes.append("no semantic patch: the detector names no classes")
-            else:
-                patch = self._semantic(image, named, digest)
-                patches += [patch] if patch is not None else []
-                if patch is None:
-                    notes.append("no semantic patch: what the short caption names covers too much of the image")
-            samples = self.vision.describe(
-                [self.view(image, patch.box) for patch in patches],
-                prompts.describe,
-                seeds=[[seed_of(self.seed, digest, patch.name, k) for k in range(config.samples)] for patch in patches],
-                temperature=config.temperature,
-                max_new_tokens=config.max_new_tokens,
-            )
-        cost.calls["describe"] = self.vision.spent.calls - before
-        return Described(tuple(patches), tuple(map(tuple, samples)), whole, tuple(notes))
+        named = confident(found, threshold=config.score_threshold, fallback=config.fallback_boxes)
+        if not config.semantic:
+            return patches, ["no semantic patch: it is switched off"]
+        if not any(one.label for one in named):
+            # No class can match, so the patch would be the whole image, which is never used.
+            return patches, ["no semantic patch: the detector names no classes"]
+        patch = self._semantic(image, named, digest)
+        if patch is None:
+            return patches, ["no semantic patch: what the short caption names covers too much of the image"]
+        return [*patches, patch], []
 
     def _semantic(self, image: Image.Image, named: Sequence[Detection], digest: str) -> Patch | None:
         config = self.config
@@ -197,7 +214,12 @@ class PatchCaptioner:
 
     # -- aggregate ---------------------------------------------------------------------------------------------
 
-    def _aggregate(self, image: Image.Image, described: Described, cost: Cost, calls: int) -> Caption:
+    def aggregate(
+        self, image: Image.Image, described: Described, cost: Cost | None = None, *, calls: int | None = None
+    ) -> Caption:
+        """The caption of an image from what was said about it; `cost` and the aggregator's `calls` so far go on."""
+        cost = cost if cost is not None else Cost()
+        calls = self.aggregator.calls if calls is None else calls
         matched = 0.0
 
         def score(pairs: Sequence[tuple[Box, str]]) -> list[float]:
