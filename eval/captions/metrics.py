@@ -8,7 +8,7 @@ captions with at least one such. Recall and precision are stricter: mentions and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -193,8 +193,3 @@ def _resampled(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Sums over captions drawn with replacement [resamples, fields]; the same draws for the same seed and N."""
     rng = np.random.default_rng(seed)
     return np.stack([values[rng.integers(0, len(values), len(values))].sum(0) for _ in range(resamples)])
-
-
-def as_dict(counts: Counts) -> dict[str, int]:
-    """JSON-serialisable."""
-    return asdict(counts)

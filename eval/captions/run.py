@@ -94,6 +94,7 @@ def held_out(number: int, start: int = 0, least: int = 4, most: int = 8) -> list
 
 
 def groups(scenes: Sequence[Scene]) -> Iterator[Sequence[Scene]]:
+    """The scenes in the portions that are described together."""
     for at in range(0, len(scenes), TOGETHER):
         yield scenes[at : at + TOGETHER]
 
@@ -237,17 +238,14 @@ def pruned(
 def show(records: Sequence[dict[str, Any]]) -> None:
     """The table on stdout."""
     columns = ("object_recall", "object_precision", "attribute_accuracy", "chair_i", "chair_s")
-    print(f"{'row':<42}{'n':>5}" + "".join(f"{name:>20}" for name in columns) + f"{'CIDEr':>8}{'tokens':>9}{'s':>7}")
+    print(f"{'row':<44}{'n':>4}" + "".join(f"{c:>20}" for c in columns) + f"{'CIDEr':>8}{'tokens':>9}{'s':>7}")
     for one in records:
         keep = "" if one["keep"] is None else f" {one['keep']:g}"
         label = one["name"] + ("" if one["method"] == "none" else f", {one['method']}{keep}")
         cells = [f"{one['quality'][c]['value']:.3f} ± {one['quality'][c]['standard_error']:.3f}" for c in columns]
         cost = f"{one['cost']['layer_avg_tokens']:>9.0f}{one['cost']['seconds']:>7.2f}"
-        print(
-            f"{label:<42}{one['scenes']:>5}"
-            + "".join(f"{c:>20}" for c in cells)
-            + f"{one['text']['cider']:>8.3f}{cost}"
-        )
+        quality = "".join(f"{cell:>20}" for cell in cells)
+        print(f"{label:<44}{one['scenes']:>4}{quality}{one['text']['cider']:>8.3f}{cost}")
 
 
 def main() -> None:

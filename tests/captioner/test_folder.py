@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
 from vlmprune import VlmpruneError
@@ -21,9 +23,10 @@ from vlmprune.captioner import CaptionConfig, PatchCaptioner
 from vlmprune.captioner.folder import write_whole
 from vlmprune.captioner.prompts import BUNDLED
 from vlmprune.tiny.scenes import make_scene
+from vlmprune.tiny.vocabulary import words
 
 ROOT = Path(__file__).parents[2]
-QUICK = {"prompts": BUNDLED, "view": "in_place", "samples": 1, "max_new_tokens": 3, "filter": False}
+QUICK = {"prompts": BUNDLED, "view": "in_place", "samples": 2, "max_new_tokens": 5, "filter": False}
 
 # What the killed process runs: each picture it begins is a line in the log, on disk at once.
 SCRIPT = """
@@ -35,8 +38,23 @@ captioner(sys.argv[3]).map(sys.argv[1], sys.argv[2])
 """
 
 
+def tiny_model() -> Any:
+    """As cheap as a vision-language model can be, with fixed weights that make it babble."""
+    torch.manual_seed(5)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=112, patch_size=8
+    )
+    text = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=len(words())
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, vision_feature_layer=-1, image_token_index=words().index("<image>")
+    )
+    return LlavaForConditionalGeneration(config).eval()
+
+
 def captioner(log: str | None = None, **options: Any) -> PatchCaptioner:
-    _, small, processor = vlmprune.load_tiny()
+    """A captioner that writes a line for each picture it begins."""
 
     def detector(image: Image.Image) -> list[Any]:
         if log is not None:
@@ -44,7 +62,8 @@ def captioner(log: str | None = None, **options: Any) -> PatchCaptioner:
                 file.write(f"{hashlib.sha256(image.tobytes()).hexdigest()}\n".encode())
         return []
 
-    return PatchCaptioner(small, processor, detector=detector, config=CaptionConfig(**QUICK), **options)
+    processor = vlmprune.load_tiny()[2]
+    return PatchCaptioner(tiny_model(), processor, detector=detector, config=CaptionConfig(**QUICK), **options)
 
 
 @pytest.fixture(scope="module")

@@ -154,6 +154,14 @@ def test_every_method_that_needs_no_guide_prunes_inside(small: tuple[Any, Any], 
         assert caption.cost.layer_avg_tokens < 196 * 9
 
 
+def test_a_guide_prunes_inside(image: Image.Image) -> None:
+    large, guide, processor = vlmprune.load_tiny()
+    with vlmprune.wrap(large, vlmprune.SGL(guide=guide, keep=0.18), processor=processor) as pruned:
+        caption = PatchCaptioner(pruned, config=config(max_new_tokens=6, samples=2))(image)
+    assert all(len(patch.samples) == 2 for patch in caption.patches)
+    assert 0 < caption.cost.layer_avg_tokens < 0.25 * 196 * caption.cost.calls["describe"]
+
+
 def test_labels_give_a_semantic_patch(small: tuple[Any, Any], image: Image.Image) -> None:
     class Names(WordAggregator):
         def objects(self, caption: str, classes: Sequence[str]) -> list[str]:
