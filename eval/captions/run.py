@@ -3,9 +3,9 @@
     python -m eval.captions.run --scenes 300 --pruned-scenes 100 --out eval/captions/results/scenes.json
 
 Held-out scenes with 4 to 8 objects. Rows: one caption of the whole image; 13 samples of it merged without a filter;
-Patch Matters; the same descriptions without the filter; with the whole image's own sentences checked as well; and with
-every crop pruned. All rows of a scene come from one run; what two rows share (the descriptions of a filter and a
-no-filter row) is made once and charged to both.
+Patch Matters; the same descriptions without the filter; and, on the first of the scenes, with crops blown up instead
+of shown in place, and with every crop pruned. All rows of a scene come from one run; what two rows share (the
+descriptions of a filter and a no-filter row) is made once and charged to both.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class Row:
         }
 
 
-def held_out(number: int, start: int = 0, least: int = 4, most: int = 8) -> list[Scene]:
-    """Test scenes with `least` to `most` objects, by seed."""
+def held_out(number: int, start: int = 0, split: str = "test", least: int = 4, most: int = 8) -> list[Scene]:
+    """Scenes of a split with `least` to `most` objects, by seed."""
     found: list[Scene] = []
     seed = start
     while len(found) < number:
-        scene = make_scene(seed, "test")
+        scene = make_scene(seed, split)
         seed += 1
         if least <= len(scene.things) <= most:
             found.append(scene)
@@ -121,6 +121,13 @@ def aggregate(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequen
         row.spent.add(captioner.vision.spent)
         row.matched += result.cost.calls["match"]
         row.add(result.text, scene)
+
+
+def through(captioner: PatchCaptioner, scenes: Sequence[Scene], row: Row) -> None:
+    """Caption all scenes for one row."""
+    for group in groups(scenes):
+        images = [scene.image() for scene in group]
+        aggregate(captioner, group, images, described(captioner, images, row), row)
 
 
 def charge(row: Row, other: Row, before: tuple[float, int], spent: Spent) -> None:
@@ -165,25 +172,21 @@ def unpruned(model: Any, processor: Any, scenes: Sequence[Scene], config: Captio
     """All rows without pruning."""
     single, many = Row(REFERENCE), Row(f"{MANY} global samples, no filter")
     full, loose = Row(PATCHES), Row(f"{PATCHES}, no filter")
-    checked = Row(f"{PATCHES}, whole image checked too")
     with vlmprune.wrap(model, "none", processor=processor) as handle:
         captioner = PatchCaptioner(handle, config=config, seed=seed)
         unfiltered = PatchCaptioner(handle, config=replace(config, filter=False), seed=seed)
-        checking = PatchCaptioner(handle, config=replace(config, check_global=True), seed=seed)
         for done, group in enumerate(groups(scenes)):
             images = [scene.image() for scene in group]
             before = (full.seconds, full.described)
             found = described(captioner, images, full)
             spent = captioner.vision.spent
-            for other in (loose, checked):
-                charge(full, other, before, spent)
+            charge(full, loose, before, spent)
             aggregate(captioner, group, images, found, full)
             aggregate(unfiltered, group, images, found, loose)
-            aggregate(checking, group, images, found, checked)
             print(f"{done * TOGETHER + len(group)} of {len(scenes)} scenes", flush=True)
             alone(captioner, group, images, found, single)
         many_samples(captioner, scenes, many)
-    return [single, many, full, loose, checked]
+    return [single, many, full, loose]
 
 
 def alone(captioner: PatchCaptioner, group: Sequence[Scene], images: Sequence[Any], found: Any, row: Row) -> None:
@@ -215,6 +218,11 @@ def pruned(
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Patch Matters with every crop and every matching prompt pruned; and the methods that could not run, with why."""
     rows, skipped = [], []
+    if config.view != "crop":
+        row = Row(f"{PATCHES}, crops blown up")
+        with vlmprune.wrap(models[0], "none", processor=processor) as handle:
+            through(PatchCaptioner(handle, config=replace(config, view="crop"), seed=seed), scenes, row)
+        rows.append(row)
     for name in names:
         for keep in (None,) if name == "none" else KEEPS:
             row = Row(PATCHES, name, keep)
@@ -222,10 +230,7 @@ def pruned(
                 options: dict[str, Any] = {} if keep is None else {"keep": keep}
                 options |= {"guide": models[1]} if name == "sgl" else {}
                 with vlmprune.wrap(models[0], name, processor=processor, **options) as handle:
-                    captioner = PatchCaptioner(handle, config=config, seed=seed)
-                    for group in groups(scenes):
-                        images = [scene.image() for scene in group]
-                        aggregate(captioner, group, images, described(captioner, images, row), row)
+                    through(PatchCaptioner(handle, config=config, seed=seed), scenes, row)
             except vlmprune.VlmpruneError as error:
                 skipped.append({"method": name, "keep": keep, "why": str(error)})
                 print(f"SKIPPED {name} {keep}: {error}", flush=True)
@@ -256,6 +261,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS, help="pruning methods beside none")
     parser.add_argument("--model", choices=("large", "small"), default="large")
     parser.add_argument("--view", choices=("in_place", "crop"), default=BUNDLED_CONFIG.view)
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="settings are tuned on validation"
+    )
+    parser.add_argument("--keep-score", type=float, default=BUNDLED_CONFIG.keep_score)
     parser.add_argument("--start", type=int, default=0, help="first seed of the test split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -263,8 +272,8 @@ def main() -> None:
 
     large, small, processor = vlmprune.load_tiny()
     models = (large, small) if args.model == "large" else (small, small)
-    config = replace(BUNDLED_CONFIG, batch_size=32, view=args.view)
-    scenes = held_out(args.scenes, args.start)
+    config = replace(BUNDLED_CONFIG, batch_size=32, view=args.view, keep_score=args.keep_score)
+    scenes = held_out(args.scenes, args.start, args.split)
     rows = unpruned(models[0], processor, scenes, config, args.seed)
     few = scenes[: args.pruned_scenes]
     more, skipped = pruned(models, processor, few, config, args.seed, ["none", *args.methods]) if few else ([], [])
@@ -275,7 +284,7 @@ def main() -> None:
         "skipped": skipped,
         "differences": {f"{row.name} minus {REFERENCE}": difference(reference.counts, row.counts) for row in rows[1:]},
         "settings": {
-            "scenes": "test split, 4 to 8 objects",
+            "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,
             "seed": args.seed,
             "config": config.to_dict(),

@@ -22,8 +22,8 @@ class CaptionConfig:
     adjacent patches are compared.
     Describe: `samples` of each patch at `temperature`, one of the whole image at `global_temperature`, of up to
     `max_new_tokens`; `batch_size` crops (or statements) a forward; `view`: "crop" shows the model the patch alone,
-    "in_place" the whole canvas with everything outside the patch painted over, for models whose words depend on place
-    and scale.
+    "in_place" the whole canvas with everything outside the patch painted over, and the pieces of objects that it cuts,
+    for models whose words depend on place and scale.
     Aggregate: `filter` off keeps every sentence; `keep_score` a contradictory or unique one needs more than;
     `check_global` scores and filters the whole image's own sentences too (the paper does not); the LLM's temperatures
     `group_temperature`, `merge_temperature`, `fuse_temperature`.

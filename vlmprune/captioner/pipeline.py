@@ -20,7 +20,7 @@ from .by_words import WordAggregator
 from .caption import Caption, Cost, Node, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
-from .divide import Box, Detection, Patch, confident, pixel_box, semantic_patch, spatial_patches, usable
+from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
 from .hierarchy import Hierarchy
 from .match import Matcher, VLMMatcher, checked_scores
 from .prompts import BUNDLED
@@ -148,7 +148,7 @@ class PatchCaptioner:
             divided = [self._divide(*one) for one in zip(images, found, digests, strict=True)]
             crops = [(i, patch) for i, (patches, _) in enumerate(divided) for patch in patches]
             said = self.vision.describe(
-                [self.view(images[i], patch.box) for i, patch in crops],
+                [self.view(images[i], patch.box, objects_of(divided[i][0])) for i, patch in crops],
                 prompts.describe,
                 seeds=[
                     [seed_of(self.seed, digests[i], patch.name, k) for k in range(config.samples)] for i, patch in crops
@@ -201,15 +201,27 @@ class PatchCaptioner:
         matched = [one.box for one in named if one.label in spoken]
         return semantic_patch(matched, image.size, most_iou=config.semantic_iou)
 
-    def view(self, image: Image.Image, box: Box) -> Image.Image:
-        """What the models see of a patch: the crop, or the canvas with the rest painted in its middle colour."""
+    def view(self, image: Image.Image, box: Box, objects: Sequence[Box] = ()) -> Image.Image:
+        """What the models see of a patch.
+
+        Args:
+            box: of the patch. objects: all object boxes of the image.
+        Returns:
+            The crop; or, `in_place`, the whole canvas with everything else painted in its middle colour, the pieces of
+            objects that the box cuts as well: a piece would be described as another thing.
+        """
         pixels = pixel_box(box, image.size)
-        crop = image.crop(pixels)
         if self.config.view == "crop":
-            return crop
+            return image.crop(pixels)
         red, green, blue = (int(v) for v in np.median(np.asarray(image).reshape(-1, 3), axis=0))
         canvas = Image.new("RGB", image.size, (red, green, blue))
-        canvas.paste(crop, pixels[:2])
+        canvas.paste(image.crop(pixels), pixels[:2])
+        cut = [one for one in objects if hull((one, box)) != box]
+        for one in cut:
+            canvas.paste((red, green, blue), pixel_box(one, image.size))
+        for one in (one for one in objects if cut and one not in cut):  # whole ones, should a painted box touch them
+            piece = pixel_box(one, image.size)
+            canvas.paste(image.crop(piece), piece[:2])
         return canvas
 
     # -- aggregate ---------------------------------------------------------------------------------------------
@@ -221,11 +233,12 @@ class PatchCaptioner:
         cost = cost if cost is not None else Cost()
         calls = self.aggregator.calls if calls is None else calls
         matched = 0.0
+        objects = objects_of(described.patches)
 
         def score(pairs: Sequence[tuple[Box, str]]) -> list[float]:
             nonlocal matched
             start = time.perf_counter()
-            scores = checked_scores(self.matcher, [(self.view(image, box), text) for box, text in pairs])
+            scores = checked_scores(self.matcher, [(self.view(image, box, objects), text) for box, text in pairs])
             matched += time.perf_counter() - start
             cost.calls["match"] = cost.calls.get("match", 0) + len(pairs)
             return scores
@@ -260,6 +273,11 @@ class PatchCaptioner:
             "matcher": _identity(self.matcher),
             "aggregator": _identity(self.aggregator),
         }
+
+
+def objects_of(patches: Sequence[Patch]) -> list[Box]:
+    """Every object box of the patches once."""
+    return list(dict.fromkeys(box for patch in patches for box in patch.objects))
 
 
 def _identity(part: Any) -> dict[str, Any]:

@@ -62,12 +62,14 @@ class Lexicon:
     """Properties and the words for their values; a value may be several words ("top left").
 
     `rest_overlap` is the least Jaccard overlap of the remaining words for two sentences to be about one thing; `apart`
-    pairs of values that no one thing has, however much else agrees ("left" and "right").
+    pairs of values that no one thing has, however much else agrees ("left" and "right"); `weights` of the properties,
+    1 where not given: less for those that describers of one thing differ in (how large, where exactly).
     """
 
     properties: Mapping[str, tuple[str, ...]]
     rest_overlap: float = 0.75
     apart: frozenset[frozenset[str]] = frozenset()
+    weights: Mapping[str, float] = field(default_factory=lambda: {"size": 0.5, "place": 0.5, "position": 0.5})
     ignored: frozenset[str] = field(default=STOP_WORDS)
 
     @cached_property
@@ -88,8 +90,8 @@ class Lexicon:
         rest = frozenset(singular(word) for word in left if word and word not in self.ignored)
         return Statement({name: frozenset(group) for name, group in found.items()}, rest)
 
-    def compare(self, a: Statement, b: Statement) -> tuple[int, int] | None:
-        """(agreeing, conflicting) facts of two sentences about one thing; None: about different things.
+    def compare(self, a: Statement, b: Statement) -> tuple[float, float] | None:
+        """(agreeing, conflicting) weight of two sentences about one thing; None: about different things.
 
         They are about one thing when their other words mostly agree and more facts agree than conflict. A property
         that one leaves out neither agrees nor conflicts.
@@ -103,8 +105,9 @@ class Lexicon:
             frozenset((x, y)) in self.apart for name in shared for x in a.properties[name] for y in b.properties[name]
         ):
             return None
-        agree = len(both) + sum(a.properties[name] == b.properties[name] for name in shared)
-        conflict = sum(a.properties[name] != b.properties[name] for name in shared)
+        weight = {name: self.weights.get(name, 1.0) for name in shared}
+        agree = len(both) + sum(weight[name] for name in shared if a.properties[name] == b.properties[name])
+        conflict = sum(weight[name] for name in shared if a.properties[name] != b.properties[name])
         return (agree, conflict) if agree > conflict else None
 
 
