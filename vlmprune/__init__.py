@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .flow.locate import ImageSpan, SampleLayout
 from .flow.select import Selection
@@ -29,17 +31,22 @@ from .methods.registry import methods  # isort: skip
 from .methods.sgl import SGL  # isort: skip
 from .methods.uniform import Uniform  # isort: skip
 
+if TYPE_CHECKING:
+    from .captioner import Caption, PatchCaptioner
+
 __version__ = "0.1.0"
 
 __all__ = [
     "SGL",
     "Answer",
+    "Caption",
     "Downsample",
     "FastV",
     "FastVOracle",
     "ImageSpan",
     "InactiveHandleError",
     "Method",
+    "PatchCaptioner",
     "Prompt",
     "PrunedModel",
     "Pruner",
@@ -57,3 +64,16 @@ __all__ = [
     "register_method",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The captioner on first use: it needs transformers' generation code, which takes seconds to import."""
+    if name in ("Caption", "PatchCaptioner"):
+        from . import captioner
+
+        return getattr(captioner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

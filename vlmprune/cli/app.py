@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from ..errors import VlmpruneError
 from .ask import ask
+from .caption import caption
 from .compare import compare
 from .methods import methods
 from .output import note
@@ -69,6 +70,7 @@ def _start(
 
 app.command()(ask)
 app.command()(compare)
+app.command()(caption)
 app.command()(methods)
 
 

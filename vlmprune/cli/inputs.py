@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import VlmpruneError
+from ..pictures import picture
 
-if TYPE_CHECKING:
-    from PIL import Image
+__all__ = ["asked", "number", "picture", "writable_image"]
 
 
 def number(option: str, text: str | None) -> int | float | None:
@@ -31,38 +29,6 @@ def asked(question: str) -> str:
     if not question.strip():
         raise VlmpruneError("the question is empty; put it in quotes after the image")
     return question
-
-
-def picture(path: Path) -> Image.Image:
-    """The image in a file as a person sees it: turned as its EXIF tag says, transparency on white, RGB."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if not path.exists():
-        raise VlmpruneError(f"there is no file {str(path)!r}; give the path of an image")
-    if not path.is_file():
-        raise VlmpruneError(f"{str(path)!r} is not a file; give the path of an image")
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns between one and two times its limit; such a picture fills the memory all the same.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                opened.load()
-                turned = ImageOps.exif_transpose(opened)
-        if turned.mode.startswith("I;16"):
-            # Converted directly, 16-bit greys above 255 all turn white.
-            turned = turned.point(lambda value: value / 256, "L")
-        if turned.has_transparency_data:
-            rgba = turned.convert("RGBA")
-            turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return turned.convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise VlmpruneError(
-            f"{str(path)!r} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first"
-        ) from None
-    except UnidentifiedImageError:
-        raise VlmpruneError(f"{str(path)!r} is not an image; give a PNG, JPEG or WebP file") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a damaged file
-        raise VlmpruneError(f"{str(path)!r} cannot be read as an image ({error}); check the file") from None
 
 
 def writable_image(path: Path, *, source: Path | None = None) -> Path:

@@ -1,0 +1,1 @@
+"""Caption quality: metrics that are exact where the truth is known, and the benchmark of the captioner."""

@@ -1,0 +1,292 @@
+"""Aggregation by a language model that answers in JSON: asked, checked, asked again, refused if it will not comply."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from transformers import LogitsProcessorList
+
+from ..errors import VlmpruneError
+from . import prompts
+from .aggregate import (
+    AggregatorError,
+    Fused,
+    Grouping,
+    Item,
+    Similar,
+    Written,
+    problem_of_fused,
+    problem_of_written,
+)
+from .vlm import SeededSampler, seed_of
+
+T = TypeVar("T")
+Messages = list[dict[str, str]]
+NUMBERS = {"type": "array", "items": {"type": "integer"}}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    """A JSON schema for an object with exactly these keys, as strict endpoints want it."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _list(entry: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": entry}
+
+
+TEXT = {"type": "string"}
+WRITTEN = _list(_object(text=TEXT, numbers=NUMBERS))
+SCHEMAS = {
+    "group": _object(
+        similar=_list(_object(text=TEXT, numbers=NUMBERS)),
+        contradictory=_list(_object(numbers=NUMBERS)),
+        unique=NUMBERS,
+    ),
+    "merge": _object(sentences=WRITTEN),
+    "fuse": _object(sentences=WRITTEN, dropped=_list(_object(number={"type": "integer"}, reason=TEXT))),
+    "objects": _object(classes=_list(TEXT)),
+}
+
+
+class Unusable(Exception):
+    """A reply that does not fit, with what to tell the model; never leaves this module."""
+
+
+def check_schema(value: Any, schema: dict[str, Any], at: str = "the reply") -> None:
+    """Whether a value fits one of the schemas above (objects, arrays, strings, integers).
+
+    Raises:
+        Unusable: it does not; the message says where.
+    """
+    kind = schema["type"]
+    if kind == "object":
+        if not isinstance(value, dict):
+            raise Unusable(f"{at} is no object.")
+        for name in schema["required"]:
+            if name not in value:
+                raise Unusable(f'{at} lacks "{name}".')
+        for name in value.keys() - schema["properties"].keys():
+            raise Unusable(f'{at} has an unknown "{name}".')
+        for name, inner in schema["properties"].items():
+            check_schema(value[name], inner, f'"{name}"')
+    elif kind == "array":
+        if not isinstance(value, list):
+            raise Unusable(f"{at} is no list.")
+        for entry in value:
+            check_schema(entry, schema["items"], f"an entry of {at}")
+    elif kind == "string" and not isinstance(value, str):
+        raise Unusable(f"{at} is no text.")
+    elif kind == "integer" and (isinstance(value, bool) or not isinstance(value, int)):
+        raise Unusable(f"{at} is no whole number.")
+
+
+def parse_json(reply: str) -> Any:
+    """The JSON object in a reply, also where it stands in a code fence or behind a few words.
+
+    Raises:
+        Unusable: there is none, or it is cut off.
+    """
+    without_thought = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL)
+    start = without_thought.find("{")
+    if start < 0:
+        raise Unusable("It holds no JSON object.")
+    try:
+        return json.JSONDecoder().raw_decode(without_thought[start:])[0]
+    except ValueError as error:
+        raise Unusable(f"Its JSON is broken ({error}).") from None
+
+
+@dataclass
+class StructuredAggregator(ABC):
+    """The conversation with a language model: numbered sentences in, checked JSON out.
+
+    Sentences are numbered from 1 in the prompts. A reply that is no JSON, breaks the schema, leaves a number out or
+    uses one twice goes back to the model with what is wrong, `attempts` times in all.
+    """
+
+    attempts: int = field(default=3, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    temperatures: dict[str, float] = field(
+        default_factory=lambda: {"group": 0.2, "merge": 0.6, "fuse": 0.2, "objects": 0.2}, kw_only=True
+    )
+    calls: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1:
+            raise VlmpruneError(f"attempts={self.attempts!r} is too small; give 1 or more.")
+
+    @abstractmethod
+    def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
+        """The model's reply to a conversation; `task` names the schema in SCHEMAS."""
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two aggregators write alike, JSON-serialisable; for the records of a folder."""
+        return {"attempts": self.attempts, "seed": self.seed, "temperatures": self.temperatures}
+
+    def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
+        """Sort the sentences of several samples (indices run through all of them in order)."""
+        lines = [(f"describer {k}", text) for k, sample in enumerate(samples, 1) for text in sample]
+        if len([sample for sample in samples if sample]) < 2:  # nobody to agree or disagree with
+            return Grouping(unique=tuple(range(len(lines))))
+
+        def read(reply: Any) -> Grouping:
+            grouping = Grouping(
+                tuple(Similar(one["text"], _indices(one["numbers"])) for one in reply["similar"]),
+                tuple(_indices(one["numbers"]) for one in reply["contradictory"]),
+                _indices(reply["unique"]),
+            )
+            _refuse(grouping.problem(len(lines)))
+            return grouping
+
+        return self._ask("group", prompts.GROUP.format(sentences=_numbered(lines)), read)
+
+    def merge(self, sentences: Sequence[str]) -> Sequence[Written]:
+        """Rewrite as one text; the model never sees what was rejected."""
+        if len(sentences) < 2:
+            return [Written(text, (i,)) for i, text in enumerate(sentences)]
+
+        def read(reply: Any) -> list[Written]:
+            written = _written(reply)
+            _refuse(problem_of_written(written, len(sentences)))
+            return written
+
+        return self._ask("merge", prompts.MERGE.format(sentences=_numbered([("", s) for s in sentences])), read)
+
+    def fuse(self, items: Sequence[Item]) -> Fused:
+        """The caption of the image from the sentences of its regions."""
+        if not items:
+            return Fused(())
+
+        def read(reply: Any) -> Fused:
+            dropped = tuple((_indices([one["number"]])[0], one["reason"]) for one in reply["dropped"])
+            fused = Fused(tuple(_written(reply)), dropped)
+            _refuse(problem_of_fused(fused, len(items)))
+            if not fused.sentences:
+                raise Unusable("It drops every sentence.")
+            return fused
+
+        lines = [(f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)})", one.text) for one in items]
+        return self._ask("fuse", prompts.FUSE.format(sentences=_numbered(lines)), read)
+
+    def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
+        """Those of the classes that the caption speaks of."""
+        if not classes:
+            return []
+
+        def read(reply: Any) -> list[str]:
+            unknown = [name for name in reply["classes"] if name not in classes]
+            _refuse(f"there is no class {unknown[0]!r}" if unknown else None)
+            return list(dict.fromkeys(reply["classes"]))
+
+        question = prompts.OBJECTS.format(caption=caption, classes=", ".join(classes))
+        return self._ask("objects", question, read)
+
+    def _ask(self, task: str, question: str, read: Callable[[Any], T]) -> T:
+        form = json.dumps(SCHEMAS[task])
+        messages = [
+            {"role": "system", "content": prompts.SYSTEM},
+            {"role": "user", "content": f"{question}\n\nThe JSON schema of the answer: {form}"},
+        ]
+        problem = ""
+        for attempt in range(self.attempts):
+            self.calls += 1
+            reply = ""
+            seed = seed_of(self.seed, task, question, attempt)
+            try:
+                reply = self.complete(messages, task=task, temperature=self.temperatures[task], seed=seed)
+                value = parse_json(reply)
+                check_schema(value, SCHEMAS[task])
+                return read(value)
+            except Unusable as error:
+                problem = str(error)
+                again = prompts.RETRY.format(problem=problem)
+                # The first question and the last try: the prompt does not grow. Without a reply there is no turn of
+                # the model's to put between two of ours, which many chat templates refuse.
+                first = messages[:2]
+                talk = [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
+                messages = [*first, *talk] if reply.strip() else [first[0], plus(first[1], again)]
+        raise AggregatorError(
+            f"The aggregator gave no usable reply to {task!r} in {self.attempts} attempts ({problem.rstrip('.')}); use "
+            "a model that follows a JSON schema, or the WordAggregator."
+        )
+
+
+def plus(message: dict[str, str], text: str) -> dict[str, str]:
+    """A message with a text added, unless it ends in it already."""
+    content = message["content"]
+    return {**message, "content": content if content.endswith(text) else f"{content}\n\n{text}"}
+
+
+def _numbered(lines: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(" | ".join(part for part in (str(n), who, text) if part) for n, (who, text) in enumerate(lines, 1))
+
+
+def _indices(numbers: Sequence[int]) -> tuple[int, ...]:
+    return tuple(number - 1 for number in numbers)
+
+
+def _written(reply: Any) -> list[Written]:
+    return [Written(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"]]
+
+
+def _refuse(problem: str | None) -> None:
+    """Turn a problem told with indices into one told with the numbers of the prompt."""
+    if problem is not None:
+        shown = re.sub(r"(?<=sentence )-?\d+|(?<=[\[ ])\d+(?=[,\]])", lambda m: str(int(m.group()) + 1), problem)
+        raise Unusable(shown[:1].upper() + shown[1:] + ".")
+
+
+@dataclass
+class CausalLMAggregator(StructuredAggregator):
+    """Any Hugging Face causal language model with its tokenizer; a vision-language model serves as one as well.
+
+    Raises:
+        VlmpruneError: the tokenizer has no chat template.
+    """
+
+    model: Any
+    tokenizer: Any
+    max_new_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise VlmpruneError(
+                f"{type(self.tokenizer).__name__} has no chat template, which the aggregator's conversation needs; "
+                "pass an instruction-tuned model's tokenizer."
+            )
+
+    def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
+        """One reply, drawn from the seed."""
+        inputs = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(self.model.device)
+        with torch.no_grad():
+            out = self.model.generate(
+                **inputs,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_beams=1,
+                logits_processor=LogitsProcessorList([SeededSampler([seed], [temperature])]),
+            )
+        new = out[0, inputs["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    def identity(self) -> dict[str, Any]:
+        """Which model, and how it is asked."""
+        name = getattr(self.model.config, "_name_or_path", "")
+        return {**super().identity(), "model": name, "max_new_tokens": self.max_new_tokens}

@@ -1,0 +1,103 @@
+"""Aggregation sentence by sentence, by what the words say: no language model, the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .aggregate import IMAGE, Fused, Grouping, Item, Similar, Written
+from .text import GENERAL, Lexicon, Statement, singular, words
+
+
+@dataclass
+class WordAggregator:
+    """Two sentences are about one thing when the lexicon says so; sentences of one sample never are.
+
+    A description names no object twice, so within a sample every sentence starts its own thing; each sentence of the
+    next sample joins the thing it agrees with most, one at most. A thing whose sentences nowhere conflict is similar
+    (two samples or more) or unique; one whose sentences conflict is contradictory. `merge` leaves sentences as they
+    are; `fuse` names each thing once, and believes a region before the whole image, then the higher score.
+    """
+
+    lexicon: Lexicon = GENERAL
+    calls: int = field(default=0, init=False)
+
+    def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
+        """Sort the sentences of several samples (indices run through all of them in order)."""
+        texts = [text for sample in samples for text in sample]
+        said = [self.lexicon.read(text) for text in texts]
+        things: list[list[int]] = []
+        at = 0
+        for sample in samples:
+            self._join(things, range(at, at + len(sample)), said)
+            at += len(sample)
+        similar, contradictory, unique = [], [], []
+        for members in things:
+            if len(members) == 1:
+                unique += members
+            elif self._conflict([said[i] for i in members]):
+                contradictory.append(tuple(members))
+            else:
+                similar.append(Similar(texts[self._fullest(members, said)], tuple(members)))
+        return Grouping(tuple(similar), tuple(contradictory), tuple(unique))
+
+    def _join(self, things: list[list[int]], sample: range, said: list[Statement]) -> None:
+        """Add a sample's sentences to the things they are about, the surest matches first, one sentence a thing."""
+        offers = []
+        for i in sample:
+            for number, members in enumerate(things):
+                found = [self.lexicon.compare(said[i], said[j]) for j in members]
+                if all(found):
+                    agree, conflict = (sum(pair[k] for pair in found if pair) / len(members) for k in (0, 1))
+                    offers.append((conflict - agree, i, number))
+        taken: set[int] = set()
+        placed: set[int] = set()
+        for _, i, number in sorted(offers):
+            if i not in placed and number not in taken:
+                things[number].append(i)
+                taken.add(number)
+                placed.add(i)
+        things += [[i] for i in sample if i not in placed]
+
+    def _conflict(self, said: list[Statement]) -> bool:
+        pairs = ((a, b) for at, a in enumerate(said) for b in said[at + 1 :])
+        return any((self.lexicon.compare(a, b) or (0, 1))[1] for a, b in pairs)
+
+    def _fullest(self, members: Sequence[int], said: list[Statement]) -> int:
+        return min(members, key=lambda i: (-len(said[i].properties) - len(said[i].rest), i))
+
+    def merge(self, sentences: Sequence[str]) -> list[Written]:
+        """The sentences as they are."""
+        return [Written(text, (i,)) for i, text in enumerate(sentences)]
+
+    def fuse(self, items: Sequence[Item]) -> Fused:
+        """Each thing once, in the order of the items."""
+        said = [self.lexicon.read(item.text) for item in items]
+
+        def rank(i: int) -> tuple[bool, float, int]:
+            # What several samples said was kept without a score: as sure as it gets.
+            score = items[i].score
+            return items[i].region == IMAGE, -(1.0 if score is None else score), i
+
+        taken: list[int] = []
+        dropped: list[tuple[int, str]] = []
+        for i in sorted(range(len(items)), key=rank):
+            same = next((j for j in taken if items[j].region != items[i].region and self._same(said[i], said[j])), None)
+            if same is None:
+                taken.append(i)
+            else:
+                dropped.append((i, f"region {items[same].region!r} already names it: {items[same].text!r}"))
+        return Fused(tuple(Written(items[i].text, (i,)) for i in sorted(taken)), tuple(sorted(dropped)))
+
+    def _same(self, a: Statement, b: Statement) -> bool:
+        return self.lexicon.compare(a, b) is not None
+
+    def objects(self, caption: str, classes: Sequence[str]) -> list[str]:
+        """The classes whose name the caption holds, plural or singular."""
+        spoken = [singular(word) for word in words(caption)]
+
+        def named(name: str) -> bool:
+            parts = [singular(word) for word in words(name)]
+            return bool(parts) and any(spoken[i : i + len(parts)] == parts for i in range(len(spoken)))
+
+        return [name for name in classes if named(name)]

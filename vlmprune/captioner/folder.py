@@ -1,0 +1,135 @@
+"""Captions of many pictures: one file each, written whole or not at all, so that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import pictures
+from ..errors import VlmpruneError
+
+if TYPE_CHECKING:
+    from .pipeline import PatchCaptioner
+
+RUN = "run.json"  # how the captions of a folder are made
+RECORDS = "records"
+ALL = "captions.jsonl"
+
+
+def caption_folder(
+    captioner: PatchCaptioner, images: str | Path | Iterable[str | Path], out: Path, *, progress: bool
+) -> list[dict[str, Any]]:
+    """See `PatchCaptioner.map`."""
+    paths = picture_paths(images)
+    records = out / RECORDS
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VlmpruneError(f"{str(out)!r} cannot be a folder of captions ({error}); choose another place.") from None
+    claim(out, captioner.identity())
+    results = []
+    with bar(len(paths), progress) as step:
+        for path in paths:
+            results.append(one_record(captioner, path, records))
+            step()
+    write_whole(out / ALL, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in results))
+    return results
+
+
+def picture_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The paths, or the picture files of a folder by name.
+
+    Raises:
+        VlmpruneError: there are none.
+    """
+    if isinstance(images, str | Path):
+        folder = Path(images)
+        if not folder.is_dir():
+            raise VlmpruneError(f"{str(folder)!r} is no folder; give a folder of pictures, or a list of paths.")
+        paths = sorted(one for one in folder.iterdir() if one.is_file() and one.suffix.lower() in pictures.suffixes())
+    else:
+        paths = []
+        for one in images:
+            if not isinstance(one, str | Path):
+                raise VlmpruneError(f"{one!r:.80} is no path; map() takes paths, so that a later run finds the same.")
+            paths.append(Path(one))
+    if not paths:
+        raise VlmpruneError(f"There are no pictures in {images!r:.80}; give PNG, JPEG or WebP files.")
+    return paths
+
+
+def claim(out: Path, identity: dict[str, Any]) -> None:
+    """Mark a folder as holding captions made in this way.
+
+    Raises:
+        VlmpruneError: it holds captions made in another.
+    """
+    marker = out / RUN
+    wanted = json.loads(json.dumps(identity))
+    if not marker.exists():
+        write_whole(marker, json.dumps(wanted, indent=2) + "\n")
+        return
+    found = load(marker)
+    if found != wanted:
+        other = sorted(k for k in wanted if not isinstance(found, dict) or found.get(k) != wanted[k])
+        raise VlmpruneError(
+            f"{str(out)!r} holds captions made with another {', '.join(other) or 'set-up'}; choose another folder."
+        )
+
+
+def one_record(captioner: PatchCaptioner, path: Path, records: Path) -> dict[str, Any]:
+    """The finished record of a picture, or a new one, on disk before it is returned."""
+    base: dict[str, Any] = {"path": str(path)}
+    # The path decides the name, the content whether the record still holds.
+    target = records / f"{path.stem[:60]}-{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:12]}.json"
+    try:
+        base["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        done = load(target)
+        if isinstance(done, dict) and done.get("sha256") == base["sha256"] and "error" not in done:
+            return {**done, "path": str(path)}
+        record = {**base, **captioner(pictures.picture(path)).to_dict()}
+    except Exception as error:  # whatever it is, the other pictures go on; Ctrl-C and exit do not end up here
+        record = {**base, "error": f"{type(error).__name__}: {error}"}
+    write_whole(target, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    return record
+
+
+def load(path: Path) -> Any:
+    """What a JSON file holds; None where there is none or it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that after a crash it is there whole, old or new."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr that one call moves by one; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    screen = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not (shown and screen.is_terminal)) as running:
+        task = running.add_task("captioning", total=total)
+        yield lambda: running.advance(task)

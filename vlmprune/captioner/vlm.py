@@ -1,0 +1,233 @@
+"""The describing model behind two questions: what is in these pictures, and is this statement about one true?
+
+Shapes: B prompts of a batch, k samples of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from ..errors import UnsupportedModelError, VlmpruneError
+from ..families import family_of
+from ..wrap import _HANDLE as HANDLE
+from ..wrap import PrunedModel, conversation, plain_model, tokenized, warn_unknown_words
+
+
+@dataclass
+class Spent:
+    """What calls of a model cost so far.
+
+    `calls`: sequences generated or statements judged; `images`: pictures encoded (samples of a crop share one);
+    `visual_tokens`: rows entering the language model, every sample's; `layer_avg_tokens`: the same averaged over its
+    layers; `prefill_flops`: of the language model, None where the model was not wrapped.
+    """
+
+    calls: int = 0
+    images: int = 0
+    visual_tokens: float = 0.0
+    layer_avg_tokens: float = 0.0
+    prefill_flops: float | None = 0.0
+    seconds: float = 0.0
+
+    def add(self, other: Spent) -> None:
+        """Sum in place; an unknown part makes the sum unknown."""
+        for name in ("calls", "images", "visual_tokens", "layer_avg_tokens", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        known = self.prefill_flops is not None and other.prefill_flops is not None
+        self.prefill_flops = (self.prefill_flops or 0.0) + (other.prefill_flops or 0.0) if known else None
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all parts and on nothing else, the same on every machine."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8]) >> 1
+
+
+class SeededSampler(LogitsProcessor):
+    """Draws each row's next token itself, from the row's own generator, and leaves nothing else possible.
+
+    One uniform number a step through the inverse of the cumulative distribution: what a row says does not depend on
+    the rows beside it. Temperature 0 is greedy.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperatures: Sequence[float]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperatures = temperatures
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[rows, vocabulary] logits -> the same shape, 0 at the drawn token and -inf elsewhere."""
+        heat = torch.tensor(self.temperatures, device=scores.device, dtype=torch.float64)[:, None]
+        drawn = torch.tensor([torch.rand((), generator=g, dtype=torch.float64) for g in self.generators])
+        shares = (scores.double() / heat.clamp(min=1e-6)).softmax(-1).cumsum(-1)
+        # The last share may be a little under 1.
+        token = torch.searchsorted(shares, drawn.to(shares.device)[:, None] * shares[:, -1:], right=True)
+        token = torch.where(heat > 0, token.clamp(max=scores.shape[-1] - 1), scores.argmax(-1, keepdim=True))
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+@dataclass
+class VisionModel:
+    """A vision-language model, plain or wrapped, with its processor.
+
+    Args:
+        model: a loaded Hugging Face image-text-to-text model, or what `vlmprune.wrap` returned.
+        processor: its processor; a wrapped model's own when None.
+        batch_size: prompts a forward.
+    Raises:
+        VlmpruneError: no processor, or it writes no chat prompts.
+    """
+
+    model: Any
+    processor: Any = None
+    batch_size: int = 8
+    spent: Spent = field(default_factory=Spent)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, PrunedModel) and self.processor is None:
+            self.processor = self.model.processor
+        if self.processor is None:
+            raise VlmpruneError("The captioner needs the model's processor; pass PatchCaptioner(model, processor).")
+        if not hasattr(self.processor, "apply_chat_template"):
+            raise VlmpruneError(f"{type(self.processor).__name__} writes no chat prompts; pass the model's processor.")
+        plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
+
+    @property
+    def plain(self) -> Any:
+        """The transformers model itself."""
+        return plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)
+
+    @property
+    def handle(self) -> PrunedModel | None:
+        """The handle the model is wrapped by now, whether that or the model was passed."""
+        return self.model if isinstance(self.model, PrunedModel) else self.plain.__dict__.get(HANDLE)
+
+    # -- the two questions -------------------------------------------------------------------------------------
+
+    def describe(
+        self,
+        pictures: Sequence[Image.Image],
+        question: str,
+        *,
+        seeds: Sequence[Sequence[int]],
+        temperature: float,
+        max_new_tokens: int,
+    ) -> list[list[str]]:
+        """k samples for each picture, its k seeds given; the k of a picture share its encoding.
+
+        Raises:
+            VlmpruneError: pictures with different numbers of seeds.
+        """
+        warn_unknown_words(self.processor, question)
+        count = len(seeds[0]) if seeds else 0
+        if any(len(own) != count for own in seeds):
+            raise VlmpruneError(f"{[len(own) for own in seeds]} samples were asked for; give each picture the same.")
+        texts: list[list[str]] = []
+        for part in self._parts(len(pictures)):
+            inputs = self._inputs([pictures[i] for i in part], [question] * len(part))
+            sampler = SeededSampler([s for i in part for s in seeds[i]], [temperature] * (len(part) * count))
+            start = time.perf_counter()
+            with torch.no_grad():
+                # The sampler leaves one token possible, so "sampling" draws it: `generate` returns several
+                # sequences of a prompt only when it samples.
+                out = self.model.generate(
+                    **inputs,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    top_p=1.0,
+                    num_beams=1,
+                    num_return_sequences=count,
+                    logits_processor=LogitsProcessorList([sampler]),
+                )
+            sequences = out if isinstance(out, Tensor) else out.sequences
+            self._account(inputs, repeats=count, calls=len(sequences), seconds=time.perf_counter() - start)
+            new = sequences[:, inputs["input_ids"].shape[1] :]
+            decoded = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+            texts += [decoded[i * count : (i + 1) * count] for i in range(len(part))]
+        return texts
+
+    def probability(
+        self, pictures: Sequence[Image.Image], questions: Sequence[str], *, yes: str, no: str
+    ) -> list[float]:
+        """P(yes) / (P(yes) + P(no)) of the first answer token, for each picture with its question."""
+        token = {answer: self._first_tokens(answer) for answer in (yes, no)}
+        found: list[float] = []
+        for part in self._parts(len(pictures)):
+            inputs = self._inputs([pictures[i] for i in part], [questions[i] for i in part])
+            start = time.perf_counter()
+            with torch.no_grad():
+                logits = self.model(**inputs).logits[:, -1].float()
+            self._account(inputs, repeats=1, calls=len(part), seconds=time.perf_counter() - start)
+            either = torch.stack([logits[:, token[answer]].logsumexp(-1) for answer in (yes, no)], dim=-1)
+            found += either.softmax(-1)[:, 0].tolist()
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another without reading all of its weights, JSON-serialisable."""
+        digest = hashlib.sha256(self.plain.config.to_json_string(use_diff=False).encode())
+        for name, weight in self.plain.named_parameters():
+            # Some of each: a checkpoint trained further differs everywhere.
+            head = weight.detach().flatten()[:8].float().cpu().tolist()
+            digest.update(f"{name} {tuple(weight.shape)} {head}".encode())
+        handle = self.handle
+        method = None if handle is None else handle.method.describe()
+        return {"name": type(self.plain).__name__, "digest": digest.hexdigest()[:16], "method": method}
+
+    # -- how -----------------------------------------------------------------------------------------------------
+
+    def _parts(self, count: int) -> Iterator[range]:
+        for at in range(0, count, self.batch_size):
+            yield range(at, min(count, at + self.batch_size))
+
+    def _inputs(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+        talks = [conversation([one.convert("RGB")], text) for one, text in zip(pictures, questions, strict=True)]
+        # Padded left, every row ends where its answer starts.
+        inputs = tokenized(self.processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+        inputs = inputs.to(self.plain.device)
+        for name, value in inputs.items():
+            if torch.is_floating_point(value):
+                inputs[name] = value.to(self.plain.dtype)
+        return inputs
+
+    def _first_tokens(self, answer: str) -> list[int]:
+        """Ids of the answer's first token in its usual spellings."""
+        tokenizer = self.processor.tokenizer
+        ids = set()
+        for spelling in {answer, answer.capitalize(), " " + answer, " " + answer.capitalize()}:
+            encoded = tokenizer(spelling, add_special_tokens=False)["input_ids"]
+            # " yes" as a lone space and "yes" would count every answer that starts with a space.
+            if encoded and encoded[0] != tokenizer.unk_token_id and tokenizer.decode(encoded[:1]).strip():
+                ids.add(encoded[0])
+        if not ids:
+            raise VlmpruneError(f"The tokenizer has no token for the answer {answer!r}; set another in the prompts.")
+        return sorted(ids)
+
+    def _account(self, inputs: Any, *, repeats: int, calls: int, seconds: float) -> None:
+        prompts = len(inputs["input_ids"])
+        handle = self.handle
+        if handle is not None:
+            report = handle.report
+            entering, average = report.lm_tokens * prompts, report.layer_avg_tokens * prompts
+            flops: float | None = float(report.prefill_flops + (getattr(report, "guide_flops", 0) or 0))
+        else:
+            entering = average = float(torch.isin(inputs["input_ids"].cpu(), torch.tensor(self._visual_ids())).sum())
+            flops = None
+        flops = None if flops is None else flops * repeats
+        self.spent.add(Spent(calls, prompts, entering * repeats, average * repeats, flops, seconds))
+
+    def _visual_ids(self) -> list[int]:
+        config = self.plain.config
+        try:
+            return list(family_of(self.plain).visual_ids(config))
+        except UnsupportedModelError:  # describing needs no family of ours, only counting does
+            ids = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+            return [one for one in ids if one is not None]
