@@ -20,7 +20,8 @@ from .wrap import Answer, PrunedModel, wrap
 # The functions `methods` and `families` share their names with folders: they are bound last, and nothing imports these
 # folders afterwards, so that the functions stay.
 from .families import families  # isort: skip
-from .methods.base import Method, Prompt, Pruner  # isort: skip
+from .methods.act import ACT  # isort: skip
+from .methods.base import Intervention, Method, Prompt, Pruner  # isort: skip
 from .methods.downsample import Downsample  # isort: skip
 from .methods.fastv import FastV  # isort: skip
 from .methods.fastv_oracle import FastVOracle  # isort: skip
@@ -30,6 +31,7 @@ from .methods.registry import register_method  # isort: skip
 from .methods.registry import methods  # isort: skip
 from .methods.sgl import SGL  # isort: skip
 from .methods.uniform import Uniform  # isort: skip
+from .methods.var import VAR  # isort: skip
 
 if TYPE_CHECKING:
     from .captioner import Caption, PatchCaptioner
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACT",
     "SGL",
+    "VAR",
     "Answer",
     "Caption",
     "Downsample",
@@ -45,6 +49,7 @@ __all__ = [
     "FastVOracle",
     "ImageSpan",
     "InactiveHandleError",
+    "Intervention",
     "Method",
     "PatchCaptioner",
     "Prompt",

@@ -114,6 +114,32 @@ def recall(cache: Any) -> PrunedPrompt | None:
     return state
 
 
+def note(cache: Any, name: str, value: Any) -> None:
+    """Keep what an intervention found out about a prompt on the cache that holds it; a later prompt replaces it."""
+    setattr(cache, f"{_ATTRIBUTE}_{name}", value)
+
+
+def noted(cache: Any, name: str) -> Any:
+    """What `note` kept, or None."""
+    return getattr(cache, f"{_ATTRIBUTE}_{name}", None)
+
+
+def repeated(tensor: Tensor, batch: int) -> Tensor:
+    """[rows, ...] of a prompt for a cache whose rows were repeated (beams, several return sequences): [batch, ...].
+
+    Raises:
+        VlmpruneError: rows were taken out, so that it is unknown which are left.
+    """
+    if batch == len(tensor):
+        return tensor
+    if batch % len(tensor):
+        raise VlmpruneError(
+            f"The cache was filled by a prompt of {len(tensor)} rows and is now used with {batch}; keep its rows "
+            "together or run the prompt again."
+        )
+    return tensor.repeat_interleave(batch // len(tensor), dim=0)
+
+
 def later_valid(state: PrunedPrompt, mask: Tensor | None, later: int) -> Tensor:
     """Padding mask [B, C + later] of the pruned prompt and the `later` entries after it.
 

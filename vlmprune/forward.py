@@ -45,6 +45,8 @@ class Prefill:
         self.selection: Selection | None = None
         self.chosen: Compaction | None = None
         self.deepstack: tuple[Tensor, list[Tensor]] | None = None
+        self.cache: Any = None  # which cache the layers fill, from the first of them on
+        self.prompt_length = input_ids.shape[1]  # with use_cache=False, what comes after it was generated
         self._gathered: dict[tuple[str, int], Any] = {}
         self._keep_alive: list[Any] = []
 
@@ -275,6 +277,7 @@ class Decode:
 
     def __init__(self, state: PrunedPrompt, text_model: Any, mask: Any) -> None:
         self.state, self.text_model = state, text_model
+        self.cache: Any = None
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._built: dict[str, Any] = {}  # what the layers of a step share, made by the first that needs it
 

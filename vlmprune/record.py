@@ -106,4 +106,5 @@ def exited_report(
         kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
         seconds=part.seconds if part else {},
+        notes=part.notes if part else [],
     )

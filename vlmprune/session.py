@@ -28,6 +28,7 @@ from .flops import model_cost
 from .flow.locate import SampleLayout, layouts_from_mask
 from .forward import CrossPrefill, Decode, Prefill
 from .methods.base import Method, Pruner
+from .methods.combined import parts_of
 from .record import prompt_report
 from .report import Report
 from .turnstile import Turnstile
@@ -68,7 +69,7 @@ class Session:
         self.model, self.family, self.method, self.watchers = model, family, method, watchers
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
-        self.pruner = method if isinstance(method, Pruner) else None
+        self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
         self.layer = self.pruner.layer_index(len(self.text.layers)) if self.pruner else 0
         self.cost = model_cost(family, model)
         self.turnstile = Turnstile()
@@ -263,9 +264,9 @@ class Session:
             return
         self.turnstile.enter()
         self._clear()
+        self._local.given = None
         given = self._signatures[self.base].bind_partial(*args, **kwargs).arguments
         given = {**given.pop("kwargs", {}), **given}
-        self._local.given = given
         self._local.start, self._local.vision_before = self._now(), self._get("vision", 0.0)
         cache = given.get("past_key_values")
         if cache is not None and not hasattr(cache, "layers"):
@@ -279,10 +280,15 @@ class Session:
         elif cache is not None and is_filled(cache):
             self._refuse_later_image(given)
             self._local.active = "continued"
+        ids = given.get("input_ids")
         if self._get("active") is not None:
             for watcher in self.watchers:
-                watcher.step(given.get("input_ids"), cache)
+                watcher.step(ids, cache)
             self._watch()
+        else:
+            for watcher in self.watchers:  # `given` is not set yet: what they run now is nobody's prompt
+                watcher.begin(ids, None if ids is None else padding_mask(given.get("attention_mask"), ids))
+        self._local.given = given
 
     def _watch(self) -> None:
         """Let the watchers see the attention calls of this forward."""
@@ -292,7 +298,8 @@ class Session:
 
     def _refuse_later_image(self, given: dict[str, Any]) -> None:
         ids = given.get("input_ids")
-        if self._prunes and has_image(given) and ids is not None and bool(self._visual(ids).any()):
+        changes = self._prunes or self.watchers
+        if changes and has_image(given) and ids is not None and bool(self._visual(ids).any()):
             raise VlmpruneError(
                 "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as one "
                 "prompt without past_key_values."
@@ -337,7 +344,9 @@ class Session:
         layer = pruner.layer_for(len(self.text.layers), layouts) if pruner else self.layer
         kind = CrossPrefill if self.family.cross_attention else Prefill
         importance = self._importance(layouts) if pruner else None
-        return kind(pruner, layer, self.family, self.text, ids, valid, layouts, importance)
+        prefill = kind(pruner, layer, self.family, self.text, ids, valid, layouts, importance)
+        prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
+        return prefill
 
     def rank_by(self, importance: list[Tensor] | None) -> None:
         """What a guide made of the visual tokens of this thread's next prompt: per sample [V]."""
@@ -379,6 +388,7 @@ class Session:
             self._local.last = active
             repeats = len(active.layouts) // (self._get("prompts") or len(active.layouts))
             self.report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)
+            self.report.notes += [note for watcher in self.watchers for note in watcher.notes()]
             self._finish(self.report)
             vision = self._get("vision", 0.0) - self._local.vision_before
             if self._get("vision", 0.0):
@@ -411,6 +421,7 @@ class Session:
             if module.training and isinstance(active, Prefill):
                 self._recomputed[kwargs["position_embeddings"][0]] = active
             changed = active.enter(i, args, kwargs)
+            active.cache = kwargs.get("past_key_values")
         if active is not None:
             for watcher in self.watchers:
                 watcher.entering(i, (changed[0] if changed else args)[0])

@@ -17,7 +17,8 @@ from torch import nn
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of
 from .guide.session import GuidedSession
-from .methods.base import Method
+from .methods.base import Intervention, Method
+from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
 from .report import Report
@@ -156,7 +157,8 @@ def wrap(
 
     Args:
         model: an image-text-to-text model of a supported family (see `families()`); PEFT and quantised ones too.
-        method: a method object, its registered name plus `options`, or a list with at most one pruner.
+        method: a method object, its registered name plus `options`, or a list with at most one pruner
+            and any number of interventions.
         processor: the model's processor, needed by `ask`.
     Returns:
         A handle; `unwrap()` or leaving its `with` block takes everything off again. Wrapping a wrapped model replaces
@@ -177,10 +179,11 @@ def wrap(
         processor = older.processor
     made = one_method(method, options)
     # Raises before the older handle goes.
-    if isinstance(made, Guided):
-        session: Session = GuidedSession(plain, family, made, processor=processor)
+    watchers = [part.watcher(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
+    if any(isinstance(part, Guided) for part in parts_of(made)):
+        session: Session = GuidedSession(plain, family, made, watchers, processor=processor)
     else:
-        session = Session(plain, family, made)
+        session = Session(plain, family, made, watchers)
     if older is not None:
         older.unwrap()
     return PrunedModel(model, session, processor)
@@ -201,20 +204,19 @@ def plain_model(model: Any) -> Any:
 
 
 def one_method(method: Method | str | type[Method] | Sequence[Any], options: dict[str, Any]) -> Method:
-    """The method to attach; a list holds at most one pruner.
+    """The method to attach; a list holds at most one pruner and each intervention once.
 
     Raises:
-        VlmpruneError: an empty list, or several methods that cannot run together.
+        VlmpruneError: an empty list, or methods that cannot run together.
     """
     if isinstance(method, str | Method | type):
         return make_method(method, **options)
     if not isinstance(method, Sequence):
         raise VlmpruneError(f"{method!r} is no method; pass a method object, a registered name, or a list of them.")
     made = [make_method(one, **options) for one in method]
-    if len(made) != 1:
-        names = ", ".join(one.name or type(one).__name__ for one in made) or "nothing"
-        raise VlmpruneError(f"The list of methods holds {names}; pass exactly one pruner.")
-    return made[0]
+    if not made:
+        raise VlmpruneError("The list of methods is empty; pass a pruner, interventions such as VAR(), or both.")
+    return made[0] if len(made) == 1 else Combined(tuple(made))
 
 
 def prepare(processor: Any, image: Any, question: str) -> Any:

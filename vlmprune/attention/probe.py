@@ -36,11 +36,12 @@ class AttentionCall:
     mask: Any
     options: dict[str, Any]
 
-    def weights(self, rows: Tensor, *, causal: bool = True) -> Tensor:
-        """Softmax attention of query rows [B, R] in fp32: [B, H, R, T]; no gradient."""
+    def weights(self, rows: Tensor, *, causal: bool = True, gradient: bool = False) -> Tensor:
+        """Softmax attention of query rows [B, R] in fp32: [B, H, R, T]; by default without a gradient."""
+        query, key = (self.query, self.key) if gradient else (self.query.detach(), self.key.detach())
         return attention_rows(
-            self.query.detach(),
-            self.key.detach(),
+            query,
+            key,
             self.mask if isinstance(self.mask, Tensor) else None,
             rows,
             scaling=self.options["scaling"],
@@ -48,6 +49,24 @@ class AttentionCall:
             softcap=self.options.get("softcap"),
             window=self.options.get("sliding_window"),
         )
+
+    def visible(self, rows: Tensor) -> Tensor:
+        """Which keys query rows [B, R] see: bool [B, 1 or H, R, T]."""
+        mask = self.mask if isinstance(self.mask, Tensor) else None
+        window = self.options.get("sliding_window")
+        seen = visible_keys(mask, rows, self.query.shape[2], self.key.shape[2], window=window)
+        # An additive mask: the dtype's lowest number hides a key, anything near zero is a bias.
+        return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+
+    def of_heads(self, heads: list[int]) -> AttentionCall:
+        """The same call of some query heads only, each with a key head of its own."""
+        if len(heads) == self.query.shape[1]:
+            return self
+        shared = [head // (self.query.shape[1] // self.key.shape[1]) for head in heads]
+        mask = self.mask
+        if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] > 1:
+            mask = mask[:, heads]
+        return AttentionCall(self.query[:, heads], self.key[:, shared], self.value[:, shared], mask, self.options)
 
 
 # Gets the call and its output [B, S, H, D]; what it returns, unless None, takes the output's place.
@@ -91,22 +110,32 @@ def attention_rows(
     scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
+    seen = visible_keys(mask, rows, queries, keys, causal=causal, window=window)
+    scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen.float()
+    return torch.softmax(scores, dim=-1)
+
+
+def visible_keys(
+    mask: Tensor | None, rows: Tensor, queries: int, keys: int, *, causal: bool = True, window: int | None = None
+) -> Tensor:
+    """What a kernel lets query rows [B, R] see: [B, 1 or H, R, keys], bool (True = visible) or additive.
+
+    The arguments are those of `attention_rows`.
+    """
+    batch = len(rows)
     if mask is not None and mask.dim() == 4:
         picked = mask.expand(batch, -1, -1, -1)[..., :keys]
-        picked = torch.gather(picked, 2, rows[:, None, :, None].expand(-1, picked.shape[1], -1, keys))
-        scores = scores.masked_fill(~picked, float("-inf")) if picked.dtype == torch.bool else scores + picked.float()
-    else:
-        column = torch.arange(keys, device=query.device)
-        row = (rows + (keys - queries))[:, :, None]
-        visible = torch.ones(batch, rows.shape[1], keys, dtype=torch.bool, device=query.device)
-        if causal:
-            visible &= column <= row
-        if window is not None:
-            visible &= column > row - window
-        if mask is not None:
-            visible &= mask.bool()[:, None, -keys:].to(query.device)
-        scores = scores.masked_fill(~visible[:, None], float("-inf"))
-    return torch.softmax(scores, dim=-1)
+        return torch.gather(picked, 2, rows[:, None, :, None].expand(-1, picked.shape[1], -1, keys))
+    column = torch.arange(keys, device=rows.device)
+    row = (rows + (keys - queries))[:, :, None]
+    visible = torch.ones(batch, rows.shape[1], keys, dtype=torch.bool, device=rows.device)
+    if causal:
+        visible &= column <= row
+    if window is not None:
+        visible &= column > row - window
+    if mask is not None:
+        visible &= mask.bool()[:, None, -keys:].to(rows.device)
+    return visible[:, None]
 
 
 def column_sums(weights: Tensor) -> Tensor:

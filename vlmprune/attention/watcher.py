@@ -19,13 +19,20 @@ if TYPE_CHECKING:
 class Watcher:
     """Sees the attention calls of chosen decoder layers, beside whatever pruner the model has.
 
-    A session calls `prompt` when a prompt was located and its decoder layers are next, `step` when a step (or a later
-    turn) on a filled cache begins, and `attention` after every attention call of the chosen layers in either.
+    A session calls `begin` as the forward of a prompt begins, `prompt` when a prompt was located and its decoder layers are next, `step` when a step (or a later
+    turn) on a filled cache begins, and `attention` after every attention call of the chosen layers in either. `notes`
+    goes into the prompt's report.
     """
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
         """Which decoder layers to watch, of those whose attention sees visual tokens (by default all of these)."""
         return seeing
+
+    def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
+        """The forward of a prompt begins; `ids` [B, S] and their padding mask, if it came as ids.
+
+        Here, and only here, the language model may be run on something else: no hook watches it yet.
+        """
 
     def prompt(self, prefill: Prefill) -> None:
         """A prompt begins; `prefill.layouts` says where its visual tokens are."""
@@ -39,3 +46,7 @@ class Watcher:
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
         """An attention call of a chosen layer and its output [B, S, H, D]; return what takes its place, or None."""
         return None
+
+    def notes(self) -> list[str]:
+        """What a reader of the report of the prompt that just ended should know."""
+        return []

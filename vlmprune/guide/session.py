@@ -21,6 +21,8 @@ from ..errors import VlmpruneError
 from ..families import Family, Media
 from ..flow.locate import SampleLayout
 from ..flow.transfer import transfer
+from ..methods.base import Method
+from ..methods.combined import parts_of
 from ..methods.guided import Guided
 from ..record import exited_report
 from ..report import Report
@@ -36,7 +38,7 @@ _EXTRAS = ("output_scores", "output_logits", "output_attentions", "output_hidden
 
 
 class GuidedSession(Session):
-    """A `Session` whose pruner is ranked by a guide.
+    """A `Session` whose pruner, alone or in a list, is ranked by a guide.
 
     Args:
         processor: the model's, where known; needed to hand over the answers of a guide with another tokenizer.
@@ -45,13 +47,14 @@ class GuidedSession(Session):
     """
 
     def __init__(
-        self, model: Any, family: Family, method: Guided, watchers: Sequence[Watcher] = (), processor: Any = None
+        self, model: Any, family: Family, method: Method, watchers: Sequence[Watcher] = (), processor: Any = None
     ) -> None:
         super().__init__(model, family, method, watchers)
-        self.guide = method.make_guide(model)
+        guided = next(part for part in parts_of(method) if isinstance(part, Guided))
+        self.guide = guided.make_guide(model)
         self.processor = processor
-        self.guide_processor = getattr(method, "guide_processor", None)
-        self.exit_at: float | None = getattr(method, "exit_at", None)
+        self.guide_processor = getattr(guided, "guide_processor", None)
+        self.exit_at: float | None = getattr(guided, "exit_at", None)
         self.same = same_inputs(model, self.guide.model) and same_vocabulary(processor, self.guide_processor)
         if not self.same and self.guide_processor is None:
             raise VlmpruneError(

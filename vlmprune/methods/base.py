@@ -51,10 +51,15 @@ class Method:
 
     name: ClassVar[str] = ""
 
+    @property
+    def title(self) -> str:
+        """What the method is called, registered or not."""
+        return self.name or type(self).__name__
+
     def describe(self) -> dict[str, Any]:
         """Name and options, JSON-serialisable (for the report)."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return {"name": self.name or type(self).__name__, **{k: plain(v) for k, v in options.items()}}
+        return {"name": self.title, **{k: plain(v) for k, v in options.items()}}
 
 
 def plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import VlmpruneError, nearest
+from .act import ACT
 from .base import Method
 from .downsample import Downsample
 from .fastv import FastV
@@ -15,10 +16,11 @@ from .none import Unpruned
 from .random import Random
 from .sgl import SGL
 from .uniform import Uniform
+from .var import VAR
 
 M = TypeVar("M", bound=type[Method])
 
-BUILT_IN: tuple[type[Method], ...] = (Unpruned, Random, Uniform, Downsample, FastV, FastVOracle, SGL)
+BUILT_IN: tuple[type[Method], ...] = (Unpruned, Random, Uniform, Downsample, FastV, FastVOracle, SGL, VAR, ACT)
 
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
 

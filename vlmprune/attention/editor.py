@@ -1,0 +1,156 @@
+"""What VAR and ACT share: marks on a prompt's columns, made in its prefill, kept on its cache, used in every step.
+
+Shapes: B batch, S sequence, P columns a layer holds of the prompt (fewer than S after a compaction), T key length.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..cache_state import note, noted, repeated
+from ..errors import VlmpruneError
+from ..flow.compact import gather_positions
+from ..flow.sinks import eligible_layers
+from .correction import check_readable
+from .probe import AttentionCall
+from .watcher import Watcher
+
+if TYPE_CHECKING:
+    from ..forward import Prefill
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a layer holds of a prompt: bool [B, P] each.
+
+    `visual`: visual tokens. `real`: no padding, no filler, nothing generated. `asking`: real text after the sample's
+    last visual token, generated rows included; none in a sample without an image.
+    """
+
+    visual: Tensor
+    real: Tensor
+    asking: Tensor
+
+    @property
+    def first_asking(self) -> int:
+        """The first column in which any sample asks; P where none does. One host synchronisation on a GPU."""
+        any_asking = self.asking.any(dim=0).nonzero()
+        return int(any_asking[0, 0]) if len(any_asking) else self.asking.shape[1]
+
+
+def columns_of(prefill: Prefill) -> Columns:
+    """The columns of an uncompacted prompt, on the CPU."""
+    valid = prefill.valid.cpu()
+    visual = torch.zeros_like(valid)
+    asking = torch.zeros_like(valid)
+    for row, layout in enumerate(prefill.layouts):
+        visual[row, layout.slots] = True
+        if layout.count:
+            asking[row, int(layout.slots[-1]) + 1 :] = True
+    real = valid & (torch.arange(valid.shape[1]) < prefill.prompt_length)
+    return Columns(visual & real, real, asking & valid)
+
+
+def compacted(columns: Columns, prefill: Prefill) -> Columns:
+    """The columns left by the pruner."""
+    assert prefill.chosen is not None
+    chosen = prefill.chosen.to(columns.real.device)
+    parts = (columns.visual, columns.real, columns.asking)
+    return Columns(*(gather_positions(part, chosen.index) & chosen.real for part in parts))
+
+
+class Editor(Watcher):
+    """Watches the eligible layers, 2..L-2, and keeps one tensor of marks [B, ..., P] for each that has sinks.
+
+    The state of a prompt is that prompt's: it is made anew when one begins and lies on the cache that it fills, so
+    another prompt in between, or beams that repeat its rows, cannot mix it up.
+    """
+
+    def __init__(self, name: str, layers: int, text_model: Any) -> None:
+        self.name, self.text = name, text_model
+        self.eligible = list(eligible_layers(layers))
+        if not self.eligible:
+            raise VlmpruneError(
+                f"{name!r} changes decoder layers 2 to L-2, and a model of {layers} layers has none; use a deeper model."
+            )
+        self.prefill: Prefill | None = None
+        self.cache: Any = None
+        self.marks: dict[int, Tensor] = {}
+        self.offsets: dict[int, int] = {}
+        self._columns: dict[tuple[bool, torch.device], Columns] = {}
+
+    def layers(self, seeing: Sequence[int]) -> Sequence[int]:
+        return self.eligible
+
+    def prompt(self, prefill: Prefill) -> None:
+        self.prefill, self.cache, self.marks, self.offsets = prefill, None, {}, {}
+        self._columns = {(False, torch.device("cpu")): columns_of(prefill)}
+        if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in self.text.layers):
+            raise VlmpruneError(
+                f"Gradient checkpointing runs layers a second time, where {self.name!r} cannot edit them; call "
+                "model.gradient_checkpointing_disable() first."
+            )
+
+    def step(self, ids: Tensor | None, cache: Any) -> None:
+        self.prefill, self.cache, self.offsets = None, cache, {}
+        found = noted(cache, self.name)
+        if found is None:
+            warnings.warn(
+                f"The cache was filled before {self.name!r} was put on the model, so the prompt's sinks are unknown "
+                "and nothing is changed; run the prompt again.",
+                stacklevel=2,
+            )
+        self.marks = found or {}
+
+    def entering(self, layer: int, hidden: Tensor) -> None:
+        if layer not in self.eligible:
+            return
+        if self.prefill is None:
+            if layer in self.marks:
+                # Of a sliding window only the last columns are left; asked here, before the step's own are added.
+                self.offsets[layer] = int(self.cache.get_mask_sizes(hidden.shape[1], layer)[1])
+            return
+        if self.cache is None and self.prefill.cache is not None:
+            self.cache = self.prefill.cache
+            note(self.cache, self.name, self.marks)
+        self.enter_prompt(layer, hidden, self.columns(layer, hidden.device))
+
+    def columns(self, layer: int, device: torch.device) -> Columns:
+        """The columns that this layer holds of the prompt, made once for all layers alike."""
+        assert self.prefill is not None
+        pruned = self.prefill.chosen is not None and layer >= self.prefill.layer
+        if (pruned, device) not in self._columns:
+            whole = self._columns[False, torch.device("cpu")]
+            made = compacted(whole, self.prefill) if pruned else whole
+            self._columns[pruned, device] = Columns(
+                made.visual.to(device), made.real.to(device), made.asking.to(device)
+            )
+        return self._columns[pruned, device]
+
+    def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
+        check_readable(call.mask, self.name)
+        if self.prefill is not None:
+            return self.edit_prompt(layer, call, output, self.columns(layer, output.device))
+        if layer not in self.marks:
+            return None
+        marks = repeated(self.marks[layer], len(output)).to(output.device)[..., self.offsets[layer] :]
+        return self.edit_step(call, output, marks, layer) if marks.shape[-1] else None
+
+    # -- what an intervention says ------------------------------------------------------------------------------
+
+    def enter_prompt(self, layer: int, hidden: Tensor, columns: Columns) -> None:
+        """The residual stream [B, P, width] of a prompt enters an eligible layer."""
+
+    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
+        """Make marks, edit the rows of a prompt, or both."""
+        raise NotImplementedError
+
+    def edit_step(self, call: AttentionCall, output: Tensor, marks: Tensor, layer: int) -> Tensor | None:
+        """Edit the rows of a step; `marks` [B, ..., P'] are of the first P' columns of the keys."""
+        raise NotImplementedError

@@ -1,0 +1,196 @@
+"""ACT, attention calibration (Yu et al., ICML 2024, arXiv 2406.15765)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..attention.correction import add_to_rows, calibration, column_scores, own_copy, row_chunks, weighted_values
+from ..attention.editor import Columns, Editor
+from ..attention.probe import AttentionCall
+from ..errors import VlmpruneError
+from ..flow.sinks import check_share
+from .base import Intervention
+
+if TYPE_CHECKING:
+    from ..attention.watcher import Watcher
+    from ..families import Family
+
+LEAST_ROWS = 8  # columns seen by fewer rows are no candidates: the last ones would always look like sinks
+
+
+@dataclass(frozen=True)
+class ACT(Intervention):
+    """Turns attention sinks down to the share beta of their weight, in chosen heads of layers 2..L-2.
+
+    Unlike VAR it needs no residual stream and no image: a sink of a head is a column that gets more than `threshold`
+    attention on average from the rows that see it, the first token excepted. Sinks are decided when the prompt runs
+    and stay for every decoded row. All rows change, so the prompt's full attention of the chosen heads is computed, a
+    part of the rows at a time.
+
+    Args:
+        beta: share of its weight that a sink keeps; the rest goes to all other columns in proportion to their weights.
+        threshold: mean attention from which a column is a sink (the paper's 0.1; 0.15 for chat).
+        heads: (layer, head) pairs; None is every head of layers 2..L-2. `calibrate` finds those that help.
+    Raises:
+        VlmpruneError: an option out of range.
+    """
+
+    name: ClassVar[str] = "act"
+    beta: float = 0.4
+    threshold: float = 0.1
+    heads: Sequence[tuple[int, int]] | None = None
+
+    def __post_init__(self) -> None:
+        check_share("beta", self.beta)
+        check_share("threshold", self.threshold)
+        if self.heads is not None:
+            check_heads(self.heads)
+            object.__setattr__(self, "heads", tuple(sorted({(layer, head) for layer, head in self.heads})))
+
+    def watcher(self, family: Family, model: Any) -> Watcher:
+        return ActEditor(self, family, model)
+
+    def calibrate(
+        self,
+        model: Any,
+        data: Iterable[tuple[Any, str, Any]],
+        *,
+        processor: Any = None,
+        path: str | Path | None = None,
+        score: Callable[[str, Any], float] | None = None,
+        **generation_kwargs: Any,
+    ) -> ACT:
+        """Find the heads in which calibration helps: every (layer, head) alone against none, on the same questions.
+
+        Args:
+            model: a loaded model, or a wrapped model's handle.
+            data: (image, question, answers) triples, held apart from what is reported later; answers is one right
+                answer or a list of them.
+            processor: the model's processor; a handle brings its own.
+            path: a JSON file that keeps every head's score as it comes, so that a run that was stopped goes on there.
+            score: (answer, answers) -> number, higher is better; None is exact match.
+            generation_kwargs: for `ask`; `max_new_tokens` is 16 unless given.
+        Returns:
+            This ACT with `heads` set to those whose mean score is above that of the model as it is; maybe none.
+        Raises:
+            VlmpruneError: no data, no processor, or a file of another run.
+        """
+        from .act_calibration import calibrate  # it needs `wrap`, which needs this file
+
+        return calibrate(self, model, data, processor, path, score, generation_kwargs)
+
+
+def check_heads(heads: Any) -> None:
+    """Validate (layer, head) pairs by themselves; whether the model has them is known at wrap time.
+
+    Raises:
+        VlmpruneError: not a list of pairs of whole numbers.
+    """
+    pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in heads] if _listed(heads) else [()]
+    if not all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs):
+        raise VlmpruneError(
+            f"heads={heads!r:.80} are no heads; use (layer, head) pairs of whole numbers, or None for all."
+        )
+
+
+def _listed(heads: Any) -> bool:
+    return isinstance(heads, list | tuple | set | frozenset)
+
+
+class ActEditor(Editor):
+    """ACT on one model. Its marks are the sinks of the chosen heads of a layer: bool [B, heads, P]."""
+
+    def __init__(self, method: ACT, family: Family, model: Any) -> None:
+        if family.cross_attention:
+            raise VlmpruneError(
+                f"ACT is not supported for {family.model_type!r}, whose visual tokens are keys of cross-attention "
+                "layers; use a family whose language model takes visual tokens in."
+            )
+        text = family.language_model(model)
+        super().__init__("act", len(text.layers), text)
+        self.method = method
+        self.heads = chosen_heads(method.heads, self.eligible, text.config.num_attention_heads)
+
+    def layers(self, seeing: Sequence[int]) -> Sequence[int]:
+        return list(self.heads)
+
+    def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
+        if ids is None:
+            raise VlmpruneError("The prompt came as inputs_embeds without input_ids; pass input_ids to use ACT.")
+
+    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
+        part = call.of_heads(self.heads[layer])
+        rows_real = columns.real | columns.asking  # with use_cache=False generated rows are edited too
+        if layer not in self.marks:
+            self.marks[layer] = self._sinks(part, columns)
+        # Where a static cache is longer than the prompt, its empty columns are no sinks.
+        sinks = _padded(self.marks[layer], call.key.shape[2])
+        return self._edit(part, output, sinks, layer, rows_real)
+
+    def edit_step(self, call: AttentionCall, output: Tensor, marks: Tensor, layer: int) -> Tensor | None:
+        sinks = _padded(marks, call.key.shape[2])
+        return self._edit(call.of_heads(self.heads[layer]), output, sinks, layer, None)
+
+    @torch.no_grad()
+    def _sinks(self, part: AttentionCall, columns: Columns) -> Tensor:
+        """Columns with more than `threshold` mean attention, per head: [B, heads, P]."""
+        held = columns.real.shape[1]
+        sums: Tensor | float = 0.0
+        seen: Tensor | float = 0.0
+        for rows in row_chunks(part, 0):
+            asked = columns.real[:, None, rows[0], None]
+            sums = sums + part.weights(rows)[..., :held].masked_fill(~asked, 0.0).sum(dim=2)
+            seen = seen + (part.visible(rows)[..., :held] & asked).sum(dim=2)
+        assert isinstance(sums, Tensor) and isinstance(seen, Tensor)
+        first = columns.real & (columns.real.cumsum(dim=1) == 1)
+        candidates = (columns.real & ~first)[:, None]
+        return (column_scores(sums, seen, rows=LEAST_ROWS) > self.method.threshold) & candidates
+
+    def _edit(self, part: AttentionCall, output: Tensor, sinks: Tensor, layer: int, real: Tensor | None) -> Tensor:
+        output = own_copy(output)
+        heads = None if part.query.shape[1] == output.shape[2] else self.heads[layer]
+        for rows in row_chunks(part, 0):
+            weights = part.weights(rows, gradient=torch.is_grad_enabled())
+            if real is not None:  # rows of padding may hold NaN
+                weights = weights.masked_fill(~real[:, None, rows[0], None], 0.0)
+            change = calibration(weights, sinks, beta=self.method.beta)
+            add_to_rows(output, int(rows[0, 0]), weighted_values(change, part.value), heads)
+        return output
+
+    def notes(self) -> list[str]:
+        if not self.heads:
+            return ["ACT: no heads were chosen, so nothing was changed"]
+        found = sum(int(sinks.sum()) for sinks in self.marks.values())
+        return [f"ACT: {found} sinks in {sum(map(len, self.heads.values()))} heads of {len(self.heads)} layers"]
+
+
+def chosen_heads(
+    heads: Sequence[tuple[int, int]] | None, eligible: Sequence[int], number: int
+) -> dict[int, list[int]]:
+    """The heads to calibrate by layer, ascending.
+
+    Raises:
+        VlmpruneError: a layer that is not eligible, or a head the model does not have.
+    """
+    if heads is None:
+        return {layer: list(range(number)) for layer in eligible}
+    chosen: dict[int, list[int]] = {}
+    for layer, head in heads:
+        if layer not in eligible or head >= number:
+            raise VlmpruneError(
+                f"heads holds ({layer}, {head}), which cannot be calibrated; use layers {eligible[0]} to "
+                f"{eligible[-1]} and heads 0 to {number - 1}."
+            )
+        chosen.setdefault(layer, []).append(head)
+    return chosen
+
+
+def _padded(sinks: Tensor, columns: int) -> Tensor:
+    """bool [B, heads, P] with False for the columns after the prompt."""
+    return torch.nn.functional.pad(sinks, (0, columns - sinks.shape[-1]))

@@ -1,0 +1,140 @@
+"""VAR, Visual Attention Redistribution (Kang et al., ICLR 2025, arXiv 2503.03321, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..attention.correction import add_to_rows, marks_of, own_copy, redistribution, row_chunks, weighted_values
+from ..attention.editor import Columns, Editor
+from ..attention.probe import AttentionCall
+from ..errors import VlmpruneError
+from ..flow.sinks import check_dims, check_share, check_tau, phi, separation
+from ..sinks.dims import SinkDims
+from .base import Intervention
+
+if TYPE_CHECKING:
+    from ..attention.watcher import Watcher
+    from ..families import Family
+    from ..forward import Prefill
+
+
+@dataclass(frozen=True)
+class VAR(Intervention):
+    """Moves attention from sinks to the other visual tokens, in the heads that look at the image.
+
+    In layers 2..L-2, for text rows after the sample's last visual token and for every decoded row. A sink is a token
+    whose residual stream entering the layer has phi = max over sink dimensions of |x[d] / RMS(x)| >= tau; sinks are
+    decided when the prompt runs. No attention map is made: the fused kernel's output is corrected in those rows.
+
+    Args:
+        p: share of every sink's weight that is moved, visual and text sinks alike. The paper's p; the released code
+            names what sinks *keep*, and its 0.6 is p = 0.4 here.
+        rho: least share of a row's attention to the image that is not on sinks. The paper's rho (0.8 in general, 0.5
+            against hallucination, 0.9 for vision-centric tasks); the released code's is 1 - rho.
+        tau: threshold on phi; None is 20, for widths below 2,048 scaled to 20 * sqrt(D / 4096).
+        gate: least attention of a row to the image.
+        sink_dims: the model's sink dimensions; None finds them with the first prompt.
+    Raises:
+        VlmpruneError: an option out of range.
+    """
+
+    name: ClassVar[str] = "var"
+    p: float = 0.4
+    rho: float = 0.5
+    tau: float | None = None
+    gate: float = 0.2
+    sink_dims: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("p", "rho", "gate"):
+            check_share(option, getattr(self, option))
+        check_tau(self.tau)
+        check_dims(self.sink_dims)
+
+    def watcher(self, family: Family, model: Any) -> Watcher:
+        return VarEditor(self, family, model)
+
+
+class VarEditor(Editor):
+    """VAR on one model. Its marks are those of `marks_of`: [B, 3, P]."""
+
+    def __init__(self, method: VAR, family: Family, model: Any) -> None:
+        self.method = method
+        self.sinks = SinkDims(family, model, tau=method.tau, dims=method.sink_dims, what="VAR")
+        super().__init__("var", len(self.sinks.text.layers), self.sinks.text)
+        self._phi: list[Tensor] = []
+
+    def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
+        if ids is None or valid is None:
+            raise VlmpruneError(
+                "The prompt came as inputs_embeds without input_ids, so VAR cannot find its visual tokens; pass "
+                "input_ids with the image."
+            )
+        self.sinks.find(ids, valid)
+
+    def prompt(self, prefill: Prefill) -> None:
+        super().prompt(prefill)
+        self._phi = []
+
+    def enter_prompt(self, layer: int, hidden: Tensor, columns: Columns) -> None:
+        if not self.sinks.dims or not any(layout.count for layout in self.prefill.layouts):  # type: ignore[union-attr]  # a prompt is on
+            return
+        values = phi(hidden.detach(), self.sinks.dims)
+        self._phi.append(values[columns.real])
+        sinks = (values >= self.sinks.tau) & columns.real
+        touched = (sinks & columns.visual).any(dim=1)  # a sample without a visual sink selects no head here
+        if bool(touched.any()):
+            self.marks[layer] = marks_of(sinks, columns.visual) * touched[:, None, None]
+
+    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
+        if layer not in self.marks:
+            return None
+        return self._edit(call, output, self.marks[layer], columns.first_asking, columns.asking)
+
+    def edit_step(self, call: AttentionCall, output: Tensor, marks: Tensor, layer: int) -> Tensor | None:
+        return self._edit(call, output, marks, 0, None)
+
+    def _edit(
+        self, call: AttentionCall, output: Tensor, marks: Tensor, start: int, asking: Tensor | None
+    ) -> Tensor | None:
+        if start >= output.shape[1]:
+            return None
+        output = own_copy(output)
+        for rows in row_chunks(call, start):
+            weights = call.weights(rows, gradient=torch.is_grad_enabled())[..., : marks.shape[-1]]
+            if asking is not None:  # rows of padding may hold NaN, so they are not multiplied away
+                weights = weights.masked_fill(~asking[:, None, rows[0], None], 0.0)
+            change = redistribution(weights, marks, p=self.method.p, rho=self.method.rho, gate=self.method.gate)
+            add_to_rows(output, int(rows[0, 0]), weighted_values(change, call.value))
+        return output
+
+    def notes(self) -> list[str]:
+        if self.prefill is None or not any(layout.count for layout in self.prefill.layouts):
+            return ["VAR: no image in the prompt, so nothing was changed"]
+        if not self.sinks.dims:
+            return [f"VAR: no sink dimensions found (none reaches tau {self.sinks.tau:.2f}), so nothing was changed"]
+        spread = separation(torch.cat(self._phi), self.sinks.tau)
+        dims = ", ".join(map(str, self.sinks.dims))
+        lines = [f"VAR: sink dimensions {dims}; visual sinks in layers {ranges(self.marks) or 'none'}"]
+        if spread.sinks and not spread.bimodal:
+            lines.append(
+                f"VAR: sinks do not stand out, {spread.between} tokens lie between tau / 2 and tau beside "
+                f"{spread.sinks} above"
+            )
+        return lines
+
+
+def ranges(numbers: Any) -> str:
+    """Whole numbers in ascending order, runs shortened: `2-4, 6`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,110 @@
+"""The sink dimensions of a loaded model, found once and remembered as long as the model lives.
+
+Shapes: B batch, S sequence, D width.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ..errors import VlmpruneError
+from ..families import Family
+from ..flow.sinks import check_dims, eligible_layers, spiking_dims, threshold
+
+MOST_TOKENS = 8  # different first tokens of a batch that are tried
+
+
+@dataclass
+class _Known:
+    """What was found in a model with one tau: its dimensions, and which first tokens were tried before there were any."""
+
+    dims: tuple[int, ...] = ()
+    tried: set[int] = field(default_factory=set)
+
+
+_known: WeakKeyDictionary[Any, dict[float, _Known]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class SinkDims:
+    """The sink dimensions of one model: given ones, or found ones.
+
+    Args:
+        tau: threshold on phi, None for the model's own. dims: given sink dimensions, None to find them.
+    Raises:
+        VlmpruneError: tau or dims do not fit the model, or its visual tokens have no residual stream.
+    """
+
+    def __init__(self, family: Family, model: Any, *, tau: float | None, dims: Any = None, what: str) -> None:
+        if family.cross_attention:
+            raise VlmpruneError(
+                f"{what} needs the residual stream of the visual tokens, and those of {family.model_type!r} are keys "
+                "of cross-attention layers; use a family whose language model takes visual tokens in."
+            )
+        self.text: Any = family.language_model(model)
+        self.width: int = self.text.config.hidden_size
+        check_dims(dims, self.width)
+        self.tau = threshold(tau, self.width)
+        self.visual_ids = set(family.visual_ids(model.config))
+        self.given = tuple(dims) if dims is not None else None
+        with _lock:
+            self._known = _known.setdefault(self.text, {}).setdefault(self.tau, _Known())
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Empty where none were found."""
+        return self.given if self.given is not None else self._known.dims
+
+    def find(self, ids: Tensor, valid: Tensor) -> None:
+        """Look for them with the first tokens of a batch of prompts [B, S], unless they are known.
+
+        A first token sees nothing but itself, so one forward of the language model over the different first tokens,
+        each alone, is the beginning of every prompt with them; no attention is read.
+        """
+        if self.dims:
+            return
+        tokens = [token for token in first_tokens(ids, valid, self.visual_ids) if token not in self._known.tried]
+        if tokens:
+            self._known.tried |= set(tokens)
+            self._known.dims = spiking_dims(entering_states(self.text, tokens), self.tau)
+
+
+def first_tokens(ids: Tensor, valid: Tensor, visual: set[int]) -> list[int]:
+    """The different first tokens of left- or right-padded prompts that are no visual tokens (those have no embedding).
+
+    A family that puts the image in front has its first text token taken, which is its BOS.
+    """
+    found: dict[int, None] = {}
+    for row, real in zip(ids.cpu(), valid.cpu(), strict=True):
+        text = [token for token in row[real].tolist() if token not in visual]
+        if text:
+            found[text[0]] = None
+    return list(found)[:MOST_TOKENS]
+
+
+@torch.no_grad()
+def entering_states(text_model: Any, tokens: list[int]) -> Tensor:
+    """The residual stream of single-token prompts entering the eligible layers: [tokens, layers, D], on the CPU."""
+    layers = eligible_layers(len(text_model.layers))
+    states: dict[int, Tensor] = {}
+
+    def record(i: int) -> Any:
+        def hook(module: Any, args: Any) -> None:
+            states[i] = args[0][:, 0].float().cpu()
+
+        return hook
+
+    handles = [text_model.layers[i].register_forward_pre_hook(record(i)) for i in layers]
+    try:
+        device = text_model.get_input_embeddings().weight.device
+        text_model(input_ids=torch.tensor(tokens, device=device)[:, None], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack([states[i] for i in layers], dim=1)
