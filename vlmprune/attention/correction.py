@@ -119,9 +119,9 @@ def add_to_rows(output: Tensor, start: int, change: Tensor, heads: list[int] | N
     """Add a change [B, R, H, D] in fp32 to rows start..start+R-1 of an output [B, S, H, D], in place."""
     rows = output[:, start : start + change.shape[1]]
     if heads is None:
-        rows.copy_(rows.float() + change)
+        rows.copy_(rows + change)  # a sum of bf16 and fp32 is made in fp32
     else:
-        rows[:, :, heads] = (rows[:, :, heads].float() + change).to(output.dtype)
+        rows[:, :, heads] = (rows[:, :, heads] + change).to(output.dtype)
 
 
 def own_copy(output: Tensor) -> Tensor:
