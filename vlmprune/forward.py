@@ -20,6 +20,7 @@ from .flow.compact import Compaction, compaction, gather_mask, gather_positions,
 from .flow.locate import SampleLayout
 from .flow.select import Selection
 from .methods.base import Prompt, Pruner, last_valid
+from .sinks.watcher import VisualSinkWatcher
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -45,6 +46,7 @@ class Prefill:
         self.selection: Selection | None = None
         self.chosen: Compaction | None = None
         self.deepstack: tuple[Tensor, list[Tensor]] | None = None
+        self.sink_watcher: VisualSinkWatcher | None = None  # for pruners that leave visual sinks out
         self.cache: Any = None  # which cache the layers fill, from the first of them on
         self.prompt_length = input_ids.shape[1]  # with use_cache=False, what comes after it was generated
         self._gathered: dict[tuple[str, int], Any] = {}
@@ -61,8 +63,9 @@ class Prefill:
 
     def _select(self, hidden: Tensor) -> Selection:
         assert self.pruner is not None
+        sinks = self.sink_watcher.among(hidden, self.layouts, self.layer) if self.sink_watcher else None
         prompt = Prompt(
-            self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention, self.importance
+            self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention, self.importance, sinks
         )
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         for kept, layout in zip(selection.kept, self.layouts, strict=True):

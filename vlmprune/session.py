@@ -31,6 +31,7 @@ from .methods.base import Method, Pruner
 from .methods.combined import parts_of
 from .record import prompt_report
 from .report import Report
+from .sinks.watcher import VisualSinkWatcher
 from .turnstile import Turnstile
 
 _PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
@@ -78,7 +79,11 @@ class Session:
         self._recomputed = WeakIdKeyDictionary()
         self._signatures = {module: inspect.signature(module.forward) for module in (self.model, self.base)}
         self._read = self._read_layer()
-        self._watched = [list(watcher.layers(self.seeing)) for watcher in watchers]
+        self._sink_watcher = None
+        if self._read is not None and getattr(self.pruner, "exclude_sinks", False):
+            self._sink_watcher = VisualSinkWatcher(family, model)
+            self.watchers = [*watchers, self._sink_watcher]
+        self._watched = [list(watcher.layers(self.seeing)) for watcher in self.watchers]
         probed = {i for layers in self._watched for i in layers}
         if self._read is not None:
             probed.add(self._read)
@@ -345,6 +350,7 @@ class Session:
         kind = CrossPrefill if self.family.cross_attention else Prefill
         importance = self._importance(layouts) if pruner else None
         prefill = kind(pruner, layer, self.family, self.text, ids, valid, layouts, importance)
+        prefill.sink_watcher = self._sink_watcher
         prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
         return prefill
 

@@ -89,7 +89,8 @@ class Twin:
         def prepare(on: bool) -> Callable[..., None]:
             return lambda *_: setattr(self, "preparing", on)
 
-        handles = [self.model.register_forward_pre_hook(prepare(True)), self.model.register_forward_hook(prepare(False))]
+        handles = [self.model.register_forward_pre_hook(prepare(True))]
+        handles.append(self.model.register_forward_hook(prepare(False)))
         ALL_ATTENTION_FUNCTIONS[TWIN] = self._attention
         configs = [layer.self_attn.config for layer in self.lm.layers]
         for i, layer in enumerate(self.lm.layers):

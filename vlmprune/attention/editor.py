@@ -77,7 +77,8 @@ class Editor(Watcher):
         self.eligible = list(eligible_layers(layers))
         if not self.eligible:
             raise VlmpruneError(
-                f"{name!r} changes decoder layers 2 to L-2, and a model of {layers} layers has none; use a deeper model."
+                f"{name!r} changes decoder layers 2 to L-2, of which a model of {layers} layers has none; use a deeper "
+                "one."
             )
         self.prefill: Prefill | None = None
         self.cache: Any = None

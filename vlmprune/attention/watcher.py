@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class Watcher:
     """Sees the attention calls of chosen decoder layers, beside whatever pruner the model has.
 
-    A session calls `begin` as the forward of a prompt begins, `prompt` when a prompt was located and its decoder layers are next, `step` when a step (or a later
-    turn) on a filled cache begins, and `attention` after every attention call of the chosen layers in either. `notes`
-    goes into the prompt's report.
+    A session calls `begin` as the forward of a prompt begins, `prompt` when its visual tokens were located and its
+    decoder layers are next, `step` when a step (or a later turn) on a filled cache begins, `entering` before every
+    decoder layer, and `attention` after every attention call of the chosen layers in either. `notes` goes into the
+    prompt's report.
     """
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:

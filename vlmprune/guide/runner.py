@@ -24,6 +24,7 @@ from ..flow.locate import SampleLayout
 from ..methods.guided import Guided
 from ..methods.none import Unpruned
 from ..session import Session
+from ..sinks.watcher import VisualSinkWatcher
 from .inputs import end_ids, on, with_answers
 from .vision import VisionMemo
 
@@ -99,20 +100,42 @@ class Guide:
     Args:
         steps: count at most this many of its tokens (None: all). normalise: geometric mean of the answer tokens'
             probabilities as consistency, else their product (the paper's code). check: whether to measure consistency.
+        exclude_sinks: give its visual sinks no importance.
     Raises:
         UnsupportedModelError: its family has no adapter.
     """
 
-    def __init__(self, model: Any, *, steps: int | None = None, normalise: bool = True, check: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        steps: int | None = None,
+        normalise: bool = True,
+        check: bool = True,
+        exclude_sinks: bool = False,
+    ) -> None:
         self.model, self.normalise, self.check = model, normalise, check
         self.family = family_of(model)
         self.steps = steps
         self.watcher = ImportanceWatcher(
             self.family.visual_ids(model.config), causal=not self.family.cross_attention
         )
-        self._watching = Session(model, self.family, Unpruned(), [self.watcher])
+        self._sinks = VisualSinkWatcher(self.family, model) if exclude_sinks else None
+        self._watching = Session(
+            model, self.family, Unpruned(), [self.watcher, self._sinks] if self._sinks else [self.watcher]
+        )
         self._second = Guided(keep=CONSISTENCY_KEEP, layer=0)
         self._checking = Session(model, self.family, self._second)
+
+    def _importance(self) -> list[Tensor]:
+        """Of the last run: per sample [V]."""
+        importance = self.watcher.importance()
+        if self._sinks is None:
+            return importance
+        return [
+            scores.masked_fill(sinks.to(scores.device), 0.0)
+            for scores, sinks in zip(importance, self._sinks.often(), strict=True)
+        ]
 
     @contextmanager
     def _on(self, session: Session) -> Iterator[None]:
@@ -130,7 +153,7 @@ class Guide:
             self.watcher.expect(ends=[], steps=0)
             with self._on(self._watching), vision.recording(self.family.vision_tower(self.model)):
                 self.model(**inputs, use_cache=False, logits_to_keep=1)
-            importance, layouts = self.watcher.importance(), self.watcher.layouts
+            importance, layouts = self._importance(), self.watcher.layouts
         return Guidance(importance, layouts, self._prompt_flops(inputs, layouts), vision)
 
     def answer(self, inputs: dict[str, Any], settings: dict[str, Any], *, whole: bool) -> Guidance:
@@ -152,7 +175,7 @@ class Guide:
                 sequences = self.model.generate(
                     **inputs, generation_config=config, logits_processor=LogitsProcessorList([record])
                 )
-            importance, layouts = self.watcher.importance(), self.watcher.layouts
+            importance, layouts = self._importance(), self.watcher.layouts
             answers = [_until(row, ends) for row in sequences[:, inputs["input_ids"].shape[1] :]]
             logs = torch.stack(record.steps, dim=1)
             confidence = [float(row[: len(answer)].mean().exp()) for row, answer in zip(logs, answers, strict=True)]

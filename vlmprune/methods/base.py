@@ -29,7 +29,8 @@ class Prompt:
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask.
     `attention` [B, S or cross states]: attention received by each position from the last prompt token, mean over
     heads, in the layer before (only for methods that set `reads_attention`). `importance`: per sample [V], what a guide
-    made of the visual tokens (only for guided methods).
+    made of the visual tokens (only for guided methods). `sinks`: per sample bool [V], the visual sinks (only for
+    methods that read attention and set `exclude_sinks`).
     """
 
     layouts: list[SampleLayout]
@@ -39,6 +40,7 @@ class Prompt:
     layer: int
     attention: Tensor | None = None
     importance: list[Tensor] | None = None
+    sinks: list[Tensor] | None = None
 
     def sample_hidden(self, sample: int) -> Tensor:
         """The hidden states of one sample's visual tokens: [V, D]."""

@@ -17,7 +17,8 @@ class FastV(Pruner):
     """Keeps the visual tokens that the last prompt token attends to most in the layer before, mean over heads.
 
     `layer` is the paper's K (default 2): attention is read in layer K-1, tokens are dropped before layer K. The
-    attention comes from the probe, so the model keeps its fused kernel.
+    attention comes from the probe, so the model keeps its fused kernel. `exclude_sinks` ranks visual sinks, told by
+    the residual stream entering layer K, behind all other tokens: they draw attention whatever the question is.
 
     Raises:
         VlmpruneError: layer 0, before which no attention exists.
@@ -26,6 +27,7 @@ class FastV(Pruner):
     name: ClassVar[str] = "fastv"
     reads_attention: ClassVar[bool] = True
     layer: int | float = 2
+    exclude_sinks: bool = False
 
     def layer_index(self, layers: int) -> int:
         index = super().layer_index(layers)
@@ -38,4 +40,10 @@ class FastV(Pruner):
 
     def score(self, prompt: Prompt) -> list[Tensor]:
         assert prompt.attention is not None, "the session probes every method that sets reads_attention"
-        return visual_columns(prompt.attention, prompt.layouts)
+        received = visual_columns(prompt.attention, prompt.layouts)
+        if prompt.sinks is None:
+            return received
+        return [
+            scores.masked_fill(sinks.to(scores.device), -1.0)
+            for scores, sinks in zip(received, prompt.sinks, strict=True)
+        ]

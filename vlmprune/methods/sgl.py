@@ -89,7 +89,12 @@ class SGL(Guided):
             raise VlmpruneError(
                 "The guide is the model itself; pass a smaller model as guide, or use the method 'fastv-oracle'."
             )
-        return Guide(plain, steps=self.guide_steps, normalise=self.normalise_consistency)
+        return Guide(
+            plain,
+            steps=self.guide_steps,
+            normalise=self.normalise_consistency,
+            exclude_sinks=self.exclude_sinks,
+        )
 
     def calibrate(self, model: Any, data: Iterable[Any], **options: Any) -> Calibration:
         """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.guide.calibration.calibrate`."""

@@ -22,7 +22,7 @@ MOST_TOKENS = 8  # different first tokens of a batch that are tried
 
 @dataclass
 class _Known:
-    """What was found in a model with one tau: its dimensions, and which first tokens were tried before there were any."""
+    """What was found in a model with one tau: its dimensions, and the first tokens tried before there were any."""
 
     dims: tuple[int, ...] = ()
     tried: set[int] = field(default_factory=set)

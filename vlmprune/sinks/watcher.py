@@ -1,0 +1,80 @@
+"""Which visual tokens of a prompt are sinks, for methods that leave them out of a ranking.
+
+Shapes: B batch, S sequence, V visual tokens of a sample, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..attention.watcher import Watcher
+from ..families import Family
+from ..flow.locate import SampleLayout
+from ..flow.sinks import FIRST_LAYER, phi
+from .dims import SinkDims
+
+if TYPE_CHECKING:
+    from ..forward import Prefill
+
+
+class VisualSinkWatcher(Watcher):
+    """Collects the visual sinks of a prompt, layer by layer, from the residual stream alone.
+
+    Give it to a `Session` beside other watchers; after the prompt, `often()` says which visual tokens to leave out.
+
+    Raises:
+        VlmpruneError: the visual tokens of this family have no residual stream.
+    """
+
+    def __init__(self, family: Family, model: Any) -> None:
+        self.sinks = SinkDims(family, model, tau=None, dims=None, what="exclude_sinks")
+        self._prefill: Prefill | None = None
+        self._running = False
+        self._by_layer: dict[int, list[Tensor]] = {}
+
+    def layers(self, seeing: Sequence[int]) -> Sequence[int]:
+        return []  # no attention is needed
+
+    def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
+        if ids is not None and valid is not None:
+            self.sinks.find(ids, valid)
+
+    def prompt(self, prefill: Prefill) -> None:
+        self._prefill, self._running, self._by_layer = prefill, True, {}
+
+    def step(self, ids: Tensor | None, cache: Any) -> None:
+        self._running = False
+
+    def entering(self, layer: int, hidden: Tensor) -> None:
+        # After a compaction the layouts no longer say where the visual tokens stand.
+        if self._running and self._prefill is not None and self._prefill.chosen is None and layer >= FIRST_LAYER:
+            self._by_layer[layer] = self.among(hidden, self._prefill.layouts, layer)
+
+    def among(self, hidden: Tensor, layouts: Sequence[SampleLayout], layer: int) -> list[Tensor]:
+        """The sinks among the visual tokens whose residual stream [B, S, D] enters a layer: per sample bool [V]."""
+        if not self.sinks.dims or layer < FIRST_LAYER:
+            return [torch.zeros(layout.count, dtype=torch.bool, device=hidden.device) for layout in layouts]
+        found = phi(hidden.detach(), self.sinks.dims) >= self.sinks.tau
+        return [row[layout.slots.to(row.device)] for row, layout in zip(found, layouts, strict=True)]
+
+    @property
+    def by_layer(self) -> dict[int, list[Tensor]]:
+        """The last prompt's visual sinks in each layer from 2 on: per sample bool [V]."""
+        return dict(self._by_layer)
+
+    def often(self) -> list[Tensor]:
+        """The visual tokens of the last prompt that are sinks in at least half of the layers from 2 on: bool [V]."""
+        assert self._prefill is not None, "no prompt was seen"
+        if not self._by_layer:
+            return [torch.zeros(layout.count, dtype=torch.bool) for layout in self._prefill.layouts]
+        samples = zip(*self._by_layer.values(), strict=True)
+        return [torch.stack([one.cpu() for one in layers]).float().mean(dim=0) >= 0.5 for layers in samples]
+
+    def notes(self) -> list[str]:
+        if not self.sinks.dims:
+            return ["exclude_sinks: no sink dimensions found, so no token was left out of the ranking"]
+        return []
