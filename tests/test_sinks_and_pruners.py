@@ -53,13 +53,12 @@ def test_fastv_ranks_sinks_last(family):
 
 
 def test_the_guide_of_sgl_gives_its_sinks_no_importance():
-    small, model = planted("gemma3"), build("gemma3", layers=6, seed=1)
+    small, model = planted("smolvlm"), build("smolvlm", layers=6, seed=1)
     inputs = make_inputs(model)
     kept = {}
     often = [set(sunk) for sunk in naive_sinks(small, inputs, 3)]  # planted ones are sinks in all layers
-    budget = 9 - max(map(len, often))
     for exclude in (False, True):
-        with vlmprune.wrap(model, vlmprune.SGL(guide=small, keep=budget, layer=1, exclude_sinks=exclude)) as pruned:
+        with vlmprune.wrap(model, vlmprune.SGL(guide=small, keep=3, layer=1, exclude_sinks=exclude)) as pruned:
             model.generate(**inputs, max_new_tokens=3)
             kept[exclude] = [set(one.tolist()) for one in pruned.report.kept]
     assert not any(one & sunk for one, sunk in zip(kept[True], often, strict=True))

@@ -14,6 +14,8 @@ from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .flow.locate import ImageSpan, SampleLayout
 from .flow.select import Selection
 from .report import Report
+from .sinks.find import find_sinks
+from .sinks.report import SinkReport
 from .tiny import load_tiny
 from .wrap import Answer, PrunedModel, wrap
 
@@ -59,11 +61,13 @@ __all__ = [
     "Report",
     "SampleLayout",
     "Selection",
+    "SinkReport",
     "Uniform",
     "Unpruned",
     "UnsupportedModelError",
     "VlmpruneError",
     "families",
+    "find_sinks",
     "load_tiny",
     "methods",
     "register_method",

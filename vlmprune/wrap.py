@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,10 +143,16 @@ class PrunedModel:
 
     def _deepcopy(self, memo: dict[int, Any]) -> Any:
         """`copy.deepcopy(model)` sees the plain model: off, copy, on again."""
+        with self.off():
+            return copy.deepcopy(self._plain, memo)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within the block the model is plain; other threads' calls wait."""
         with self._session.turnstile.generating():
             self._take_off()
             try:
-                return copy.deepcopy(self._plain, memo)
+                yield
             finally:
                 self._put_on()
 
@@ -201,6 +208,12 @@ def plain_model(model: Any) -> Any:
             f"An object of type {type(model).__name__!r} cannot be wrapped; pass a loaded image-text-to-text model."
         )
     return inner
+
+
+def unwrapped(plain: Any) -> AbstractContextManager[None]:
+    """Within the block a model, wrapped or not, is plain."""
+    handle: PrunedModel | None = plain.__dict__.get(_HANDLE)
+    return nullcontext() if handle is None else handle.off()
 
 
 def one_method(method: Method | str | type[Method] | Sequence[Any], options: dict[str, Any]) -> Method:

@@ -15,6 +15,7 @@ from .caption import caption
 from .compare import compare
 from .methods import methods
 from .output import note
+from .sinks import sinks
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # what a shell reports for a process stopped by Ctrl-C
@@ -72,6 +73,7 @@ app.command()(ask)
 app.command()(compare)
 app.command()(caption)
 app.command()(methods)
+app.command()(sinks)
 
 
 def main() -> None:

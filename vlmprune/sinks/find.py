@@ -1,0 +1,175 @@
+"""`find_sinks`: one forward of a model, read layer by layer, and what it says about the prompt's sinks.
+
+Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..attention.correction import check_readable, gated, marks_of, masses, row_chunks
+from ..attention.editor import Columns, columns_of
+from ..attention.probe import AttentionCall
+from ..attention.watcher import Watcher
+from ..errors import VlmpruneError
+from ..families import Family, family_of
+from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
+from ..methods.none import Unpruned
+from ..session import Session
+from ..wrap import plain_model, unwrapped
+from .dims import SinkDims
+from .report import SampleSinks, SinkReport
+
+if TYPE_CHECKING:
+    from ..forward import Prefill
+
+
+def find_sinks(
+    model: Any,
+    *,
+    tau: float | None = None,
+    sink_dims: Sequence[int] | None = None,
+    rho: float = 0.5,
+    gate: float = 0.2,
+    **inputs: Any,
+) -> SinkReport:
+    """Where the attention sinks of a prompt are, in every layer.
+
+    Args:
+        model: a loaded model of a supported family; a wrapped one is looked at as if it were not wrapped.
+        tau, sink_dims, rho, gate: as in `VAR`; the gates are those that VAR would open.
+        inputs: what the processor returns, with an image.
+    Raises:
+        UnsupportedModelError: no vision-language model.
+        VlmpruneError: no image tokens in the prompt, or an option out of range.
+    """
+    check_tau(tau)
+    check_share("rho", rho)
+    check_share("gate", gate)
+    plain = plain_model(model)
+    family = family_of(plain)
+    reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
+    ids = inputs.get("input_ids")
+    visual = torch.tensor(family.visual_ids(plain.config))
+    if ids is None or not bool(torch.isin(ids.cpu(), visual).any()):
+        raise VlmpruneError(
+            "The prompt has no image tokens, so there are no visual sinks to find; pass what the processor returns for "
+            "an image and a question."
+        )
+    with unwrapped(plain):
+        session = Session(plain, family, Unpruned(), [reader])
+        session.attach()
+        try:
+            with torch.no_grad():
+                plain(**{**inputs, "use_cache": False})
+        finally:
+            session.detach()
+    return reader.report()
+
+
+class SinkReader(Watcher):
+    """Reads the residual stream before every layer and after the last, and the asking rows' attention in each."""
+
+    def __init__(
+        self, family: Family, model: Any, *, tau: float | None, dims: Any, rho: float, gate: float
+    ) -> None:
+        self.sinks = SinkDims(family, model, tau=tau, dims=dims, what="find_sinks")
+        self.rho, self.gate = rho, gate
+        self.text = self.sinks.text
+
+    def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
+        assert ids is not None and valid is not None, "find_sinks checks its inputs"
+        self.sinks.find(ids, valid)
+
+    def prompt(self, prefill: Prefill) -> None:
+        self.prefill = prefill
+        self.columns: Columns = columns_of(prefill)
+        # The primary sink is the first token; where that is a patch, the first text token may be it instead.
+        real, text = self.columns.real, self.columns.real & ~self.columns.visual
+        self.firsts = torch.stack([real.int().argmax(dim=1), text.int().argmax(dim=1)], dim=1)
+        self.norms: list[Tensor] = []
+        self.cosines: list[Tensor] = []
+        self.phi: list[Tensor] = []
+        self.image: list[Tensor] = []
+        self.sunk: list[Tensor] = []
+        self.passing: list[Tensor] = []
+        self._last = self.text.layers[-1].register_forward_hook(self._leave)
+
+    def _leave(self, module: Any, args: Any, output: Any) -> None:
+        self._last.remove()
+        hidden = output[0] if isinstance(output, tuple) else output
+        self.norms.append(_norms(hidden))
+
+    def entering(self, layer: int, hidden: Tensor) -> None:
+        self.norms.append(_norms(hidden))
+        first = hidden[torch.arange(len(hidden))[:, None], self.firsts].float()  # [B, 2, D]
+        pairs = torch.einsum("bsd,bfd->bfs", hidden.float(), first)
+        lengths = _norms(hidden)
+        sizes = torch.gather(lengths, 1, self.firsts)[:, :, None] * lengths[:, None]
+        self.cosines.append(pairs.cpu() / sizes.clamp(min=1e-12))
+        # Without sink dimensions the largest of all is shown: how far the model is from having any.
+        self.phi.append(phi(hidden, self.sinks.dims or range(hidden.shape[-1])).cpu())
+
+    def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
+        """Sums over the asking rows of each sample: attention to the image, to its sinks, and gates passed [B, H]."""
+        check_readable(call.mask, "find_sinks")
+        device = output.device
+        sinks = self._sinks(layer)
+        touched = (sinks & self.columns.visual).any(dim=1)
+        marks = marks_of(sinks, self.columns.visual).to(device)
+        asking = self.columns.asking.to(device)
+        totals = torch.zeros(3, *call.query.shape[:2], device=device)
+        for rows in row_chunks(call, self.columns.first_asking):
+            weights = call.weights(rows).masked_fill(~asking[:, None, rows[0], None], 0.0)
+            _, image, free = masses(weights, marks)
+            passed = gated(image, free, self.rho, self.gate) & touched.to(device)[:, None, None]
+            totals += torch.stack([image.sum(-1), (image - free).sum(-1), passed.float().sum(-1)])
+        self.image.append(totals[0].cpu())
+        self.sunk.append(totals[1].cpu())
+        self.passing.append(totals[2].cpu())
+
+    def _sinks(self, layer: int) -> Tensor:
+        """bool [B, S]; none before layer 2."""
+        if layer < FIRST_LAYER or not self.sinks.dims:
+            return torch.zeros_like(self.columns.real)
+        return (self.phi[layer] >= self.sinks.tau) & self.columns.real
+
+    def report(self) -> SinkReport:
+        """What was read, sample by sample, padding left out."""
+        samples = [self._sample(b) for b in range(len(self.columns.real))]
+        return SinkReport(self.sinks.dims, self.sinks.tau, samples)
+
+    def _sample(self, b: int) -> SampleSinks:
+        real = self.columns.real[b]
+        layout = self.prefill.layouts[b]
+        norms = torch.stack([layer[b, real] for layer in self.norms])
+        places = real.cumsum(dim=0) - 1  # from a position in the padded row to one in the prompt
+        firsts = places[self.firsts[b]].tolist()
+        which = int(norms[:, firsts].mean(dim=0).argmax())
+        window = active_window(norms[:, firsts[which]])
+        cosines = torch.stack([layer[b, which][real] for layer in self.cosines])
+        rows = max(1, int(self.columns.asking[b].sum()))
+        image = torch.stack([layer[b] for layer in self.image])
+        return SampleSinks(
+            phi=torch.stack([layer[b, real] for layer in self.phi]),
+            visual=places[layout.slots],
+            images=list(layout.images),
+            sinks=torch.stack([self._sinks(i)[b, real] for i in range(len(self.phi))]),
+            norms=norms[:, firsts[which]],
+            primary=firsts[which],
+            window=window,
+            secondary=secondary_sinks(cosines, firsts[which], window),
+            cosines=cosines,
+            image_attention=image / rows,
+            sink_share=torch.stack([layer[b] for layer in self.sunk]) / image.clamp(min=1e-12),
+            gated=torch.stack([layer[b] for layer in self.passing]) / rows,
+        )
+
+
+def _norms(hidden: Tensor) -> Tensor:
+    """[B, S, D] -> [B, S] on the CPU, in fp32."""
+    return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).cpu()

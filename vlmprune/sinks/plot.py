@@ -1,0 +1,139 @@
+"""The picture of a sink report: heat map on the image, norm curve of the primary sink, sinks of every layer.
+
+Drawn with Pillow alone, so that looking at sinks needs no plotting library.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ..flow.sinks import FIRST_LAYER
+from ..flow.transfer import cell_sizes
+
+if TYPE_CHECKING:
+    from .report import SampleSinks, SinkReport
+
+SIDE, PANEL, MARGIN, TITLE = 360, 300, 44, 26  # pixels
+INK, FAINT, PAPER = (28, 30, 38), (150, 154, 165), (255, 255, 255)
+VISUAL, TEXT = (205, 60, 40), (60, 100, 190)
+LOW, HIGH = (20, 24, 60), (255, 214, 90)  # the ends of the heat map's scale
+
+Box = tuple[int, int, int, int]
+
+
+def draw(report: SinkReport, image: Image.Image | None, sample: int, number: int, layer: int | None) -> Image.Image:
+    """The three panels side by side, RGB; the arguments are those of `SinkReport.plot`, checked."""
+    one = report.samples[sample]
+    sheet = Image.new("RGB", (MARGIN * 4 + SIDE + 2 * PANEL, SIDE + TITLE + MARGIN + 8), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    shown = f"layer {layer}" if layer is not None else f"layers {FIRST_LAYER}-{one.layers - 1}, highest"
+    dims = ", ".join(map(str, report.dims)) or "none"
+    _title(pen, MARGIN, f"phi ({shown}), sink dimensions {dims}, tau {report.tau:.1f}")
+    sheet.paste(heat_map(report, one, image, number, layer), (MARGIN, TITLE))
+    _scale(pen, (MARGIN, TITLE + SIDE + 8, MARGIN + SIDE, TITLE + SIDE + 20), report.tau)
+    left = 2 * MARGIN + SIDE
+    _title(pen, left, f"norm of token {one.primary}, window {one.window.first}-{one.window.last}")
+    _norms(pen, one, (left, TITLE, left + PANEL, TITLE + SIDE))
+    left += PANEL + MARGIN
+    _title(pen, left, "sinks a layer: image (red), text (blue)")
+    _counts(pen, one, (left, TITLE, left + PANEL, TITLE + SIDE))
+    return sheet
+
+
+def heat_map(
+    report: SinkReport, one: SampleSinks, image: Image.Image | None, number: int, layer: int | None
+) -> Image.Image:
+    """phi of every token on the place it shows, sinks framed, over the darkened picture: SIDE x SIDE."""
+    span = one.images[number]
+    values = one.phi[layer] if layer is not None else one.phi[FIRST_LAYER:].amax(dim=0)
+    sinks = one.sinks[layer] if layer is not None else one.sinks.any(dim=0)
+    places = one.visual[span.positions]
+    canvas = Image.new("RGB", (SIDE, SIDE), LOW)
+    if image is not None:
+        grey = image.convert("L").resize((SIDE, SIDE)).convert("RGB")
+        canvas = Image.blend(grey, canvas, 0.35)
+    heat = Image.new("RGB", (SIDE, SIDE), LOW)
+    pen, frames = ImageDraw.Draw(heat), []
+    # Finer grids come after the base grid and are drawn over it, as they show the same places in more detail.
+    for (x, y), (dx, dy), value, sink in zip(
+        span.xy.tolist(), cell_sizes(span).tolist(), values[places].tolist(), sinks[places].tolist(), strict=True
+    ):
+        if x != x:  # NaN: a newline or class token shows no place
+            continue
+        box = tuple(round(v * SIDE) for v in (x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2))
+        pen.rectangle(box, fill=_colour(value / report.tau))
+        if sink:
+            frames.append(box)
+    heat = Image.blend(canvas, heat, 0.75) if image is not None else heat
+    pen = ImageDraw.Draw(heat)
+    for box in frames:
+        pen.rectangle(box, outline=VISUAL, width=2)
+    return heat
+
+
+def _colour(share: float) -> tuple[int, ...]:
+    """From dark (0) to light (tau and above)."""
+    share = min(1.0, max(0.0, share))
+    return tuple(round(a + (b - a) * share) for a, b in zip(LOW, HIGH, strict=True))
+
+
+def _title(pen: ImageDraw.ImageDraw, left: int, text: str) -> None:
+    pen.text((left, 6), text, fill=INK, font=ImageFont.load_default())
+
+
+def _scale(pen: ImageDraw.ImageDraw, box: Box, tau: float) -> None:
+    left, top, right, bottom = box
+    for x in range(left, right):
+        pen.line((x, top, x, bottom), fill=_colour((x - left) / (right - left)))
+    pen.text((left, bottom + 2), "0", fill=FAINT)
+    pen.text((right - 60, bottom + 2), f"tau {tau:.1f}", fill=FAINT)
+
+
+def _norms(pen: ImageDraw.ImageDraw, one: SampleSinks, box: Box) -> None:
+    """On a logarithmic scale: a massive norm is a hundred times the others."""
+    left, top, right, bottom = box
+    logs = torch.log10(one.norms.clamp(min=1e-6)).tolist()
+    low, high = math.floor(min(logs)), math.ceil(max(logs) + 1e-9)
+    step = (right - left) / max(1, len(logs) - 1)
+
+    def at(i: float, log: float) -> tuple[float, float]:
+        return left + i * step, bottom - (log - low) / max(1, high - low) * (bottom - top)
+
+    first, last = at(one.window.first, low), at(one.window.last, low)
+    pen.rectangle((first[0], top, max(last[0], first[0] + 1), bottom), fill=(244, 240, 226))
+    for power in range(low, high + 1):
+        _, y = at(0, power)
+        pen.line((left, y, right, y), fill=(225, 226, 230))
+        pen.text((left - 34, y - 6), f"1e{power}", fill=FAINT)
+    points = [at(i, log) for i, log in enumerate(logs)]
+    pen.line(points, fill=INK, width=2)
+    _layer_axis(pen, left, bottom, step, len(logs))
+
+
+def _counts(pen: ImageDraw.ImageDraw, one: SampleSinks, box: Box) -> None:
+    left, top, right, bottom = box
+    counts = [(len(a), len(b)) for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]
+    highest = max(1, max(a + b for a, b in counts))
+    step = (right - left) / len(counts)
+    for number in {0, highest}:
+        y = bottom - number / highest * (bottom - top)
+        pen.line((left, y, right, y), fill=(225, 226, 230))
+        pen.text((left - 24, y - 6), str(number), fill=FAINT)
+    for i, (visual, text) in enumerate(counts):
+        x, y = left + i * step + step * 0.15, float(bottom)
+        for number, colour in ((visual, VISUAL), (text, TEXT)):
+            height = number / highest * (bottom - top)
+            if number:
+                pen.rectangle((x, y - height, x + step * 0.7, y), fill=colour)
+            y -= height
+    _layer_axis(pen, left + step / 2, bottom, step, len(counts))
+
+
+def _layer_axis(pen: ImageDraw.ImageDraw, left: float, bottom: int, step: float, number: int) -> None:
+    every = max(1, math.ceil(number / 12))
+    for i in range(0, number, every):
+        pen.text((left + i * step - 4, bottom + 6), str(i), fill=FAINT)
