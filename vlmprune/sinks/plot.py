@@ -65,7 +65,7 @@ def heat_map(
         if x != x:  # NaN: a newline or class token shows no place
             continue
         box = tuple(round(v * SIDE) for v in (x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2))
-        pen.rectangle(box, fill=_colour(value / report.tau))
+        pen.rectangle(box, fill=_colour(value / report.tau / 2))
         if sink:
             frames.append(box)
     heat = Image.blend(canvas, heat, 0.75) if image is not None else heat
@@ -76,7 +76,7 @@ def heat_map(
 
 
 def _colour(share: float) -> tuple[int, ...]:
-    """From dark (0) to light (tau and above)."""
+    """From dark (0) to light (twice tau and above, where sinks are)."""
     share = min(1.0, max(0.0, share))
     return tuple(round(a + (b - a) * share) for a, b in zip(LOW, HIGH, strict=True))
 
@@ -90,7 +90,8 @@ def _scale(pen: ImageDraw.ImageDraw, box: Box, tau: float) -> None:
     for x in range(left, right):
         pen.line((x, top, x, bottom), fill=_colour((x - left) / (right - left)))
     pen.text((left, bottom + 2), "0", fill=FAINT)
-    pen.text((right - 60, bottom + 2), f"tau {tau:.1f}", fill=FAINT)
+    pen.text(((left + right) // 2 - 20, bottom + 2), f"tau {tau:.1f}", fill=FAINT)
+    pen.text((right - 24, bottom + 2), f"{2 * tau:.1f}", fill=FAINT)
 
 
 def _norms(pen: ImageDraw.ImageDraw, one: SampleSinks, box: Box) -> None:

@@ -129,8 +129,8 @@ class SinkReport:
         """What a reader should know."""
         if not self.dims:
             return [
-                f"no sink dimensions found: first tokens reach tau {self.tau:.2f} in none, so there are no sinks; phi is "
-                "the largest over all dimensions"
+                f"no sink dimensions found: first tokens reach tau {self.tau:.2f} in none, so there are no sinks; phi "
+                "is the largest over all dimensions"
             ]
         if not self.separation.bimodal:
             return ["phi is not bimodal: what lies above tau may be the upper end of one cloud, not sinks"]
