@@ -120,7 +120,9 @@ def test_no_method(method):
 
 
 def test_lists_of_methods():
-    sentence(lambda: vlmprune.wrap(shared("llava"), []), "one")
+    sentence(lambda: vlmprune.wrap(shared("llava"), []), "empty")
+    sentence(lambda: vlmprune.wrap(shared("llava"), [vlmprune.VAR(), "var"]), "var twice")
+    sentence(lambda: vlmprune.wrap(shared("llava"), [vlmprune.VAR(), "downsample", "fastv"]), "at most one pruner")
     sentence(lambda: vlmprune.wrap(shared("llava"), [vlmprune.Random(), vlmprune.FastV()]), "random", "fastv")
 
 
