@@ -74,7 +74,8 @@ def test_a_list_of_methods_is_described_part_by_part():
     assert record["name"] == "fastv+var+act"
     assert record["fastv"]["keep"] == 0.5
     assert record["var"]["sink_dims"] == [3]
-    assert "fastv+var+act" in str(report)
+    assert "fastv(keep=0.5, layer=2" in str(report)
+    assert " + act(beta=0.4, threshold=0.1, heads=None)" in str(report)
     assert sum(report.kept_tokens) < sum(report.visual_tokens)
 
 

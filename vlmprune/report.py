@@ -66,7 +66,6 @@ class Report:
         def share(part: float, whole: float) -> str:
             return f"{100 * part / whole:.1f} %" if whole else "-"
 
-        options = ", ".join(f"{k}={v}" for k, v in self.method.items() if k != "name")
         kept, visual = sum(self.kept_tokens), sum(self.visual_tokens)
         flops, cache = share(self.prefill_flops, self.prefill_flops_full), share(self.kv_bytes, self.kv_bytes_full)
         guided = []
@@ -77,7 +76,7 @@ class Report:
             guided.append(("guide answered", f"{sum(self.exited)} of {len(self.exited)}"))
             guided.append(("  how sure", ", ".join(f"{s:.2f}" for s in sure[:8]) + (", ..." if len(sure) > 8 else "")))
         rows = [
-            ("method", f"{self.method.get('name')}({options})"),
+            ("method", spoken(self.method)),
             ("visual tokens kept", f"{kept} of {visual} ({share(kept, visual)})"),
             ("  entering the LM", f"{self.lm_tokens:.1f} a sample"),
             ("  layer average", f"{self.layer_avg_tokens:.1f} a sample ({100 * self.retention:.1f} %)"),
@@ -124,6 +123,16 @@ class Report:
             if box[0] < box[2] and box[1] < box[3]:
                 out.paste(bright.crop(tuple(box)), tuple(box))
         return out
+
+
+def spoken(method: dict[str, Any]) -> str:
+    """A method's record as it would be written: `fastv(keep=0.25, layer=2) + var(p=0.4)`."""
+    parts = [{"name": name, **options} for name, options in method.items() if isinstance(options, dict)] or [method]
+    texts = []
+    for part in parts:
+        options = ", ".join(f"{k}={v}" for k, v in part.items() if k != "name")
+        texts.append(f"{part.get('name')}({options})")
+    return " + ".join(texts)
 
 
 def span_dict(span: ImageSpan) -> dict[str, Any]:

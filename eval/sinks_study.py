@@ -1,0 +1,152 @@
+"""Does the bundled pair have attention sinks, where, and what do VAR and ACT change on held-out questions?
+
+    python -m eval.sinks_study --questions 2000 --out eval/results/sinks_study.json
+
+Sinks are looked for in the first `--prompts` questions of the test split. Then every variant answers the same test
+questions as the model as it is, same backend, and answers are compared pair by pair. Nothing is tuned on test
+questions: ACT's heads come from the validation split. The small model has two layers, in which neither method acts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import track
+
+import vlmprune
+from eval.provenance import provenance
+from vlmprune.cli.compare import held_out, plain
+from vlmprune.cli.measure import Contender
+from vlmprune.flow.sinks import separation
+from vlmprune.tiny.scenes import FAMILIES, benchmark, render
+from vlmprune.wrap import prepare
+
+SEED = 0
+BATCH = 16
+SETTINGS = {"max_new_tokens": 12}
+KEEP = 0.25
+
+
+def sinks(model: Any, processor: Any, prompts: list[tuple[Any, str]], tau: float | None) -> dict[str, Any]:
+    """Sink dimensions and counts over several prompts; means are per prompt."""
+    reports = [vlmprune.find_sinks(model, tau=tau, **prepare(processor, *prompt)) for prompt in prompts]
+    samples = [report.samples[0] for report in reports]
+    values = torch.cat([sample.phi[2:].flatten() for sample in samples])
+    spread = separation(values, reports[0].tau)
+    kinds = Counter(sink.kind for sample in samples for sink in sample.secondary)
+
+    def mean(rows: list[list[int]]) -> list[float]:
+        return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+    return {
+        "tau": reports[0].tau,
+        "sink_dims": list(reports[-1].dims),
+        "phi": {"below_half_tau": spread.bulk, "between": spread.between, "from_tau": spread.sinks},
+        "phi_highest": float(values.max()),
+        "phi_of_the_first_token": mean([sample.phi[:, 0].tolist() for sample in samples]),
+        "visual_sinks_a_layer": mean([[len(found) for found in sample.visual_sinks] for sample in samples]),
+        "text_sinks_a_layer": mean([[len(found) for found in sample.text_sinks] for sample in samples]),
+        "gated_heads_a_layer": mean([[len(found) for found in sample.gated_heads] for sample in samples]),
+        "primary_norms": mean([sample.norms.tolist() for sample in samples]),
+        "alike_by_cosine": {kind: number / len(samples) for kind, number in kinds.items()},
+    }
+
+
+def reachable_tau(model: Any, processor: Any, prompts: list[tuple[Any, str]]) -> float | None:
+    """The largest tau, in steps of 5 % down from the model's own, at which any sink dimension is found."""
+    tau = sinks(model, processor, prompts[:1], None)["tau"]
+    for step in range(20):
+        lower = tau * (1 - 0.05 * step)
+        if sinks(model, processor, prompts[:1], lower)["sink_dims"]:
+            return lower
+    return None
+
+
+def calibration_data(count: int) -> list[tuple[Any, str, str]]:
+    """Validation questions, the families in turn."""
+    families = [family for family in FAMILIES if family != "caption"]
+    streams = [benchmark(family, count, "validation", per_scene=1) for family in families]
+    drawn = [next(streams[i % len(streams)]) for i in range(count)]
+    return [(Image.fromarray(render(scene)), question.text, question.answer) for scene, question in drawn]
+
+
+def answers(model: Any, processor: Any, method: Any, batches: list[Any]) -> list[str]:
+    """Of every question, greedily."""
+    contender = Contender("", "", model, processor, method)
+    for images, questions in track(batches, description=str(method)[:40], transient=True):
+        contender.run(images, questions, record=True, **SETTINGS)
+    return [plain(answer) for batch in contender.answers for answer in batch]
+
+
+def row(base: list[str], new: list[str], truths: list[str]) -> dict[str, Any]:
+    """Accuracy, and the change against the model as it is, pair by pair with its standard error."""
+    before = [a == t for a, t in zip(base, truths, strict=True)]
+    after = [a == t for a, t in zip(new, truths, strict=True)]
+    gained = sum(b and not a for a, b in zip(before, after, strict=True))
+    lost = sum(a and not b for a, b in zip(before, after, strict=True))
+    n = len(truths)
+    change = (gained - lost) / n
+    return {
+        "accuracy": sum(after) / n,
+        "changed_answers": sum(a != b for a, b in zip(base, new, strict=True)),
+        "gained": gained,
+        "lost": lost,
+        "change": change,
+        "change_standard_error": math.sqrt(max(0.0, (gained + lost) / n - change**2) / n),
+    }
+
+
+def study(questions: int, prompts: int, calibration: int, ledger: Path | None) -> dict[str, Any]:
+    """Everything, for the record."""
+    large, small, processor = vlmprune.load_tiny()
+    batches, right = held_out(questions, SEED, BATCH)
+    truths = [plain(truth) for truth in right]
+    looked_at = [pair for images, texts in batches for pair in zip(images, texts, strict=True)][:prompts]
+    found = {name: sinks(model, processor, looked_at, None) for name, model in (("large", large), ("small", small))}
+    lower = reachable_tau(large, processor, looked_at)
+    heads = vlmprune.ACT().calibrate(large, calibration_data(calibration), processor=processor, path=ledger)
+    pruner = {"keep": KEEP, "layer": 2}
+    variants: dict[str, Any] = {
+        "var": vlmprune.VAR(),
+        "act, all heads": vlmprune.ACT(),
+        "act, calibrated heads": heads,
+        "fastv": vlmprune.FastV(**pruner),
+        "fastv, exclude_sinks": vlmprune.FastV(**pruner, exclude_sinks=True),
+    }
+    if lower is not None and not found["large"]["sink_dims"]:
+        found["large, lower tau"] = sinks(large, processor, looked_at, lower)
+        variants["var, lower tau"] = vlmprune.VAR(tau=lower)
+    base = answers(large, processor, vlmprune.Unpruned(), batches)
+    rows = {"none": row(base, base, truths)}
+    for name, method in variants.items():
+        rows[name] = {"method": method.describe(), **row(base, answers(large, processor, method, batches), truths)}
+    return {"questions": questions, "prompts": prompts, "calibration_questions": calibration, "sinks": found,
+            "lower_tau": lower, "rows": rows}  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--prompts", type=int, default=100, help="how many of them are looked at for sinks")
+    parser.add_argument("--calibration", type=int, default=200, help="validation questions for ACT's heads")
+    parser.add_argument("--ledger", type=Path, help="ACT's scores so far, to go on after an interruption")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    record = study(args.questions, args.prompts, args.calibration, args.ledger)
+    record["provenance"] = provenance(attention="sdpa", model="the bundled pair", seed=SEED, split="test")
+    print(json.dumps(record, indent=2))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
