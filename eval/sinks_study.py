@@ -49,7 +49,7 @@ def sinks(model: Any, processor: Any, prompts: list[tuple[Any, str]], tau: float
         "tau": reports[0].tau,
         "sink_dims": list(reports[-1].dims),
         "phi": {"below_half_tau": spread.bulk, "between": spread.between, "from_tau": spread.sinks},
-        "phi_highest": float(values.max()),
+        "phi_highest": float(torch.stack([sample.phi.max() for sample in samples]).max()),
         "phi_of_the_first_token": mean([sample.phi[:, 0].tolist() for sample in samples]),
         "visual_sinks_a_layer": mean([[len(found) for found in sample.visual_sinks] for sample in samples]),
         "text_sinks_a_layer": mean([[len(found) for found in sample.text_sinks] for sample in samples]),
@@ -112,15 +112,15 @@ def study(questions: int, prompts: int, calibration: int, ledger: Path | None) -
     found = {name: sinks(model, processor, looked_at, None) for name, model in (("large", large), ("small", small))}
     lower = reachable_tau(large, processor, looked_at)
     heads = vlmprune.ACT().calibrate(large, calibration_data(calibration), processor=processor, path=ledger)
-    pruner = {"keep": KEEP, "layer": 2}
     variants: dict[str, Any] = {
         "var": vlmprune.VAR(),
         "act, all heads": vlmprune.ACT(),
         "act, calibrated heads": heads,
-        "fastv": vlmprune.FastV(**pruner),
-        "fastv, exclude_sinks": vlmprune.FastV(**pruner, exclude_sinks=True),
     }
-    if lower is not None and not found["large"]["sink_dims"]:
+    if found["large"]["sink_dims"]:
+        variants["fastv"] = vlmprune.FastV(keep=KEEP)
+        variants["fastv, exclude_sinks"] = vlmprune.FastV(keep=KEEP, exclude_sinks=True)
+    elif lower is not None:  # there is nothing to exclude; what the next best thing would do
         found["large, lower tau"] = sinks(large, processor, looked_at, lower)
         variants["var, lower tau"] = vlmprune.VAR(tau=lower)
     base = answers(large, processor, vlmprune.Unpruned(), batches)

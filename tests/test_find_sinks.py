@@ -14,7 +14,7 @@ import vlmprune
 from tests.support.reference import language_model, visual_slots
 from tests.support.running import outside
 from tests.support.sinks import FAMILIES, LAYERS, PLANTED, naive_phi, planted, tau_of
-from tests.support.tiny_families import make_inputs, row
+from tests.support.tiny_families import build, make_inputs, row
 from vlmprune.cli import app
 from vlmprune.flow.sinks import ActiveWindow, active_window, secondary_sinks
 
@@ -110,6 +110,14 @@ def test_no_sinks_at_all():
     assert report.dims == ()
     assert "no sink dimensions" in report.notes[0]
     assert not any(any(layer) for layer in report.samples[0].visual_sinks)
+
+
+def test_a_model_too_shallow_for_sinks():
+    model = build("llava", layers=2)
+    report = vlmprune.find_sinks(model, **make_inputs(model))
+    assert report.dims == ()
+    assert report.separation.sinks == 0
+    assert report.plot().mode == "RGB"
 
 
 def test_the_window_and_secondary_sinks_on_made_up_numbers():

@@ -67,7 +67,7 @@ class SinkDims:
         A first token sees nothing but itself, so one forward of the language model over the different first tokens,
         each alone, is the beginning of every prompt with them; no attention is read.
         """
-        if self.dims:
+        if self.dims or not eligible_layers(len(self.text.layers)):
             return
         tokens = [token for token in first_tokens(ids, valid, self.visual_ids) if token not in self._known.tried]
         if tokens:

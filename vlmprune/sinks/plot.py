@@ -30,7 +30,7 @@ def draw(report: SinkReport, image: Image.Image | None, sample: int, number: int
     one = report.samples[sample]
     sheet = Image.new("RGB", (MARGIN * 4 + SIDE + 2 * PANEL, SIDE + TITLE + MARGIN + 8), PAPER)
     pen = ImageDraw.Draw(sheet)
-    shown = f"layer {layer}" if layer is not None else f"layers {FIRST_LAYER}-{one.layers - 1}, highest"
+    shown = f"layer {layer}" if layer is not None else f"highest of layers {min(FIRST_LAYER, one.layers - 1)}-{one.layers - 1}"
     dims = ", ".join(map(str, report.dims)) or "none"
     _title(pen, MARGIN, f"phi ({shown}), sink dimensions {dims}, tau {report.tau:.1f}")
     sheet.paste(heat_map(report, one, image, number, layer), (MARGIN, TITLE))
@@ -49,7 +49,7 @@ def heat_map(
 ) -> Image.Image:
     """phi of every token on the place it shows, sinks framed, over the darkened picture: SIDE x SIDE."""
     span = one.images[number]
-    values = one.phi[layer] if layer is not None else one.phi[FIRST_LAYER:].amax(dim=0)
+    values = one.phi[layer] if layer is not None else one.phi[min(FIRST_LAYER, one.layers - 1) :].amax(dim=0)
     sinks = one.sinks[layer] if layer is not None else one.sinks.any(dim=0)
     places = one.visual[span.positions]
     canvas = Image.new("RGB", (SIDE, SIDE), LOW)
