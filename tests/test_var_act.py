@@ -276,3 +276,16 @@ def test_gradients_flow_through_the_correction():
         loss().backward()
         slope = sum(float((weight.grad * way).sum()) for weight, way in zip(weights, ways, strict=True))
         assert slope == pytest.approx((moved(0.005) - moved(-0.005)) / 0.01, rel=0.03)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_offloaded_models(family):
+    """The weights are elsewhere, those of the embedding too, when sink dimensions are looked for."""
+    from accelerate import cpu_offload
+
+    model, away = planted(family), planted(family)
+    inputs = make_inputs(model)
+    cpu_offload(away, execution_device=torch.device("cpu"))
+    methods = [vlmprune.FastV(keep=0.5), vlmprune.VAR(), vlmprune.ACT(threshold=0.08)]
+    with vlmprune.wrap(model, methods), vlmprune.wrap(away, methods):
+        assert_near(generate(away, inputs, steps=3)[0], generate(model, inputs, steps=3)[0])

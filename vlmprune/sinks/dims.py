@@ -72,7 +72,7 @@ class SinkDims:
         tokens = [token for token in first_tokens(ids, valid, self.visual_ids) if token not in self._known.tried]
         if tokens:
             self._known.tried |= set(tokens)
-            self._known.dims = spiking_dims(entering_states(self.text, tokens), self.tau)
+            self._known.dims = spiking_dims(entering_states(self.text, tokens, ids.device), self.tau)
 
 
 def first_tokens(ids: Tensor, valid: Tensor, visual: set[int]) -> list[int]:
@@ -89,7 +89,7 @@ def first_tokens(ids: Tensor, valid: Tensor, visual: set[int]) -> list[int]:
 
 
 @torch.no_grad()
-def entering_states(text_model: Any, tokens: list[int]) -> Tensor:
+def entering_states(text_model: Any, tokens: list[int], device: torch.device) -> Tensor:
     """The residual stream of single-token prompts entering the eligible layers: [tokens, layers, D], on the CPU."""
     layers = eligible_layers(len(text_model.layers))
     states: dict[int, Tensor] = {}
@@ -102,7 +102,6 @@ def entering_states(text_model: Any, tokens: list[int]) -> Tensor:
 
     handles = [text_model.layers[i].register_forward_pre_hook(record(i)) for i in layers]
     try:
-        device = text_model.get_input_embeddings().weight.device
         text_model(input_ids=torch.tensor(tokens, device=device)[:, None], use_cache=False)
     finally:
         for handle in handles:
