@@ -22,9 +22,10 @@ from rich.progress import track
 
 import vlmprune
 from eval.provenance import provenance
-from vlmprune.cli.compare import held_out, plain
+from vlmprune.cli.compare import held_out
 from vlmprune.cli.measure import Contender
 from vlmprune.flow.sinks import separation
+from vlmprune.scoring import plain
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
 from vlmprune.wrap import prepare
 

@@ -120,8 +120,11 @@ def on(model: Any, variant: str) -> Iterator[None]:
 
 
 def runs(models: dict[str, Any], inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is timed: a prefill and a decode step for every variant."""
-    caches = {v: models[v](**inputs, use_cache=True).past_key_values for v in VARIANTS}
+    """What is timed: a prefill and a decode step for every variant; refused unless both VARs compute the same."""
+    outputs = {v: models[v](**inputs, use_cache=True) for v in VARIANTS}
+    caches = {v: out.past_key_values for v, out in outputs.items()}
+    torch.testing.assert_close(outputs["var"].logits, outputs["eager_var"].logits, rtol=0, atol=1e-4)
+    assert not torch.allclose(outputs["var"].logits, outputs["plain"].logits, rtol=0, atol=1e-3)
     step = {
         "input_ids": torch.tensor([[20]]),
         "attention_mask": torch.ones(1, inputs["input_ids"].shape[1] + 1, dtype=torch.long),

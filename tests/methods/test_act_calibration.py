@@ -9,7 +9,6 @@ import pytest
 
 import vlmprune
 from tests.support.running import outside
-from vlmprune.methods.act_calibration import exact
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +74,11 @@ def test_nothing_helps_is_an_empty_list_and_changes_nothing(pair) -> None:
         assert "no heads were chosen" in pruned.ask(*DATA[0][:2], max_new_tokens=1).report.notes[0]
 
 
-def test_exact_match() -> None:
-    assert exact(" Black.", "black") == exact("black", ["white", "Black"]) == 1.0
-    assert exact("blackbird", "black") == exact("", ["black"]) == 0.0
-
-
 def test_bad_input(pair) -> None:
     model, processor = pair
     with pytest.raises(vlmprune.VlmpruneError, match="pass processor="):
         vlmprune.ACT().calibrate(model, DATA)
+    with pytest.raises(vlmprune.VlmpruneError, match=r"Sample 1 .* make every one \(image, question, answers\)"):
+        vlmprune.ACT().calibrate(model, [*DATA, ("image", "question")], processor=processor)
     with pytest.raises(vlmprune.VlmpruneError, match="data are empty"):
         vlmprune.ACT().calibrate(model, [], processor=processor)

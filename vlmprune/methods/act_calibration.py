@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from ..errors import VlmpruneError
 from ..families import family_of
+from ..scoring import exact_match
 from ..wrap import PrunedModel, plain_model, unwrapped, wrap
 from .act import ActEditor
 from .none import Unpruned
@@ -47,6 +48,11 @@ def calibrate(
     questions = list(data)
     if not questions:
         raise VlmpruneError("The calibration data are empty; pass (image, question, answers) triples.")
+    for number, sample in enumerate(questions):
+        if not isinstance(sample, tuple | list) or len(sample) != 3:
+            raise VlmpruneError(
+                f"Sample {number} of the calibration data is {sample!r:.60}; make every one (image, question, answers)."
+            )
     plain = plain_model(model)
     every = ActEditor(replace(method, heads=None), family_of(plain), plain)
     heads = [(layer, head) for layer, numbers in every.heads.items() for head in numbers]
@@ -55,7 +61,7 @@ def calibrate(
     def ask(tried: Any) -> float:
         with wrap(model, tried, processor=processor) as pruned:
             answers = [pruned.ask(image, question, **generation).text for image, question, _ in questions]
-        scores = [(score or exact)(text, right) for text, (_, _, right) in zip(answers, questions, strict=True)]
+        scores = [(score or exact_match)(text, right) for text, (_, _, right) in zip(answers, questions, strict=True)]
         return sum(scores) / len(scores)
 
     ledger = Ledger(path, identity(method, plain, questions))
@@ -70,17 +76,6 @@ def calibrate(
             gains[head] = ledger.get(head, partial(ask, replace(method, heads=(head,)))) - base
             bar.advance(task)
     return replace(method, heads=tuple(head for head, gain in gains.items() if gain > 0))
-
-
-def exact(answer: str, right: Any) -> float:
-    """1 where the answer is one of the right ones, case, outer spaces and a closing full stop left out."""
-    accepted = [right] if isinstance(right, str) else right
-    return float(plain(answer) in {plain(one) for one in accepted})
-
-
-def plain(answer: str) -> str:
-    """An answer without what exact match should not see."""
-    return " ".join(answer.lower().removesuffix(".").split())
 
 
 def identity(method: ACT, model: Any, questions: Sequence[Any]) -> dict[str, Any]:

@@ -74,9 +74,7 @@ def find_sinks(
 class SinkReader(Watcher):
     """Reads the residual stream before every layer and after the last, and the asking rows' attention in each."""
 
-    def __init__(
-        self, family: Family, model: Any, *, tau: float | None, dims: Any, rho: float, gate: float
-    ) -> None:
+    def __init__(self, family: Family, model: Any, *, tau: float | None, dims: Any, rho: float, gate: float) -> None:
         self.sinks = SinkDims(family, model, tau=tau, dims=dims, what="find_sinks")
         self.rho, self.gate = rho, gate
         self.text = self.sinks.text

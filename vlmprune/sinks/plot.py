@@ -30,7 +30,8 @@ def draw(report: SinkReport, image: Image.Image | None, sample: int, number: int
     one = report.samples[sample]
     sheet = Image.new("RGB", (MARGIN * 4 + SIDE + 2 * PANEL, SIDE + TITLE + MARGIN + 8), PAPER)
     pen = ImageDraw.Draw(sheet)
-    shown = f"layer {layer}" if layer is not None else f"highest of layers {min(FIRST_LAYER, one.layers - 1)}-{one.layers - 1}"
+    first = min(FIRST_LAYER, one.layers - 1)
+    shown = f"layer {layer}" if layer is not None else f"highest of layers {first}-{one.layers - 1}"
     dims = ", ".join(map(str, report.dims)) or "none"
     _title(pen, MARGIN, f"phi ({shown}), sink dimensions {dims}, tau {report.tau:.1f}")
     sheet.paste(heat_map(report, one, image, number, layer), (MARGIN, TITLE))
