@@ -174,6 +174,14 @@ def test_logits_cannot_be_had_with_exits_and_can_without():
         assert out.sequences.shape[0] == 3
 
 
+def test_a_prompt_without_ids_says_what_is_missing():
+    model, small = build("llava"), build("llava", layers=2, seed=1)
+    inputs = dict(make_inputs(model))
+    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    with vlmprune.wrap(model, SGL(small)), pytest.raises(VlmpruneError, match="pass input_ids with the image"):
+        model.generate(**inputs, max_new_tokens=2)
+
+
 def test_text_alone_and_later_turns_need_no_guide():
     model, small = build("llava"), build("llava", layers=2, seed=1)
     inputs = make_inputs(model, images=(0, 0, 0))

@@ -29,7 +29,7 @@ from ..report import Report
 from ..session import Session, has_image, padding_mask, small
 from .inputs import end_ids, prompt_inputs, same_inputs, take_samples
 from .runner import Guidance
-from .vision import SharedTower
+from .vision import SharedTower, VisionMemo
 
 # What the guide takes over from a call's settings, or from the model's own.
 _LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "max_time")
@@ -81,6 +81,8 @@ class GuidedSession(Session):
         cache = kwargs.get("past_key_values")
         if not has_image(kwargs) or (cache is not None and is_filled(cache)):
             return super()._generate(original, **kwargs)
+        if kwargs.get("input_ids") is None:
+            raise VlmpruneError("A guided prompt needs its token ids; pass input_ids with the image, not inputs_embeds.")
         self._refuse_extras(kwargs)
         with self.turnstile.generating():
             start = self._now()
@@ -89,10 +91,12 @@ class GuidedSession(Session):
             layouts = self._layouts(kwargs, kwargs["input_ids"], self._valid(kwargs))
             importance = transfer(guidance.importance, guidance.layouts, layouts)
             exited = self._exits(guidance)
+            # What the guide was given apart may be other pixels.
+            alike = self.same and guide_inputs is None and bool(self._shared)
             guided = self._now() - start
             running = [i for i, gone in enumerate(exited) if not gone]
             try:
-                out = self._run(original, kwargs, running, layouts, importance, guidance)
+                out = self._run(original, kwargs, running, layouts, importance, guidance.vision if alike else None)
             finally:
                 self.rank_by(None)
             if any(exited):
@@ -153,9 +157,9 @@ class GuidedSession(Session):
         running: list[int],
         layouts: list[SampleLayout],
         importance: list[Tensor],
-        guidance: Guidance,
+        vision: VisionMemo | None,
     ) -> Any:
-        """The model itself, for the samples that need it."""
+        """The model itself, for the samples that need it; `vision` stands in for its tower where given."""
         if not running:
             return None
         rows = None
@@ -163,9 +167,8 @@ class GuidedSession(Session):
             own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
             kwargs = {**kwargs, **own}
         self.rank_by([importance[i] for i in running])
-        shared = self.same and bool(self._shared)
         tower = self.family.vision_tower(self.model)
-        seen: AbstractContextManager[None] = guidance.vision.replaying(tower, rows) if shared else nullcontext()
+        seen: AbstractContextManager[None] = vision.replaying(tower, rows) if vision is not None else nullcontext()
         with seen:
             return super()._generate(original, **kwargs)
 
