@@ -82,7 +82,7 @@ class GuidedSession(Session):
         if not has_image(kwargs) or (cache is not None and is_filled(cache)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
-            raise VlmpruneError("A guided prompt needs its token ids; pass input_ids with the image, not inputs_embeds.")
+            raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
         self._refuse_extras(kwargs)
         with self.turnstile.generating():
             start = self._now()
