@@ -13,7 +13,7 @@ YES, NO, NEITHER = "yes", "no", ""
 
 
 def read_yes_no(answer: str) -> str:
-    """"yes", "no", or "" where the answer says neither or both, from its first sentence.
+    """What the first sentence says: "yes", "no", or "" where it says neither or both.
 
     A negation ("there is not a dog", "isn't") is a no, as in POPE's script.
     """
@@ -28,7 +28,7 @@ def read_yes_no(answer: str) -> str:
 
 
 def pope_reading(answer: str) -> str:
-    """POPE's own script (Li et al., EMNLP 2023): "no" where "No", "no" or "not" is in the first sentence, else "yes"."""
+    """POPE's own script (Li et al., EMNLP 2023): "no" where its first sentence has "No", "no" or "not", else "yes"."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return NO if {"No", "no", "not"} & set(words) else YES
 
