@@ -10,6 +10,7 @@ The same command again goes on where a killed one stopped. Tables: python -m eva
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -154,9 +155,13 @@ def answers(
 
         yield from ray_answers(worker.settings, todo, workers)
         return
-    for at, run in enumerate(runs):
-        for batch in list(todo[at]):
-            yield at, worker.answer(run, batch)
+    for task in dict.fromkeys(run.task for run in runs):
+        mine = [at for at, run in enumerate(runs) if run.task == task]
+        # The runs of a task take turns, so that what slows the machine slows every method alike.
+        for turn in itertools.zip_longest(*(list(todo[at]) for at in mine)):
+            for at, batch in zip(mine, turn, strict=True):
+                if batch is not None:
+                    yield at, worker.answer(runs[at], batch)
 
 
 def check_prompts(worker: Worker, run: Run, record: Record) -> None:
