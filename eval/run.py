@@ -101,14 +101,19 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def shard() -> tuple[int, int]:
-    """This process and how many there are, as torchrun and accelerate launch say it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """This process and how many there are, as torchrun, accelerate launch and MPI (under it, on CPUs) say it."""
+
+    def first(*names: str, default: int) -> int:
+        return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
+    rank = first("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", default=0)
+    return rank, first("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", default=1)
 
 
 def use_one_gpu() -> None:
     """Of several processes on a machine each sees its own GPU; set before torch looks."""
     local = os.environ.get("LOCAL_RANK")
-    if local is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if local is not None and shard()[1] > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         cards = visible.split(",") if visible else [str(i) for i in range(int(local) + 1)]
         os.environ["CUDA_VISIBLE_DEVICES"] = cards[int(local) % len(cards)]

@@ -70,9 +70,9 @@ def costs(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         seconds["decode_a_token"] = median(
             report["seconds"].get("decode", 0.0) / max(1, report["answer_tokens"]) for report in reports
         )
-    exits = [report["exited"] for report in reports if "exited" in report]
+    exits = [float(report["exited"]) for report in reports if "exited" in report]
     if exits:
-        out["exited_share"] = rounded(mean(map(float, exits)))
+        out["exited_share"] = rounded(mean(exits))
     return out | {"seconds": {stage: rounded(value) for stage, value in seconds.items()}}
 
 

@@ -172,7 +172,7 @@ def slim(report: Report, sample: int) -> dict[str, Any]:
     size = len(report.visual_tokens)
     out: dict[str, Any] = {}
     for name, value in whole.items():
-        if name in ("images", "layer_lengths", "method", "notes"):
+        if value is None or name in ("images", "layer_lengths", "method", "notes"):
             continue
         if isinstance(value, list):
             out[name] = value[sample] if len(value) == size else value
