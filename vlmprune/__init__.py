@@ -24,6 +24,9 @@ from .wrap import Answer, PrunedModel, wrap
 from .families import families  # isort: skip
 from .methods.act import ACT  # isort: skip
 from .methods.base import Intervention, Method, Prompt, Pruner  # isort: skip
+from .methods.cdpruner import CDPruner  # isort: skip
+from .methods.dart import Dart  # isort: skip
+from .methods.divprune import DivPrune  # isort: skip
 from .methods.downsample import Downsample  # isort: skip
 from .methods.fastv import FastV  # isort: skip
 from .methods.fastv_oracle import FastVOracle  # isort: skip
@@ -46,6 +49,9 @@ __all__ = [
     "VAR",
     "Answer",
     "Caption",
+    "CDPruner",
+    "Dart",
+    "DivPrune",
     "Downsample",
     "FastV",
     "FastVOracle",

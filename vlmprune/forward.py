@@ -42,6 +42,7 @@ class Prefill:
         self.pruner, self.layer, self.family, self.text_model = pruner, layer, family, text_model
         self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
         self.attention: Tensor | None = None
+        self.keys: Tensor | None = None
         self.importance = importance
         self.selection: Selection | None = None
         self.chosen: Compaction | None = None
@@ -55,7 +56,10 @@ class Prefill:
     # -- reading the layer before ------------------------------------------------------------------------------
 
     def observe(self, call: AttentionCall, output: Tensor) -> None:
-        """Attention of the last prompt token in the probed layer, mean over heads: [B, S or cross states]."""
+        """Attention of the last prompt token in the probed layer, mean over heads [B, S or cross states], and keys."""
+        assert self.pruner is not None
+        if self.pruner.reads_keys:  # a static cache has room for more than the prompt
+            self.keys = call.key.detach()[:, :, : self.valid.shape[1]]
         rows = last_valid(self.valid).to(call.query.device)[:, None]
         self.attention = column_sums(call.weights(rows, causal=not self.family.cross_attention))
 
@@ -65,7 +69,7 @@ class Prefill:
         assert self.pruner is not None
         sinks = self.sink_watcher.among(hidden, self.layouts, self.layer) if self.sink_watcher else None
         prompt = Prompt(
-            self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention, self.importance, sinks
+            self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention, self.importance, sinks, self.keys
         )
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         for kept, layout in zip(selection.kept, self.layouts, strict=True):

@@ -88,6 +88,11 @@ class Session:
         if self._read is not None:
             probed.add(self._read)
         self._probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
+        if self.pruner and self.pruner.reads_text and family.cross_attention:
+            raise VlmpruneError(
+                f"{type(self.pruner).__name__} compares visual tokens with the text beside them, which "
+                f"{family.model_type!r} keeps apart; use a method that does not, such as 'divprune' or 'fastv'."
+            )
         if self.pruner and self.pruner.positions == "compact" and not family.plain_positions:
             raise VlmpruneError(
                 f"positions='compact' is not supported for {family.model_type!r}, whose attention or position ids "
@@ -104,7 +109,7 @@ class Session:
 
     def _read_layer(self) -> int | None:
         """The layer whose attention the pruner reads: the last before it drops that sees the image."""
-        if self.pruner is None or not self._prunes or not self.pruner.reads_attention:
+        if self.pruner is None or not self._prunes or not (self.pruner.reads_attention or self.pruner.reads_keys):
             return None
         before = [i for i in self.seeing if i < self.layer]
         if not before:

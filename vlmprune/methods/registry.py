@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 from ..errors import VlmpruneError, nearest
 from .act import ACT
 from .base import Method
+from .cdpruner import CDPruner
+from .dart import Dart
+from .divprune import DivPrune
 from .downsample import Downsample
 from .fastv import FastV
 from .fastv_oracle import FastVOracle
@@ -20,7 +23,20 @@ from .var import VAR
 
 M = TypeVar("M", bound=type[Method])
 
-BUILT_IN: tuple[type[Method], ...] = (Unpruned, Random, Uniform, Downsample, FastV, FastVOracle, SGL, VAR, ACT)
+BUILT_IN: tuple[type[Method], ...] = (
+    Unpruned,
+    Random,
+    Uniform,
+    Downsample,
+    FastV,
+    FastVOracle,
+    SGL,
+    VAR,
+    ACT,
+    DivPrune,
+    CDPruner,
+    Dart,
+)
 
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
 
