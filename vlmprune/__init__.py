@@ -31,12 +31,14 @@ from .methods.downsample import Downsample  # isort: skip
 from .methods.fastv import FastV  # isort: skip
 from .methods.fastv_oracle import FastVOracle  # isort: skip
 from .methods.none import Unpruned  # isort: skip
+from .methods.prumerge import PruMerge  # isort: skip
 from .methods.random import Random  # isort: skip
 from .methods.registry import register_method  # isort: skip
 from .methods.registry import methods  # isort: skip
 from .methods.sgl import SGL  # isort: skip
 from .methods.uniform import Uniform  # isort: skip
 from .methods.var import VAR  # isort: skip
+from .methods.visionzip import VisionZip  # isort: skip
 
 if TYPE_CHECKING:
     from .captioner import Caption, PatchCaptioner
@@ -61,6 +63,7 @@ __all__ = [
     "Method",
     "PatchCaptioner",
     "Prompt",
+    "PruMerge",
     "PrunedModel",
     "Pruner",
     "Random",
@@ -71,6 +74,7 @@ __all__ = [
     "Uniform",
     "Unpruned",
     "UnsupportedModelError",
+    "VisionZip",
     "VlmpruneError",
     "families",
     "find_sinks",

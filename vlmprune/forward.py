@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from .attention.probe import AttentionCall, column_sums
+from .attention.tower import VisionStats
 from .cache_state import PrunedPrompt, later_valid, physical_length, remember
 from .errors import VlmpruneError
 from .families import Family
@@ -43,6 +44,7 @@ class Prefill:
         self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
         self.attention: Tensor | None = None
         self.keys: Tensor | None = None
+        self.vision: list[VisionStats] | None = None
         self.importance = importance
         self.selection: Selection | None = None
         self.chosen: Compaction | None = None
@@ -69,7 +71,16 @@ class Prefill:
         assert self.pruner is not None
         sinks = self.sink_watcher.among(hidden, self.layouts, self.layer) if self.sink_watcher else None
         prompt = Prompt(
-            self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention, self.importance, sinks, self.keys
+            self.layouts,
+            hidden,
+            self.input_ids,
+            self.valid,
+            self.layer,
+            self.attention,
+            self.importance,
+            sinks,
+            self.keys,
+            self.vision,
         )
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         for kept, layout in zip(selection.kept, self.layouts, strict=True):

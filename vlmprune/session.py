@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .attention.probe import ProbedLayer, clear_observers, observe
+from .attention.tower import TowerReader
 from .attention.watcher import Watcher
 from .cache_state import is_filled, recall
 from .errors import VlmpruneError
@@ -87,6 +88,12 @@ class Session:
         probed = {i for layers in self._watched for i in layers}
         if self._read is not None:
             probed.add(self._read)
+        self.tower: TowerReader | None = None
+        if self.pruner and self._prunes and self.pruner.reads_vision:
+            name = type(self.pruner).__name__
+            self.tower = TowerReader(
+                family.tower_attention(model), family.class_token(model), name, family.model_type
+            )
         self._probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
         if self.pruner and self.pruner.reads_text and family.cross_attention:
             raise VlmpruneError(
@@ -148,7 +155,7 @@ class Session:
         self._shadow(model, "generate", self._generate)
         if hasattr(base, "get_image_features"):
             self._shadow(base, "get_image_features", self._image_features)
-        for module in self._probed.values():
+        for module in [*self._probed.values(), *([self.tower.module] if self.tower else [])]:
             self._undo.append(ProbedLayer(module).remove)
 
     def _shadow(self, module: Any, name: str, around: Callable[..., Any]) -> None:
@@ -231,9 +238,13 @@ class Session:
 
     def _enter_vision(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._local.vision_start = self._now()
+        if self.tower is not None:
+            self.tower.begin()
 
     def _leave_vision(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._local.vision = self._get("vision", 0.0) + self._now() - self._get("vision_start", 0.0)
+        if self.tower is not None:
+            self.tower.end()
 
     # -- the whole model: labels -------------------------------------------------------------------------------
 
@@ -357,6 +368,8 @@ class Session:
         prefill = kind(pruner, layer, self.family, self.text, ids, valid, layouts, importance)
         prefill.sink_watcher = self._sink_watcher
         prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
+        if pruner is not None and self.tower is not None:
+            prefill.vision = self.tower.take(layouts, len(ids) // (self._get("prompts") or len(ids)))
         return prefill
 
     def rank_by(self, importance: list[Tensor] | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import vlmprune
-from tests.support.reference import language_model, visual_slots
+from tests.support.reference import language_model, staged_logits, visual_slots
 from tests.support.running import STEPS, assert_near, generate, reference, shared
 from tests.support.tiny_families import FAMILIES, make_inputs, row
 from vlmprune import VlmpruneError
@@ -95,6 +95,101 @@ def twin_dart(eager: Eager, count: int, layer: int = 2, pivots: int = 4) -> list
     return sorted(kept)
 
 
+class Tower:
+    """Attention received and keys of the vision tower's last used layer, for one sample of one picture."""
+
+    def __init__(self, model, eager):
+        tower, llava = model.model.vision_tower, model.config.model_type == "llava"
+        layer = model.config.vision_feature_layer if llava else -1
+        seen = []
+        hook = tower.encoder.layers[layer].self_attn.k_proj.register_forward_hook(lambda m, a, out: seen.append(out[0]))
+        with torch.no_grad():
+            out = tower(eager.inputs["pixel_values"], output_attentions=True)
+        hook.remove()
+        heads = model.config.vision_config.num_attention_heads
+        keys = seen[0].view(len(seen[0]), heads, -1).mean(dim=1)
+        attention = out.attentions[layer][0].mean(dim=0)
+        self.received = attention[0, 1:] if llava else attention.mean(dim=0)  # SigLIP has no class token
+        self.keys = keys[1:] if llava else keys
+
+
+def groups(keys, kept, others):
+    """Each of the others by the kept token whose key is most similar."""
+    out = {a: [a] for a in kept}
+    for b in others:
+        out[max(kept, key=lambda a: float(cosine_similarity(keys[a], keys[b], dim=0)))].append(b)
+    return out
+
+
+def twin_visionzip(eager, tower, count):
+    few = min(count - 1, round(count * 10 / 64))
+    order = sorted(range(len(tower.received)), key=lambda a: -float(tower.received[a]))
+    dominant, rest = order[: count - few], sorted(order[count - few :])
+    targets = [rest[int((i + 0.5) * len(rest) / few)] for i in range(few)]
+    merged = groups(tower.keys, targets, [a for a in rest if a not in targets]) if few else {}
+    kept = sorted(dominant + targets)
+    states = [eager.visual[0][merged.get(a, [a])].mean(dim=0) for a in kept]
+    return kept, torch.stack(states)
+
+
+def twin_prumerge(eager, tower, count, plus=False):
+    values = sorted(tower.received.tolist())
+
+    def quartile(q):
+        at = q * (len(values) - 1)
+        low = int(at)
+        return values[low] + (at - low) * (values[min(low + 1, len(values) - 1)] - values[low])
+
+    fence = quartile(0.75) + 1.5 * (quartile(0.75) - quartile(0.25))
+    order = sorted(range(len(values)), key=lambda a: -float(tower.received[a]))
+    kept = order[: max(1, min(count, sum(v > fence for v in values)))]
+    if plus:
+        rest, more = sorted(set(order) - set(kept)), count - len(kept)
+        kept = kept + [rest[int((i + 0.5) * len(rest) / more)] for i in range(more)]
+    kept = sorted(kept)
+    states = []
+    for group in groups(tower.keys, kept, [a for a in order if a not in kept]).values():
+        weights = tower.received[group]
+        states.append((eager.visual[0][group] * weights[:, None]).sum(dim=0) / weights.sum())
+    return kept, torch.stack(states)
+
+
+MERGING = {
+    "visionzip": (twin_visionzip, {}),
+    "prumerge": (twin_prumerge, {}),
+    "prumerge+": (twin_prumerge, {"plus": True}),
+}
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+@pytest.mark.parametrize("keep", [4, 7])
+@pytest.mark.parametrize("name", MERGING)
+def test_merging_equals_its_twin(name, keep, family):
+    """The merged states stand in for the kept tokens' before layer 0, the others are masked."""
+    model = shared(family, "eager")
+    inputs = make_inputs(model)
+    twin, options = MERGING[name]
+    eager = [Eager(model, inputs, sample) for sample in range(3)]
+    found = [twin(one, Tower(model, one), keep, **options) for one in eager]
+    with vlmprune.wrap(model, name.rstrip("+"), keep=keep, **options) as pruned:
+        logits, out = generate(model, inputs)
+        assert [kept.tolist() for kept in pruned.report.kept] == [kept for kept, _ in found]
+    stages = [(0, [kept for kept, _ in found], [states for _, states in found])]
+    start = inputs["input_ids"].shape[1] - 1
+    expected = staged_logits(model, inputs, stages, out.sequences[:, -STEPS:-1])[:, start:]
+    assert_near(logits, expected)
+
+
+def test_finished_features_have_no_attention():
+    model = shared("llava")
+    inputs = make_inputs(model)
+    with torch.no_grad():
+        features = model.model.get_image_features(pixel_values=inputs["pixel_values"])
+    rest = {k: v for k, v in inputs.items() if k != "pixel_values"}
+    with vlmprune.wrap(model, "visionzip", keep=3), pytest.raises(VlmpruneError, match="pass their pixel_values"):
+        model(**rest, mm_encoder_outputs={"image": features})
+
+
 TWINS = {"divprune": twin_divprune, "cdpruner": twin_cdpruner, "dart": twin_dart}
 
 
@@ -116,8 +211,9 @@ def test_keeps_what_the_twin_keeps_and_computes_what_masking_does(name, keep, fa
     assert_near(logits, reference(model, inputs, plan, layer, STEPS, out.sequences[:, -STEPS:]))
 
 
-UNSUPPORTED = {"cdpruner": ("mllama",), "dart": ("mllama",)}
-PEERS = [cls for name, cls in vlmprune.methods().items() if name in TWINS]
+TILED = tuple(family for family in FAMILIES if family not in ("llava", "paligemma"))
+UNSUPPORTED = {"cdpruner": ("mllama",), "dart": ("mllama",), "visionzip": TILED, "prumerge": TILED}
+PEERS = [cls for name, cls in vlmprune.methods().items() if name in (*TWINS, *MERGING)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,6 +232,8 @@ def test_every_family_runs_or_says_why_not(cls: type[Pruner], family: str):
         assert_near(
             logits, reference(model, inputs, report.kept, cls(keep=0.4).layer, STEPS, out.sequences[:, -STEPS:])
         )
+    if cls.name == "prumerge":  # how many outliers there are is the image's own
+        return
     for spans in report.images:
         assert [len(span.kept) for span in spans] == [max(1, int(0.4 * span.count + 0.5)) for span in spans]
 

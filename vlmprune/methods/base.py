@@ -17,6 +17,7 @@ from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, top_k_per_image
 
 if TYPE_CHECKING:
+    from ..attention.tower import VisionStats
     from ..attention.watcher import Watcher
     from ..families import Family
 
@@ -31,7 +32,7 @@ class Prompt:
     heads, in the layer before (only for methods that set `reads_attention`). `keys` [B, H, S, D]: rotated keys of the
     layer before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only for
     guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
-    `exclude_sinks`).
+    `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
     """
 
     layouts: list[SampleLayout]
@@ -43,6 +44,7 @@ class Prompt:
     importance: list[Tensor] | None = None
     sinks: list[Tensor] | None = None
     keys: Tensor | None = None
+    vision: list[VisionStats] | None = None
 
     def sample_hidden(self, sample: int) -> Tensor:
         """The hidden states of one sample's visual tokens: [V, D]."""
@@ -115,6 +117,7 @@ class Pruner(Method):
     # What the method looks at beside the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
+    reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
 
     def __post_init__(self) -> None:

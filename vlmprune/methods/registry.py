@@ -16,10 +16,12 @@ from .downsample import Downsample
 from .fastv import FastV
 from .fastv_oracle import FastVOracle
 from .none import Unpruned
+from .prumerge import PruMerge
 from .random import Random
 from .sgl import SGL
 from .uniform import Uniform
 from .var import VAR
+from .visionzip import VisionZip
 
 M = TypeVar("M", bound=type[Method])
 
@@ -36,6 +38,8 @@ BUILT_IN: tuple[type[Method], ...] = (
     DivPrune,
     CDPruner,
     Dart,
+    VisionZip,
+    PruMerge,
 )
 
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
