@@ -32,10 +32,12 @@ from .methods.fastv import FastV  # isort: skip
 from .methods.fastv_oracle import FastVOracle  # isort: skip
 from .methods.none import Unpruned  # isort: skip
 from .methods.prumerge import PruMerge  # isort: skip
+from .methods.pyramiddrop import PyramidDrop  # isort: skip
 from .methods.random import Random  # isort: skip
 from .methods.registry import register_method  # isort: skip
 from .methods.registry import methods  # isort: skip
 from .methods.sgl import SGL  # isort: skip
+from .methods.sparsevlm import SparseVLM  # isort: skip
 from .methods.uniform import Uniform  # isort: skip
 from .methods.var import VAR  # isort: skip
 from .methods.visionzip import VisionZip  # isort: skip
@@ -50,8 +52,8 @@ __all__ = [
     "SGL",
     "VAR",
     "Answer",
-    "Caption",
     "CDPruner",
+    "Caption",
     "Dart",
     "DivPrune",
     "Downsample",
@@ -66,11 +68,13 @@ __all__ = [
     "PruMerge",
     "PrunedModel",
     "Pruner",
+    "PyramidDrop",
     "Random",
     "Report",
     "SampleLayout",
     "Selection",
     "SinkReport",
+    "SparseVLM",
     "Uniform",
     "Unpruned",
     "UnsupportedModelError",

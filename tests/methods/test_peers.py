@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 import vlmprune
 from tests.support.reference import language_model, staged_logits, visual_slots
 from tests.support.running import STEPS, assert_near, generate, reference, shared
-from tests.support.tiny_families import FAMILIES, make_inputs, row
+from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 from vlmprune import VlmpruneError
 from vlmprune.methods.base import Pruner
 
@@ -180,6 +180,174 @@ def test_merging_equals_its_twin(name, keep, family):
     assert_near(logits, expected)
 
 
+class Masked:
+    """Attention maps and hidden states of one unpadded prompt whose tokens are masked stage by stage, never removed."""
+
+    def __init__(self, model, eager, stages):
+        self.attention, self.hidden = {}, {}
+        hooks = []
+        for i, layer in enumerate(language_model(model).layers):
+            keep = lambda m, a, out, i=i: self.attention.update({i: out[1][0]})  # noqa: E731  # bound to i
+            hooks.append(layer.self_attn.register_forward_hook(keep))
+            see = lambda m, a, i=i: self.hidden.update({i: a[0][0]})  # noqa: E731  # bound to i
+            hooks.append(layer.register_forward_pre_hook(see))
+        staged_logits(model, eager.inputs, [(at, [kept], merged and [merged[0]]) for at, kept, merged in stages])
+        for hook in hooks:
+            hook.remove()
+
+
+def stage_counts(visual, last, stages):
+    """The same share at every stage, rounded half up."""
+    shares = [(last / visual) ** (s / stages) for s in range(1, stages)]
+    return [max(1, math.floor(share * visual + 0.5)) for share in shares] + [last]
+
+
+def twin_pyramiddrop(model, eager, count):
+    layers = [1, 2, 3]  # L/4, L/2, 3L/4 of 4
+    stages, left = [], list(range(len(eager.slots)))
+    for layer, size in zip(layers, stage_counts(len(left), count, 3), strict=True):
+        row_of_last = Masked(model, eager, stages).attention[layer - 1].mean(dim=0)[-1]
+        left = sorted(sorted(left, key=lambda a: -float(row_of_last[eager.slots[a]]))[:size])
+        stages.append((layer, left, None))
+    return stages
+
+
+def twin_density_peaks(points, clusters):
+    size = len(points)
+    away = [[float((points[a] - points[b]).norm()) / len(points[a]) ** 0.5 for b in range(size)] for a in range(size)]
+    density = []
+    for a in range(size):
+        near = sorted(away[a][b] for b in range(size) if b != a)[:5]
+        density.append(math.exp(-sum(d * d for d in near) / len(near)) if near else 1.0)
+    far = max(max(row) for row in away)
+    gap = [min((away[a][b] for b in range(size) if density[b] > density[a]), default=far) for a in range(size)]
+    centres = sorted(range(size), key=lambda a: -density[a] * gap[a])[:clusters]
+    return centres, [
+        centres.index(a) if a in centres else min(range(clusters), key=lambda c: away[a][centres[c]])
+        for a in range(size)
+    ]
+
+
+def twin_sparsevlm(model, eager, count, share=0.3, few=0.1):
+    dots = [[float(v @ w) for w in eager.hidden[0][eager.words]] for v in eager.visual[0]]
+    soft = [[math.exp(d - max(row)) / sum(math.exp(e - max(row)) for e in row) for d in row] for row in dots]
+    rating = [sum(row[t] for row in soft) / len(soft) for t in range(len(eager.words))]
+    raters = [int(eager.words[t]) for t, r in enumerate(rating) if r > sum(rating) / len(rating)]
+    stages, left = [], list(range(len(eager.slots)))
+    for layer, size in zip([1, 3], stage_counts(len(left), count, 2), strict=True):  # 1, 3 and 7 capped at 3
+        seen = Masked(model, eager, stages)
+        attention = seen.attention[layer - 1].mean(dim=0)
+        order = sorted(left, key=lambda a: -float(sum(attention[r][eager.slots[a]] for r in raters)))
+        pool = round(share * (len(left) - size))
+        clusters = min(size - 1, round(few * pool))
+        stay, loose = order[: size - clusters], order[size - clusters :][: max(pool, clusters)]
+        states = {a: seen.hidden[layer][eager.slots[a]] for a in left}
+        replaced = {a: states[a] for a in stay}
+        if clusters:
+            centres, owner = twin_density_peaks([states[a].double() for a in loose], clusters)
+            for c, centre in enumerate(centres):
+                replaced[loose[centre]] = torch.stack(
+                    [states[a] for a, o in zip(loose, owner, strict=True) if o == c]
+                ).mean(0)
+        left = sorted(replaced)
+        stages.append((layer, left, [torch.stack([replaced[a] for a in left])]))
+    return stages
+
+
+STAGED = {"pyramiddrop": twin_pyramiddrop, "sparsevlm": twin_sparsevlm}
+
+
+@pytest.mark.parametrize(("family", "large"), [("llava", 3), ("llava", 1), ("qwen2_vl", 1)])
+@pytest.mark.parametrize("keep", [0.3, 2])
+@pytest.mark.parametrize("name", STAGED)
+def test_stages_equal_their_twin(name, keep, family, large, monkeypatch):
+    """Every layer sees what its stage left; a later stage ranks what the earlier ones have left, in their forward."""
+    from vlmprune.methods import sparsevlm
+
+    # Nine or so visual tokens drop too few for a cluster of ten; with these the recycling takes place.
+    monkeypatch.setattr(sparsevlm, "RECYCLED", 0.3 * large)
+    monkeypatch.setattr(sparsevlm, "CLUSTERS", 0.1 * large)
+    model = shared(family, "eager")
+    inputs = make_inputs(model)
+    eager = [Eager(model, inputs, sample) for sample in range(3)]
+    plans = []
+    for one in eager:
+        visual = len(one.slots)
+        count = keep if isinstance(keep, int) else max(1, math.floor(keep * visual + 0.5))
+        plans.append(
+            STAGED[name](
+                model, one, count, **({"share": 0.3 * large, "few": 0.1 * large} if name == "sparsevlm" else {})
+            )
+        )
+    with vlmprune.wrap(model, name, keep=keep) as pruned:
+        logits, out = generate(model, inputs)
+        report = pruned.report
+    assert [kept.tolist() for kept in report.kept] == [plan[-1][1] for plan in plans]
+    stages = []
+    for parts in zip(*plans, strict=True):
+        merged = [part[2][0] for part in parts] if parts[0][2] is not None else None
+        stages.append((parts[0][0], [part[1] for part in parts], merged))
+    start = inputs["input_ids"].shape[1] - 1
+    assert_near(logits, staged_logits(model, inputs, stages, out.sequences[:, -STEPS:-1])[:, start:])
+    lengths = [
+        max(len(one.hidden[0]) - len(one.slots) + len(left) for one, left in zip(eager, kept, strict=True))
+        for _, kept, _ in stages
+    ]
+    expected = [max(len(one.hidden[0]) for one in eager)] * 4
+    for (layer, _, _), length in zip(stages, lengths, strict=True):
+        expected[layer:] = [length] * (4 - layer)
+    assert report.layer_lengths[stages[0][0] :] == expected[stages[0][0] :]
+
+
+@pytest.mark.parametrize("name", ["visionzip", "pyramiddrop", "sparsevlm"])
+def test_a_static_cache_gives_the_same(name):
+    model = shared("llava")
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, name, keep=0.3):
+        usual, _ = generate(model, inputs)
+        other, _ = generate(model, inputs, cache_implementation="static")
+    assert_near(other, usual)
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prumerge", "dart", "pyramiddrop", "sparsevlm"])
+def test_beams_share_their_prompts_choice(name):
+    model = shared("llava")
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, name, keep=0.3) as pruned:
+        generate(model, inputs)
+        greedy = [kept.tolist() for kept in pruned.report.kept]
+        model.generate(**inputs, num_beams=3, num_return_sequences=2, max_new_tokens=4, do_sample=False)
+        assert [kept.tolist() for kept in pruned.report.kept] == greedy
+
+
+def test_stages_with_positions_counted_anew():
+    """A prompt alone and in a padded batch, several steps on."""
+    model = shared("llava")
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, "pyramiddrop", keep=0.3, positions="compact"):
+        batched, _ = generate(model, inputs)
+        for i in range(3):
+            alone, _ = generate(model, row(inputs, i))
+            assert_near(alone[0], batched[i])
+
+
+def test_training_with_stages():
+    """Gradient checkpointing runs every layer twice: the second time nothing is decided anew."""
+    model = build("llava")
+    inputs = make_inputs(model)
+    gradients = []
+    with vlmprune.wrap(model, "pyramiddrop", keep=0.3):
+        for checkpointing in (False, True):
+            model.train()
+            if checkpointing:
+                model.activation_checkpointing_enable({"use_reentrant": False})
+            model.zero_grad()
+            model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, plain)
+
+
 def test_finished_features_have_no_attention():
     model = shared("llava")
     inputs = make_inputs(model)
@@ -212,8 +380,15 @@ def test_keeps_what_the_twin_keeps_and_computes_what_masking_does(name, keep, fa
 
 
 TILED = tuple(family for family in FAMILIES if family not in ("llava", "paligemma"))
-UNSUPPORTED = {"cdpruner": ("mllama",), "dart": ("mllama",), "visionzip": TILED, "prumerge": TILED}
-PEERS = [cls for name, cls in vlmprune.methods().items() if name in (*TWINS, *MERGING)]
+UNSUPPORTED = {
+    "cdpruner": ("mllama",),
+    "dart": ("mllama",),
+    "visionzip": TILED,
+    "prumerge": TILED,
+    "pyramiddrop": ("mllama",),
+    "sparsevlm": ("mllama",),
+}
+PEERS = [cls for name, cls in vlmprune.methods().items() if name in (*TWINS, *MERGING, *STAGED)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -29,10 +29,14 @@ class Prompt:
     `layouts`: where each sample's visual tokens are. `hidden` [B, S, D]: hidden states entering the layer, or for
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask.
     `attention` [B, S or cross states]: attention received by each position from the last prompt token, mean over
-    heads, in the layer before (only for methods that set `reads_attention`). `keys` [B, H, S, D]: rotated keys of the
-    layer before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only for
-    guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
-    `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
+    heads, in the layer before (only for methods that set `reads_attention`); the sum over `readers` where a method
+    names them. `keys` [B, H, S, D]: rotated keys of the layer before (only for `reads_keys`). `importance`: per sample
+    [V], what a guide made of the visual tokens (only for guided methods). `sinks`: per sample bool [V], the visual
+    sinks (only for methods that read attention and set `exclude_sinks`). `vision`: per sample, attention and keys of
+    the vision tower (only for `reads_vision`).
+
+    Methods of several stages see at each what the earlier ones have left: `layouts` and `hidden` of the shortened
+    sequence. `stage` counts the `stages` from 0, `unpruned` are the layouts at the start.
     """
 
     layouts: list[SampleLayout]
@@ -45,6 +49,9 @@ class Prompt:
     sinks: list[Tensor] | None = None
     keys: Tensor | None = None
     vision: list[VisionStats] | None = None
+    stage: int = 0
+    stages: int = 1
+    unpruned: list[SampleLayout] = field(default_factory=list)
 
     def sample_hidden(self, sample: int) -> Tensor:
         """The hidden states of one sample's visual tokens: [V, D]."""
@@ -157,6 +164,21 @@ class Pruner(Method):
                 f"none in a model of {layers} decoder layers; use layer=1 or more."
             )
         return index
+
+    def stage_layers(self, layers: int, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:
+        """The layers before which tokens are dropped, ascending: one, unless a method drops in several stages.
+
+        Args:
+            layouts: of the prompt, None when a model is wrapped and there is none yet.
+        """
+        return (self.layer_index(layers) if layouts is None else self.layer_for(layers, layouts),)
+
+    def readers(self, prompt: Prompt) -> list[Tensor] | None:
+        """Per sample, positions 0..S-1 of the text tokens whose attention counts; None = the last prompt token.
+
+        Asked once a prompt, before layer 0.
+        """
+        return None
 
     def score(self, prompt: Prompt) -> list[Tensor]:
         """One number a visual token, higher is kept: per sample [V]."""

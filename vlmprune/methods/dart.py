@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.select import Selection, count_for
+from ..flow.select import Selection, count_for, ranking
 from .base import Prompt, Pruner
 
 
@@ -64,7 +64,7 @@ class Dart(Pruner):
 
 def largest(values: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest values, largest first, ties to the earlier one."""
-    return torch.sort(values, descending=True, stable=True).indices[:count]
+    return ranking(values)[:count]
 
 
 def spread(hidden: Tensor, norms: Tensor, pivots: Tensor, count: int, visual_pivots: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..flow.select import Selection, count_for
+from ..flow.select import Selection, count_for, ranking
 from .base import Prompt, Pruner
 
 
@@ -51,7 +51,7 @@ def outliers(received: Tensor, most: int, *, fill: bool) -> Tensor:
         fill: up to `most` with evenly spaced others.
     """
     low, high = torch.quantile(received.float(), torch.tensor([0.25, 0.75], device=received.device))
-    order = torch.sort(received, descending=True, stable=True).indices
+    order = ranking(received)
     number = max(1, min(most, int((received > high + 1.5 * (high - low)).sum())))
     stay = order[:number]
     if fill and number < most:

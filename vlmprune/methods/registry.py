@@ -17,8 +17,10 @@ from .fastv import FastV
 from .fastv_oracle import FastVOracle
 from .none import Unpruned
 from .prumerge import PruMerge
+from .pyramiddrop import PyramidDrop
 from .random import Random
 from .sgl import SGL
+from .sparsevlm import SparseVLM
 from .uniform import Uniform
 from .var import VAR
 from .visionzip import VisionZip
@@ -40,6 +42,8 @@ BUILT_IN: tuple[type[Method], ...] = (
     Dart,
     VisionZip,
     PruMerge,
+    PyramidDrop,
+    SparseVLM,
 )
 
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.select import Selection, count_for
+from ..flow.select import Selection, count_for, ranking
 from .base import Prompt, Pruner
 
 
@@ -62,7 +62,7 @@ def zipped(hidden: Tensor, received: Tensor, keys: Tensor, dominant: int, contex
     Returns:
         [dominant + contextual] ascending indices and the hidden states there.
     """
-    stay = torch.sort(received, descending=True, stable=True).indices[:dominant]
+    stay = ranking(received)[:dominant]
     free = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
     free[stay] = False
     rest = free.nonzero()[:, 0]
