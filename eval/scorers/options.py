@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from .text import plain
+from vlmprune.scoring import plain
 
 LETTERS = "ABCDEFGHIJ"
 _ARTICLE = re.compile(r"(?<![A-Za-z'])A (?!and\b|or\b)[a-z]")

@@ -1,18 +1,10 @@
-"""Short answers compared as text: exact match, ANLS, relaxed accuracy, containment."""
+"""Short answers compared as text: ANLS, relaxed accuracy, containment (exact match is `vlmprune.scoring`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-
-def plain(answer: str) -> str:
-    """Lower case, single spaces, no closing full stop: what exact match should not see."""
-    return " ".join(answer.lower().split()).removesuffix(".").strip()
-
-
-def exact_match(answer: str, truth: str) -> float:
-    """GQA's accuracy: 1 where the answer is the one right answer."""
-    return float(plain(answer) == plain(truth))
+from vlmprune.scoring import plain
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from ..scorers.text import as_number, exact_match
+from vlmprune.scoring import exact_match
+
+from ..scorers.text import as_number
 from .base import Line, Sample, Task, by, each, mean, mean_by, short
 from .readers import Bad, BadRow, Folder, read_json, text
 

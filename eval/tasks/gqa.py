@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..scorers.text import exact_match
+from vlmprune.scoring import exact_match
+
 from .base import Hub, Sample, Task, each, short
 from .readers import Bad, BadRow, Folder, Stored, hub_table, read_json, text
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..scorers.text import exact_match
+from vlmprune.scoring import exact_match
+
 from .base import Line, Sample, Task, mean, mean_by
 from .readers import Bad, Folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eval.scorers import boxes, chair, options, text, vqa, yes_no
+from vlmprune.scoring import exact_match
 
 DEGENERATE = ["", " ", ".", "?!", "\n", "yes no", "A B C D", "😀", "nan", "x" * 2000]
 
@@ -55,8 +56,8 @@ class TestVqa:
 
 class TestText:
     def test_exact_match(self) -> None:
-        assert text.exact_match("Yes.", "yes") == 1.0
-        assert text.exact_match("yes and no", "yes") == 0.0
+        assert exact_match("Yes.", "yes") == 1.0
+        assert exact_match("yes and no", "yes") == 0.0
 
     @pytest.mark.parametrize(
         ("answer", "truth", "score"),
@@ -108,7 +109,7 @@ class TestText:
 
     @pytest.mark.parametrize("answer", DEGENERATE)
     def test_degenerate(self, answer: str) -> None:
-        assert text.exact_match(answer, "red") == 0.0
+        assert exact_match(answer, "red") == 0.0
         assert text.anls(answer, ["red"]) == 0.0
         assert text.relaxed_accuracy(answer, "12") == 0.0
         assert text.contains(answer, ["red"]) == 0.0
