@@ -133,8 +133,8 @@ def table(rows: Sequence[Summary]) -> str:
                 _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned)),
                 _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
                 *(_cell(seconds.get(stage), milliseconds) for stage in ("prefill", "decode_a_token", "total")),
-                "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}",
-                "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+                _main(row),
+                _p(p),
                 "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
             ]
         )
@@ -169,6 +169,19 @@ def caption(rows: Sequence[Summary]) -> str:
     return " ".join(said)
 
 
+def short_table(rows: Sequence[Summary]) -> str:
+    """One task's table for a page that has room for little: tokens, FLOPs, the main number, its difference."""
+    unpruned = named(rows, "none")
+    lines = [["method", "keep", "layer average", "prefill FLOPs", str(rows[0]["main"]), "p vs. unpruned"]]
+    lines.append(["---", "---"] + ["---:"] * 4)
+    for row in rows:
+        average = _cell(row["costs"].get("layer_avg_tokens"), "{:.1f}".format)
+        cost = _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned))
+        p = significance(row, unpruned)
+        lines.append([row["method"], row["keep"] or "", average, cost, _main(row), _p(p)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
 def overview(summaries: Sequence[Summary]) -> str:
     """Methods by tasks, each as a share of the unpruned model's number, and the mean of the shares."""
     tasks = by_task([one for one in summaries if one["value"] is not None])
@@ -195,6 +208,14 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else form(value)
+
+
+def _main(row: Summary) -> str:
+    return "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _part(value: float | None, whole: float | None) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import plots, tables
+import vlmprune
+from eval import grid, plots, tables
 from eval.stats import paired_p, standard_error
 
 
@@ -130,3 +131,17 @@ def test_no_records(tmp_path: Path, content: str | None, capsys: pytest.CaptureF
         (tmp_path / "summary.json").write_text(content)
     assert tables.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_readme_shows_what_the_committed_records_say() -> None:
+    marked = grid.MARKED.search(grid.README.read_text())
+    if marked is not None:  # the grid was run and its summaries are committed
+        assert marked.group(0).split("\n", 1)[1].rsplit("\n", 1)[0] == grid.readme_table(
+            grid.README.parent / "eval/results"
+        )
+
+
+def test_the_grid_has_every_method_once() -> None:
+    names = grid.settings(Path("x"), None, 1, ("scenes",)).methods
+    assert set(names) >= set(vlmprune.methods())
+    assert len(set(names)) == len(names)
