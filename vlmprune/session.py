@@ -432,6 +432,8 @@ class Session:
         elif output is not None and isinstance(active, Decode) and self.report and self._get("prompts") is None:
             spent = self.report.seconds
             spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
+        if isinstance(active, Prefill | Decode):
+            active.cache = None  # `last` outlives the forward, and must not keep a cache alive
         self.turnstile.leave()
 
     def _finish(self, report: Report) -> None:
