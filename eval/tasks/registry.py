@@ -14,6 +14,7 @@ from .easy_vqa import EasyVQA
 from .gqa import GQA
 from .mmbench import MMBench
 from .mme import MME
+from .mmstar import MMStar
 from .mmvet import MMVet
 from .ocrbench import OCRBench
 from .pope import Pope
@@ -37,6 +38,7 @@ TASKS: dict[str, type[Task]] = {
         MME,
         MMBench,
         SeedImage,
+        MMStar,
         MMVet,
         OCRBench,
         ChartQA,

@@ -204,6 +204,12 @@ def detailcaps(root: Path) -> None:
     put(root, "synonyms.txt", SYNONYMS)
 
 
+def mmstar(root: Path) -> None:
+    question = "Which is red?\nOptions: A: left, B: right, C: both, D: none"
+    row = {"index": [0], "question": [question], "answer": ["B"], "category": ["logical reasoning"]}
+    parquet(root / "mmstar.parquet", row | {"image": [{"bytes": jpeg(), "path": None}]})
+
+
 def did(root: Path) -> None:
     put(root, "did_bench.jsonl", lines({"image": "coco/1.jpg", "description": "Two dogs and a woman."}))
     put(root, "images/1.jpg", jpeg())
@@ -228,6 +234,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "mme": mme,
     "mmbench": mmbench,
     "seed": seed,
+    "mmstar": mmstar,
     "mmvet": mmvet,
     "ocrbench": ocrbench,
     "chartqa": chartqa,

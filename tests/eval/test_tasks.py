@@ -103,7 +103,7 @@ def test_units_add_up_to_the_main_metric(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(TASKS) - NO_FILES))
 def test_missing_data_says_which_file_to_put_where(name: str, tmp_path: Path) -> None:
     for file in TASKS[name].files:
-        if "*" in file and name != "detailcaps":
+        if "*" in file and name not in ("detailcaps", "mmstar"):
             continue
         root = tmp_path / re.sub(r"\W", "_", file)
         loaded(name, root)
