@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import vlmprune
+from eval.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,7 +37,7 @@ def test_the_commands_that_ci_runs_are_there_and_pinned(name: str) -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "demos/tiny_vlm/README.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "demos/tiny_vlm/README.md", "eval/README.md"):
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / document).read_text()):
             assert (folder / target).exists(), f"{document} links to {target}"
@@ -46,3 +47,10 @@ def test_files_named_in_the_layout_exist() -> None:
     names = re.findall(r"^\| `([^`]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
     assert len(names) > 15
     assert not [name for name in names if not (ROOT / name).exists()]
+
+
+def test_the_table_of_tasks_is_the_registry() -> None:
+    rows = re.findall(
+        r"^\| (`[^|]+`) \|", (ROOT / "eval/README.md").read_text().split("## Tasks")[1], flags=re.MULTILINE
+    )
+    assert [name for row in rows for name in re.findall(r"`([^`]+)`", row)] == list(TASKS)

@@ -25,8 +25,9 @@ from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, row
 from vlmprune import cache_state, session
+from vlmprune.decode import Decode
 from vlmprune.flow.compact import compaction, gather_positions, gather_rows
-from vlmprune.forward import Decode, Prefill
+from vlmprune.forward import Prefill
 from vlmprune.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -136,8 +137,8 @@ def test_3_gaps_in_position_ids_are_no_packed_sequences(monkeypatch):
     tokens = inputs["input_ids"][:, :0]
     assert error_of(last_row, model, inputs, plan, 1, tokens) < NEAR
 
-    def built_from_positions(self: Prefill, i: int, mask: Any, hidden: Tensor, cache: Any) -> Any:
-        ids = next(value for (what, _), value in self._gathered.items() if what == "ids")
+    def built_from_positions(self: Prefill, i: int, stage: Any, mask: Any, hidden: Tensor, cache: Any) -> Any:
+        ids = next(value for (what, *_), value in self._gathered.items() if what == "ids")
         assert find_packed_sequence_indices(ids) is not None
         return create_causal_mask(
             config=self.text_model.config,

@@ -24,16 +24,23 @@ from .wrap import Answer, PrunedModel, wrap
 from .families import families  # isort: skip
 from .methods.act import ACT  # isort: skip
 from .methods.base import Intervention, Method, Prompt, Pruner  # isort: skip
+from .methods.cdpruner import CDPruner  # isort: skip
+from .methods.dart import Dart  # isort: skip
+from .methods.divprune import DivPrune  # isort: skip
 from .methods.downsample import Downsample  # isort: skip
 from .methods.fastv import FastV  # isort: skip
 from .methods.fastv_oracle import FastVOracle  # isort: skip
 from .methods.none import Unpruned  # isort: skip
+from .methods.prumerge import PruMerge  # isort: skip
+from .methods.pyramiddrop import PyramidDrop  # isort: skip
 from .methods.random import Random  # isort: skip
 from .methods.registry import register_method  # isort: skip
 from .methods.registry import methods  # isort: skip
 from .methods.sgl import SGL  # isort: skip
+from .methods.sparsevlm import SparseVLM  # isort: skip
 from .methods.uniform import Uniform  # isort: skip
 from .methods.var import VAR  # isort: skip
+from .methods.visionzip import VisionZip  # isort: skip
 
 if TYPE_CHECKING:
     from .captioner import Caption, PatchCaptioner
@@ -45,7 +52,10 @@ __all__ = [
     "SGL",
     "VAR",
     "Answer",
+    "CDPruner",
     "Caption",
+    "Dart",
+    "DivPrune",
     "Downsample",
     "FastV",
     "FastVOracle",
@@ -55,16 +65,20 @@ __all__ = [
     "Method",
     "PatchCaptioner",
     "Prompt",
+    "PruMerge",
     "PrunedModel",
     "Pruner",
+    "PyramidDrop",
     "Random",
     "Report",
     "SampleLayout",
     "Selection",
     "SinkReport",
+    "SparseVLM",
     "Uniform",
     "Unpruned",
     "UnsupportedModelError",
+    "VisionZip",
     "VlmpruneError",
     "families",
     "find_sinks",

@@ -27,7 +27,8 @@ class PrunedPrompt:
 
     `slots` [B, C]: the position 0..S-1 each entry had. `valid` [B, C]: False at padding and filler. `all_valid`: no
     entry is invalid, later ones included. `shift` [B]: how far later position ids move down (0 unless re-indexed).
-    `cross_columns` [B, K]: for cross-attention families, the kept columns of the cross-attention mask.
+    `cross_columns` [B, K]: for cross-attention families, the kept columns of the cross-attention mask. `deeper`: of a
+    prompt pruned more than once, the next deeper layer's.
     """
 
     layer: int
@@ -37,6 +38,11 @@ class PrunedPrompt:
     all_valid: bool
     shift: Tensor | None = None
     cross_columns: Tensor | None = None
+    deeper: PrunedPrompt | None = None
+
+    def at(self, layer: int) -> PrunedPrompt:
+        """The state of a layer at or below this one."""
+        return self.deeper.at(layer) if self.deeper is not None and self.deeper.layer <= layer else self
 
     @property
     def batch(self) -> int:
@@ -82,7 +88,7 @@ def is_filled(cache: Any) -> bool:
 
 def _logical(self: Any, layer_idx: int = 0) -> Any:
     held = type(self).get_seq_length(self, layer_idx)
-    state: PrunedPrompt = getattr(self, _ATTRIBUTE)
+    state: PrunedPrompt = getattr(self, _ATTRIBUTE).at(layer_idx)
     return held + (state.length - state.slots.shape[1]) if held else held
 
 
@@ -95,8 +101,13 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
 
     Models and `generate` ask the cache's first layer for the length seen so far, to place the next position ids and to
     cut a later turn's input. Pruned before layer 0 it would answer C where S is meant (a second turn was off by 4.1
-    in its logits), so this one cache answers S, and C only where masks are sized.
+    in its logits), so this one cache answers S, and C only where masks are sized. A state of a deeper layer joins the
+    one of the same prompt that is there already.
     """
+    first: PrunedPrompt | None = recall(cache)
+    if first is not None and first.layer < state.layer:
+        first.at(state.layer).deeper = state
+        return
     setattr(cache, _ATTRIBUTE, state)
     if state.layer == 0 and state.cross_columns is None:
         cache.get_seq_length = MethodType(_logical, cache)

@@ -1,4 +1,4 @@
-"""What happens inside one forward of the decoder layers: a prompt that is pruned, or a step after one.
+"""What happens inside a prompt's forward of the decoder layers; `decode.py` has the steps after it.
 
 Both offer `enter(i, args, kwargs)`, called by a pre-hook on decoder layer i, which returns the layer's new arguments or
 None to leave them. Shapes: B batch, S sequence, C sequence after compaction, V visual tokens, D width, L layers.
@@ -6,6 +6,7 @@ None to leave them. Shapes: B batch, S sequence, C sequence after compaction, V 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from .attention.probe import AttentionCall, column_sums
-from .cache_state import PrunedPrompt, later_valid, physical_length, remember
+from .attention.tower import VisionStats
+from .cache_state import PrunedPrompt, remember
+from .decode import Arguments, cross_mask, rotary
 from .errors import VlmpruneError
 from .families import Family
 from .flow.compact import Compaction, compaction, gather_mask, gather_positions, gather_rows, keep_mask
@@ -21,17 +24,16 @@ from .flow.locate import SampleLayout
 from .flow.select import Selection
 from .methods.base import Prompt, Pruner, last_valid
 from .sinks.watcher import VisualSinkWatcher
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from .stage import Stage, compacted, remaining
 
 
 class Prefill:
-    """A prompt: located, scored, selected and compacted at the pruner's layer, gathered in every layer after it."""
+    """A prompt: located, scored, selected and compacted at each of the pruner's layers, gathered in those after it."""
 
     def __init__(
         self,
         pruner: Pruner | None,
-        layer: int,
+        layers: Sequence[int],
         family: Family,
         text_model: Any,
         input_ids: Tensor,
@@ -39,36 +41,101 @@ class Prefill:
         layouts: list[SampleLayout],
         importance: list[Tensor] | None = None,
     ) -> None:
-        self.pruner, self.layer, self.family, self.text_model = pruner, layer, family, text_model
+        self.pruner, self.layers, self.family, self.text_model = pruner, tuple(layers), family, text_model
         self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
         self.attention: Tensor | None = None
+        self.keys: Tensor | None = None
+        self.vision: list[VisionStats] | None = None
         self.importance = importance
-        self.selection: Selection | None = None
-        self.chosen: Compaction | None = None
+        self.readers: list[Tensor] | None = None
+        self.stages: list[Stage] = []
         self.deepstack: tuple[Tensor, list[Tensor]] | None = None
         self.sink_watcher: VisualSinkWatcher | None = None  # for pruners that leave visual sinks out
         self.cache: Any = None  # which cache the layers fill, from the first of them on
         self.prompt_length = input_ids.shape[1]  # with use_cache=False, what comes after it was generated
-        self._gathered: dict[tuple[str, int], Any] = {}
+        self._gathered: dict[tuple[str, int, int], Any] = {}
         self._keep_alive: list[Any] = []
 
     # -- reading the layer before ------------------------------------------------------------------------------
 
     def observe(self, call: AttentionCall, output: Tensor) -> None:
-        """Attention of the last prompt token in the probed layer, mean over heads: [B, S or cross states]."""
-        rows = last_valid(self.valid).to(call.query.device)[:, None]
-        self.attention = column_sums(call.weights(rows, causal=not self.family.cross_attention))
+        """Attention of the reading rows in the probed layer, mean over heads [B, S or cross states], and keys.
+
+        The last prompt token reads, or the text tokens that the method named.
+        """
+        assert self.pruner is not None
+        valid = self._now_valid()
+        if self.pruner.reads_keys:  # a static cache has room for more than the prompt
+            self.keys = call.key.detach()[:, :, : valid.shape[1]]
+        if self.readers is None:
+            rows = last_valid(valid)[:, None]
+            weights = call.weights(rows.to(call.query.device), causal=not self.family.cross_attention)
+            self.attention = column_sums(weights)
+            return
+        where = self._inverse()
+        longest = max(len(readers) for readers in self.readers)
+        rows = torch.stack(
+            [where[row, readers][torch.arange(longest) % len(readers)] for row, readers in enumerate(self.readers)]
+        )
+        # Rows are repeated to equal length, so that none reads padding, which is NaN; the repeats do not count.
+        own = torch.stack([torch.arange(longest) < len(readers) for readers in self.readers])
+        weights = call.weights(rows.to(call.query.device)).mean(dim=1)
+        self.attention = (weights * own.to(weights.device)[:, :, None]).sum(dim=1)
 
     # -- the flow ----------------------------------------------------------------------------------------------
 
-    def _select(self, hidden: Tensor) -> Selection:
-        assert self.pruner is not None
-        sinks = self.sink_watcher.among(hidden, self.layouts, self.layer) if self.sink_watcher else None
-        prompt = Prompt(
-            self.layouts, hidden, self.input_ids, self.valid, self.layer, self.attention, self.importance, sinks
+    def stage_at(self, i: int) -> Stage | None:
+        """The last stage before or at layer i."""
+        return next((stage for stage in reversed(self.stages) if stage.layer <= i), None)
+
+    @property
+    def chosen(self) -> Compaction | None:
+        """What is left after all stages, None where nothing was dropped."""
+        return self.stages[-1].chosen if self.stages else None
+
+    def _now_valid(self) -> Tensor:
+        """The padding mask of the sequence as the stages so far have left it."""
+        return self.valid if self.chosen is None or self.family.cross_attention else self.chosen.real
+
+    def _inverse(self) -> Tensor:
+        """[B, S]: where each position of the unpruned sequence stands now (0 for those that are gone)."""
+        positions = torch.arange(self.valid.shape[1]).expand(len(self.valid), -1)
+        if self.chosen is None:
+            return positions
+        index, real = self.chosen.index.cpu(), self.chosen.real.cpu()
+        # Fillers point at dropped positions, which real ones never share: writing 0 there does no harm.
+        return torch.zeros_like(positions).scatter(1, index, torch.arange(index.shape[1]) * real)
+
+    def _prompt(self, layer: int, hidden: Tensor) -> Prompt:
+        """What the pruner sees: the layouts as earlier stages have left them."""
+        layouts, ids = self.layouts, self.input_ids
+        if self.chosen is not None:
+            where = self._inverse()
+            layouts = [
+                remaining(layout, kept.cpu(), where[row])
+                for row, (layout, kept) in enumerate(zip(self.layouts, self.stages[-1].kept, strict=True))
+            ]
+            ids = torch.gather(ids, 1, self.chosen.index.to(ids.device))
+        return Prompt(
+            layouts,
+            hidden,
+            ids,
+            self._now_valid(),
+            layer,
+            self.attention,
+            self.importance,
+            self.sink_watcher.among(hidden, layouts, layer) if self.sink_watcher else None,
+            self.keys,
+            self.vision,
+            len(self.stages),
+            len(self.layers),
+            self.layouts,
         )
+
+    def _select(self, prompt: Prompt) -> Selection:
+        assert self.pruner is not None
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
-        for kept, layout in zip(selection.kept, self.layouts, strict=True):
+        for kept, layout in zip(selection.kept, prompt.layouts, strict=True):
             steps = torch.diff(kept.cpu(), prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))
             if layout.count and (len(kept) == 0 or bool((steps < 1).any())):
                 raise VlmpruneError(
@@ -77,96 +144,104 @@ class Prefill:
                 )
         return selection
 
-    @property
-    def drops(self) -> bool:
-        """Whether anything was dropped or merged; else every layer runs untouched, bit by bit."""
-        return self.selection is not None and any(
-            len(kept) < layout.count for kept, layout in zip(self.selection.kept, self.layouts, strict=True)
-        )
+    def _decide(self, layer: int, hidden: Tensor) -> Stage:
+        """Run the pruner on what is left, and turn its choice into a gather index over the sequence."""
+        before = self.stages[-1] if self.stages else None
+        prompt = self._prompt(layer, hidden)
+        selection = self._select(prompt)
+        kept = selection.kept
+        if before is not None:
+            kept = [old[new.to(old.device)] for old, new in zip(before.kept, kept, strict=True)]
+        stage = Stage(layer, kept)
+        if not self._drops(kept):  # every layer runs untouched, bit by bit
+            return stage
+        stage.merged = selection.merged
+        stage.places = [
+            layout.slots.cpu()[new.cpu()] for layout, new in zip(prompt.layouts, selection.kept, strict=True)
+        ]
+        eligible = self._eligible(hidden)
+        stage.chosen = compaction(keep_mask(eligible, [layout.slots for layout in self.layouts], kept))
+        index = stage.chosen.index
+        stage.inner = index if self.chosen is None else self._inverse().to(index.device).gather(1, index)
+        return stage
 
-    def _choose(self, hidden: Tensor, cache: Any) -> None:
-        """Select, and turn the selection into a gather index over the sequence."""
-        self.selection = self._select(hidden)
-        if not self.drops:
-            return
-        # Padding is not eligible: it goes too, and rows are re-padded to the longest.
-        self.chosen = self._compaction(self.valid.to(hidden.device))
-        if cache is not None:
-            remember(cache, self._state())
+    def _drops(self, kept: Sequence[Tensor]) -> bool:
+        """Whether anything was dropped or merged."""
+        return any(len(some) < layout.count for some, layout in zip(kept, self.layouts, strict=True))
 
-    def _compaction(self, eligible: Tensor) -> Compaction:
-        assert self.selection is not None
-        return compaction(keep_mask(eligible, [layout.slots for layout in self.layouts], self.selection.kept))
+    def _eligible(self, hidden: Tensor) -> Tensor:
+        """Padding goes too, and rows are re-padded to the longest."""
+        return self.valid.to(hidden.device)
 
-    def _state(self) -> PrunedPrompt:
-        assert self.chosen is not None and self.pruner is not None
+    def _state(self, stage: Stage) -> PrunedPrompt:
+        assert stage.chosen is not None and self.pruner is not None
         dropped = torch.tensor(
-            [layout.count - len(kept) for layout, kept in zip(self.layouts, self.selection.kept, strict=True)]  # type: ignore[union-attr]  # set by _choose
+            [layout.count - len(kept) for layout, kept in zip(self.layouts, stage.kept, strict=True)]
         )
-        shift = dropped.to(self.chosen.index.device) if self.pruner.positions == "compact" else None
+        shift = dropped.to(stage.chosen.index.device) if self.pruner.positions == "compact" else None
         return PrunedPrompt(
-            self.layer, self.valid.shape[1], self.chosen.index, self.chosen.real, not self.chosen.ragged, shift
+            stage.layer, self.valid.shape[1], stage.chosen.index, stage.chosen.real, not stage.chosen.ragged, shift
         )
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if self.pruner is None or i < self.layer:
+        if self.pruner is None:
             return None
         hidden: Tensor = args[0]
+        if i == 0 and self.readers is None:
+            self.readers = self.pruner.readers(self._prompt(0, hidden))
+        if i < self.layers[0]:
+            return None
         cache = kwargs.get("past_key_values")
-        if i == self.layer:
-            if self.selection is None:  # set already when gradient checkpointing runs the layer a second time
-                self._choose(hidden, cache)
-            if self.chosen is not None:
-                hidden = self._compact(hidden)
-        if self.chosen is None:
+        stage = self.stage_at(i)
+        if i in self.layers:
+            # Decided already when gradient checkpointing runs the layer a second time.
+            if stage is None or stage.layer != i:
+                stage = self._decide(i, hidden)
+                self.stages.append(stage)
+                if cache is not None and stage.chosen is not None:
+                    remember(cache, self._state(stage))
+            if stage.chosen is not None:
+                hidden = compacted(hidden, stage)
+        if stage is None or stage.chosen is None:
             return None
         new = dict(kwargs)
-        new["position_embeddings"] = self._positions(kwargs, hidden)
+        new["position_embeddings"] = self._positions(stage, kwargs, hidden)
         if kwargs.get("position_ids") is not None:
-            new["position_ids"] = self._once("ids", kwargs["position_ids"], self._gather_ids)
-        new["attention_mask"] = self._mask(i, kwargs.get("attention_mask"), hidden, cache)
+            new["position_ids"] = self._once(
+                "ids", stage, kwargs["position_ids"], lambda ids: self._gather_ids(stage, ids)
+            )
+        new["attention_mask"] = self._mask(i, stage, kwargs.get("attention_mask"), hidden, cache)
         return (hidden, *args[1:]), new
-
-    def _compact(self, hidden: Tensor) -> Tensor:
-        assert self.chosen is not None and self.selection is not None
-        if self.selection.merged is not None:
-            hidden = hidden.clone()
-            for row, kept, layout, merged in zip(
-                range(len(hidden)), self.selection.kept, self.layouts, self.selection.merged, strict=True
-            ):
-                slots = layout.slots.to(hidden.device)[kept.to(hidden.device)]
-                hidden[row, slots] = merged.to(hidden.device, hidden.dtype)
-        return gather_rows(hidden, self.chosen.index)
 
     # -- what every later layer gets ---------------------------------------------------------------------------
 
-    def _once(self, what: str, value: Any, make: Any) -> Any:
-        """Layers share their arguments: gather each distinct one once a forward."""
-        key = (what, id(value))
+    def _once(self, what: str, stage: Stage, value: Any, make: Any) -> Any:
+        """Layers share their arguments: gather each distinct one once a stage."""
+        key = (what, stage.layer, id(value))
         if key not in self._gathered:
             self._keep_alive.append(value)  # or its id could be given to another object
             self._gathered[key] = make(value)
         return self._gathered[key]
 
-    def _gather_ids(self, ids: Tensor) -> Tensor:
-        assert self.chosen is not None and self.pruner is not None
+    def _gather_ids(self, stage: Stage, ids: Tensor) -> Tensor:
+        assert stage.chosen is not None and self.pruner is not None
         if self.pruner.positions == "compact":
             start = ids.expand(len(self.valid), -1).gather(1, self.valid.to(ids.device).int().argmax(1, keepdim=True))
-            order = self.chosen.real.to(ids.device).cumsum(1) - 1
+            order = stage.chosen.real.to(ids.device).cumsum(1) - 1
             return (start + order).clamp(min=0)
-        return gather_positions(ids, self.chosen.index)
+        return gather_positions(ids, stage.chosen.index)
 
-    def _positions(self, kwargs: dict[str, Any], hidden: Tensor) -> Any:
-        assert self.chosen is not None and self.pruner is not None
+    def _positions(self, stage: Stage, kwargs: dict[str, Any], hidden: Tensor) -> Any:
+        assert stage.chosen is not None and self.pruner is not None
         embeddings = kwargs["position_embeddings"]
         if self.pruner.positions == "compact":
-            ids = self._once("ids", kwargs["position_ids"], self._gather_ids)
-            return self._once("rotary", embeddings, lambda _: rotary(self.text_model, hidden, ids))
-        index = self.chosen.index
-        return self._once("rotary", embeddings, lambda pair: tuple(gather_rows(part, index) for part in pair))
+            ids = self._once("ids", stage, kwargs["position_ids"], lambda ids: self._gather_ids(stage, ids))
+            return self._once("rotary", stage, embeddings, lambda _: rotary(self.text_model, hidden, ids))
+        index = stage.chosen.index
+        return self._once("rotary", stage, embeddings, lambda pair: tuple(gather_rows(part, index) for part in pair))
 
-    def _mask(self, i: int, mask: Any, hidden: Tensor, cache: Any) -> Any:
-        chosen = self.chosen
+    def _mask(self, i: int, stage: Stage, mask: Any, hidden: Tensor, cache: Any) -> Any:
+        chosen = stage.chosen
         assert chosen is not None
         columns = chosen.index.shape[1]
         if cache is not None and i < len(cache.layers):
@@ -174,9 +249,9 @@ class Prefill:
         if mask is None and not chosen.ragged:
             return None
         if isinstance(mask, Tensor) and mask.dim() == 4:
-            return self._once(f"mask{columns}", mask, lambda full: gather_mask(full, chosen, columns))
+            return self._once(f"mask{columns}", stage, mask, lambda full: gather_mask(full, chosen, columns))
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            return self._once("mask", mask, lambda full: gather_positions(full, chosen.index) * chosen.real)
+            return self._once("mask", stage, mask, lambda full: gather_positions(full, chosen.index) * chosen.real)
         if mask is not None and self.family.bidirectional:
             raise VlmpruneError(
                 f"Pruning {self.family.model_type!r} with the attention mask type {type(mask).__name__} is not "
@@ -186,6 +261,7 @@ class Prefill:
         # position ids would be taken for packed sequences.
         return self._once(
             "built",
+            stage,
             mask,
             lambda _: create_causal_mask(
                 config=self.text_model.config,
@@ -204,8 +280,9 @@ class Prefill:
         visual, levels = self.deepstack
         visual = visual.to(hidden.device)
         ordinal = (visual.flatten().cumsum(0) - 1).view_as(visual)  # features are in the order of the visual tokens
-        if i >= self.layer and self.chosen is not None:
-            chosen = self.chosen.to(hidden.device)
+        stage = self.stage_at(i)
+        if stage is not None and stage.chosen is not None:
+            chosen = stage.chosen.to(hidden.device)
             ordinal = torch.gather(ordinal, 1, chosen.index)
             visual = torch.gather(visual, 1, chosen.index) & chosen.real
         hidden = hidden.clone()
@@ -222,12 +299,16 @@ class CrossPrefill(Prefill):
     columns = 0
     mask: Tensor | None = None
 
-    def _choose(self, hidden: Tensor, cache: Any) -> None:
-        self.selection = self._select(hidden)
-        if not self.drops:
-            return
-        self.chosen = self._compaction(torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device))
-        if self.chosen.ragged and self.mask is None:
+    def _eligible(self, hidden: Tensor) -> Tensor:
+        return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+
+    def _choose(self, states: Tensor, cache: Any) -> Stage:
+        (layer,) = self.layers
+        stage = self._decide(layer, states)
+        self.stages.append(stage)
+        if stage.chosen is None:
+            return stage
+        if stage.chosen.ragged and self.mask is None:
             raise VlmpruneError(
                 "A batch of images of different sizes needs the processor's cross_attention_mask; pass everything it "
                 "returns."
@@ -238,8 +319,9 @@ class CrossPrefill(Prefill):
                 "cannot fill it; use the default cache instead of cache_implementation='static'."
             )
         if cache is not None:
-            length, columns = self.valid.shape[1], self.chosen.columns
-            remember(cache, PrunedPrompt(self.layer, length, self.valid, self.valid, True, cross_columns=columns))
+            length, columns = self.valid.shape[1], stage.chosen.columns
+            remember(cache, PrunedPrompt(layer, length, self.valid, self.valid, True, cross_columns=columns))
+        return stage
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         states = kwargs.get("cross_attention_states")
@@ -247,112 +329,18 @@ class CrossPrefill(Prefill):
             return None
         states = states.reshape(len(self.layouts), -1, states.shape[-1])
         self.columns = states.shape[1]
-        if self.pruner is None or i < self.layer:
+        if self.pruner is None or i < self.layers[0]:
             return None
         self.mask = kwargs.get("cross_attention_mask")
-        if self.selection is None:
-            self._choose(states, kwargs.get("past_key_values"))
-        if self.chosen is None:
+        stage = self.stages[0] if self.stages else self._choose(states, kwargs.get("past_key_values"))
+        if stage.chosen is None:
             return None
         new = dict(kwargs)
-        new["cross_attention_states"] = self._compact(states)
-        columns = self.chosen.columns
-        new["cross_attention_mask"] = self._once("mask", self.mask, lambda mask: cross_mask(mask, columns))
+        new["cross_attention_states"] = compacted(states, stage)
+        columns = stage.chosen.columns
+        new["cross_attention_mask"] = self._once("mask", stage, self.mask, lambda mask: cross_mask(mask, columns))
         return args, new
 
     @property
     def cross_layers(self) -> list[int]:
         return self.text_model.config.cross_attention_layers
-
-
-def cross_mask(mask: Tensor | None, columns: Tensor) -> Tensor | None:
-    """The kept columns [B, K] (-1 = filler) of an additive cross-attention mask [B, 1, S, T]: [B, 1, S, K]."""
-    if mask is None:
-        return None
-    columns = columns.to(mask.device)
-    index = columns.clamp(min=0)[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
-    filler = (columns < 0)[:, None, None, :]
-    return torch.gather(mask, 3, index).masked_fill(filler, torch.finfo(mask.dtype).min)
-
-
-class Decode:
-    """A step, or a later turn of text, on a cache that a pruned prompt filled."""
-
-    def __init__(self, state: PrunedPrompt, text_model: Any, mask: Any) -> None:
-        self.state, self.text_model = state, text_model
-        self.cache: Any = None
-        self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self._built: dict[str, Any] = {}  # what the layers of a step share, made by the first that needs it
-
-    def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if i < self.state.layer:
-            return None
-        hidden: Tensor = args[0]
-        new = dict(kwargs)
-        if self.state.cross_columns is not None:
-            if (mask := kwargs.get("cross_attention_mask")) is None:
-                return None
-            if "cross" not in self._built:
-                self._built["cross"] = cross_mask(mask, self.state.rows(len(hidden)).cross_columns)  # type: ignore[arg-type]  # checked above
-            new["cross_attention_mask"] = self._built["cross"]
-            return args, new
-        sliding = is_sliding(self.text_model, i)
-        kind = "sliding" if sliding else "full"
-        if kind not in self._built:
-            self._built[kind] = self._mask(i, sliding, hidden, kwargs["past_key_values"])
-        new["attention_mask"] = self._built[kind]
-        if self.state.shift is not None:
-            if "positions" not in self._built:
-                ids = kwargs["position_ids"] - self.state.rows(len(hidden)).shift[:, None]  # type: ignore[index]  # checked above
-                self._built["positions"] = ids, rotary(self.text_model, hidden, ids)
-            new["position_ids"], new["position_embeddings"] = self._built["positions"]
-        return args, new
-
-    def _mask(self, i: int, sliding: bool, hidden: Tensor, cache: Any) -> Any:
-        """The mask over C + later entries; the model's own was sized for S, or for the first layer."""
-        state = self.state.rows(hidden.shape[0])
-        steps = hidden.shape[1]
-        later = physical_length(cache, i) - state.slots.shape[1] + steps
-        valid = later_valid(state, self.mask, later)
-        if steps > 1:  # a later turn may bring padding of its own; single steps never do
-            self.state.all_valid = self.state.all_valid and bool(valid.all())
-        window = None
-        if sliding:
-            window = self._window(state, later, steps, i, cache)
-        return create_causal_mask(
-            config=self.text_model.config,
-            inputs_embeds=hidden,
-            attention_mask=None if self.state.all_valid else valid.to(hidden.device),
-            past_key_values=cache,
-            and_mask_function=window,
-            layer_idx=i,
-        )
-
-    def _window(self, state: PrunedPrompt, later: int, steps: int, i: int, cache: Any) -> Any:
-        """A sliding window counted in original positions: counted in compact slots it would reach further back."""
-        width = self.text_model.config.sliding_window
-        implementation = self.text_model.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
-            raise VlmpruneError(
-                f"Sliding windows over a pruned prompt are not supported with attn_implementation={implementation!r}; "
-                "load the model with attn_implementation='sdpa'."
-            )
-        length, offset = cache.get_mask_sizes(steps, i)
-        following = torch.arange(int(length) + int(offset) - state.slots.shape[1], device=state.slots.device)
-        slots = torch.cat([state.slots, (state.length + following).expand(len(state.slots), -1)], dim=1)
-
-        def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return slots[batch, query] - slots[batch, key] < width
-
-        return inside
-
-
-def is_sliding(text_model: Any, i: int) -> bool:
-    """Whether decoder layer i attends within a sliding window."""
-    types = getattr(text_model.config, "layer_types", None) or []
-    return i < len(types) and types[i] == "sliding_attention"
-
-
-def rotary(text_model: Any, hidden: Tensor, ids: Tensor) -> Any:
-    """Rotary embeddings of re-indexed positions, as the language model makes them."""
-    return text_model.rotary_emb(hidden, ids)

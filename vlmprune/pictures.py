@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,22 @@ def suffixes() -> set[str]:
 
 def picture(path: Path) -> Image.Image:
     """The image in a file as a person sees it: turned as its EXIF tag says, transparency on white, RGB."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     if not path.exists():
         raise VlmpruneError(f"there is no file {str(path)!r}; give the path of an image")
     if not path.is_file():
         raise VlmpruneError(f"{str(path)!r} is not a file; give the path of an image")
+    return decoded(path, str(path))
+
+
+def decoded(source: Path | BytesIO, name: str) -> Image.Image:
+    """The image in a file or in bytes, as `picture` shows it; `name` is what messages call it."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         with warnings.catch_warnings():
             # Pillow only warns between one and two times its limit; such a picture fills the memory all the same.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(source) as opened:
                 opened.load()
                 turned = ImageOps.exif_transpose(opened)
         if turned.mode.startswith("I;16"):
@@ -42,10 +48,9 @@ def picture(path: Path) -> Image.Image:
             turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return turned.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise VlmpruneError(
-            f"{str(path)!r} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller first"
-        ) from None
+        most = f"{Image.MAX_IMAGE_PIXELS:,}"
+        raise VlmpruneError(f"{name!r} has more than {most} pixels; make it smaller first") from None
     except UnidentifiedImageError:
-        raise VlmpruneError(f"{str(path)!r} is not an image; give a PNG, JPEG or WebP file") from None
+        raise VlmpruneError(f"{name!r} is not an image; give a PNG, JPEG or WebP file") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a damaged file
-        raise VlmpruneError(f"{str(path)!r} cannot be read as an image ({error}); check the file") from None
+        raise VlmpruneError(f"{name!r} cannot be read as an image ({error}); check the file") from None

@@ -20,28 +20,32 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
     layouts = prefill.layouts[::repeats]
     visual = [layout.count for layout in layouts]
     text_rows = prefill.valid[::repeats].sum(dim=1).tolist()
-    if prefill.selection is None:
-        kept = [torch.arange(v) for v in visual]
-    else:
-        kept = [k.cpu() for k in prefill.selection.kept[::repeats]]
+    stages = [(stage, [len(k) for k in stage.kept[::repeats]]) for stage in prefill.stages if stage.chosen is not None]
+    kept = [torch.arange(v) for v in visual]
+    if prefill.stages:
+        kept = [k.cpu() for k in prefill.stages[-1].kept[::repeats]]
     kept_tokens = [len(k) for k in kept]
     length = prefill.valid.shape[1]
     cross = isinstance(prefill, CrossPrefill)
-    pruned_from = prefill.layer if prefill.chosen is not None else layers
-    columns = prefill.chosen.index.shape[1] if prefill.chosen is not None else length
+    pruned_from = stages[0][0].layer if stages else layers
     seeing = [i for i in range(layers) if cost.layers[i].cross or not cross]
 
     def visual_at(i: int) -> list[int]:
-        return kept_tokens if i >= pruned_from else visual
+        return next((counts for stage, counts in reversed(stages) if stage.layer <= i), visual)
+
+    def columns_at(i: int) -> int:
+        stage = prefill.stage_at(i)
+        assert stage is not None and stage.chosen is not None
+        return stage.chosen.index.shape[1]
 
     def rows_at(i: int, full: bool = False) -> list[int]:
         if cross or full or i < pruned_from:
             return text_rows
-        return [n - v + k for n, v, k in zip(text_rows, visual, kept_tokens, strict=True)]
+        return [n - v + k for n, v, k in zip(text_rows, visual, visual_at(i), strict=True)]
 
     # The keys of cross-attention layers are pruned, the rows of the sequence in all other families.
     full = [prefill.columns if cost.layers[i].cross else length for i in range(layers)]  # type: ignore[attr-defined]  # only CrossPrefill has cross layers
-    lengths = [columns if i >= pruned_from and cost.layers[i].cross == cross else full[i] for i in range(layers)]
+    lengths = [columns_at(i) if i >= pruned_from and cost.layers[i].cross == cross else full[i] for i in range(layers)]
     batch = len(layouts)
     average = sum(sum(visual_at(i)) for i in seeing) / len(seeing) / batch
     mean_visual = sum(visual) / batch

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .attention.probe import ProbedLayer, clear_observers, observe
+from .attention.tower import TowerReader
 from .attention.watcher import Watcher
 from .cache_state import is_filled, recall
+from .decode import Decode
 from .errors import VlmpruneError
 from .families import Family, Media
 from .flops import model_cost
 from .flow.locate import SampleLayout, layouts_from_mask
-from .forward import CrossPrefill, Decode, Prefill
+from .forward import CrossPrefill, Prefill
 from .methods.base import Method, Pruner
 from .methods.combined import parts_of
 from .record import prompt_report
@@ -71,22 +73,37 @@ class Session:
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
-        self.layer = self.pruner.layer_index(len(self.text.layers)) if self.pruner else 0
+        self.layers = self.pruner.stage_layers(len(self.text.layers)) if self.pruner else (0,)
+        if self.pruner and family.cross_attention and len(self.layers) > 1:
+            raise VlmpruneError(
+                f"{type(self.pruner).__name__} drops tokens at several layers, which {family.model_type!r} with its "
+                "cross-attention layers does not support; use a method of one layer, such as 'fastv'."
+            )
+        if self.pruner and self.pruner.reads_text and family.cross_attention:
+            raise VlmpruneError(
+                f"{type(self.pruner).__name__} compares visual tokens with the text beside them, which "
+                f"{family.model_type!r} keeps apart; use a method that does not, such as 'divprune' or 'fastv'."
+            )
         self.cost = model_cost(family, model)
         self.turnstile = Turnstile()
         self.report: Report | None = None
         self._local = threading.local()
         self._recomputed = WeakIdKeyDictionary()
         self._signatures = {module: inspect.signature(module.forward) for module in (self.model, self.base)}
-        self._read = self._read_layer()
+        self._read = self._read_layers()
         self._sink_watcher = None
-        if self._read is not None and getattr(self.pruner, "exclude_sinks", False):
+        if self._read and getattr(self.pruner, "exclude_sinks", False):
             self._sink_watcher = VisualSinkWatcher(family, model)
             self.watchers = [*watchers, self._sink_watcher]
         self._watched = [list(watcher.layers(self.seeing)) for watcher in self.watchers]
         probed = {i for layers in self._watched for i in layers}
-        if self._read is not None:
-            probed.add(self._read)
+        probed.update(self._read)
+        self.tower: TowerReader | None = None
+        if self.pruner and self._prunes and self.pruner.reads_vision:
+            name = type(self.pruner).__name__
+            self.tower = TowerReader(
+                family.tower_attention(model), family.class_token(model), name, family.model_type
+            )
         self._probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
         if self.pruner and self.pruner.positions == "compact" and not family.plain_positions:
             raise VlmpruneError(
@@ -102,17 +119,20 @@ class Session:
             return list(self.text.config.cross_attention_layers)
         return list(range(len(self.text.layers)))
 
-    def _read_layer(self) -> int | None:
-        """The layer whose attention the pruner reads: the last before it drops that sees the image."""
-        if self.pruner is None or not self._prunes or not self.pruner.reads_attention:
-            return None
-        before = [i for i in self.seeing if i < self.layer]
-        if not before:
-            raise VlmpruneError(
-                f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use "
-                f"layer={self.seeing[0] + 1} or more."
-            )
-        return before[-1]
+    def _read_layers(self) -> list[int]:
+        """The layers whose attention the pruner reads: each time the last before it drops that sees the image."""
+        if self.pruner is None or not self._prunes or not (self.pruner.reads_attention or self.pruner.reads_keys):
+            return []
+        read = []
+        for layer in self.layers:
+            before = [i for i in self.seeing if i < layer]
+            if not before:
+                raise VlmpruneError(
+                    f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use "
+                    f"layer={self.seeing[0] + 1} or more."
+                )
+            read.append(before[-1])
+        return read
 
     # -- on and off --------------------------------------------------------------------------------------------
 
@@ -143,7 +163,7 @@ class Session:
         self._shadow(model, "generate", self._generate)
         if hasattr(base, "get_image_features"):
             self._shadow(base, "get_image_features", self._image_features)
-        for module in self._probed.values():
+        for module in [*self._probed.values(), *([self.tower.module] if self.tower else [])]:
             self._undo.append(ProbedLayer(module).remove)
 
     def _shadow(self, module: Any, name: str, around: Callable[..., Any]) -> None:
@@ -226,9 +246,13 @@ class Session:
 
     def _enter_vision(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._local.vision_start = self._now()
+        if self.tower is not None:
+            self.tower.begin()
 
     def _leave_vision(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._local.vision = self._get("vision", 0.0) + self._now() - self._get("vision_start", 0.0)
+        if self.tower is not None:
+            self.tower.end()
 
     # -- the whole model: labels -------------------------------------------------------------------------------
 
@@ -323,8 +347,8 @@ class Session:
             return None
         prefill = self._locate(self._local.given)
         self._local.active = prefill
-        if prefill.pruner is not None and self._read is not None:
-            observe(self._probed[self._read], prefill.observe)
+        for i in self._read if prefill.pruner is not None else ():
+            observe(self._probed[i], prefill.observe)
         for watcher in self.watchers:
             watcher.prompt(prefill)
         self._watch()
@@ -346,12 +370,14 @@ class Session:
         valid = padding_mask(given.get("attention_mask"), ids)
         layouts = self._layouts(given, ids, valid)
         pruner = self.pruner if self._prunes and any(layout.count for layout in layouts) else None
-        layer = pruner.layer_for(len(self.text.layers), layouts) if pruner else self.layer
+        layers = pruner.stage_layers(len(self.text.layers), layouts) if pruner else self.layers
         kind = CrossPrefill if self.family.cross_attention else Prefill
         importance = self._importance(layouts) if pruner else None
-        prefill = kind(pruner, layer, self.family, self.text, ids, valid, layouts, importance)
+        prefill = kind(pruner, layers, self.family, self.text, ids, valid, layouts, importance)
         prefill.sink_watcher = self._sink_watcher
         prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
+        if pruner is not None and self.tower is not None:
+            prefill.vision = self.tower.take(layouts, len(ids) // (self._get("prompts") or len(ids)))
         return prefill
 
     def rank_by(self, importance: list[Tensor] | None) -> None:
@@ -406,6 +432,8 @@ class Session:
         elif output is not None and isinstance(active, Decode) and self.report and self._get("prompts") is None:
             spent = self.report.seconds
             spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
+        if isinstance(active, Prefill | Decode):
+            active.cache = None  # `last` outlives the forward, and must not keep a cache alive
         self.turnstile.leave()
 
     def _finish(self, report: Report) -> None:

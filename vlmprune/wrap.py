@@ -74,10 +74,7 @@ class PrunedModel:
         self._check_active()
         if self.processor is None:
             raise VlmpruneError("ask() needs the model's processor; pass wrap(model, method, processor=processor).")
-        inputs = prepare(self.processor, image, question).to(self._plain.device)
-        for name, value in inputs.items():
-            if torch.is_floating_point(value):
-                inputs[name] = value.to(self._plain.dtype)
+        inputs = {k: fitted(v, self._plain) for k, v in prepare(self.processor, image, question).items()}
         guided = self.for_guide(lambda processor: prepare(processor, image, question))
         out = self.model.generate(**inputs, **guided, **{"max_new_tokens": 64, **generation_kwargs})
         sequences = out if isinstance(out, torch.Tensor) else out.sequences
@@ -262,6 +259,13 @@ def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
     return processor.apply_chat_template(
         talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
     )
+
+
+def fitted(value: Any, model: Any) -> Any:
+    """A model input on the model's device, pixels in its precision."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(model.device, model.dtype if torch.is_floating_point(value) else None)
 
 
 def warn_unknown_words(processor: Any, question: str) -> None:

@@ -28,6 +28,7 @@ from eval.provenance import provenance
 from vlmprune.cli.measure import backend
 from vlmprune.guide.runner import Guidance, Guide
 from vlmprune.methods.guided import Guided
+from vlmprune.methods.registry import make_method
 from vlmprune.scoring import exact_match
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
 from vlmprune.wrap import conversation, tokenized
@@ -99,7 +100,7 @@ def method_of(row: Row, found: dict[str, Any]) -> Any:
     """The row's method; findings made before stand in for a guide's run."""
     if row.name in found:
         return Ranked(keep=row.keep, layer=row.layer, found=found[row.name])
-    return vlmprune.methods()[row.name](keep=row.keep, layer=row.layer)
+    return make_method(row.name, keep=row.keep, layer=row.layer)
 
 
 @torch.no_grad()

@@ -73,11 +73,26 @@ def all_logits(
     model: PreTrainedModel, inputs: dict[str, Tensor], kept: Kept, layer: int, tokens: Tensor | None = None
 ) -> Tensor:
     """[B, T, vocabulary]: one pass over the prompt and the tokens behind it."""
+    return staged_logits(model, inputs, [(layer, kept, None)], tokens)
+
+
+@torch.no_grad()
+def staged_logits(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    stages: Sequence[tuple[int, Kept, Sequence[Tensor] | None]],
+    tokens: Tensor | None = None,
+) -> Tensor:
+    """[B, T, vocabulary]: as `all_logits`, dropping more from layer to layer and merging.
+
+    stages: by ascending layer, what is kept from this layer on (indices into all of a sample's visual tokens), and per
+    sample [K, D] the hidden states that replace the kept ones' before this layer, or None.
+    """
     ids = inputs["input_ids"]
     tokens = ids[:, :0] if tokens is None else tokens
     valid = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], dim=1).bool()
     prompt = _language_model_arguments(model, inputs)
-    dropped = _dropped(model, inputs, kept, prompt)
+    dropped = [_dropped(model, inputs, kept, prompt) for _, kept, _ in stages]
 
     lm = language_model(model)
     arguments = _extended(prompt, len(tokens[0]))
@@ -86,12 +101,27 @@ def all_logits(
         arguments["inputs_embeds"] = torch.cat([prompt["inputs_embeds"], lm.get_input_embeddings()(tokens)], dim=1)
     with ExitStack() as hooks:
         for index, decoder_layer in enumerate(lm.layers):
-            masks = _masks(model, inputs, valid, index, dropped if index >= layer else None, arguments)
+            last = max((at for at, (layer, _, _) in enumerate(stages) if layer <= index), default=None)
+            masks = _masks(model, inputs, valid, index, None if last is None else dropped[last], arguments)
             hooks.callback(decoder_layer.register_forward_pre_hook(_replace(masks), with_kwargs=True).remove)
+            for layer, kept, merged in stages:
+                if layer == index and merged is not None:
+                    hook = _overwrite(visual_slots(model, inputs), kept, merged)
+                    hooks.callback(decoder_layer.register_forward_pre_hook(hook).remove)
         hidden = lm(
             **arguments, attention_mask=valid.long(), position_ids=_positions(model, inputs, valid), use_cache=False
         )
     return model.lm_head(hidden.last_hidden_state)
+
+
+def _overwrite(slots: Sequence[Tensor], kept: Kept, merged: Sequence[Tensor]) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0].clone()
+        for row, where, keep, states in zip(hidden, slots, kept, merged, strict=True):
+            row[where[torch.as_tensor(keep, dtype=torch.long)]] = states
+        return (hidden, *args[1:])
+
+    return hook
 
 
 def _replace(masks: dict[str, Tensor]) -> Any:

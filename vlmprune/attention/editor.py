@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cache_state import note, noted, repeated
 from ..errors import VlmpruneError
-from ..flow.compact import gather_positions
+from ..flow.compact import Compaction, gather_positions
 from ..flow.sinks import eligible_layers
 from .correction import check_readable
 from .probe import AttentionCall
@@ -44,6 +44,9 @@ class Columns:
         return int(any_asking[0, 0]) if len(any_asking) else self.asking.shape[1]
 
 
+UNPRUNED = -1  # stands for the layer of a stage that there is none of
+
+
 def columns_of(prefill: Prefill) -> Columns:
     """The columns of an uncompacted prompt, on the CPU."""
     valid = prefill.valid.cpu()
@@ -57,10 +60,9 @@ def columns_of(prefill: Prefill) -> Columns:
     return Columns(visual & real, real, asking & valid)
 
 
-def compacted(columns: Columns, prefill: Prefill) -> Columns:
+def compacted(columns: Columns, chosen: Compaction) -> Columns:
     """The columns left by the pruner."""
-    assert prefill.chosen is not None
-    chosen = prefill.chosen.to(columns.real.device)
+    chosen = chosen.to(columns.real.device)
     parts = (columns.visual, columns.real, columns.asking)
     return Columns(*(gather_positions(part, chosen.index) & chosen.real for part in parts))
 
@@ -84,14 +86,14 @@ class Editor(Watcher):
         self.cache: Any = None
         self.marks: dict[int, Tensor] = {}
         self.offsets: dict[int, int] = {}
-        self._columns: dict[tuple[bool, torch.device], Columns] = {}
+        self._columns: dict[tuple[int, torch.device], Columns] = {}
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
         return self.eligible
 
     def prompt(self, prefill: Prefill) -> None:
         self.prefill, self.cache, self.marks, self.offsets = prefill, None, {}, {}
-        self._columns = {(False, torch.device("cpu")): columns_of(prefill)}
+        self._columns = {(UNPRUNED, torch.device("cpu")): columns_of(prefill)}
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in self.text.layers):
             raise VlmpruneError(
                 f"Gradient checkpointing runs layers a second time, where {self.name!r} cannot edit them; call "
@@ -125,14 +127,16 @@ class Editor(Watcher):
     def columns(self, layer: int, device: torch.device) -> Columns:
         """The columns that this layer holds of the prompt, made once for all layers alike."""
         assert self.prefill is not None
-        pruned = self.prefill.chosen is not None and layer >= self.prefill.layer
-        if (pruned, device) not in self._columns:
-            whole = self._columns[False, torch.device("cpu")]
-            made = compacted(whole, self.prefill) if pruned else whole
-            self._columns[pruned, device] = Columns(
+        stage = self.prefill.stage_at(layer)
+        chosen = stage.chosen if stage is not None else None
+        since = stage.layer if stage is not None and chosen is not None else UNPRUNED
+        if (since, device) not in self._columns:
+            whole = self._columns[UNPRUNED, torch.device("cpu")]
+            made = whole if chosen is None else compacted(whole, chosen)
+            self._columns[since, device] = Columns(
                 made.visual.to(device), made.real.to(device), made.asking.to(device)
             )
-        return self._columns[pruned, device]
+        return self._columns[since, device]
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
         check_readable(call.mask, self.name)

@@ -26,12 +26,12 @@ class Contender:
     reports: list[Any] = field(default_factory=list)
 
     def run(self, images: Sequence[Any], questions: Sequence[str], *, record: bool, **generation: Any) -> None:
-        """Answer one batch, greedily."""
+        """Answer one batch, greedily; a picture that is None is left out of its prompt."""
         import vlmprune
 
         generation["do_sample"] = False
         with vlmprune.wrap(self.model, self.method, processor=self.processor) as pruned:
-            if len(questions) == 1:
+            if len(questions) == 1 and images[0] is not None:
                 answers = [pruned.ask(images[0], questions[0], **generation).text]
             else:
                 answers = _ask_batch(pruned, self.processor, images, questions, generation)
@@ -63,16 +63,18 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    from ..wrap import conversation, tokenized
+    from ..wrap import conversation, fitted, tokenized
 
-    talks = [conversation([image], question) for image, question in zip(images, questions, strict=True)]
+    shown = [[] if image is None else [image] for image in images]
+    talks = [conversation(pictures, question) for pictures, question in zip(shown, questions, strict=True)]
+
     def prepared(by: Any) -> Any:
         # Padded left, every row ends where its answer starts.
         return tokenized(by, talks, processor_kwargs={"padding": True, "padding_side": "left"})
 
-    inputs = prepared(processor)
+    inputs = {name: fitted(value, pruned.model) for name, value in prepared(processor).items()}
     with torch.no_grad():
-        out = pruned.generate(**inputs.to(pruned.model.device), **pruned.for_guide(prepared), **generation)
+        out = pruned.generate(**inputs, **pruned.for_guide(prepared), **generation)
     new = out[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 

@@ -52,6 +52,8 @@ class Family:
         multi_axis_positions: position ids have several axes (M-RoPE), so they cannot simply be re-indexed.
         pixel_axis: what the first axis of the pixels counts: images, or samples (each with all its images).
         pixels: rows of the pixels an image has, from config, base grid and number of tokens; one where not said.
+        tower_layer: the layer of the tower whose output becomes visual tokens, from the model's config and the tower;
+            only where every visual token is one patch, in order. None of a tower that is built otherwise.
     """
 
     model_type: str
@@ -65,6 +67,7 @@ class Family:
     multi_axis_positions: bool = False
     pixel_axis: Literal["image", "sample"] = "image"
     pixels: Callable[[Any, tuple[int, int, int], int], int] | None = None
+    tower_layer: Callable[[Any, Any], Any] | None = None
 
     def pixel_rows(self, config: Any, grid: tuple[int, int, int], count: int) -> int:
         """Rows of the pixels' first axis that one image of `count` tokens has."""
@@ -91,6 +94,15 @@ class Family:
     def vision_tower(self, model: Any) -> Any:
         """The model that encodes pixels."""
         return getattr(self.base(model), self.vision)
+
+    def tower_attention(self, model: Any) -> Any:
+        """The attention module of the tower's layer whose output becomes visual tokens, or None."""
+        layer = self.tower_layer(model.config, self.vision_tower(model)) if self.tower_layer else None
+        return None if layer is None else layer.self_attn
+
+    def class_token(self, model: Any) -> bool:
+        """Whether the tower puts a class token in front of its patches."""
+        return hasattr(getattr(self.vision_tower(model), "embeddings", None), "class_embedding")
 
     def visual_ids(self, config: Any) -> list[int]:
         """The token ids that stand for visual tokens: image, and video where the family has it."""

@@ -22,4 +22,9 @@ def paligemma_grids(config: Any, media: Media) -> list[ImageGrid]:
 
 
 GEMMA3 = Family("gemma3", gemma3_grids, bidirectional=True)
-PALIGEMMA = Family("paligemma", paligemma_grids, bidirectional=True)
+PALIGEMMA = Family(
+    "paligemma",
+    paligemma_grids,
+    bidirectional=True,
+    tower_layer=lambda config, tower: tower.encoder.layers[-1],
+)

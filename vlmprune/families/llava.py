@@ -22,4 +22,14 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
     return [grid] * fixed_images(media, grid.count)
 
 
-LLAVA = Family("llava", grids)
+def tower_layer(config: Any, tower: Any) -> Any:
+    """The layer that `vision_feature_layer` names (the last of several); Pixtral packs images, so it has none."""
+    if not hasattr(tower, "encoder"):
+        return None
+    chosen = config.vision_feature_layer
+    index = chosen if isinstance(chosen, int) else chosen[-1]
+    # Hidden states are counted from the embeddings: -1 is the last layer's output, 1 the first layer's.
+    return tower.encoder.layers[index if index < 0 else index - 1]
+
+
+LLAVA = Family("llava", grids, tower_layer=tower_layer)

@@ -62,6 +62,19 @@ def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | i
     Returns:
         [K] ascending indices 0..V-1.
     Raises:
+        VlmpruneError: a score is NaN.
+    """
+    kept = []
+    for span in images:
+        positions = span.positions.to(scores.device)
+        kept.append(positions[ranking(scores[positions])[: count_for(keep, span.count)]])
+    return torch.sort(torch.cat(kept)).values if kept else torch.zeros(0, dtype=torch.long, device=scores.device)
+
+
+def ranking(scores: Tensor) -> Tensor:
+    """Indices of scores [V] from the highest down; ties go to the earlier one.
+
+    Raises:
         VlmpruneError: a score is NaN, which would make the choice arbitrary.
     """
     if torch.isnan(scores).any():
@@ -69,12 +82,7 @@ def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | i
             "The scores of the visual tokens hold NaN, so no ranking exists; check the model's precision (float16 "
             "overflows in some models) or the method's score function."
         )
-    kept = []
-    for span in images:
-        positions = span.positions.to(scores.device)
-        order = torch.sort(scores[positions], descending=True, stable=True).indices
-        kept.append(positions[order[: count_for(keep, span.count)]])
-    return torch.sort(torch.cat(kept)).values if kept else torch.zeros(0, dtype=torch.long, device=scores.device)
+    return torch.sort(scores, descending=True, stable=True).indices
 
 
 def every_nth(images: Sequence[ImageSpan], keep: float | int) -> Tensor:

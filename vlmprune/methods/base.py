@@ -17,6 +17,7 @@ from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, top_k_per_image
 
 if TYPE_CHECKING:
+    from ..attention.tower import VisionStats
     from ..attention.watcher import Watcher
     from ..families import Family
 
@@ -28,9 +29,14 @@ class Prompt:
     `layouts`: where each sample's visual tokens are. `hidden` [B, S, D]: hidden states entering the layer, or for
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask.
     `attention` [B, S or cross states]: attention received by each position from the last prompt token, mean over
-    heads, in the layer before (only for methods that set `reads_attention`). `importance`: per sample [V], what a guide
-    made of the visual tokens (only for guided methods). `sinks`: per sample bool [V], the visual sinks (only for
-    methods that read attention and set `exclude_sinks`).
+    heads, in the layer before (only for methods that set `reads_attention`); the sum over `readers` where a method
+    names them. `keys` [B, H, S, D]: rotated keys of the layer before (only for `reads_keys`). `importance`: per sample
+    [V], what a guide made of the visual tokens (only for guided methods). `sinks`: per sample bool [V], the visual
+    sinks (only for methods that read attention and set `exclude_sinks`). `vision`: per sample, attention and keys of
+    the vision tower (only for `reads_vision`).
+
+    Methods of several stages see at each what the earlier ones have left: `layouts` and `hidden` of the shortened
+    sequence. `stage` counts the `stages` from 0, `unpruned` are the layouts at the start.
     """
 
     layouts: list[SampleLayout]
@@ -41,10 +47,24 @@ class Prompt:
     attention: Tensor | None = None
     importance: list[Tensor] | None = None
     sinks: list[Tensor] | None = None
+    keys: Tensor | None = None
+    vision: list[VisionStats] | None = None
+    stage: int = 0
+    stages: int = 1
+    unpruned: list[SampleLayout] = field(default_factory=list)
 
     def sample_hidden(self, sample: int) -> Tensor:
         """The hidden states of one sample's visual tokens: [V, D]."""
         return self.hidden[sample, self.layouts[sample].slots.to(self.hidden.device)]
+
+    def question(self, sample: int) -> Tensor:
+        """Positions 0..S-1 of one sample's text tokens after its last visual token; of all its text if none follow."""
+        text = self.valid[sample].clone().cpu()
+        slots = self.layouts[sample].slots.cpu()
+        text[slots] = False
+        after = text.clone()
+        after[: int(slots.max()) + 1 if len(slots) else 0] = False
+        return (after if after.any() else text).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -101,7 +121,11 @@ class Pruner(Method):
     keep: float | int = 0.25
     layer: int | float = 0
     positions: str = field(default="original", kw_only=True)
+    # What the method looks at beside the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
+    reads_keys: ClassVar[bool] = False
+    reads_vision: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
@@ -134,7 +158,27 @@ class Pruner(Method):
                 f"layer={self.layer!r} is beyond the model's {layers} decoder layers; use 0 to {layers - 1} or a float "
                 "below 1."
             )
+        if index == 0 and (self.reads_attention or self.reads_keys):
+            raise VlmpruneError(
+                f"{type(self).__name__} reads the attention of the layer before, so layer={self.layer!r} leaves it "
+                f"none in a model of {layers} decoder layers; use layer=1 or more."
+            )
         return index
+
+    def stage_layers(self, layers: int, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:
+        """The layers before which tokens are dropped, ascending: one, unless a method drops in several stages.
+
+        Args:
+            layouts: of the prompt, None when a model is wrapped and there is none yet.
+        """
+        return (self.layer_index(layers) if layouts is None else self.layer_for(layers, layouts),)
+
+    def readers(self, prompt: Prompt) -> list[Tensor] | None:
+        """Per sample, positions 0..S-1 of the text tokens whose attention counts; None = the last prompt token.
+
+        Asked once a prompt, before layer 0.
+        """
+        return None
 
     def score(self, prompt: Prompt) -> list[Tensor]:
         """One number a visual token, higher is kept: per sample [V]."""

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..errors import VlmpruneError
 from ..flow.score import visual_columns
 from .base import Prompt, Pruner
 
@@ -28,15 +27,6 @@ class FastV(Pruner):
     reads_attention: ClassVar[bool] = True
     layer: int | float = 2
     exclude_sinks: bool = False
-
-    def layer_index(self, layers: int) -> int:
-        index = super().layer_index(layers)
-        if index == 0:
-            raise VlmpruneError(
-                f"FastV reads the attention of the layer before, so layer={self.layer!r} leaves it none in a model of "
-                f"{layers} decoder layers; use layer=1 or more."
-            )
-        return index
 
     def score(self, prompt: Prompt) -> list[Tensor]:
         assert prompt.attention is not None, "the session probes every method that sets reads_attention"

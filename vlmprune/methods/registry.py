@@ -9,18 +9,42 @@ from typing import Any, TypeVar
 from ..errors import VlmpruneError, nearest
 from .act import ACT
 from .base import Method
+from .cdpruner import CDPruner
+from .dart import Dart
+from .divprune import DivPrune
 from .downsample import Downsample
 from .fastv import FastV
 from .fastv_oracle import FastVOracle
 from .none import Unpruned
+from .prumerge import PruMerge
+from .pyramiddrop import PyramidDrop
 from .random import Random
 from .sgl import SGL
+from .sparsevlm import SparseVLM
 from .uniform import Uniform
 from .var import VAR
+from .visionzip import VisionZip
 
 M = TypeVar("M", bound=type[Method])
 
-BUILT_IN: tuple[type[Method], ...] = (Unpruned, Random, Uniform, Downsample, FastV, FastVOracle, SGL, VAR, ACT)
+BUILT_IN: tuple[type[Method], ...] = (
+    Unpruned,
+    Random,
+    Uniform,
+    Downsample,
+    FastV,
+    FastVOracle,
+    SGL,
+    VAR,
+    ACT,
+    DivPrune,
+    CDPruner,
+    Dart,
+    VisionZip,
+    PruMerge,
+    PyramidDrop,
+    SparseVLM,
+)
 
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
 

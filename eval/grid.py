@@ -1,0 +1,70 @@
+"""Every method at every budget on our scenes and on easy-VQA's test split, with the bundled pair.
+
+    python -m eval.grid --out eval/results            run (or go on), write tables and pictures
+    python -m eval.grid --out eval/results --readme   also put the scenes' table into README.md
+    python -m eval.grid --out /tmp/try --limit 24     a quick look
+
+Summaries and tables are committed; the lines with every answer stay where they were made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import vlmprune
+from vlmprune.cli.models import quiet
+from vlmprune.cli.output import note
+from vlmprune.errors import VlmpruneError
+
+from . import tables
+from .record import write_text
+from .run import BAD_INPUT, evaluate
+from .settings import BASELINES, Settings
+
+TASKS = ("scenes", "easy-vqa")
+KEEPS = ("0.5", "0.25", "0.1", "0.05")
+IN_README = ("0.25", "0.1")
+README = Path(__file__).parents[1] / "README.md"
+MARKED = re.compile(r"(<!-- table: scenes -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+
+
+def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
+    """The grid: the baselines, and every registered method."""
+    methods = (*BASELINES, *(name for name in vlmprune.methods() if name not in BASELINES))
+    return Settings(tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size)
+
+
+def readme_table(folder: Path) -> str:
+    """The scenes' rows that README.md shows."""
+    rows = [row for row in tables.read(folder) if row["task"] == "scenes" and row["keep"] in (None, *IN_README)]
+    return tables.short_table(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the grid and write what comes of it; bad input is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where records and tables go")
+    parser.add_argument("--task", nargs="+", default=TASKS, choices=TASKS, help="only these")
+    parser.add_argument("--limit", type=int, help="only the first N questions of a task")
+    parser.add_argument("--batch-size", type=int, default=16, help="questions at a time")
+    parser.add_argument("--readme", action="store_true", help="put the scenes' table into README.md")
+    args = parser.parse_args(arguments)
+    try:
+        with quiet():
+            evaluate(settings(args.out, args.limit, args.batch_size, tuple(args.task)))
+        if args.readme:
+            found = readme_table(args.out)
+            write_text(README, MARKED.sub(lambda marks: f"{marks[1]}{found}\n{marks[2]}", README.read_text()))
+    except VlmpruneError as error:
+        note(str(error))
+        return BAD_INPUT
+    return tables.main([str(args.out)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

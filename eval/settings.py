@@ -1,0 +1,83 @@
+"""What to evaluate: everything the command line says, and the single runs it stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmprune.cli.inputs import number
+from vlmprune.cli.models import Models, make, options_of
+
+SMALL, BLIND = "small-alone", "blind"
+ROWS = {
+    SMALL: "the small model unpruned: what a pruned large model has to beat",
+    BLIND: "the large model without the picture: what the words alone give",
+}
+BASELINES = ("none", SMALL, BLIND, "random", "uniform", "downsample")  # what every table needs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task under one method at one budget."""
+
+    task: str
+    method: str
+    keep: str | None
+    layer: str | None
+
+    @property
+    def name(self) -> str:
+        """The run's folder below the output folder."""
+        parts = [
+            self.method,
+            *([f"keep{self.keep}"] if self.keep else []),
+            *([f"layer{self.layer}"] if self.layer else []),
+        ]
+        return f"{self.task}/{re.sub(r'[^A-Za-z0-9.+_-]', '_', '-'.join(parts))}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line, as plain values: it travels to other processes and machines."""
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    keeps: tuple[str, ...]
+    out: str
+    data: str = "data"
+    model: str | None = None
+    guide: str | None = None
+    layer: str | None = None
+    seed: int = 0
+    limit: int | None = None
+    batch_size: int = 1
+    max_new_tokens: int | None = None
+    boxes: str = "auto"
+    hub: bool = False
+    strict: bool = False
+    trust_remote_code: bool = False
+
+    def runs(self) -> Iterator[Run]:
+        """Every task x method x budget; a method without a budget runs once."""
+        for task in self.tasks:
+            for method in dict.fromkeys(self.methods):
+                takes = set() if method in ROWS else options_of(method)
+                layer = self.layer if "layer" in takes else None
+                for keep in dict.fromkeys(self.keeps) if "keep" in takes else (None,):
+                    yield Run(task, method, keep, layer)
+
+    def method(self, run: Run, models: Models | None) -> Any:
+        """The run's method object; without `models` only what can be checked before loading any."""
+        if run.method in ROWS:
+            return make("none")
+        takes = options_of(run.method)
+        given: dict[str, Any] = {"seed": self.seed} if "seed" in takes else {}
+        if run.keep is not None:
+            given["keep"] = number("--keep", run.keep)
+        return make(run.method, models, layer=number("--layer", run.layer), **given)
+
+    def folder(self, run: Run) -> Path:
+        return Path(self.out) / run.name

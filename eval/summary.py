@@ -1,0 +1,94 @@
+"""From a complete record to the run's summary: metrics, costs, positions, what was bad, and where it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from .stats import standard_error
+from .tasks.base import Task
+from .tasks.load import Data
+from .worker import LATTICE
+
+COSTS = (
+    "visual_tokens", "kept_tokens", "lm_tokens", "layer_avg_tokens", "retention",
+    "prefill_flops", "prefill_flops_full", "guide_flops", "kv_bytes", "kv_bytes_full",
+)  # fmt: skip
+
+
+def summarise(
+    task: Task,
+    data: Data,
+    lines: Sequence[Mapping[str, Any]],
+    identity: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The summary of one run.
+
+    `scores` are per question in the data's order (null: bad or unscored); `units` hold numerators and denominators of
+    the main metric, from which tables compute significance.
+    """
+    bad = [{"where": one.where, "why": one.why} for one in data.bad]
+    bad += [{"where": line["id"], "why": line["error"]} for line in lines if "error" in line]
+    answered = [line for line in lines if "error" not in line]
+    scored = [line for line in answered if line["score"] is not None]
+    units = task.units(scored) if scored else {}
+    above, below = [unit[0] for unit in units.values()], [unit[1] for unit in units.values()]
+    weights = below if any(value != 1 for value in below) else None  # null: every unit weighs 1
+    metrics = task.metrics(scored) if scored else {}
+    return {
+        **identity,
+        "questions": len(lines),
+        "answered": len(answered),
+        "bad_count": len(bad),
+        "bad": bad,
+        "main": task.main,
+        "value": rounded(metrics.get(task.main)),
+        "standard_error": rounded(standard_error(above, below)) if units else None,
+        "metrics": {name: rounded(value) for name, value in metrics.items()},
+        "costs": costs([line["report"] for line in answered]),
+        "positions": positions([line["report"]["cells"] for line in answered]),
+        "data": {"sha256": data.sha256, "ids_sha256": ids_hash([line["id"] for line in lines])},
+        "scores": [None if line.get("score") is None else rounded(line["score"]) for line in lines],
+        "units": {"ids_sha256": ids_hash(list(units)), "above": [rounded(v) for v in above], "below": weights},
+        "provenance": dict(provenance),
+    }
+
+
+def costs(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of tokens, FLOPs and bytes a question; medians of seconds, decoding also by answer token."""
+    out: dict[str, Any] = {}
+    for name in COSTS:
+        values = [report[name] for report in reports if isinstance(report.get(name), int | float)]
+        if values:
+            out[name] = rounded(mean(values))
+    stages = sorted({stage for report in reports for stage in report["seconds"]})
+    seconds = {stage: median(report["seconds"].get(stage, 0.0) for report in reports) for stage in stages}
+    if "decode" in seconds:
+        seconds["decode_a_token"] = median(
+            report["seconds"].get("decode", 0.0) / max(1, report["answer_tokens"]) for report in reports
+        )
+    exits = [float(report["exited"]) for report in reports if "exited" in report]
+    if exits:
+        out["exited_share"] = rounded(mean(exits))
+    return out | {"seconds": {stage: rounded(value) for stage, value in seconds.items()}}
+
+
+def positions(cells: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
+    """Share of the visual tokens kept in each cell of the lattice, over all questions; null where none ever was."""
+    kept = [sum(one["kept"][i] for one in cells) for i in range(LATTICE**2)]
+    every = [sum(one["all"][i] for one in cells) for i in range(LATTICE**2)]
+    shares = [round(k / n, 4) if n else None for k, n in zip(kept, every, strict=True)]
+    return {"rows": LATTICE, "columns": LATTICE, "kept_share": shares}
+
+
+def ids_hash(ids: Sequence[str]) -> str:
+    """A hash of ids in order: two runs with the same one can be compared place by place."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
+def rounded(value: float | None) -> float | None:
+    """Six significant digits are more than any of these numbers carries."""
+    return None if value is None else float(f"{value:.6g}")

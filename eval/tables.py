@@ -1,0 +1,257 @@
+"""Tables and pictures, from records only.
+
+    python -m eval.tables results               prints Markdown, writes results/tables.md and the pictures beside it
+    python -m eval.tables results --no-pictures
+
+Whatever a table compares was answered by the same model on the same questions; where records differ the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlmprune.cli.output import amount, milliseconds, note
+from vlmprune.errors import VlmpruneError
+
+from .plots import draw, prefill_flops
+from .record import write_text
+from .run import BAD_INPUT
+from .settings import BASELINES
+from .stats import paired_p
+
+Summary = Mapping[str, Any]
+RIGHT = 0.5  # a question's score from which on it counts as answered right, where scores are not 0 or 1
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Every summary below a folder, baselines first, budgets from large to small.
+
+    Raises:
+        VlmpruneError: there is none, or one cannot be read.
+    """
+    found = []
+    for path in sorted(folder.glob("**/summary.json")):
+        try:
+            found.append(json.loads(path.read_text()))
+        except ValueError as error:
+            raise VlmpruneError(f"{str(path)!r} is no summary ({error}); run the evaluation again.") from None
+    if not found:
+        raise VlmpruneError(
+            f"There is no summary.json below {str(folder)!r}; run python -m eval.run --out {folder} first."
+        )
+    order = {name: at for at, name in enumerate(BASELINES)}
+    return sorted(
+        found, key=lambda one: (one["task"], order.get(one["method"], len(order)), one["method"], -share(one))
+    )
+
+
+def share(summary: Summary) -> float:
+    """The budget for sorting: kept over all visual tokens."""
+    costs = summary["costs"]
+    return costs.get("kept_tokens", 0) / costs["visual_tokens"] if costs.get("visual_tokens") else 0.0
+
+
+def by_task(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
+    """Summaries of each task, in order."""
+    out: dict[str, list[Summary]] = {}
+    for one in summaries:
+        out.setdefault(one["task"], []).append(one)
+    return out
+
+
+def named(rows: Sequence[Summary], method: str, keep: str | None = None) -> Summary | None:
+    """The row of a method at a budget."""
+    return next((row for row in rows if row["method"] == method and row["keep"] == keep), None)
+
+
+def label(row: Summary) -> str:
+    """What a row is called in tables and legends."""
+    return f"{row['method']} {row['keep']}" if row["keep"] else str(row["method"])
+
+
+# -- what is compared ------------------------------------------------------------------------------------------------
+
+
+def significance(row: Summary, unpruned: Summary | None) -> float | None:
+    """p of "as good as the unpruned model" over the same units, None where there is nothing to compare."""
+    if unpruned is None or row is unpruned or row["value"] is None or unpruned["value"] is None:
+        return None
+    if row["units"]["ids_sha256"] != unpruned["units"]["ids_sha256"]:
+        return None
+    pair = [
+        (one["units"]["above"], one["units"]["below"] or [1.0] * len(one["units"]["above"])) for one in (row, unpruned)
+    ]
+    return paired_p(pair[0], pair[1])
+
+
+def where_downsampling_fails(row: Summary, rows: Sequence[Summary]) -> tuple[float, int] | None:
+    """A row's mean score on the questions that the unpruned model gets right and downsampling at its budget wrong.
+
+    These tell a method that finds what matters from one that could as well shrink the picture (VTC-Bench, 2025).
+
+    Returns:
+        The mean and the number of questions, None without these rows, budget or questions.
+    """
+    unpruned, shrunk = named(rows, "none"), named(rows, "downsample", row["keep"])
+    if unpruned is None or shrunk is None or row["keep"] is None:
+        return None
+    if len({one["data"]["ids_sha256"] for one in (row, unpruned, shrunk)}) > 1:
+        return None
+    scores = [
+        mine
+        for mine, full, small in zip(row["scores"], unpruned["scores"], shrunk["scores"], strict=True)
+        if None not in (mine, full, small) and full >= RIGHT > small
+    ]
+    return (sum(scores) / len(scores), len(scores)) if scores else None
+
+
+# -- Markdown --------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Summary]) -> str:
+    """One task's table with its caption."""
+    unpruned = named(rows, "none")
+    heading = [
+        "method", "keep", "tokens into LM", "layer average", "prefill FLOPs", "KV cache", "prefill", "a token", "total",
+        str(rows[0]["main"]), "p vs. unpruned", "where downsampling fails",
+    ]  # fmt: skip
+    lines = [heading, ["---", "---"] + ["---:"] * (len(heading) - 2)]
+    for row in rows:
+        p, hard = significance(row, unpruned), where_downsampling_fails(row, rows)
+        costs, seconds = row["costs"], row["costs"].get("seconds", {})
+        lines.append(
+            [
+                row["method"],
+                row["keep"] or "",
+                _cell(costs.get("lm_tokens"), "{:.1f}".format),
+                _cell(costs.get("layer_avg_tokens"), "{:.1f}".format),
+                _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned)),
+                _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
+                *(_cell(seconds.get(stage), milliseconds) for stage in ("prefill", "decode_a_token", "total")),
+                _main(row),
+                _p(p),
+                "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
+            ]
+        )
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(rows)
+
+
+def caption(rows: Sequence[Summary]) -> str:
+    """What a table must say about itself, faults included."""
+    first = rows[0]
+    questions = sorted({row["questions"] for row in rows})
+    counted = " or ".join(f"{count:,}" for count in questions)
+    said = [
+        f"{first['task']}: {counted} questions; {first['main']} ± its bootstrap standard error; p from swapping results"
+        " in pairs; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians.",
+        _every("Model", [row["model"] for row in rows]),
+        _every("backend", [row["backend"] for row in rows]),
+        _every("batch size", [row["batch_size"] for row in rows]),
+        _every("machine", [row["provenance"]["machine"] for row in rows]),
+        _every(
+            "commit", [row["provenance"]["commit"][:10] + " with changes" * row["provenance"]["dirty"] for row in rows]
+        ),
+    ]
+    if missing := [name for name in BASELINES if not any(row["method"] == name for row in rows)]:
+        said.append(f"Missing from this table: {', '.join(missing)}.")
+    if len({row["data"]["ids_sha256"] for row in rows}) > 1:
+        said.append("The rows do not answer the same questions, so they cannot be compared.")
+    if bad := max((row["bad_count"] for row in rows), default=0):
+        examples = "; ".join(
+            f"{one['where']}: {one['why']}" for one in next(r for r in rows if r["bad_count"])["bad"][:3]
+        )
+        said.append(f"Up to {bad} faults in the data, left out and named in the summaries, for example {examples}.")
+    return " ".join(said)
+
+
+def short_table(rows: Sequence[Summary]) -> str:
+    """One task's table for a page that has room for little: tokens, FLOPs, the main number, its difference."""
+    unpruned = named(rows, "none")
+    lines = [["method", "keep", "layer average", "prefill FLOPs", str(rows[0]["main"]), "p vs. unpruned"]]
+    lines.append(["---", "---"] + ["---:"] * 4)
+    for row in rows:
+        average = _cell(row["costs"].get("layer_avg_tokens"), "{:.1f}".format)
+        cost = _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned))
+        p = significance(row, unpruned)
+        lines.append([row["method"], row["keep"] or "", average, cost, _main(row), _p(p)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def overview(summaries: Sequence[Summary]) -> str:
+    """Methods by tasks, each as a share of the unpruned model's number, and the mean of the shares."""
+    tasks = by_task([one for one in summaries if one["value"] is not None])
+    names = list(dict.fromkeys((one["method"], one["keep"]) for one in summaries))
+    lines = [["method", "keep", *tasks, "mean share of unpruned"], ["---", "---"] + ["---:"] * (len(tasks) + 1)]
+    for method, keep in names:
+        cells, shares = [], []
+        for rows in tasks.values():
+            row, unpruned = named(rows, method, keep), named(rows, "none")
+            cells.append("" if row is None else f"{row['value']:.3f}")
+            if row is not None and unpruned is not None and unpruned["value"]:
+                shares.append(row["value"] / unpruned["value"])
+        whole = len(shares) == len(tasks)
+        lines.append([method, keep or "", *cells, f"{sum(shares) / len(shares):.1%}" if whole and shares else ""])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def markdown(summaries: Sequence[Summary]) -> str:
+    """Every task's table, after an overview where there are several tasks."""
+    tasks = by_task(summaries)
+    parts = [f"## {task}\n\n{table(rows)}" for task, rows in tasks.items()]
+    return "\n\n".join(([f"## All tasks\n\n{overview(summaries)}"] if len(tasks) > 1 else []) + parts) + "\n"
+
+
+def _cell(value: float | None, form: Callable[[float], str]) -> str:
+    return "" if value is None else form(value)
+
+
+def _main(row: Summary) -> str:
+    return "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _part(value: float | None, whole: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value / whole:.1%}" if whole else amount(value)
+
+
+def _every(what: str, values: Sequence[Any]) -> str:
+    return f"{what}: {' / '.join(map(str, dict.fromkeys(values)))}."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables and write them with the pictures; bad input is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="what eval.run wrote with --out")
+    parser.add_argument("--out", type=Path, help="where tables.md and the pictures go; default: the same folder")
+    parser.add_argument("--no-pictures", action="store_true", help="only the Markdown")
+    args = parser.parse_args(arguments)
+    try:
+        summaries = read(args.folder)
+        text = markdown(summaries)
+        out = args.out or args.folder
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "tables.md", text)
+        if not args.no_pictures:
+            for task, rows in by_task(summaries).items():
+                draw(task, rows, out)
+    except VlmpruneError as error:
+        note(str(error))
+        return BAD_INPUT
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

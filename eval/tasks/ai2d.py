@@ -1,0 +1,63 @@
+"""AI2D (Kembhavi et al., ECCV 2016), test split: multiple choice on school-book diagrams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..scorers.options import LETTERS, lettered, listed, read_option
+from .base import LETTER, Hub, Line, Sample, Task, each, mean
+from .readers import Bad, BadRow, Folder, number, read_json, read_text, text, texts, value
+
+
+class AI2D(Task):
+    """Accuracy of the option chosen."""
+
+    name = "ai2d"
+    files: ClassVar = {
+        "ai2d_test_ids.csv": "from ai2d-all.zip (AllenAI)",
+        "questions/": "its questions, one JSON file a diagram",
+        "images/": "its diagrams",
+    }
+    hub = Hub("lmms-lab/ai2d", None, "test")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._seen = 0
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        names = read_text(folder.file("ai2d_test_ids.csv")).split()
+        questions, images = folder.folder("questions"), folder.folder("images")
+
+        def build(name: str) -> Iterable[Sample]:
+            path = questions / f"{name}.png.json"
+            if not path.is_file():
+                raise BadRow(f"there is no questions/{path.name}")
+            for question, row in value(read_json(path), "questions", dict).items():
+                options, right = texts(row, "answerTexts"), number(row, "correctAnswer")
+                yield self._sample(text(row, "questionId"), question, options, right, name, images / f"{name}.png")
+
+        yield from each(names, build, "diagram")
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        self._seen += 1  # the Hub's rows have no id
+        name = f"row {self._seen}"
+        options = texts(row, "options")
+        yield self._sample(name, text(row, "question"), options, number(row, "answer"), name, row["image"])
+
+    def _sample(self, name: str, question: str, texts: list[str], right: int, group: str, image: Any) -> Sample:
+        options = lettered(texts)
+        if not 0 <= right < len(options):
+            raise BadRow(f"the right answer is {right}, but there are {len(options)} options")
+        prompt = f"{question}\n{listed(options)}\n{LETTER}"
+        return Sample(name, prompt, image, LETTERS[right], group, {"options": options})
+
+    def read(self, sample: Sample, answer: str) -> str | None:
+        return read_option(answer, sample.meta["options"])
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return float(parsed == sample.truth)
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        unreadable = mean(line["parsed"] is None for line in lines)
+        return {"accuracy": mean(line["score"] for line in lines), "unreadable": unreadable}

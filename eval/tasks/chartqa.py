@@ -1,0 +1,55 @@
+"""ChartQA (Masry et al., ACL 2022), test split: questions on charts, written by people and by a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..scorers.text import relaxed_accuracy
+from .base import Hub, Line, Sample, Task, each, mean, mean_by, short
+from .readers import Bad, BadRow, Folder, read_json, text
+
+SPLITS = ("human", "augmented")
+
+
+class ChartQA(Task):
+    """Relaxed accuracy: numbers may be off by 5 %."""
+
+    name = "chartqa"
+    files: ClassVar = {
+        **{f"test/test_{split}.json": "from the ChartQA Dataset folder" for split in SPLITS},
+        "test/png/": "the charts of its test split",
+    }
+    hub = Hub("lmms-lab/ChartQA", None, "test")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._seen = 0
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        charts = folder.folder("test/png")
+        for split in SPLITS:
+            name = f"test/test_{split}.json"
+            rows = read_json(folder.file(name))
+            if not isinstance(rows, list):
+                raise BadRow(f"{name} is of type {type(rows).__name__}, not a list")
+
+            def build(numbered: tuple[int, Any], split: str = split) -> Iterable[Sample]:
+                at, row = numbered
+                image = text(row, "imgname")
+                question, label = text(row, "query"), text(row, "label")
+                yield Sample(f"{split}/{at}", short(question), charts / image, label, image, {"split": split})
+
+            yield from each(enumerate(rows), build, name)
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        self._seen += 1  # the Hub's rows have no id
+        split = text(row, "type").removesuffix("_test")
+        name = f"{split}/row {self._seen}"
+        yield Sample(name, short(text(row, "question")), row["image"], text(row, "answer"), name, {"split": split})
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return relaxed_accuracy(parsed, sample.truth)
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "split")}

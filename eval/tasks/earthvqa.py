@@ -1,0 +1,55 @@
+"""EarthVQA (Wang et al., AAAI 2024), validation split: land cover questions on aerial pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from vlmprune.scoring import exact_match
+
+from ..scorers.text import as_number
+from .base import Line, Sample, Task, by, each, mean, mean_by, short
+from .readers import Bad, BadRow, Folder, read_json, text
+
+QUESTIONS = "Val_QA.json"
+
+
+class EarthVQA(Task):
+    """Accuracy over all questions and by type, and the root mean square error of counts."""
+
+    name = "earthvqa"
+    files: ClassVar = {QUESTIONS: "from EarthVQA", "Val/": "its validation pictures, images_png somewhere below"}
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        questions = read_json(folder.file(QUESTIONS))
+        if not isinstance(questions, dict):
+            raise BadRow(f"{QUESTIONS} is of type {type(questions).__name__}, not a table by picture")
+        pictures = folder.folder("Val")
+        found = {path.name: path for path in sorted(pictures.glob("**/images_png/*.png"))}
+
+        def build(item: tuple[str, int, Any]) -> Iterable[Sample]:
+            image, at, row = item
+            kind, answer = text(row, "Type"), text(row, "Answer")
+            path = found.get(image, pictures / "images_png" / image)
+            meta = {"type": kind, "truth": answer}
+            yield Sample(f"{image}/{at}", short(text(row, "Question")), path, answer, image, meta)
+
+        for image, rows in questions.items():
+            if not isinstance(rows, list):
+                yield Bad(f"{QUESTIONS}, {image}", f"of type {type(rows).__name__}, not a list of questions")
+                continue
+            yield from each([(image, at, row) for at, row in enumerate(rows)], build, f"{QUESTIONS}, {image}, question")
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return exact_match(parsed, sample.truth)
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        out = {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "type")}
+        for kind, part in by(lines, "type").items():
+            pairs = [(as_number(line["parsed"]), as_number(line["meta"]["truth"])) for line in part]
+            errors = [(a - b) ** 2 for a, b in pairs if a is not None and b is not None]
+            if "count" in kind.lower() and errors:
+                out[f"rmse/{kind}"] = math.sqrt(mean(errors))
+                out[f"rmse_answers/{kind}"] = len(errors) / len(part)  # the rest gave no number
+        return out

@@ -1,0 +1,31 @@
+"""easy-VQA's test split, from the package `easy-vqa` on PyPI: one shape on a 64 x 64 picture, 13 answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmprune.errors import VlmpruneError
+from vlmprune.scoring import exact_match
+
+from .base import Sample, Task
+from .readers import Bad, Folder
+
+
+class EasyVQA(Task):
+    """Exact match; the question is asked as it is, since the bundled pair knows few other words."""
+
+    name = "easy-vqa"
+    max_new_tokens = 4
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        try:
+            import easy_vqa
+        except ImportError:
+            raise VlmpruneError("The task 'easy-vqa' reads the package easy-vqa; install vlmprune[train].") from None
+        questions, answers, pictures = easy_vqa.get_test_questions()
+        paths = easy_vqa.get_test_image_paths()
+        for at, (question, answer, picture) in enumerate(zip(questions, answers, pictures, strict=True)):
+            yield Sample(str(at), question, folder.path / paths[picture], answer, str(picture))
+
+    def score(self, sample: Sample, parsed: object) -> float:
+        return exact_match(str(parsed), sample.truth)

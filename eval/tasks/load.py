@@ -1,0 +1,60 @@
+"""A task's questions, read whole before anything is asked: what is usable, what is not, and a hash of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlmprune.errors import VlmpruneError
+
+from .base import Sample, Task
+from .readers import Bad, BadRow
+
+
+@dataclass
+class Data:
+    """The questions in order, what could not be used, and sha256 over all ids, prompts and truths."""
+
+    samples: list[Sample] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+    sha256: str = ""
+
+
+def load(task: Task, root: Path, *, hub: bool = False, limit: int | None = None, strict: bool = False) -> Data:
+    """Read a task.
+
+    Args:
+        root: the folder that holds one folder a task. limit: stop after so many usable questions. strict: raise at the
+            first thing that is wrong.
+    Raises:
+        VlmpruneError: a file is missing; with `strict` anything else too.
+    """
+    data, seen, content = Data(), set(), hashlib.sha256()
+
+    def note(bad: Bad) -> None:
+        if strict:
+            raise VlmpruneError(
+                f"The data of {task.name!r} has a fault at {bad.where}: {bad.why}; mend it or leave out --strict."
+            )
+        data.bad.append(bad)
+
+    try:
+        for one in task.samples(root, hub=hub):
+            if isinstance(one, Bad):
+                note(one)
+            elif one.id in seen:
+                note(Bad(one.id, "the id was used by an earlier question; the first one counts"))
+            else:
+                seen.add(one.id)
+                data.samples.append(one)
+                content.update(json.dumps([one.id, one.prompt, one.truth], ensure_ascii=False).encode())
+            if limit is not None and len(data.samples) == limit:
+                break
+    except BadRow as error:
+        note(Bad(task.name, str(error)))
+    if not data.samples and not data.bad:
+        note(Bad(task.name, "the files hold no question"))
+    data.sha256 = content.hexdigest()
+    return data

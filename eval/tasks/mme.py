@@ -1,0 +1,110 @@
+"""MME (Fu et al., 2023): two yes-or-no questions a picture in fourteen subtasks; accuracy plus accuracy+."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..scorers.yes_no import mme_reading, mme_scores
+from .base import SHORT, Hub, Line, Sample, Task, by, each, mean
+from .readers import Bad, BadRow, Folder, read_text, text
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+OFFICIAL_END = "Please answer yes or no."
+PICTURES = (".jpg", ".png", ".jpeg")
+FULL_SCORE = 200  # of a subtask
+
+
+class MME(Task):
+    """Main number: the official total as a share of what the subtasks present can give (2,800 for all fourteen)."""
+
+    name = "mme"
+    main = "score_share"
+    files: ClassVar = {"MME_Benchmark_release_version/": "MME's release: one folder a subtask, pictures and .txt files"}
+    hub = Hub("lmms-lab/MME", None, "test")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._asked: Counter[str] = Counter()
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        release = folder.folder("MME_Benchmark_release_version")
+        for subtask in (*PERCEPTION, *COGNITION):
+            texts = sorted((release / subtask).glob("**/*.txt"))
+            if not texts:
+                yield Bad(f"MME_Benchmark_release_version/{subtask}", "no .txt file with questions")
+            for path in texts:
+                yield from each(
+                    self._rows(path), self._build(subtask, path, release / subtask), f"{subtask}/{path.name}"
+                )
+
+    def _rows(self, path: Path) -> Iterator[list[str]]:
+        for line in read_text(path).splitlines():
+            if line.strip():
+                yield line.split("\t")
+
+    def _build(self, subtask: str, path: Path, folder: Path) -> Any:
+        # Some subtasks keep pictures and questions apart, in images/ and questions_answers_YN/.
+        places = [place / (path.stem + ending) for place in (path.parent, folder / "images") for ending in PICTURES]
+        image = next((place for place in places if place.exists()), places[0])
+
+        def build(row: list[str]) -> Iterable[Sample]:
+            if len(row) != 2:
+                raise BadRow(f"{len(row)} columns where a question and its answer were expected")
+            yield self._sample(subtask, f"{subtask}/{path.stem}", row[0], row[1], image)
+
+        return build
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        category, picture = text(row, "category"), text(row, "question_id")
+        yield self._sample(category, picture, text(row, "question"), text(row, "answer"), row["image"])
+
+    def _sample(self, subtask: str, picture: str, question: str, answer: str, image: Any) -> Sample:
+        truth = answer.strip().lower()
+        if truth not in ("yes", "no"):
+            raise BadRow(f"the answer is {answer!r}, not Yes or No")
+        self._asked[picture] += 1
+        prompt = f"{question.removesuffix(OFFICIAL_END).strip()}\n{SHORT}"
+        return Sample(f"{picture}/{self._asked[picture]}", prompt, image, truth, picture, {"subtask": subtask})
+
+    def read(self, sample: Sample, answer: str) -> str:
+        return mme_reading(answer)
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return float(parsed == sample.truth)
+
+    def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
+        """A picture's part of the total: its mean accuracy and whether all is right, each over the subtask's size.
+
+        The subtask's accuracy is a mean over questions; official subtasks have two a picture, where both means agree.
+        """
+        out = {}
+        subtasks = by(lines, "subtask")
+        pictures = len({line["group"] for line in lines})
+        for part in subtasks.values():
+            groups: dict[str, list[float]] = {}
+            for line in part:
+                groups.setdefault(line["group"], []).append(line["score"])
+            for group, scores in groups.items():
+                points = 100 * sum(scores) / len(part) + 100 * all(scores) / len(groups)
+                out[group] = (points * pictures / (FULL_SCORE * len(subtasks)), 1.0)
+        return out
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for subtask, part in by(lines, "subtask").items():
+            found = mme_scores([line["score"] == 1 for line in part], [line["group"] for line in part])
+            out |= {f"{name}/{subtask}": number for name, number in found.items()}
+        totals = {k.removeprefix("score/"): v for k, v in out.items() if k.startswith("score/")}
+        return {
+            "score_share": mean(totals.values()) / FULL_SCORE,
+            "perception": sum(v for k, v in totals.items() if k in PERCEPTION),
+            "cognition": sum(v for k, v in totals.items() if k in COGNITION),
+            "unreadable": mean(line["parsed"] == "" for line in lines),
+            **out,
+        }

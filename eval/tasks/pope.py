@@ -1,0 +1,74 @@
+"""POPE (Li et al., EMNLP 2023): is there such an object? Random, popular and adversarial questions on COCO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..scorers.yes_no import YES, confusion, pope_reading, read_yes_no
+from .base import Hub, Line, Sample, Task, by, each, mean, short
+from .readers import Bad, BadRow, Folder, read_json_lines, text
+
+CATEGORIES = ("random", "popular", "adversarial")
+
+
+class Pope(Task):
+    """F1 of "yes" over all questions; an answer that says neither is wrong. POPE's own reading stands beside it."""
+
+    name = "pope"
+    main = "f1"
+    files: ClassVar = {
+        **{f"coco_pope_{category}.json": "from output/coco of POPE" for category in CATEGORIES},
+        "val2014/": "COCO's val2014 pictures",
+    }
+    hub = Hub("lmms-lab/POPE", None, "test")
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        pictures = folder.folder("val2014")
+        for category in CATEGORIES:
+            name = f"coco_pope_{category}.json"
+
+            def build(row: Any, category: str = category) -> Iterable[Sample]:
+                image = text(row, "image")
+                yield self._sample(category, row, text(row, "text"), text(row, "label"), image, pictures / image)
+
+            yield from each(read_json_lines(folder.file(name)), build, name)
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        source, category = text(row, "image_source"), text(row, "category")
+        yield self._sample(category, row, text(row, "question"), text(row, "answer"), source, row["image"])
+
+    def _sample(
+        self, category: str, row: Mapping[str, Any], question: str, label: str, source: str, image: Any
+    ) -> Sample:
+        if label.lower() not in ("yes", "no"):
+            raise BadRow(f"the label is {label!r}, not yes or no")
+        name = f"{category}/{row.get('question_id')}"
+        return Sample(
+            name, short(question), image, label.lower(), source, {"category": category, "label": label.lower()}
+        )
+
+    def read(self, sample: Sample, answer: str) -> str:
+        return read_yes_no(answer)
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return float(parsed == sample.truth)
+
+    def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
+        """F1 = sum of 2 hits / sum of (said yes + truly yes), so a picture's share of it is a pair of counts."""
+        out: dict[str, tuple[float, float]] = {}
+        for line in lines:
+            said, there = line["parsed"] == YES, line["meta"]["label"] == YES
+            above, below = out.get(line["group"], (0.0, 0.0))
+            out[line["group"]] = (above + 2 * (said and there), below + said + there)
+        return out
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        truths = [line["meta"]["label"] for line in lines]
+        out = confusion([line["parsed"] for line in lines], truths)
+        official = confusion([pope_reading(line["answer"]) for line in lines], truths)
+        for category, part in by(lines, "category").items():
+            labels = [line["meta"]["label"] for line in part]
+            out[f"f1/{category}"] = confusion([line["parsed"] for line in part], labels)["f1"]
+        out["f1_mean_of_categories"] = mean(v for k, v in out.items() if k.startswith("f1/"))
+        return out | {f"official_{name}": official[name] for name in ("accuracy", "f1", "yes_ratio")}

@@ -1,0 +1,68 @@
+"""ScienceQA-IMG (Lu et al., NeurIPS 2022), test split: school science, the questions that have a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..scorers.options import lettered, listed, read_option
+from .base import LETTER, Hub, Line, Sample, Task, each, mean, mean_by
+from .readers import Bad, BadRow, Folder, number, read_json, text, texts, value
+
+
+class ScienceQA(Task):
+    """Accuracy of the option chosen; an answer that names none is wrong and counted as unreadable."""
+
+    name = "scienceqa"
+    files: ClassVar = {
+        "problems.json": "from data/scienceqa of ScienceQA",
+        "pid_splits.json": "from data/scienceqa of ScienceQA",
+        "test/": "the pictures of its test.zip, one folder a question",
+    }
+    hub = Hub("lmms-lab/ScienceQA", "ScienceQA-IMG", "test")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._seen = 0
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        problems = value({"problems": read_json(folder.file("problems.json"))}, "problems", dict)
+        test = value(read_json(folder.file("pid_splits.json")), "test", list)
+        pictures = folder.folder("test")
+
+        def build(name: Any) -> Iterable[Sample]:
+            if str(name) not in problems:
+                raise BadRow(f"problem {name!r} is not in problems.json")
+            row = problems[str(name)]
+            if isinstance(row, dict) and row.get("image") is None:
+                return  # a question without a picture is no part of ScienceQA-IMG
+            yield self._sample(str(name), row, pictures / str(name) / text(row, "image"))
+
+        yield from each(test, build, "pid_splits.json, test")
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        self._seen += 1  # the Hub's rows have no id
+        yield self._sample(f"row {self._seen}", row, row["image"])
+
+    def _sample(self, name: str, row: Mapping[str, Any], image: Any) -> Sample:
+        options, right = lettered(texts(row, "choices")), number(row, "answer")
+        if not 0 <= right < len(options):
+            raise BadRow(f"the field 'answer' is {right}, but there are {len(options)} choices")
+        hint = row.get("hint") or ""
+        prompt = "\n".join([*([f"Context: {hint}"] if hint else []), text(row, "question"), listed(options), LETTER])
+        return Sample(
+            name, prompt, image, "ABCDEFGHIJ"[right], name, {"subject": row.get("subject"), "options": options}
+        )
+
+    def read(self, sample: Sample, answer: str) -> str | None:
+        return read_option(answer, sample.meta["options"])
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return float(parsed == sample.truth)
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        return {
+            "accuracy": mean(line["score"] for line in lines),
+            "unreadable": mean(line["parsed"] is None for line in lines),
+            **mean_by(lines, "subject"),
+        }

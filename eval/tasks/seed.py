@@ -1,0 +1,57 @@
+"""SEED-Bench (Li et al., CVPR 2024), its questions on single pictures (SEED-Image)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..scorers.options import lettered, listed, read_option
+from .base import LETTER, Hub, Line, Sample, Task, each, mean, mean_by
+from .readers import Bad, BadRow, Folder, read_json, text, value
+
+
+class SeedImage(Task):
+    """Accuracy of the option chosen."""
+
+    name = "seed"
+    files: ClassVar = {
+        "SEED-Bench.json": "from AILab-CVC/SEED-Bench",
+        "SEED-Bench-image/": "the pictures of SEED-Bench-image.zip",
+    }
+    hub = Hub("lmms-lab/SEED-Bench", None, "test")
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        rows = value(read_json(folder.file("SEED-Bench.json")), "questions", list)
+        pictures = folder.folder("SEED-Bench-image")
+
+        def build(row: Any) -> Iterable[Sample]:
+            if text(row, "data_type") == "image":
+                yield self._sample(row, pictures / text(row, "data_id"))
+
+        yield from each(rows, build, "SEED-Bench.json")
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        if text(row, "data_type") == "image":
+            yield self._sample(row, row["image"])
+
+    def _sample(self, row: Mapping[str, Any], image: Any) -> Sample:
+        options = lettered([str(value(row, f"choice_{letter}", (str, int, float))) for letter in "abcd"])
+        if text(row, "answer") not in options:
+            raise BadRow(f"the field 'answer' is {row['answer']!r}, not a letter from A to D")
+        prompt = f"{text(row, 'question')}\n{listed(options)}\n{LETTER}"
+        meta = {"type": str(row.get("question_type_id")), "options": options}
+        name = str(value(row, "question_id", (str, int)))
+        return Sample(name, prompt, image, row["answer"], str(row.get("data_id")), meta)
+
+    def read(self, sample: Sample, answer: str) -> str | None:
+        return read_option(answer, sample.meta["options"])
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return float(parsed == sample.truth)
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        return {
+            "accuracy": mean(line["score"] for line in lines),
+            "unreadable": mean(line["parsed"] is None for line in lines),
+            **mean_by(lines, "type"),
+        }

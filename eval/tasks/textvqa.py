@@ -1,0 +1,39 @@
+"""TextVQA (Singh et al., CVPR 2019), validation split: questions about text in pictures, without OCR hints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from ..scorers.vqa import vqa_accuracy
+from .base import Hub, Sample, Task, each, short
+from .readers import Bad, Folder, number, read_json, text, texts, value
+
+QUESTIONS = "TextVQA_0.5.1_val.json"
+
+
+class TextVQA(Task):
+    """VQA accuracy over ten people's answers."""
+
+    name = "textvqa"
+    files: ClassVar = {QUESTIONS: "from textvqa.org", "train_images/": "the pictures of train_val_images.zip"}
+    hub = Hub("lmms-lab/textvqa", None, "validation")
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        rows = value(read_json(folder.file(QUESTIONS)), "data", list)
+        pictures = folder.folder("train_images")
+
+        def build(row: Any) -> Iterable[Sample]:
+            yield self._sample(row, pictures / f"{text(row, 'image_id')}.jpg")
+
+        yield from each(rows, build, QUESTIONS)
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        yield self._sample(row, row["image"])
+
+    def _sample(self, row: Mapping[str, Any], image: Any) -> Sample:
+        name, prompt = str(number(row, "question_id")), short(text(row, "question"))
+        return Sample(name, prompt, image, texts(row, "answers"), text(row, "image_id"))
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return vqa_accuracy(parsed, sample.truth)

@@ -1,0 +1,49 @@
+"""VizWiz-VQA (Gurari et al., CVPR 2018), validation split: blind people's photos, many of them unanswerable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..scorers.vqa import vqa_accuracy
+from .base import SHORT, Hub, Line, Sample, Task, each, mean
+from .readers import Bad, BadRow, Folder, read_json, text, texts, value
+
+PROMPT = "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
+
+
+class VizWiz(Task):
+    """VQA accuracy over ten people's answers."""
+
+    name = "vizwiz"
+    files: ClassVar = {"val.json": "from Annotations.zip of vizwiz.org's VQA task", "val/": "its validation pictures"}
+    hub = Hub("lmms-lab/VizWiz-VQA", None, "val")
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        rows, pictures = read_json(folder.file("val.json")), folder.folder("val")
+        if not isinstance(rows, list):
+            raise BadRow(f"val.json is of type {type(rows).__name__}, not a list")
+
+        def build(row: Any) -> Iterable[Sample]:
+            image = text(row, "image")
+            answers = [text(one, "answer") for one in value(row, "answers", list)]
+            yield self._sample(image, row, answers, pictures / image)
+
+        yield from each(rows, build, "val.json")
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        yield self._sample(text(row, "question_id"), row, texts(row, "answers"), row["image"])
+
+    def _sample(self, name: str, row: Mapping[str, Any], answers: list[str], image: Any) -> Sample:
+        if not answers:
+            raise BadRow("the field 'answers' is empty")
+        unanswerable = 2 * answers.count("unanswerable") > len(answers)
+        prompt = PROMPT.format(question=text(row, "question"))
+        return Sample(name, prompt, image, answers, name, {"answerable": not unanswerable})
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return vqa_accuracy(parsed, sample.truth)
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        answerable = [line["score"] for line in lines if line["meta"]["answerable"]]
+        return {"accuracy": mean(line["score"] for line in lines), "accuracy_answerable": mean(answerable)}

@@ -1,0 +1,61 @@
+"""VQAv2 (Goyal et al., CVPR 2017), validation split: open questions on COCO pictures, ten people's answers each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ..scorers.vqa import vqa_accuracy
+from .base import Hub, Line, Sample, Task, each, mean, mean_by, short
+from .readers import Bad, BadRow, Folder, number, read_json, text, texts, value
+
+QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+
+
+class VQAv2(Task):
+    """Accuracy with leave-one-out averaging over the ten people."""
+
+    name = "vqav2"
+    files: ClassVar = {
+        QUESTIONS: "from v2_Questions_Val_mscoco.zip of visualqa.org",
+        ANNOTATIONS: "from v2_Annotations_Val_mscoco.zip of visualqa.org",
+        "val2014/": "COCO's val2014 pictures",
+    }
+    hub = Hub("lmms-lab/VQAv2", None, "validation")
+
+    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        questions, annotations = read_json(folder.file(QUESTIONS)), read_json(folder.file(ANNOTATIONS))
+        pictures = folder.folder("val2014")
+        people = {
+            row.get("question_id"): row for row in value(annotations, "annotations", list) if isinstance(row, dict)
+        }
+
+        def build(row: Any) -> Iterable[Sample]:
+            picture = pictures / f"COCO_val2014_{number(row, 'image_id'):012d}.jpg"
+            if (answers := people.get(row.get("question_id"))) is None:
+                raise BadRow(f"question {row.get('question_id')!r} has no annotation")
+            yield self._sample(row, answers, picture)
+
+        yield from each(value(questions, "questions", list), build, QUESTIONS)
+
+    def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
+        yield self._sample(row, row, row["image"])
+
+    def _sample(self, row: Mapping[str, Any], annotation: Mapping[str, Any], image: Any) -> Sample:
+        answers = [text(one, "answer") for one in value(annotation, "answers", list)]
+        texts({"answers": answers}, "answers")
+        return Sample(
+            str(number(row, "question_id")),
+            short(text(row, "question")),
+            image,
+            answers,
+            str(row.get("image_id")),
+            {"answer_type": annotation.get("answer_type")},
+        )
+
+    def score(self, sample: Sample, parsed: Any) -> float:
+        return vqa_accuracy(parsed, sample.truth)
+
+    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
+        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "answer_type")}

@@ -1,0 +1,147 @@
+"""Standard errors, significance, tables and pictures, from summaries made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vlmprune
+from eval import grid, plots, tables
+from eval.stats import paired_p, standard_error
+
+
+class TestStats:
+    def test_standard_error_of_a_share(self) -> None:
+        right = [1.0] * 300 + [0.0] * 100
+        assert standard_error(right, [1.0] * 400) == pytest.approx(math.sqrt(0.75 * 0.25 / 400), rel=0.06)
+
+    def test_questions_that_share_a_picture_count_once(self) -> None:
+        """Four equal answers a picture tell no more than one."""
+        right = [1.0] * 75 + [0.0] * 25
+        clustered = standard_error([4 * one for one in right], [4.0] * 100)
+        assert clustered == pytest.approx(standard_error(right, [1.0] * 100))
+
+    def test_of_nothing_and_of_one(self) -> None:
+        assert standard_error([], []) == standard_error([1.0], [1.0]) == 0.0
+
+    def test_equal_results_differ_by_chance_only(self) -> None:
+        ones = [1.0] * 50
+        assert paired_p((ones, ones), (ones, ones)) == 1.0
+
+    def test_p_is_uniform_where_nothing_differs(self) -> None:
+        rng = np.random.default_rng(0)
+        ones = [1.0] * 100
+        found = [
+            paired_p((rng.integers(0, 2, 100), ones), (rng.integers(0, 2, 100), ones), rounds=200) for _ in range(100)
+        ]
+        assert 0.01 <= np.mean(np.array(found) < 0.1) <= 0.2
+
+    def test_the_sign_test_by_hand(self) -> None:
+        """Six pictures, all better: of 2^6 swaps only two are as extreme, p = 1/32."""
+        ones = [1.0] * 6
+        assert paired_p(([1.0] * 6, ones), ([0.0] * 6, ones), rounds=20_000) == pytest.approx(1 / 32, abs=0.005)
+
+
+def summary(method: str, keep: str | None, scores: list[float | None], **more: Any) -> dict[str, Any]:
+    kept = 10 if keep is None else round(10 * float(keep))
+    given = [one for one in scores if one is not None]
+    return {
+        "task": "toy", "method": method, "keep": keep, "model": "m", "backend": "b", "batch_size": 1,
+        "questions": len(scores), "answered": len(given), "bad_count": 0, "bad": [], "main": "accuracy",
+        "value": sum(given) / len(given), "standard_error": 0.1,
+        "costs": {"visual_tokens": 10.0, "kept_tokens": kept, "lm_tokens": kept, "layer_avg_tokens": kept,
+                  "prefill_flops": 1e6 * kept, "kv_bytes": 100 * kept,
+                  "seconds": {"prefill": 0.01, "decode_a_token": 0.002, "total": 0.02}},
+        "positions": {"rows": 2, "columns": 2, "kept_share": [1.0, 0.5, None, 0.0]},
+        "data": {"ids_sha256": "x"}, "scores": scores,
+        "units": {"ids_sha256": "x", "above": given, "below": None},
+        "provenance": {"machine": "here", "commit": "0123456789abcdef", "dirty": False},
+        **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    summary("none", None, [1, 1, 1, 0]),
+    summary("downsample", "0.5", [1, 0, 0, 0]),
+    summary("fastv", "0.5", [1, 1, 0, 1]),
+]
+
+
+def test_the_questions_that_downsampling_fails() -> None:
+    """Right unpruned and wrong downsampled are the second and third; fastv gets one of them."""
+    assert tables.where_downsampling_fails(ROWS[2], ROWS) == (0.5, 2)
+    assert tables.where_downsampling_fails(ROWS[0], ROWS) is None
+    assert tables.where_downsampling_fails(summary("fastv", "0.1", [1, 1, 0, 1]), ROWS) is None
+
+
+def test_a_table() -> None:
+    lines = tables.table(ROWS).splitlines()
+    assert lines[2] == "| none |  | 10.0 | 10.0 | 100.0% | 100.0% | 10.0 ms | 2.0 ms | 20.0 ms | 0.750 ± 0.100 |  |  |"
+    assert lines[4].startswith("| fastv | 0.5 | 5.0 | 5.0 | 50.0% | 50.0% |")
+    assert lines[4].endswith("| 1.000 | 0.500 (n=2) |")
+    assert "Missing from this table: small-alone, blind, random, uniform." in lines[-1]
+    assert "4 questions" in lines[-1]
+
+
+def test_a_table_says_what_is_wrong_with_it() -> None:
+    other = summary(
+        "fastv", "0.5", [1, None], data={"ids_sha256": "y"}, bad_count=1, bad=[{"where": "q2", "why": "gone"}]
+    )
+    text = tables.table([ROWS[0], other | {"units": {"ids_sha256": "y", "above": [1.0], "below": None}}])
+    assert "cannot be compared" in text
+    assert "Up to 1 faults in the data" in text
+    assert "q2: gone" in text
+    assert tables.significance(other | {"units": {"ids_sha256": "y", "above": [1.0], "below": None}}, ROWS[0]) is None
+
+
+def test_an_overview_of_several_tasks() -> None:
+    second = [row | {"task": "other"} for row in ROWS]
+    lines = tables.overview(ROWS + second).splitlines()
+    assert lines[0] == "| method | keep | toy | other | mean share of unpruned |"
+    assert lines[-1] == "| fastv | 0.5 | 0.750 | 0.750 | 100.0% |"
+
+
+def test_the_front() -> None:
+    assert plots.front([(3, 0.9), (1, 0.5), (2, 0.4), (2, 0.7)]) == [(1, 0.5), (2, 0.7), (3, 0.9)]
+
+
+def test_the_command_writes_tables_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for row in ROWS:
+        folder = tmp_path / f"toy/{row['method']}"
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(row))
+    assert tables.main([str(tmp_path)]) == 0
+    assert (tmp_path / "tables.md").read_text() == capsys.readouterr().out
+    names = {"toy-pareto-tokens.png", "toy-pareto-flops.png", "toy-pareto-time.png", "toy-positions.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == names
+    for name in names:
+        with Image.open(tmp_path / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_no_records(tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    assert tables.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_readme_shows_what_the_committed_records_say() -> None:
+    marked = grid.MARKED.search(grid.README.read_text())
+    if marked is not None:  # the grid was run and its summaries are committed
+        assert marked.group(0).split("\n", 1)[1].rsplit("\n", 1)[0] == grid.readme_table(
+            grid.README.parent / "eval/results"
+        )
+
+
+def test_the_grid_has_every_method_once() -> None:
+    names = grid.settings(Path("x"), None, 1, ("scenes",)).methods
+    assert set(names) >= set(vlmprune.methods())
+    assert len(set(names)) == len(names)

@@ -1,0 +1,87 @@
+"""Attention statistics of the vision tower: what its last used layer says about every visual token.
+
+Shapes: n images, N tokens of the tower (a class token included), V visual tokens of a sample, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import VlmpruneError
+from ..flow.locate import SampleLayout
+from .probe import AttentionCall, clear_observers, observe
+
+
+@dataclass(frozen=True)
+class VisionStats:
+    """One sample's: `received` [V], attention from the class token (without one: from all tokens), mean over heads, and
+    `keys` [V, D], mean over heads."""
+
+    received: Tensor
+    keys: Tensor
+
+
+class TowerReader:
+    """Reads one attention module of the tower while it encodes, and deals the images out to the samples of a prompt.
+
+    Raises:
+        VlmpruneError: the family's visual tokens are no single patches of its tower.
+    """
+
+    def __init__(self, module: Any, class_token: bool, method: str, model_type: str) -> None:
+        if module is None:
+            raise VlmpruneError(
+                f"{method} reads the vision tower's attention of every visual token, but those of {model_type!r} are "
+                "put together from several patches or tiles; use a method that reads the language model, such as "
+                "'fastv' or 'divprune'."
+            )
+        self.module, self.class_token, self.method = module, class_token, method
+        self._local = threading.local()
+
+    def begin(self) -> None:
+        """The tower starts: images that were dealt out belong to an earlier prompt."""
+        if getattr(self._local, "used", True):
+            self._local.images, self._local.used = [], False
+        observe(self.module, self._see)
+
+    def end(self) -> None:
+        """The tower is done."""
+        clear_observers([self.module])
+
+    def _see(self, call: AttentionCall, output: Tensor) -> None:
+        images, _, tokens, _ = call.query.shape
+        keys = call.key.detach().float().mean(dim=1)
+        rows = torch.arange(1 if self.class_token else tokens).expand(images, -1)
+        received = call.weights(rows, causal=False).mean(dim=(1, 2))
+        self._local.images += list(zip(received, keys, strict=True))
+
+    def take(self, layouts: Sequence[SampleLayout], repeats: int) -> list[VisionStats]:
+        """Statistics of every row's visual tokens; `repeats` rows (beams) stand for one prompt.
+
+        Raises:
+            VlmpruneError: the tower did not see these images.
+        """
+        prompts = layouts[::repeats]
+        number = sum(len(layout.images) for layout in prompts)
+        seen = getattr(self._local, "images", [])[-number:] if number else []
+        self._local.used = True
+        if len(seen) < number:
+            raise VlmpruneError(
+                f"{self.method} reads the vision tower while it encodes, but the prompt's {number} images came as "
+                "finished features; pass their pixel_values."
+            )
+        out, left = [], iter(seen)
+        for layout in prompts:
+            parts = [(span.count, *next(left)) for span in layout.images]
+            # The tower's class token is in front and is no visual token, unless the model keeps it as one.
+            received = [values[len(values) - count :] for count, values, _ in parts]
+            keys = [values[len(values) - count :] for count, _, values in parts]
+            empty = torch.zeros(0)
+            out += [VisionStats(torch.cat(received) if parts else empty, torch.cat(keys) if parts else empty)] * repeats
+        return out

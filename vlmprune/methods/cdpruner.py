@@ -1,0 +1,76 @@
+"""CDPruner (Zhang et al., NeurIPS 2025, arXiv 2506.10967): diverse tokens, weighted by what the question asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..flow.select import Selection, count_for
+from .base import Prompt, Pruner
+
+SMALL = 1e-6  # keeps the least relevant token possible, and the logarithm finite
+
+
+@dataclass(frozen=True)
+class CDPruner(Pruner):
+    """Keeps the greedy mode of a determinantal point process with kernel diag(q) S diag(q).
+
+    S is the cosine similarity of visual tokens, q their relevance: cosine similarity to the question's tokens, averaged
+    over these and scaled to 0..1 over the image. The paper takes relevance from CLIP's text tower where there is one;
+    models here bring none, so it comes from the language model's own embeddings.
+    """
+
+    name: ClassVar[str] = "cdpruner"
+    reads_text: ClassVar[bool] = True
+
+    def select(self, prompt: Prompt) -> Selection:
+        kept = []
+        for sample, layout in enumerate(prompt.layouts):
+            hidden = prompt.sample_hidden(sample).detach()
+            words = prompt.hidden[sample, prompt.question(sample).to(hidden.device)].detach()
+            parts = []
+            for span in layout.images:
+                features = hidden[span.positions.to(hidden.device)]
+                chosen = greedy_mode(kernel(features, relevance(features, words)), count_for(self.keep, span.count))
+                parts.append(span.positions[chosen])
+            kept.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
+        return Selection(kept)
+
+
+def relevance(features: Tensor, words: Tensor) -> Tensor:
+    """Mean cosine similarity of visual tokens [V, D] to the words [T, D], scaled to SMALL..1 + SMALL: [V]."""
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    mean = (unit @ torch.nn.functional.normalize(words.double(), dim=-1).T).mean(dim=1)
+    low, high = mean.min(), mean.max()
+    return (mean - low) / (high - low).clamp(min=SMALL) + SMALL
+
+
+def kernel(features: Tensor, weights: Tensor) -> Tensor:
+    """diag(q) S diag(q) for features [V, D] and weights q [V]: [V, V], in fp64 (the greedy steps subtract)."""
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    return weights[:, None] * (unit @ unit.T) * weights[None, :]
+
+
+def greedy_mode(matrix: Tensor, count: int) -> Tensor:
+    """Greedy maximum of log det over subsets of size `count`: [count] ascending indices, ties to the earlier one.
+
+    Incremental Cholesky (Chen et al., NeurIPS 2018): `gain` is the factor by which the determinant grows with a token.
+    """
+    size = len(matrix)
+    if count >= size:
+        return torch.arange(size)
+    gain = matrix.diagonal().clone()
+    rows = torch.zeros(count, size, dtype=matrix.dtype, device=matrix.device)
+    chosen: list[int] = []
+    for step in range(count):
+        best = int(gain.argmax())
+        chosen.append(best)
+        # Beyond the rank of S every gain is rounding; the division must stay finite.
+        root = gain[best].clamp(min=SMALL**2).sqrt()
+        rows[step] = (matrix[best] - rows[:step, best] @ rows[:step]) / root
+        gain = gain - rows[step] ** 2
+        gain[chosen] = -float("inf")
+    return torch.tensor(sorted(chosen))

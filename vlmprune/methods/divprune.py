@@ -1,0 +1,54 @@
+"""DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175): the most diverse visual tokens, whatever the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..flow.select import Selection, count_for
+from .base import Prompt, Pruner
+
+
+@dataclass(frozen=True)
+class DivPrune(Pruner):
+    """Keeps the tokens whose smallest cosine distance to each other is largest (max-min diversity, greedily).
+
+    Written from the paper's description alone. It reads projected features, so `layer` is 0 unless told otherwise.
+    """
+
+    name: ClassVar[str] = "divprune"
+
+    def select(self, prompt: Prompt) -> Selection:
+        kept = []
+        for sample, layout in enumerate(prompt.layouts):
+            hidden = prompt.sample_hidden(sample).detach()
+            parts = [
+                span.positions[
+                    farthest_points(hidden[span.positions.to(hidden.device)], count_for(self.keep, span.count))
+                ]
+                for span in layout.images
+            ]
+            kept.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
+        return Selection(kept)
+
+
+def farthest_points(features: Tensor, count: int) -> Tensor:
+    """Greedy farthest points in cosine distance among [V, D]: [count] ascending indices, ties to the earlier one.
+
+    The first point is the one farthest from its nearest neighbour, every next one the farthest from those chosen.
+    """
+    if count >= len(features):
+        return torch.arange(len(features))
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    distance = 1 - unit @ unit.T
+    alone = distance + torch.diag(torch.full((len(unit),), float("inf"), device=unit.device))
+    chosen = [int(alone.amin(dim=1).argmax())]
+    nearest = distance[chosen[0]].clone()
+    for _ in range(count - 1):
+        nearest[chosen[-1]] = -float("inf")  # rounding must not choose a point twice
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, distance[chosen[-1]])
+    return torch.tensor(sorted(chosen))

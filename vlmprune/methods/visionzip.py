@@ -1,0 +1,80 @@
+"""VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467): dominant tokens stay, the rest is merged into a few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import VlmpruneError
+from ..flow.select import Selection, count_for, ranking
+from .base import Prompt, Pruner
+
+
+@dataclass(frozen=True)
+class VisionZip(Pruner):
+    """Keeps the tokens the vision tower attends to most, and merges all others onto evenly sampled ones by their keys.
+
+    Attention is the class token's in the layer whose output the model uses (without a class token: the mean received).
+    A merged token is the mean of its group and stands where its target stood. The paper merges before the projector;
+    here its outputs are merged, since that is where tokens are dropped.
+
+    Args:
+        contextual: share of the budget that is merged tokens; the paper's 64 tokens are 54 + 10.
+    Raises:
+        VlmpruneError: a share outside 0..1.
+    """
+
+    name: ClassVar[str] = "visionzip"
+    reads_vision: ClassVar[bool] = True
+    contextual: float = 10 / 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.contextual <= 1:
+            raise VlmpruneError(f"contextual={self.contextual!r} is no share of the budget; use a number from 0 to 1.")
+
+    def select(self, prompt: Prompt) -> Selection:
+        assert prompt.vision is not None, "the session reads the tower for every method that sets reads_vision"
+        kept, merged = [], []
+        for sample, (layout, stats) in enumerate(zip(prompt.layouts, prompt.vision, strict=True)):
+            hidden = prompt.sample_hidden(sample)
+            anchors, states = [], []
+            for span in layout.images:
+                at = span.positions.to(hidden.device)
+                count = count_for(self.keep, span.count)
+                few = min(count - 1, round(self.contextual * count))
+                local, state = zipped(hidden[at], stats.received[at], stats.keys[at], count - few, few)
+                anchors.append(span.positions[local])
+                states.append(state)
+            kept.append(torch.cat(anchors) if anchors else torch.zeros(0, dtype=torch.long))
+            merged.append(torch.cat(states) if states else hidden[:0])
+        return Selection(kept, merged)
+
+
+def zipped(hidden: Tensor, received: Tensor, keys: Tensor, dominant: int, contextual: int) -> tuple[Tensor, Tensor]:
+    """One image's dominant and contextual tokens.
+
+    Args:
+        hidden: [V, width]. received: [V], attention. keys: [V, D].
+    Returns:
+        [dominant + contextual] ascending indices and the hidden states there.
+    """
+    stay = ranking(received)[:dominant]
+    free = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+    free[stay] = False
+    rest = free.nonzero()[:, 0]
+    if not contextual or not len(rest):
+        kept = stay.sort().values
+        return kept.cpu(), hidden[kept]
+    every = ((torch.arange(contextual, device=rest.device) + 0.5) * len(rest) / contextual).long()
+    unit = torch.nn.functional.normalize(keys[rest], dim=-1)
+    owner = (unit @ unit[every].T).argmax(dim=1)
+    owner[every] = torch.arange(contextual, device=rest.device)  # a target is its own, whatever rounding says
+    total = torch.zeros(contextual, hidden.shape[1], device=hidden.device).index_add(0, owner, hidden[rest].float())
+    size = torch.bincount(owner, minlength=contextual)[:, None]
+    states = torch.cat([hidden[stay], (total / size).to(hidden.dtype)])
+    kept, order = torch.cat([stay, rest[every]]).sort()
+    return kept.cpu(), states[order]

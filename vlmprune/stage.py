@@ -1,0 +1,55 @@
+"""One pruning layer of a prompt: what it decided, and what that makes of the layouts and the sequence.
+
+Shapes: B batch, S sequence before pruning, C after, V visual tokens of a sample, K kept, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .flow.compact import Compaction, gather_rows
+from .flow.locate import ImageSpan, SampleLayout
+
+
+@dataclass
+class Stage:
+    """What was decided at one layer.
+
+    `kept`: per sample, ascending indices into all of its visual tokens. `chosen`: these and the text as positions of
+    the unpruned sequence, None while nothing was dropped. `inner` [B, C]: the same as positions of the sequence that
+    entered the layer. `merged` and `places`: per sample, states [K, D] that take the kept tokens' places there.
+    """
+
+    layer: int
+    kept: list[Tensor]
+    chosen: Compaction | None = None
+    inner: Tensor | None = None
+    merged: list[Tensor] | None = None
+    places: list[Tensor] = field(default_factory=list)
+
+
+def remaining(layout: SampleLayout, kept: Tensor, where: Tensor) -> SampleLayout:
+    """A sample's layout with only the visual tokens `kept` [K] (indices 0..V-1), numbered anew.
+
+    Args:
+        where: [S], the position now of every position of the unpruned sequence.
+    """
+    images = []
+    for span in layout.images:
+        mine = torch.isin(span.positions, kept)
+        positions = torch.searchsorted(kept, span.positions[mine])
+        images.append(ImageSpan(span.image, positions, len(positions), span.grid, span.xy[mine]))
+    return SampleLayout(where[layout.slots.cpu()[kept]], tuple(images))
+
+
+def compacted(hidden: Tensor, stage: Stage) -> Tensor:
+    """The kept rows of the sequence that entered the stage's layer, merged states in their places."""
+    assert stage.inner is not None
+    if stage.merged is not None:
+        hidden = hidden.clone()
+        for row, (places, states) in enumerate(zip(stage.places, stage.merged, strict=True)):
+            hidden[row, places.to(hidden.device)] = states.to(hidden.device, hidden.dtype)
+    return gather_rows(hidden, stage.inner)
