@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .arguments import encoded, has_image, padding_mask, small
 from .attention.probe import ProbedLayer, clear_observers, observe
 from .attention.tower import TowerReader
 from .attention.watcher import Watcher
@@ -26,37 +27,17 @@ from .cache_state import is_filled, recall
 from .decode import Decode
 from .errors import VlmpruneError
 from .families import Family, Media
+from .fit import check_fit, read_layers
 from .flops import model_cost
 from .flow.locate import SampleLayout, layouts_from_mask
 from .forward import CrossPrefill, Prefill
+from .hook import Hook
 from .methods.base import Method, Pruner
 from .methods.combined import parts_of
 from .record import prompt_report
 from .report import Report
 from .sinks.watcher import VisualSinkWatcher
 from .turnstile import Turnstile
-
-_PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
-
-
-class Hook:
-    """A hook function that a deep copy or a pickle of the model turns into nothing: copies see the plain model."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self.function(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _nothing
-
-    def __reduce__(self) -> str:
-        return "_nothing"
-
-
-def _nothing(*args: Any) -> None:
-    return None
 
 
 class Session:
@@ -74,23 +55,17 @@ class Session:
         self.text: Any = family.language_model(model)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
         self.layers = self.pruner.stage_layers(len(self.text.layers)) if self.pruner else (0,)
-        if self.pruner and family.cross_attention and len(self.layers) > 1:
-            raise VlmpruneError(
-                f"{type(self.pruner).__name__} drops tokens at several layers, which {family.model_type!r} with its "
-                "cross-attention layers does not support; use a method of one layer, such as 'fastv'."
-            )
-        if self.pruner and self.pruner.reads_text and family.cross_attention:
-            raise VlmpruneError(
-                f"{type(self.pruner).__name__} compares visual tokens with the text beside them, which "
-                f"{family.model_type!r} keeps apart; use a method that does not, such as 'divprune' or 'fastv'."
-            )
         self.cost = model_cost(family, model)
         self.turnstile = Turnstile()
         self.report: Report | None = None
         self._local = threading.local()
         self._recomputed = WeakIdKeyDictionary()
         self._signatures = {module: inspect.signature(module.forward) for module in (self.model, self.base)}
-        self._read = self._read_layers()
+        self._read: list[int] = []
+        if self.pruner is not None:
+            check_fit(self.pruner, family, len(self.layers))
+            if self._prunes:
+                self._read = read_layers(self.pruner, self.layers, self.seeing)
         self._sink_watcher = None
         if self._read and getattr(self.pruner, "exclude_sinks", False):
             self._sink_watcher = VisualSinkWatcher(family, model)
@@ -105,11 +80,6 @@ class Session:
                 family.tower_attention(model), family.class_token(model), name, family.model_type
             )
         self._probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
-        if self.pruner and self.pruner.positions == "compact" and not family.plain_positions:
-            raise VlmpruneError(
-                f"positions='compact' is not supported for {family.model_type!r}, whose attention or position ids "
-                "depend on where the visual tokens stood; use positions='original'."
-            )
         self._undo: list[Callable[[], None]] = []
 
     @property
@@ -118,21 +88,6 @@ class Session:
         if self.family.cross_attention:
             return list(self.text.config.cross_attention_layers)
         return list(range(len(self.text.layers)))
-
-    def _read_layers(self) -> list[int]:
-        """The layers whose attention the pruner reads: each time the last before it drops that sees the image."""
-        if self.pruner is None or not self._prunes or not (self.pruner.reads_attention or self.pruner.reads_keys):
-            return []
-        read = []
-        for layer in self.layers:
-            before = [i for i in self.seeing if i < layer]
-            if not before:
-                raise VlmpruneError(
-                    f"layer={self.pruner.layer!r} leaves no cross-attention layer to read before it; use "
-                    f"layer={self.seeing[0] + 1} or more."
-                )
-            read.append(before[-1])
-        return read
 
     # -- on and off --------------------------------------------------------------------------------------------
 
@@ -466,32 +421,3 @@ class Session:
         if isinstance(active, Prefill) and active.deepstack is not None and i < len(active.deepstack[1]):
             return active.add_deepstack(i, output)
         return None
-
-
-def small(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that describe images, without the pixels and features themselves."""
-    heavy = (*_PIXELS, "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs", "past_key_values", "input_ids")
-    return {k: v for k, v in arguments.items() if v is not None and k not in heavy}
-
-
-def encoded(given: dict[str, Any], kind: str) -> bool:
-    """Whether features of images or videos were handed over, as `generate` does after its own vision stage."""
-    outputs = given.get("mm_encoder_outputs")
-    return outputs is not None and (not isinstance(outputs, dict) or outputs.get(kind) is not None)
-
-
-def has_image(given: dict[str, Any]) -> bool:
-    """Whether this forward brings an image, as pixels or as features."""
-    return any(given.get(name) is not None for name in _PIXELS) or encoded(given, "image")
-
-
-def padding_mask(mask: Any, ids: Tensor) -> Tensor:
-    """Bool [B, S] from whatever mask the base model got: 2-D, prepared 4-D (a dict of them), or None."""
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if not isinstance(mask, Tensor):
-        return torch.ones_like(ids, dtype=torch.bool)
-    if mask.dim() == 4:  # the last row sees everything but padding
-        row = mask[:, 0, -1, : ids.shape[1]]
-        mask = (row if row.dtype == torch.bool else row == 0).expand(len(ids), -1)
-    return mask[:, -ids.shape[1] :].bool()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ..arguments import has_image, padding_mask, small
 from ..attention.watcher import Watcher
 from ..cache_state import is_filled
 from ..errors import VlmpruneError
@@ -26,7 +27,7 @@ from ..methods.combined import parts_of
 from ..methods.guided import Guided
 from ..record import exited_report
 from ..report import Report
-from ..session import Session, has_image, padding_mask, small
+from ..session import Session
 from .inputs import end_ids, prompt_inputs, same_inputs, take_samples
 from .runner import Guidance
 from .vision import SharedTower, VisionMemo

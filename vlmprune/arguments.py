@@ -1,0 +1,39 @@
+"""Reading the arguments of a forward or a `generate`: which describe images, which bring one, where padding is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
+
+
+def small(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that describe images, without the pixels and features themselves."""
+    heavy = (*_PIXELS, "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs", "past_key_values", "input_ids")
+    return {k: v for k, v in arguments.items() if v is not None and k not in heavy}
+
+
+def encoded(given: dict[str, Any], kind: str) -> bool:
+    """Whether features of images or videos were handed over, as `generate` does after its own vision stage."""
+    outputs = given.get("mm_encoder_outputs")
+    return outputs is not None and (not isinstance(outputs, dict) or outputs.get(kind) is not None)
+
+
+def has_image(given: dict[str, Any]) -> bool:
+    """Whether this forward brings an image, as pixels or as features."""
+    return any(given.get(name) is not None for name in _PIXELS) or encoded(given, "image")
+
+
+def padding_mask(mask: Any, ids: Tensor) -> Tensor:
+    """Bool [B, S] from whatever mask the base model got: 2-D, prepared 4-D (a dict of them), or None."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if not isinstance(mask, Tensor):
+        return torch.ones_like(ids, dtype=torch.bool)
+    if mask.dim() == 4:  # the last row sees everything but padding
+        row = mask[:, 0, -1, : ids.shape[1]]
+        mask = (row if row.dtype == torch.bool else row == 0).expand(len(ids), -1)
+    return mask[:, -ids.shape[1] :].bool()

@@ -1,0 +1,58 @@
+"""Do a pruner and a model family fit, and which layers' attention does the pruner read?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .errors import VlmpruneError
+from .families import Family
+from .methods.base import Pruner
+
+
+def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
+    """Raise where a pruner cannot work on a family.
+
+    Args:
+        stages: at how many layers the pruner drops tokens.
+    Raises:
+        VlmpruneError: it drops at several layers, compares with text, or re-indexes positions, and the family is not
+            made for that.
+    """
+    name = type(pruner).__name__
+    if family.cross_attention and stages > 1:
+        raise VlmpruneError(
+            f"{name} drops tokens at several layers, which {family.model_type!r} with its cross-attention layers does "
+            "not support; use a method of one layer, such as 'fastv'."
+        )
+    if pruner.reads_text and family.cross_attention:
+        raise VlmpruneError(
+            f"{name} compares visual tokens with the text beside them, which {family.model_type!r} keeps apart; use a "
+            "method that does not, such as 'divprune' or 'fastv'."
+        )
+    if pruner.positions == "compact" and not family.plain_positions:
+        raise VlmpruneError(
+            f"positions='compact' is not supported for {family.model_type!r}, whose attention or position ids depend "
+            "on where the visual tokens stood; use positions='original'."
+        )
+
+
+def read_layers(pruner: Pruner, drops: Sequence[int], seeing: Sequence[int]) -> list[int]:
+    """The layers whose attention the pruner reads: each time the last before it drops that sees the image.
+
+    Args:
+        drops: the layers before which it drops tokens. seeing: the layers whose attention sees visual tokens.
+    Raises:
+        VlmpruneError: there is none before a drop.
+    """
+    if not (pruner.reads_attention or pruner.reads_keys):
+        return []
+    read = []
+    for layer in drops:
+        before = [i for i in seeing if i < layer]
+        if not before:
+            raise VlmpruneError(
+                f"layer={pruner.layer!r} leaves no cross-attention layer to read before it; use layer={seeing[0] + 1} "
+                "or more."
+            )
+        read.append(before[-1])
+    return read
