@@ -73,7 +73,7 @@ def test_kept_tokens_turn_by_their_original_positions(family, monkeypatch):
         expected = reference(model, inputs, plan, 1, 3, out.sequences[:, -3:])
         return float((logits - expected).abs().max())
 
-    def first_rows(self, kwargs, hidden):
+    def first_rows(self, stage, kwargs, hidden):
         cos, sin = kwargs["position_embeddings"]
         return cos[..., : hidden.shape[1], :], sin[..., : hidden.shape[1], :]
 
