@@ -30,6 +30,7 @@ from .methods.divprune import DivPrune  # isort: skip
 from .methods.downsample import Downsample  # isort: skip
 from .methods.fastv import FastV  # isort: skip
 from .methods.fastv_oracle import FastVOracle  # isort: skip
+from .methods.knorm import KNorm  # isort: skip
 from .methods.none import Unpruned  # isort: skip
 from .methods.prumerge import PruMerge  # isort: skip
 from .methods.pyramiddrop import PyramidDrop  # isort: skip
@@ -62,6 +63,7 @@ __all__ = [
     "ImageSpan",
     "InactiveHandleError",
     "Intervention",
+    "KNorm",
     "Method",
     "PatchCaptioner",
     "Prompt",

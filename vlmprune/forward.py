@@ -65,8 +65,10 @@ class Prefill:
         """
         assert self.pruner is not None
         valid = self._now_valid()
-        if self.pruner.reads_keys:  # a static cache has room for more than the prompt
-            self.keys = call.key.detach()[:, :, : valid.shape[1]]
+        if self.pruner.reads_keys:
+            # A static cache has room for more than the prompt; keys of cross attention are no positions of it.
+            own = call.key.shape[2] if self.family.cross_attention else valid.shape[1]
+            self.keys = call.key.detach()[:, :, :own]
         if self.readers is None:
             rows = last_valid(valid)[:, None]
             weights = call.weights(rows.to(call.query.device), causal=not self.family.cross_attention)

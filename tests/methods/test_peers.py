@@ -95,6 +95,11 @@ def twin_dart(eager: Eager, count: int, layer: int = 2, pivots: int = 4) -> list
     return sorted(kept)
 
 
+def twin_knorm(eager: Eager, count: int, layer: int = 2) -> list[int]:
+    norms = eager.keys(layer - 1).norm(dim=-1)
+    return sorted(sorted(range(len(eager.slots)), key=lambda a: float(norms[eager.slots[a]]))[:count])
+
+
 class Tower:
     """Attention received and keys of the vision tower's last used layer, for one sample of one picture."""
 
@@ -358,7 +363,7 @@ def test_finished_features_have_no_attention():
         model(**rest, mm_encoder_outputs={"image": features})
 
 
-TWINS = {"divprune": twin_divprune, "cdpruner": twin_cdpruner, "dart": twin_dart}
+TWINS = {"divprune": twin_divprune, "cdpruner": twin_cdpruner, "dart": twin_dart, "knorm": twin_knorm}
 
 
 @pytest.mark.parametrize("family", FIXED_GRID)

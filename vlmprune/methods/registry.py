@@ -15,6 +15,7 @@ from .divprune import DivPrune
 from .downsample import Downsample
 from .fastv import FastV
 from .fastv_oracle import FastVOracle
+from .knorm import KNorm
 from .none import Unpruned
 from .prumerge import PruMerge
 from .pyramiddrop import PyramidDrop
@@ -40,6 +41,7 @@ BUILT_IN: tuple[type[Method], ...] = (
     DivPrune,
     CDPruner,
     Dart,
+    KNorm,
     VisionZip,
     PruMerge,
     PyramidDrop,
