@@ -148,9 +148,7 @@ def test_importing_the_library_leaves_the_command_line_alone() -> None:
 def test_functions_that_share_a_folders_name_stay_functions() -> None:
     """`vlmprune.methods` and `vlmprune.families` are functions and folders; importing the folder must not win."""
     code = "import vlmprune, vlmprune.methods.fastv, vlmprune.families.llava"
-    assert python(f"{code}; print(sorted(vlmprune.methods())[:1], len(vlmprune.families()) > 0)").startswith(
-        "['downsample'"
-    )
+    assert python(f"{code}; print('fastv' in vlmprune.methods(), 'llava' in vlmprune.families())") == "True True"
 
 
 def test_everything_public_is_there_and_documented() -> None:

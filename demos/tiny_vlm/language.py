@@ -38,10 +38,10 @@ MIX = {
     "colour": 1.0,
     "shape": 1.0,
     "existence": 2.2,
-    "count": 1.8,
+    "count": 2.2,
     "relation": 2.0,
     "position": 1.3,
-    "digit": 1.6,
+    "digit": 2.4,
     "caption": 0.25,
     "judge": 1.2,
 }
