@@ -67,8 +67,8 @@ class Prefill:
         valid = self._now_valid()
         if self.pruner.reads_keys:
             # A static cache has room for more than the prompt; keys of cross attention are no positions of it.
-            own = call.key.shape[2] if self.family.cross_attention else valid.shape[1]
-            self.keys = call.key.detach()[:, :, :own]
+            length = call.key.shape[2] if self.family.cross_attention else valid.shape[1]
+            self.keys = call.key.detach()[:, :, :length]
         if self.readers is None:
             rows = last_valid(valid)[:, None]
             weights = call.weights(rows.to(call.query.device), causal=not self.family.cross_attention)
