@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from rich.progress import track
 import vlmprune
 from eval.provenance import provenance
 from vlmprune.cli.measure import backend
+from vlmprune.cli.options import EXIT_AT
 from vlmprune.guide.runner import Guidance, Guide
 from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import make_method
@@ -113,19 +116,42 @@ def answers(model: Any, method: Any, inputs: Any, processor: Any) -> tuple[list[
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)], report
 
 
-def run(number: int, exit_at: float) -> dict[str, Any]:
-    """All rows on `number` questions of each family."""
+@dataclass
+class Found:
+    """What one worker found: per row how right each answer was and the costs of each batch; per question the rest."""
+
+    families: list[str]
+    sure: list[float]
+    right: dict[str, list[float]]
+    costs: dict[str, list[Cost]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A batch's numbers of a row: means over `size` samples, FLOPs summed."""
+
+    size: int
+    lm_tokens: float
+    layer_avg_tokens: float
+    retention: float
+    flops: int
+    flops_full: int
+
+
+def work(number: int, worker: int, workers: int) -> Found:
+    """All rows on every `workers`-th batch of `number` questions of each family."""
+    torch.set_num_threads(1)
     large, small, processor = vlmprune.load_tiny()
     asked = [(family, scene, question) for family in SHORT for scene, question in benchmark(family, number, "test")]
     random.Random(0).shuffle(asked)
     guides = {"sgl": Guide(small), "fastv-oracle": Guide(large, check=False)}
     table = rows(len(large.model.language_model.layers))
-    right: dict[str, list[float]] = defaultdict(list)
-    reports: dict[str, list[Any]] = defaultdict(list)
-    sure: list[float] = []
+    out = Found([], [], defaultdict(list), defaultdict(list))
     settings = {"max_new_tokens": NEW_TOKENS, "eos_token_id": processor.tokenizer.eos_token_id}
-    for at in track(range(0, len(asked), BATCH), "batches"):
+    starts = range(worker * BATCH, len(asked), workers * BATCH)
+    for at in track(starts, "batches", disable=worker > 0):
         part = asked[at : at + BATCH]
+        out.families += [family for family, _, _ in part]
         talks = [conversation([Image.fromarray(render(scene))], question.text) for _, scene, question in part]
         inputs = tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
         truths = [question.answer for _, _, question in part]
@@ -137,29 +163,42 @@ def run(number: int, exit_at: float) -> dict[str, Any]:
             if name == "sgl":
                 assert guidance.confidence is not None
                 assert guidance.consistency is not None
-                sure += [(a + b) / 2 for a, b in zip(guidance.confidence, guidance.consistency, strict=True)]
+                out.sure += [(a + b) / 2 for a, b in zip(guidance.confidence, guidance.consistency, strict=True)]
         # The oracle's own run is the unpruned model's, the guide's is the small model alone.
         for name, own in (("none", said["fastv-oracle"]), ("small alone", said["sgl"])):
-            right[name] += [exact_match(a, t) for a, t in zip(own, truths, strict=True)]
+            out.right[name] += [exact_match(a, t) for a, t in zip(own, truths, strict=True)]
         for row in table:
-            texts, report = answers(large, method_of(row, found), inputs, processor)
-            right[key(row)] += [exact_match(a, t) for a, t in zip(texts, truths, strict=True)]
-            reports[key(row)].append(report)
-    families = [family for family, _, _ in asked]
-    records = [record(row, right, reports, families, sure, exit_at) for row in table]
+            texts, r = answers(large, method_of(row, found), inputs, processor)
+            out.right[key(row)] += [exact_match(a, t) for a, t in zip(texts, truths, strict=True)]
+            size = len(r.visual_tokens)
+            cost = Cost(size, r.lm_tokens, r.layer_avg_tokens, r.retention, r.prefill_flops, r.prefill_flops_full)
+            out.costs[key(row)].append(cost)
+    return out
+
+
+def run(number: int, exit_at: float, workers: int) -> dict[str, Any]:
+    """Share the batches out, and make the records."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        shares = list(pool.map(work, [number] * workers, range(workers), [workers] * workers))
+    families = [family for found in shares for family in found.families]
+    sure = [value for found in shares for value in found.sure]
+    right = {name: [hit for found in shares for hit in found.right[name]] for name in shares[0].right}
+    costs = {name: [cost for found in shares for cost in found.costs[name]] for name in shares[0].costs}
+    large, _, _ = vlmprune.load_tiny()
+    table = rows(len(large.model.language_model.layers))
+    records = [record(row, right, costs, families, sure, exit_at) for row in table]
     plain = [base(name, right[name], families) for name in ("none", "small alone")]
-    return {
-        "about": provenance(
-            model="the bundled pair",
-            backend=backend(large),
-            split="test",
-            questions=len(asked),
-            families=list(SHORT),
-            exit_at=exit_at,
-            random_seed=0,
-        ),
-        "rows": plain + records,
-    }
+    about = provenance(
+        model="the bundled pair",
+        backend=backend(large),
+        split="test",
+        questions=len(families),
+        families=list(SHORT),
+        exit_at=exit_at,
+        random_seed=0,
+    )
+    return {"about": about, "rows": plain + records}
 
 
 def key(row: Row) -> str:
@@ -182,23 +221,23 @@ def base(name: str, hits: list[float], families: list[str]) -> dict[str, Any]:
 def record(
     row: Row,
     right: dict[str, list[float]],
-    reports: dict[str, list[Any]],
+    costs: dict[str, list[Cost]],
     families: list[str],
     sure: list[float],
     exit_at: float,
 ) -> dict[str, Any]:
     """A row's numbers; for SGL also with exits, and split by whether the small model was right."""
-    hits, seen = right[key(row)], reports[key(row)]
-    size = sum(len(report.visual_tokens) for report in seen)
+    hits, seen = right[key(row)], costs[key(row)]
+    size = sum(cost.size for cost in seen)
     out = base(row.name, hits, families) | {
         "keep": row.keep,
         "layer": row.layer,
         "at_retention": list(row.at),
         "at_entering": list(row.entering),
-        "lm_tokens": sum(r.lm_tokens * len(r.visual_tokens) for r in seen) / size,
-        "layer_avg_tokens": sum(r.layer_avg_tokens * len(r.visual_tokens) for r in seen) / size,
-        "retention": sum(r.retention * len(r.visual_tokens) for r in seen) / size,
-        "prefill_flops_share": sum(r.prefill_flops for r in seen) / sum(r.prefill_flops_full for r in seen),
+        "lm_tokens": sum(cost.lm_tokens * cost.size for cost in seen) / size,
+        "layer_avg_tokens": sum(cost.layer_avg_tokens * cost.size for cost in seen) / size,
+        "retention": sum(cost.retention * cost.size for cost in seen) / size,
+        "prefill_flops_share": sum(cost.flops for cost in seen) / sum(cost.flops_full for cost in seen),
     }
     if row.name in ("sgl", "fastv-oracle", "random"):
         small = right["small alone"]
@@ -216,11 +255,12 @@ def main() -> None:
     """Run and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=250, help="of each family")
-    parser.add_argument("--exit-at", type=float, default=0.9)
+    parser.add_argument("--exit-at", type=float, default=EXIT_AT)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     start = time.time()
-    result = run(args.questions, args.exit_at)
+    result = run(args.questions, args.exit_at, args.workers)
     result["about"]["seconds"] = round(time.time() - start)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
