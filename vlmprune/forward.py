@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from .attention.probe import AttentionCall, column_sums
+from .attention.probe import AttentionCall
 from .attention.tower import VisionStats
 from .cache_state import PrunedPrompt, remember
 from .decode import Arguments, cross_mask, rotary
@@ -21,10 +21,11 @@ from .errors import VlmpruneError
 from .families import Family
 from .flow.compact import Compaction, compaction, gather_mask, gather_positions, gather_rows, keep_mask
 from .flow.locate import SampleLayout
-from .flow.select import Selection
+from .flow.select import Selection, check_ranked
+from .kernels import compact
 from .methods.base import Prompt, Pruner, last_valid
 from .sinks.watcher import VisualSinkWatcher
-from .stage import Stage, compacted, remaining
+from .stage import Stage, merged, remaining
 
 
 class Prefill:
@@ -71,8 +72,7 @@ class Prefill:
             self.keys = call.key.detach()[:, :, :length]
         if self.readers is None:
             rows = last_valid(valid)[:, None]
-            weights = call.weights(rows.to(call.query.device), causal=not self.family.cross_attention)
-            self.attention = column_sums(weights)
+            self.attention = call.received(rows, causal=not self.family.cross_attention) / call.query.shape[1]
             return
         where = self._inverse()
         longest = max(len(readers) for readers in self.readers)
@@ -81,8 +81,7 @@ class Prefill:
         )
         # Rows are repeated to equal length, so that none reads padding, which is NaN; the repeats do not count.
         own = torch.stack([torch.arange(longest) < len(readers) for readers in self.readers])
-        weights = call.weights(rows.to(call.query.device)).mean(dim=1)
-        self.attention = (weights * own.to(weights.device)[:, :, None]).sum(dim=1)
+        self.attention = call.received(rows, own.float()) / call.query.shape[1]
 
     # -- the flow ----------------------------------------------------------------------------------------------
 
@@ -138,7 +137,8 @@ class Prefill:
         assert self.pruner is not None
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         for kept, layout in zip(selection.kept, prompt.layouts, strict=True):
-            steps = torch.diff(kept.cpu(), prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))
+            check_ranked(kept := kept.cpu())
+            steps = torch.diff(kept, prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))
             if layout.count and (len(kept) == 0 or bool((steps < 1).any())):
                 raise VlmpruneError(
                     f"The method {type(self.pruner).__name__} kept {len(kept)} of {layout.count} visual tokens; a "
@@ -203,7 +203,7 @@ class Prefill:
                 if cache is not None and stage.chosen is not None:
                     remember(cache, self._state(stage))
             if stage.chosen is not None:
-                hidden = compacted(hidden, stage)
+                hidden = self._compact(stage, hidden, kwargs)
         if stage is None or stage.chosen is None:
             return None
         new = dict(kwargs)
@@ -214,6 +214,23 @@ class Prefill:
             )
         new["attention_mask"] = self._mask(i, stage, kwargs.get("attention_mask"), hidden, cache)
         return (hidden, *args[1:]), new
+
+    def _compact(self, stage: Stage, hidden: Tensor, beside: dict[str, Any]) -> Tensor:
+        """The kept rows of the hidden states; on a GPU the same launch gathers what lies beside them."""
+        assert stage.chosen is not None and self.pruner is not None
+        rotary, ids, mask = map(beside.get, ("position_embeddings", "position_ids", "attention_mask"))
+        if self.pruner.positions == "compact":  # re-indexed, they are made anew
+            rotary = ids = None
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        index, real, turns = stage.chosen.index, stage.chosen.real, tuple(rotary or ())
+        rows = compact(
+            merged(hidden, stage), index, real, inner=stage.inner, rotary=turns, positions=ids, mask=mask
+        )
+        made = {"rotary": (rotary, rows.rotary), "ids": (ids, rows.positions), "mask": (mask, rows.mask)}
+        for what, (value, result) in made.items():
+            if value is not None:
+                self._once(what, stage, value, lambda _, result=result: result)
+        return rows.hidden
 
     # -- what every later layer gets ---------------------------------------------------------------------------
 
@@ -338,7 +355,7 @@ class CrossPrefill(Prefill):
         if stage.chosen is None:
             return None
         new = dict(kwargs)
-        new["cross_attention_states"] = compacted(states, stage)
+        new["cross_attention_states"] = self._compact(stage, states, {})
         columns = stage.chosen.columns
         new["cross_attention_mask"] = self._once("mask", stage, self.mask, lambda mask: cross_mask(mask, columns))
         return args, new

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .flow.compact import Compaction, gather_rows
+from .flow.compact import Compaction
 from .flow.locate import ImageSpan, SampleLayout
 
 
@@ -45,11 +45,10 @@ def remaining(layout: SampleLayout, kept: Tensor, where: Tensor) -> SampleLayout
     return SampleLayout(where[layout.slots.cpu()[kept]], tuple(images))
 
 
-def compacted(hidden: Tensor, stage: Stage) -> Tensor:
-    """The kept rows of the sequence that entered the stage's layer, merged states in their places."""
-    assert stage.inner is not None
+def merged(hidden: Tensor, stage: Stage) -> Tensor:
+    """The sequence that enters the stage's layer, with merged states in the kept tokens' places."""
     if stage.merged is not None:
         hidden = hidden.clone()
         for row, (places, states) in enumerate(zip(stage.places, stage.merged, strict=True)):
             hidden[row, places.to(hidden.device)] = states.to(hidden.device, hidden.dtype)
-    return gather_rows(hidden, stage.inner)
+    return hidden

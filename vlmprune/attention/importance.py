@@ -74,9 +74,7 @@ class ImportanceWatcher(Watcher):
         chunk = max(1, _LARGEST_MAP // (batch * heads * call.key.shape[2]))
         for at in range(0, self._rows.shape[1], chunk):
             rows = self._rows[:, at : at + chunk]
-            weights = call.weights(rows, causal=self._causal)
-            received = torch.einsum("bhrt,br->bt", weights, self._weight[:, at : at + chunk].to(weights.device))
-            self._add(received)
+            self._add(call.received(rows, self._weight[:, at : at + chunk], causal=self._causal))
 
     def _add(self, received: Tensor) -> None:
         """Add what was received by keys [B, T]: a sliding window's cache holds the last of them only."""

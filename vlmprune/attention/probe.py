@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..kernels import column_sums as received
+from .rows import attention_rows, visible_keys
+
 DISPATCHER = "vlmprune_probe"
 
 
@@ -39,16 +42,24 @@ class AttentionCall:
     def weights(self, rows: Tensor, *, causal: bool = True, gradient: bool = False) -> Tensor:
         """Softmax attention of query rows [B, R] in fp32: [B, H, R, T]; by default without a gradient."""
         query, key = (self.query, self.key) if gradient else (self.query.detach(), self.key.detach())
-        return attention_rows(
-            query,
-            key,
-            self.mask if isinstance(self.mask, Tensor) else None,
-            rows,
-            scaling=self.options["scaling"],
-            causal=causal,
-            softcap=self.options.get("softcap"),
-            window=self.options.get("sliding_window"),
-        )
+        return attention_rows(query, key, rows=rows, **self._seen(causal))
+
+    def received(self, rows: Tensor, weight: Tensor | None = None, *, causal: bool = True) -> Tensor:
+        """Attention that each key gets from query rows [B, R], summed over heads and rows (times their weight [B, R])
+        in fp32: [B, T]; no gradient, and on a GPU no map."""
+        query, key = self.query.detach(), self.key.detach()
+        rows, weight = rows.to(query.device), None if weight is None else weight.to(query.device)
+        return received(query, key, rows, weight=weight, **self._seen(causal))
+
+    def _seen(self, causal: bool) -> dict[str, Any]:
+        """Scaling, and what a row may see."""
+        return {
+            "mask": self.mask if isinstance(self.mask, Tensor) else None,
+            "scaling": self.options["scaling"],
+            "causal": causal,
+            "softcap": self.options.get("softcap"),
+            "window": self.options.get("sliding_window"),
+        }
 
     def visible(self, rows: Tensor) -> Tensor:
         """Which keys query rows [B, R] see: bool [B, 1 or H, R, T]."""
@@ -75,67 +86,6 @@ Observer = Callable[[AttentionCall, Tensor], Tensor | None]
 _observers = threading.local()
 _attached = 0
 _attached_lock = threading.Lock()
-
-
-def attention_rows(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    rows: Tensor,
-    *,
-    scaling: float,
-    causal: bool = True,
-    softcap: float | None = None,
-    window: int | None = None,
-) -> Tensor:
-    """Softmax attention of chosen query rows, in fp32.
-
-    Args:
-        query: [B, H, S, D], rotary embedding applied. key: [B, H or fewer (grouped), T, D].
-        mask: what the kernel got: 4-D bool (True = visible) or additive [B or 1, 1 or H, S, >= T], 2-D [B, T]
-            padding mask (FlashAttention), or None.
-        rows: [B, R] query positions 0..S-1.
-        causal: whether rows see only keys up to themselves where the mask does not say so (None or 2-D).
-        window: sliding window of kernels that apply it themselves (2-D masks or None).
-    Returns:
-        [B, H, R, T]; every row sums to 1.
-    """
-    batch, heads, queries, width = query.shape
-    keys = key.shape[2]
-    rows = rows.to(query.device)
-    chosen = torch.gather(query, 2, rows[:, None, :, None].expand(-1, heads, -1, width))
-    # Grouped queries: fold the group into the rows instead of repeating the keys.
-    group = heads // key.shape[1]
-    grouped = chosen.reshape(batch, key.shape[1], group * rows.shape[1], width)
-    scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    seen = visible_keys(mask, rows, queries, keys, causal=causal, window=window)
-    scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen.float()
-    return torch.softmax(scores, dim=-1)
-
-
-def visible_keys(
-    mask: Tensor | None, rows: Tensor, queries: int, keys: int, *, causal: bool = True, window: int | None = None
-) -> Tensor:
-    """What a kernel lets query rows [B, R] see: [B, 1 or H, R, keys], bool (True = visible) or additive.
-
-    The arguments are those of `attention_rows`.
-    """
-    batch = len(rows)
-    if mask is not None and mask.dim() == 4:
-        picked = mask.expand(batch, -1, -1, -1)[..., :keys]
-        return torch.gather(picked, 2, rows[:, None, :, None].expand(-1, picked.shape[1], -1, keys))
-    column = torch.arange(keys, device=rows.device)
-    row = (rows + (keys - queries))[:, :, None]
-    visible = torch.ones(batch, rows.shape[1], keys, dtype=torch.bool, device=rows.device)
-    if causal:
-        visible &= column <= row
-    if window is not None:
-        visible &= column > row - window
-    if mask is not None:
-        visible &= mask.bool()[:, None, -keys:].to(rows.device)
-    return visible[:, None]
 
 
 def column_sums(weights: Tensor) -> Tensor:

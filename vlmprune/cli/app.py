@@ -15,6 +15,7 @@ from .caption import caption
 from .compare import compare
 from .methods import methods
 from .output import note
+from .plan import plan
 from .sinks import sinks
 
 BAD_INPUT = 2
@@ -74,6 +75,7 @@ app.command()(compare)
 app.command()(caption)
 app.command()(methods)
 app.command()(sinks)
+app.command()(plan)
 
 
 def main() -> None:

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
+from ..kernels import top_k
 from .locate import ImageSpan
+
+UNRANKED = -1  # no index: stands for those of scores that hold NaN
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,12 @@ def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | i
     Returns:
         [K] ascending indices 0..V-1.
     Raises:
-        VlmpruneError: a score is NaN.
+        VlmpruneError: a score is NaN. Asking a GPU would wait for it, so there the indices are all `UNRANKED`.
     """
-    kept = []
-    for span in images:
-        positions = span.positions.to(scores.device)
-        kept.append(positions[ranking(scores[positions])[: count_for(keep, span.count)]])
-    return torch.sort(torch.cat(kept)).values if kept else torch.zeros(0, dtype=torch.long, device=scores.device)
+    if scores.device.type == "cpu":
+        check_ranked(scores)
+    kept = top_k(scores, [span.positions for span in images], [count_for(keep, span.count) for span in images])
+    return kept if scores.device.type == "cpu" else torch.where(torch.isnan(scores).any(), UNRANKED, kept)
 
 
 def ranking(scores: Tensor) -> Tensor:
@@ -77,12 +79,21 @@ def ranking(scores: Tensor) -> Tensor:
     Raises:
         VlmpruneError: a score is NaN, which would make the choice arbitrary.
     """
-    if torch.isnan(scores).any():
+    check_ranked(scores)
+    return torch.sort(scores, descending=True, stable=True).indices
+
+
+def check_ranked(values: Tensor) -> None:
+    """Refuse scores with NaN, or the indices made of such scores on a GPU.
+
+    Raises:
+        VlmpruneError: there are any.
+    """
+    if bool((torch.isnan(values) if values.is_floating_point() else values == UNRANKED).any()):
         raise VlmpruneError(
             "The scores of the visual tokens hold NaN, so no ranking exists; check the model's precision (float16 "
             "overflows in some models) or the method's score function."
         )
-    return torch.sort(scores, descending=True, stable=True).indices
 
 
 def every_nth(images: Sequence[ImageSpan], keep: float | int) -> Tensor:

@@ -1,0 +1,141 @@
+"""Triton kernels behind `columns.py`: softmax statistics by parts of the keys, then the columns.
+
+One program a query head would walk all keys alone (32 programs on 132 processors at batch 1), so keys are split. Both
+passes read the keys; the second finds them in the cache (25 MB of keys at 3,000 tokens, 50 MB of L2 on an H100).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .scores_triton import block_of_width, mask_arguments, masked_scores, precision_of, tile
+
+SPLITS = 64  # parts of the keys, at most
+BLOCK_M = 16  # query rows of a tile, the least that tensor cores take; FastV has one a head
+BLOCK_N = 64
+
+
+@triton.jit
+def statistics_kernel(
+    query, key, rows, mask, tops, sums,
+    scaling, softcap, window, H, G, S, T, R, span,
+    query_b, query_h, query_s, query_d, key_b, key_g, key_t, key_d, rows_b, mask_b, mask_s, mask_t,
+    D: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (part of the keys, batch and key head): largest score and sum of powers of every row in that part."""
+    part = tl.program_id(0)
+    bg = tl.program_id(1).to(tl.int64)
+    b, g = bg // G, bg % G
+    group = H // G
+    d = tl.arange(0, BLOCK_D)
+    for start in range(0, group * R, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        h = g * group + m // R
+        place = tl.load(rows + b * rows_b + m % R, mask=m < group * R, other=0)
+        q_at = query + b * query_b + h[:, None] * query_h + place[:, None] * query_s + d[None, :] * query_d
+        q = tl.load(q_at, mask=(m < group * R)[:, None] & (d < D)[None, :], other=0.0)
+        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        for n in range(part * span, tl.minimum((part + 1) * span, T), BLOCK_N):
+            t = n + tl.arange(0, BLOCK_N)
+            k_at = key + b * key_b + g * key_g + t[None, :].to(tl.int64) * key_t + d[:, None] * key_d
+            k = tl.load(k_at, mask=(t < T)[None, :] & (d < D)[:, None], other=0.0)
+            s = masked_scores(
+                q, k, b, place, t, (m < group * R)[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
+                scaling, softcap, window, S, T, MASK, CAUSAL, CAPPED, WINDOWED, PRECISION,
+            )  # fmt: skip
+            higher = tl.maximum(top, tl.max(s, axis=1))
+            level = tl.where(higher == float("-inf"), 0.0, higher)  # -inf less -inf is NaN
+            total = total * tl.exp(top - level) + tl.sum(tl.exp(s - level[:, None]), axis=1)
+            top = higher
+        to = (bg * PARTS + part) * group * R + m
+        tl.store(tops + to, top, mask=m < group * R)
+        tl.store(sums + to, total, mask=m < group * R)
+
+
+@triton.jit
+def columns_kernel(
+    query, key, rows, weight, mask, tops, sums, out,
+    scaling, softcap, window, H, G, S, T, R,
+    query_b, query_h, query_s, query_d, key_b, key_g, key_t, key_d, rows_b, weight_b, mask_b, mask_s, mask_t,
+    D: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+    PRECISION: tl.constexpr, WEIGHTED: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (keys, batch and key head): the columns' sums over this key head's query heads and rows: [B, G, T]."""
+    bg = tl.program_id(1).to(tl.int64)
+    b, g = bg // G, bg % G
+    group = H // G
+    d = tl.arange(0, BLOCK_D)
+    t = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    parts = tl.arange(0, PARTS)
+    k_at = key + b * key_b + g * key_g + t[None, :].to(tl.int64) * key_t + d[:, None] * key_d
+    k = tl.load(k_at, mask=(t < T)[None, :] & (d < D)[:, None], other=0.0)
+    received = tl.zeros([BLOCK_N], tl.float32)
+    for start in range(0, group * R, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        h = g * group + m // R
+        place = tl.load(rows + b * rows_b + m % R, mask=m < group * R, other=0)
+        q_at = query + b * query_b + h[:, None] * query_h + place[:, None] * query_s + d[None, :] * query_d
+        q = tl.load(q_at, mask=(m < group * R)[:, None] & (d < D)[None, :], other=0.0)
+        s = masked_scores(
+            q, k, b, place, t, (m < group * R)[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
+            scaling, softcap, window, S, T, MASK, CAUSAL, CAPPED, WINDOWED, PRECISION,
+        )  # fmt: skip
+        part_at = (bg * PARTS + parts[:, None]) * group * R + m[None, :]
+        part_tops = tl.load(tops + part_at, mask=(m < group * R)[None, :], other=0.0)
+        part_sums = tl.load(sums + part_at, mask=(m < group * R)[None, :], other=1.0)
+        top = tl.max(part_tops, axis=0)
+        total = tl.sum(part_sums * tl.exp(part_tops - top[None, :]), axis=0)
+        share = tl.exp(s - top[:, None]) / total[:, None]
+        if WEIGHTED:
+            share *= tl.load(weight + b * weight_b + m % R, mask=m < group * R, other=0.0)[:, None]
+        received += tl.sum(tl.where((m < group * R)[:, None], share, 0.0), axis=0)
+    tl.store(out + bg * T + t, received, mask=t < T)
+
+
+def column_sums(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    scaling: float,
+    causal: bool,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """See `columns.column_sums`."""
+    batch, heads, queries, width = query.shape
+    groups, keys = key.shape[1:3]
+    rows = rows.contiguous()
+    weight = rows if weight is None else weight.contiguous()
+    read = heads // groups * rows.shape[1]
+    tiles = tile(query.dtype == torch.float32, BLOCK_N)
+    block = tiles["BLOCK_N"]
+    span = triton.cdiv(keys, SPLITS * block) * block
+    # Parts that no program fills (3,000 keys are 47 parts of 64) count nothing.
+    tops = query.new_full((batch * groups, SPLITS, read), float("-inf"), dtype=torch.float32)
+    sums = torch.zeros_like(tops)
+    out = query.new_empty(batch, groups, keys, dtype=torch.float32)
+    kind, mask_given = mask_arguments(mask, batch, keys, query)
+    shape = (scaling, softcap or 1.0, window or 0, heads, groups, queries, keys, rows.shape[1])
+    options = {
+        "D": width, "MASK": kind, "CAUSAL": causal, "CAPPED": softcap is not None, "WINDOWED": window is not None,
+        "PRECISION": precision_of(query), "PARTS": SPLITS,
+        "BLOCK_M": BLOCK_M, "BLOCK_D": block_of_width(width), **tiles,
+    }  # fmt: skip
+    strides = (*query.stride(), *key.stride(), rows.stride(0))
+    with torch.cuda.device_of(query):
+        statistics_kernel[(triton.cdiv(keys, span), batch * groups)](
+            query, key, rows, mask_given[0], tops, sums, *shape, span, *strides, *mask_given[1:], **options
+        )
+        columns_kernel[(triton.cdiv(keys, block), batch * groups)](
+            query, key, rows, weight, mask_given[0], tops, sums, out, *shape,
+            *strides, weight.stride(0), *mask_given[1:], WEIGHTED=weight is not rows, **options,
+        )  # fmt: skip
+    return out.sum(dim=1)

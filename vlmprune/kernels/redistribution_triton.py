@@ -1,0 +1,115 @@
+"""Triton kernel behind `redistribution.py`: one pass over keys and values, two weighted sums of values a row."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .scores_triton import block_of_width, mask_arguments, masked_scores, precision_of, tile
+
+BLOCK_M = 16
+BLOCK_N = 32
+
+
+@triton.jit
+def redistribute_kernel(
+    output, query, key, value, rows, sinks, visual, mask,
+    p, rho, gate, scaling, softcap, window, H, G, S, T, R, P,
+    output_b, output_s, output_h, output_d, query_b, query_h, query_s, query_d,
+    key_b, key_g, key_t, key_d, value_b, value_g, value_t, value_d, rows_b, sinks_b, visual_b, mask_b, mask_s, mask_t,
+    D: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (rows, batch and query head)."""
+    bh = tl.program_id(1).to(tl.int64)
+    b, h = bh // H, bh % H
+    g = h // (H // G)
+    d = tl.arange(0, BLOCK_D)
+    r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    place = tl.load(rows + b * rows_b + r, mask=r < R, other=-1)
+    edited = place >= 0
+    place = tl.maximum(place, 0)
+    q_at = query + b * query_b + h * query_h + place[:, None] * query_s + d[None, :] * query_d
+    q = tl.load(q_at, mask=edited[:, None] & (d < D)[None, :], other=0.0)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sunk = tl.zeros([BLOCK_M], tl.float32)
+    image = tl.zeros([BLOCK_M], tl.float32)
+    free = tl.zeros([BLOCK_M], tl.float32)
+    from_sinks = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    from_free = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for n in range(0, T, BLOCK_N):
+        t = n + tl.arange(0, BLOCK_N)
+        k_at = key + b * key_b + g * key_g + t[None, :].to(tl.int64) * key_t + d[:, None] * key_d
+        k = tl.load(k_at, mask=(t < T)[None, :] & (d < D)[:, None], other=0.0)
+        s = masked_scores(
+            q, k, b, place, t, edited[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
+            scaling, softcap, window, S, T, MASK, CAUSAL, CAPPED, WINDOWED, PRECISION,
+        )  # fmt: skip
+        higher = tl.maximum(top, tl.max(s, axis=1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        fade = tl.exp(top - level)
+        a = tl.exp(s - level[:, None])
+        top = higher
+        total = total * fade + tl.sum(a, axis=1)
+        if n < P:  # columns from P on are marked as nothing
+            sink = tl.load(sinks + b * sinks_b + t, mask=t < P, other=0) != 0
+            seen = tl.load(visual + b * visual_b + t, mask=t < P, other=0) != 0
+            on_sinks = tl.where(sink[None, :], a, 0.0)
+            on_free = tl.where((seen & (sink == 0))[None, :], a, 0.0)
+            sunk = sunk * fade + tl.sum(on_sinks, axis=1)
+            image = image * fade + tl.sum(tl.where(seen[None, :], a, 0.0), axis=1)
+            free = free * fade + tl.sum(on_free, axis=1)
+            v_at = value + b * value_b + g * value_g + t[:, None].to(tl.int64) * value_t + d[None, :] * value_d
+            v = tl.load(v_at, mask=(t < P)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+            from_sinks = from_sinks * fade[:, None] + tl.dot(on_sinks, v, input_precision=PRECISION)
+            from_free = from_free * fade[:, None] + tl.dot(on_free, v, input_precision=PRECISION)
+        else:
+            sunk *= fade
+            image *= fade
+            free *= fade
+            from_sinks *= fade[:, None]
+            from_free *= fade[:, None]
+    passes = edited & (image >= gate * total) & (free >= rho * image) & (free > 0)
+    give = sunk / tl.where(free > 0, free, 1.0)
+    change = p * (give[:, None] * from_free - from_sinks) / total[:, None]
+    at = output + b * output_b + place[:, None] * output_s + h * output_h + d[None, :] * output_d
+    inside = passes[:, None] & (d < D)[None, :]
+    tl.store(at, (tl.load(at, mask=inside, other=0.0).to(tl.float32) + change), mask=inside)
+
+
+def redistribute(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    sinks: Tensor,
+    visual: Tensor,
+    p: float,
+    rho: float,
+    gate: float,
+    scaling: float,
+    mask: Tensor | None,
+    causal: bool,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """See `redistribution.redistribute`."""
+    batch, heads, queries, width = query.shape
+    rows, sinks, visual = (t.contiguous() for t in (rows, sinks, visual))
+    kind, mask_given = mask_arguments(mask, batch, key.shape[2], query)
+    with torch.cuda.device_of(query):
+        redistribute_kernel[(triton.cdiv(rows.shape[1], BLOCK_M), batch * heads)](
+            output, query, key, value, rows, sinks.view(torch.uint8), visual.view(torch.uint8), mask_given[0],
+            p, rho, gate, scaling, softcap or 1.0, window or 0,
+            heads, key.shape[1], queries, key.shape[2], rows.shape[1], sinks.shape[1],
+            *output.stride(), *query.stride(), *key.stride(), *value.stride(),
+            rows.stride(0), sinks.stride(0), visual.stride(0), *mask_given[1:],
+            D=width, MASK=kind, CAUSAL=causal, CAPPED=softcap is not None, WINDOWED=window is not None,
+            PRECISION=precision_of(query),
+            BLOCK_M=BLOCK_M, BLOCK_D=block_of_width(width), **tile(query.dtype == torch.float32, BLOCK_N),
+        )  # fmt: skip
+    return output

@@ -1,0 +1,75 @@
+"""Compaction: the kept rows of a prompt's tensors, re-padded left, in one launch; and those of a filled cache.
+
+Shapes: B batch, S sequence before, C sequence after, A axes of positions, D width, G key heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..flow.compact import gather_positions, gather_rows
+from .dispatch import runs_triton
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """The kept rows: `hidden` [B, C, D], `rotary` [..., B, C, Dr] each, `positions` [..., B, C], `mask` [B, C]."""
+
+    hidden: Tensor
+    rotary: tuple[Tensor, ...] = ()
+    positions: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def compact(
+    hidden: Tensor,
+    index: Tensor,
+    real: Tensor,
+    *,
+    inner: Tensor | None = None,
+    rotary: tuple[Tensor, ...] = (),
+    positions: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Compacted:
+    """Gather everything a decoder layer gets of a ragged batch to the kept rows.
+
+    Args:
+        hidden: [B, S', D]. index: [B, C] in 0..S-1. real: bool [B, C], False in the filler slots of shorter rows;
+            these hold the row that `index` names, and nothing may attend to them.
+        inner: [B, C] in 0..S'-1, the same rows as `hidden` has them, where it was compacted before; else `index`.
+        rotary: cos and sin, [..., B or 1, S, Dr] each. positions: [..., B or 1, S]. mask: [B or 1, S], bool or
+            integer; it becomes 0 in filler slots.
+    """
+    inner = index if inner is None else inner
+    given = [hidden, *rotary, index, real, inner, *(t for t in (positions, mask) if t is not None)]
+    if len(rotary) in (0, 2) and runs_triton(*given):
+        from .rows_triton import compact as launch
+
+        return Compacted(*launch(hidden, index, real, inner, rotary, positions, mask))
+    return Compacted(
+        gather_rows(hidden, inner.to(hidden.device)),
+        tuple(gather_rows(part, index) for part in rotary),
+        None if positions is None else gather_positions(positions, index),
+        None if mask is None else gather_positions(mask, index) * real.to(mask.device),
+    )
+
+
+def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries `index` [B, C] of a layer's keys and values [B, G, T, D], for pruning a cache that is filled.
+
+    Returns:
+        [B, G, C, D] each, contiguous.
+    """
+    if key.dtype == value.dtype and runs_triton(key, value, index):
+        from .rows_triton import compact_kv as launch
+
+        return launch(key, value, index)
+
+    def gather(tensor: Tensor) -> Tensor:
+        where = index.to(tensor.device)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+        return torch.gather(tensor, 2, where)
+
+    return gather(key), gather(value)

@@ -1,0 +1,158 @@
+"""Triton kernels behind `rows.py`. Addresses are 64-bit: B * S * D passes 2^31 at batch 8, 64k tokens, width 4,096."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .scores_triton import as_bytes
+
+BLOCK_SLOTS = 32  # cache entries a program moves
+LARGEST_ROW = 4096  # numbers of a hidden state a program moves
+
+
+@triton.jit
+def compact_kernel(
+    hidden, cos, sin, positions, mask, inner, index, real, out_hidden, out_cos, out_sin, out_positions, out_mask,
+    C, D, DR,
+    hidden_b, hidden_s, hidden_d,
+    cos_a, cos_b, cos_s, cos_d,
+    sin_a, sin_b, sin_s, sin_d,
+    positions_a, positions_b, positions_s,
+    mask_b, mask_s,
+    index_b, inner_b, real_b,
+    slots,
+    ROTARY_AXES: tl.constexpr, POSITION_AXES: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Program (slot of the batch, part): a part of the hidden state, or, as the last part, all that is small."""
+    slot = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    b, c = slot // C, slot % C
+    if part < tl.num_programs(1) - 1:
+        row = tl.load(inner + b * inner_b + c)
+        d = part * BLOCK + tl.arange(0, BLOCK)
+        states = tl.load(hidden + b * hidden_b + row * hidden_s + d.to(tl.int64) * hidden_d, mask=d < D)
+        tl.store(out_hidden + slot * D + d, states, mask=d < D)
+    else:
+        row = tl.load(index + b * index_b + c)
+        r = tl.arange(0, BLOCK_R)
+        for a in tl.static_range(ROTARY_AXES):
+            to = (a * slots + slot) * DR + r
+            turn = tl.load(cos + a * cos_a + b * cos_b + row * cos_s + r * cos_d, mask=r < DR)
+            tl.store(out_cos + to, turn, mask=r < DR)
+            turn = tl.load(sin + a * sin_a + b * sin_b + row * sin_s + r * sin_d, mask=r < DR)
+            tl.store(out_sin + to, turn, mask=r < DR)
+        for a in tl.static_range(POSITION_AXES):
+            place = tl.load(positions + a * positions_a + b * positions_b + row * positions_s)
+            tl.store(out_positions + a * slots + slot, place)
+        if HAS_MASK:
+            seen = tl.load(mask + b * mask_b + row * mask_s)
+            kept = tl.load(real + b * real_b + c)
+            tl.store(out_mask + slot, tl.where(kept != 0, seen, 0))
+
+
+@triton.jit
+def compact_kv_kernel(
+    key, value, index, out_key, out_value,
+    G, C, DK, DV,
+    key_b, key_g, key_t, key_d,
+    value_b, value_g, value_t, value_d,
+    index_b,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (slots, batch and head, keys or values)."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    bg = tl.program_id(1).to(tl.int64)
+    b, g = bg // G, bg % G
+    row = tl.load(index + b * index_b + c, mask=c < C, other=0)[:, None]
+    d = tl.arange(0, BLOCK_D)[None, :]
+    slot = (bg * C + c)[:, None]
+    if tl.program_id(2) == 0:
+        inside = (c < C)[:, None] & (d < DK)
+        entry = tl.load(key + b * key_b + g * key_g + row * key_t + d * key_d, mask=inside)
+        tl.store(out_key + slot * DK + d, entry, mask=inside)
+    else:
+        inside = (c < C)[:, None] & (d < DV)
+        entry = tl.load(value + b * value_b + g * value_g + row * value_t + d * value_d, mask=inside)
+        tl.store(out_value + slot * DV + d, entry, mask=inside)
+
+
+def rows_of(index: Tensor) -> Tensor:
+    """Strides of a [B, C] index are read along its rows only."""
+    return index if index.stride(1) == 1 else index.contiguous()
+
+
+def broadcast(tensor: Tensor, batch: int, last: int) -> Tensor:
+    """[..., B or 1, S] and `last` further dimensions as [A, B, S, ...], nothing copied where strides allow it."""
+    tensor = tensor.reshape(-1, *tensor.shape[-2 - last :])
+    return tensor.expand(-1, batch, *tensor.shape[2:])
+
+
+def compact(
+    hidden: Tensor,
+    index: Tensor,
+    real: Tensor,
+    inner: Tensor,
+    rotary: tuple[Tensor, ...],
+    positions: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None]:
+    """See `rows.compact`."""
+    batch, slots = index.shape
+    width = hidden.shape[-1]
+    index, inner, real = rows_of(index), rows_of(inner), as_bytes(rows_of(real))
+    out = hidden.new_empty(batch, slots, width)
+    # What is missing is stood in for by a tensor that is never read.
+    turns = tuple(broadcast(part, batch, 1) for part in rotary) or (hidden[None], hidden[None])
+    out_turns = tuple(part.new_empty(len(part), batch, slots, part.shape[-1]) for part in turns) if rotary else turns
+    places = index[None] if positions is None else broadcast(positions, batch, 0)
+    out_places = places if positions is None else places.new_empty(len(places), batch, slots)
+    seen = real if mask is None else as_bytes(mask).expand(batch, -1)
+    out_seen = real if mask is None else seen.new_empty(batch, slots)
+    block = min(triton.next_power_of_2(width), LARGEST_ROW)
+    with torch.cuda.device_of(hidden):
+        compact_kernel[(batch * slots, triton.cdiv(width, block) + 1)](
+            hidden, turns[0], turns[1], places, seen, inner, index, real,
+            out, out_turns[0], out_turns[1], out_places, out_seen,
+            slots, width, turns[0].shape[-1],
+            *hidden.stride(), *turns[0].stride(), *turns[1].stride(), *places.stride(), *seen.stride(),
+            index.stride(0), inner.stride(0), real.stride(0),
+            batch * slots,
+            ROTARY_AXES=len(turns[0]) if rotary else 0,
+            POSITION_AXES=0 if positions is None else len(places),
+            HAS_MASK=mask is not None,
+            BLOCK=block,
+            BLOCK_R=triton.next_power_of_2(turns[0].shape[-1]) if rotary else 1,
+        )  # fmt: skip
+
+    def shaped(result: Tensor, like: Tensor, last: int) -> Tensor:
+        return result.reshape(*like.shape[: -2 - last], *result.shape[1:])
+
+    return (
+        out,
+        tuple(shaped(result, part, 1) for result, part in zip(out_turns, rotary, strict=True)) if rotary else (),
+        None if positions is None else shaped(out_places, positions, 0),
+        None if mask is None else out_seen.view(mask.dtype),
+    )
+
+
+def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """See `rows.compact_kv`."""
+    batch, heads = key.shape[:2]
+    slots = index.shape[1]
+    index = rows_of(index)
+    out: Any = [part.new_empty(batch, heads, slots, part.shape[-1]) for part in (key, value)]
+    with torch.cuda.device_of(key):
+        compact_kv_kernel[(triton.cdiv(slots, BLOCK_SLOTS), batch * heads, 2)](
+            key, value, index, *out,
+            heads, slots, key.shape[-1], value.shape[-1],
+            *key.stride(), *value.stride(), index.stride(0),
+            BLOCK_C=BLOCK_SLOTS,
+            BLOCK_D=triton.next_power_of_2(max(key.shape[-1], value.shape[-1])),
+        )  # fmt: skip
+    return out[0], out[1]

@@ -1,0 +1,86 @@
+"""The tile of attention scores that `columns_triton.py` and `redistribution_triton.py` share, and how masks get there.
+
+A tile has rows that are (query head, chosen row) pairs of one key head, and columns that are keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# How visibility is told: from positions alone, from a padding mask too, from a bool mask's rows, from a mask to add.
+POSITIONS, PADDING, BOOLEAN, ADDITIVE = 0, 1, 2, 3
+
+
+@triton.jit
+def masked_scores(
+    q, k, b, place, t, inside,
+    mask, mask_b, mask_s, mask_t,
+    scaling, softcap, window, S, T,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Scores [M, N] in fp32 of query tile q [M, D] and key tile k [D, N], -inf where nothing is to be seen.
+
+    `place` [M]: the rows' query positions. `t` [N]: the keys. `inside` [M, N]: what belongs to the problem at all.
+    """
+    # Half formats are exact in tf32 too; Triton's interpreter would multiply the bits of bf16 as if they were integers.
+    s = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision=PRECISION) * scaling
+    if CAPPED:
+        s = (2 * tl.sigmoid(2 * s / softcap) - 1) * softcap
+    column = t[None, :]
+    if MASK >= 2:
+        at = mask + b * mask_b + place[:, None].to(tl.int64) * mask_s + column * mask_t
+        given = tl.load(at, mask=inside, other=0)
+        if MASK == 2:
+            s = tl.where(given != 0, s, float("-inf"))
+        else:
+            s += given.to(tl.float32)
+    else:
+        row = place[:, None] + (T - S)
+        if CAUSAL:
+            s = tl.where(column <= row, s, float("-inf"))
+        if WINDOWED:
+            s = tl.where(column > row - window, s, float("-inf"))
+        if MASK == 1:
+            real = tl.load(mask + b * mask_b + column * mask_t, mask=column < T, other=0)
+            s = tl.where(real != 0, s, float("-inf"))
+    return tl.where(inside, s, float("-inf"))
+
+
+def as_bytes(mask: Tensor) -> Tensor:
+    """Triton would load a bool tensor bit by bit."""
+    return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+
+
+def mask_arguments(mask: Tensor | None, batch: int, keys: int, stand_in: Tensor) -> tuple[int, tuple[Any, ...]]:
+    """The kind of a mask, and its tensor and strides (batch, row, key) for the kernel.
+
+    Args:
+        mask: 2-D [B, >= T], whose last T columns count, 4-D [B or 1, 1, S, >= T], or None. stand_in: for None.
+    """
+    if mask is None:
+        return POSITIONS, (stand_in, 0, 0, 0)
+    if mask.dim() == 2:
+        mask = as_bytes(mask[:, -keys:].expand(batch, -1))
+        return PADDING, (mask, mask.stride(0), 0, mask.stride(1))
+    mask = mask.expand(batch, -1, -1, -1)[:, 0, :, :keys]
+    return BOOLEAN if mask.dtype == torch.bool else ADDITIVE, (as_bytes(mask), *mask.stride())
+
+
+def precision_of(tensor: Tensor) -> str:
+    """Half formats are exact in the tensor cores' tf32; single precision takes three products (ieee spilled 3 kB)."""
+    return "tf32x3" if tensor.dtype == torch.float32 else "tf32"
+
+
+def tile(single: bool, keys: int) -> dict[str, int]:
+    """Keys of a tile and warps of a program: single precision takes twice the registers for each."""
+    return {"BLOCK_N": keys // 2, "num_warps": 8} if single else {"BLOCK_N": keys, "num_warps": 4}
+
+
+def block_of_width(width: int) -> int:
+    """A tile's width: a power of two, at least the tensor cores' 16."""
+    return max(16, triton.next_power_of_2(width))

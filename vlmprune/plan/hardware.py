@@ -1,0 +1,70 @@
+"""The hardware that plans are made for: vendors' data-sheet peaks, or a user's own numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import VlmpruneError, nearest
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One accelerator: `flops` a second, `bandwidth` in bytes a second, `memory` in bytes.
+
+    `half_only`: the peak is that of bf16 and fp16; single precision is slower.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    half_only: bool = True
+
+    def __post_init__(self) -> None:
+        for what in ("flops", "bandwidth", "memory"):
+            if not 0 < getattr(self, what) < float("inf"):
+                raise VlmpruneError(
+                    f"{what}={getattr(self, what)!r} of {self.name!r} is no peak; use a number above 0."
+                )
+
+    def seconds(self, flops: float, moved: float) -> float:
+        """The roofline: arithmetic and memory traffic (bytes) overlap, and the longer of the two is the time."""
+        return max(flops / self.flops, moved / self.bandwidth)
+
+
+# Dense bf16 with fp32 accumulation, no sparsity, from NVIDIA's data sheets: H100 SXM5 80 GB, A100 SXM4 80 GB,
+# GeForce RTX 4090 (Ada whitepaper, appendix A), L4.
+HARDWARE = {
+    row.name: row
+    for row in (
+        Hardware("h100", 989.4e12, 3.35e12, 80e9),
+        Hardware("a100", 312e12, 2.039e12, 80e9),
+        Hardware("4090", 165.2e12, 1.008e12, 24e9),
+        Hardware("l4", 121e12, 300e9, 24e9),
+    )
+}
+
+
+def hardware(
+    name: str, *, flops: float | None = None, bandwidth: float | None = None, memory: float | None = None
+) -> Hardware:
+    """A row of the table, or "custom" with all three peaks given.
+
+    Raises:
+        VlmpruneError: an unknown name, a peak that is missing, or one given beside a row of the table.
+    """
+    given = {"flops": flops, "bandwidth": bandwidth, "memory": memory}
+    known = [what for what, value in given.items() if value is not None]
+    if name == "custom":
+        if flops is None or bandwidth is None or memory is None:
+            missing = next(what for what in given if what not in known)
+            raise VlmpruneError(
+                f"The hardware 'custom' has no {missing}; give --flops (a second), --bandwidth (bytes a second) and "
+                "--memory (bytes)."
+            )
+        return Hardware("custom", flops, bandwidth, memory, half_only=False)
+    if name not in HARDWARE:
+        raise VlmpruneError(f"There is no hardware {name!r}; {nearest(name, [*HARDWARE, 'custom'])}")
+    if known:
+        raise VlmpruneError(f"The peaks of {name!r} are known, but {known[0]} was given; use --hardware custom.")
+    return HARDWARE[name]
