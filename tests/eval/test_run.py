@@ -114,6 +114,7 @@ def test_two_processes_equal_one(alone: dict[str, Any], tmp_path: Path, batch_si
     assert content(tmp_path / "two") == alone
 
 
+@pytest.mark.timeout(900)  # two actors import torch beside Ray's own processes: 177 s seen on one contended core
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is an optional extra")
 def test_ray_equals_one_process(alone: dict[str, Any], tmp_path: Path) -> None:
     import ray
