@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .conftest import ARTEFACTS, Served
+from .conftest import ARTEFACTS, ROOT, Served
 from .pictures import bomb, turned
 from .support import SETTINGS, names, questions, truth
 from .visitor import Visitor
@@ -91,12 +91,32 @@ def test_caption_shows_the_tree(visitor: Visitor, engine: Any) -> None:
     keep_picture(page, "caption")
 
 
+def test_sinks_shows_layers_and_var(visitor: Visitor, engine: Any) -> None:
+    from vlmprune.demo.sinks import RHO, P, look
+
+    page = visitor.page
+    page.get_by_role("tab", name="Sinks").click()
+    page.click("#sinks-go")
+    page.wait_for_selector("#sinks-heat img", timeout=120_000)
+    found = look(engine, *questions()[0], P, RHO)
+    answers = page.locator("#sinks-changed .vp-answer").all_inner_texts()
+    assert answers == [found.before.text, found.after.text]
+    shown = page.locator("#sinks-layers table").first.locator(".vp-number").all_inner_texts()
+    one = found.sample
+    assert shown == [f"{len(a)} visual, {len(b)} text" for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]
+    page.locator("#sinks-layer input[type=number]").fill("1")
+    page.keyboard.press("Tab")
+    page.wait_for_selector('#sinks-heat img[alt*="layer 1:"]')
+    keep_picture(page, "sinks")
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
 def test_bad_uploads_are_a_sentence(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "words.png").write_bytes(b"no picture at all")
-    (tmp_path / "half.png").write_bytes(Path(__file__).parents[2].joinpath("vlmprune/tiny/example.png").read_bytes()[:400])
+    whole = ROOT.joinpath("vlmprune/tiny/example.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     for file, says in (
         (tmp_path / "words.png", "'words.png' is not an image"),
         (tmp_path / "half.png", "'half.png'"),

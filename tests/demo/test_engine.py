@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from typing import Any
@@ -36,7 +37,7 @@ def test_pieces_grow_into_the_answer(engine: Any) -> None:
     for side, answer in (("unpruned", run.unpruned), ("pruned", run.pruned)):
         texts = [piece.text for piece in pieces if piece.side == side]
         assert texts[-1].strip() == answer.text
-        assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
 
 
 def test_attention_by_layer_is_what_fastv_ranks_by(engine: Any) -> None:

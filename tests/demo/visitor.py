@@ -76,9 +76,10 @@ class Visitor:
         titles = ["Unpruned", f"Pruned: {setting.method}, keep {float(setting.keep)}", "Small model alone"]
         wanted = [truth.texts[0], truth.texts[1], truth.small]
         wrong = [f"{title} is not {want}" for (title, _, _), want in zip(cards, titles, strict=True) if title != want]
-        wrong += [f"{title}: {text!r}, not {want!r}" for (title, text, _), want in zip(cards, wanted, strict=True) if text != want]
+        wrong += [f"{text!r}, not {want!r}" for (_, text, _), want in zip(cards, wanted, strict=True) if text != want]
         counted = [f"{truth.visual} of {truth.visual}", f"{len(truth.kept)} of {truth.visual}"]
-        wrong += [f"{facts} without {want}" for (_, _, facts), want in zip(cards, counted, strict=False) if want not in facts]
+        facts = [card[2] for card in cards]
+        wrong += [f"{said} without {want}" for said, want in zip(facts, counted, strict=False) if want not in said]
         if setting.method == "sgl":
             exited = "yes, its answer was taken" if not len(truth.kept) else "no"
             wrong += [] if exited in cards[2][2] else [f"{cards[2][2]} without {exited}"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-FIRST_PORT = 7860
+FIRST_PORT, PORTS = 7860, 100
 CACHE_SECONDS = (300, 1800)  # how often uploads are looked over, and how old one may get
 QUEUE = 64  # waiting users
 
@@ -40,7 +42,7 @@ def build(engine: Engine) -> gradio.Blocks:
     """The page with all tabs."""
     import gradio as gr
 
-    from . import ask, caption, compare
+    from . import ask, caption, compare, sinks
     from .page import text
 
     models = engine.models
@@ -51,7 +53,7 @@ def build(engine: Engine) -> gradio.Blocks:
             f"and what it cost. {text(about)}</p></header>"
         )
         with gr.Tabs():
-            for tab in (ask, compare, caption):
+            for tab in (ask, compare, sinks, caption):
                 with gr.Tab(tab.TITLE, id=tab.TITLE.lower()):
                     tab.build(engine)
     page.queue(max_size=QUEUE, default_concurrency_limit=4)
@@ -73,6 +75,33 @@ def own_folder() -> Iterator[str]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
+def free_port(host: str, port: int | None) -> int:
+    """The port to listen on; without one given the first free one. Gradio itself tries a bad host for minutes.
+
+    Raises:
+        VlmpruneError: the host is none of this machine's, or the port is taken.
+    """
+    tried = [port] if port is not None else list(range(FIRST_PORT, FIRST_PORT + PORTS))
+    for number in tried:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as one:
+                # As the server does it: a port whose last connections are still dying is free.
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind(address)
+            return number
+        except OSError as error:
+            if number == tried[-1] or error.errno != errno.EADDRINUSE:
+                raise unserved(host, number, error) from None
+    raise AssertionError("the last port either is free or raises")
+
+
+def unserved(host: str, port: int, error: OSError) -> VlmpruneError:
+    """What to say where nothing can listen."""
+    reason = error.strerror or " ".join(str(error).split())
+    return VlmpruneError(f"nothing can be served at {host}, port {port} ({reason}); choose another --host or --port")
+
+
 @contextmanager
 def served(
     engine: Engine, *, host: str = LOOPBACK[0], port: int | None = None, share: bool = False
@@ -86,6 +115,7 @@ def served(
     from .theme import CSS, SCRIPT, theme
     from .upload import LARGEST_FILE
 
+    port = free_port(host, port)
     with own_folder():
         page = build(engine)
         try:
@@ -108,11 +138,8 @@ def served(
                 css=CSS,
                 js=SCRIPT,
             )
-        except OSError as error:
-            raise VlmpruneError(
-                f"nothing can be served on {host}, port {port or FIRST_PORT} ({' '.join(str(error).split())}); "
-                "choose another --port"
-            ) from None
+        except OSError as error:  # somebody was faster
+            raise unserved(host, port, error) from None
         try:
             yield local, public
         finally:

@@ -13,7 +13,7 @@ from ..cli.models import options_of
 from ..cli.options import EXIT_AT
 from ..cli.output import amount, milliseconds, saved
 from .draw import overlay
-from .engine import Engine, Piece, Run, Setting
+from .engine import Engine, Piece, Run, Setting, layer_count
 from .examples import inputs
 from .page import bars, card, figure, grid, notice, plain_errors, told
 from .upload import checked
@@ -60,7 +60,7 @@ def build(engine: Engine) -> None:
                 label="Heat map: what is looked at",
                 elem_id="ask-heat",
             )
-            layers = layer_count(engine)
+            layers = layer_count(engine.models.model)
             layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="ask-layer")
             pictures = gr.HTML(elem_id="ask-pictures")
     state = gr.State(None)
@@ -124,15 +124,6 @@ def build(engine: Engine) -> None:
         concurrency_id="models",
         concurrency_limit=1,
     )
-
-
-def layer_count(engine: Engine) -> int:
-    """Decoder layers of the large model."""
-    from ..families import family_of
-    from ..wrap import plain_model
-
-    plain = plain_model(engine.models.model)
-    return len(family_of(plain).language_model(plain).layers)
 
 
 def setting(method: str, keep: float, exit_at: float | None) -> Setting:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SIDE = 420  # pixels of the longer side; the bundled pair's pictures have 112
 DARK = (16, 18, 26)
+FRAME = (255, 255, 255)
 # From cold to hot; readable on bright and dark pictures, and without telling red from green.
 RAMP = ((40, 30, 110), (120, 40, 140), (210, 70, 100), (250, 150, 60), (255, 235, 130))
 
@@ -34,13 +35,14 @@ def overlay(
     *,
     kept: ImageSpan | None = None,
     heat: tuple[ImageSpan, Tensor] | None = None,
+    framed: tuple[ImageSpan, Tensor] | None = None,
     side: int = SIDE,
 ) -> Image.Image:
     """The picture with dropped tokens darkened and a heat map on top.
 
     Args:
         kept: the span whose `kept` stay bright; None: everything does. heat: values [V] and the span they lie on;
-            the two grids may differ.
+            the two grids may differ. framed: which tokens get a frame, bool [V], and their span.
     """
     canvas = shown(picture, side)
     if heat is not None:
@@ -63,6 +65,11 @@ def overlay(
             if stay and box is not None:
                 pen.rectangle(box, fill=0)
         canvas = Image.composite(Image.new("RGB", canvas.size, DARK), canvas, mask)
+    if framed is not None:
+        pen = ImageDraw.Draw(canvas)
+        for box, wanted in zip(boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
+            if wanted and box is not None:
+                pen.rectangle(box, outline=FRAME, width=3)
     return canvas
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..cli.models import Models, make, options_of
 from ..errors import VlmpruneError
-from ..wrap import Answer, prepare, unknown_words, unknown_words_note, wrap
+from ..families import family_of
+from ..wrap import Answer, plain_model, prepare, unknown_words, unknown_words_note, wrap
 from .look import attention_by_layer
 
 if TYPE_CHECKING:
@@ -123,6 +124,12 @@ class Run:
         return record | {"notes": list(self.notes)}
 
 
+def layer_count(model: Any) -> int:
+    """Decoder layers of a model."""
+    plain = plain_model(model)
+    return len(family_of(plain).language_model(plain).layers)
+
+
 class Engine:
     """The models and the lock before them.
 
@@ -200,8 +207,8 @@ class Engine:
 
         def work(send: Send) -> None:
             models = self.models
-            unpruned = self._answer(make("none"), picture, question, lambda text: send(Piece("unpruned", text)))
-            pruned = self._answer(method, picture, question, lambda text: send(Piece("pruned", text)))
+            unpruned = self.answer(make("none"), picture, question, lambda text: send(Piece("unpruned", text)))
+            pruned = self.answer(method, picture, question, lambda text: send(Piece("pruned", text)))
             attention = attention_by_layer(models.model, prepare(models.processor, picture, question))
             words = unknown_words(models.processor, question)
             notes = [unknown_words_note(words)] if words else []
@@ -216,7 +223,7 @@ class Engine:
         assert isinstance(run, Run)
         return run
 
-    def _answer(
+    def answer(
         self, method: Any, picture: Image.Image, question: str, hear: Callable[[str], None] | None = None
     ) -> Answer:
         """The large model's answer under a method; call this inside `stream` only."""

@@ -24,8 +24,9 @@ text = html.escape
 
 def sentence(message: str) -> str:
     """A message as a sentence of the page."""
-    flat = " ".join(message.split())
-    return flat[:1].upper() + flat[1:].rstrip(".") + "."
+    flat = " ".join(message.split()).rstrip(".") + "."
+    # An option's name stays as it is written.
+    return flat[:1].upper() + flat[1:] if flat.partition(" ")[0].isalpha() else flat
 
 
 def notice(message: str, *, alert: bool = True) -> str:
