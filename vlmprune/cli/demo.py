@@ -32,11 +32,11 @@ def demo(
     """Open a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
     if port is not None and not 1 <= port <= LAST_PORT:
         raise VlmpruneError(f"--port {port} is no port; give a number from 1 to {LAST_PORT:,}")
-    from ..demo.app import LOOPBACK, check_gradio, free_port, serve
+    from ..demo.app import LOOPBACK, check_address, check_gradio, serve
 
     # Said before anything is loaded.
     check_gradio()
-    free_port(host, port)
+    check_address(host, port)
     with quiet():
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import tempfile
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-FIRST_PORT, PORTS = 7860, 100
 CACHE_SECONDS = (300, 1800)  # how often uploads are looked over, and how old one may get
 QUEUE = 64  # waiting users
 
@@ -75,31 +73,27 @@ def own_folder() -> Iterator[str]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def free_port(host: str, port: int | None) -> int:
-    """The port to listen on; without one given the first free one. Gradio itself tries a bad host for minutes.
+def check_address(host: str, port: int | None) -> None:
+    """Say at once what is wrong with an address: Gradio tries a bad host for minutes. Port None: any will do.
 
     Raises:
         VlmpruneError: the host is none of this machine's, or the port is taken.
     """
-    tried = [port] if port is not None else list(range(FIRST_PORT, FIRST_PORT + PORTS))
-    for number in tried:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind, protocol) as one:
-                # As the server does it: a port whose last connections are still dying is free.
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind(address)
-            return number
-        except OSError as error:
-            if number == tried[-1] or error.errno != errno.EADDRINUSE:
-                raise unserved(host, number, error) from None
-    raise AssertionError("the last port either is free or raises")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as one:
+            # As the server does it: a port whose last connections are still dying is free.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except OSError as error:
+        raise unserved(host, port, error) from None
 
 
-def unserved(host: str, port: int, error: OSError) -> VlmpruneError:
+def unserved(host: str, port: int | None, error: OSError) -> VlmpruneError:
     """What to say where nothing can listen."""
+    where = host if port is None else f"{host}, port {port}"
     reason = error.strerror or " ".join(str(error).split())
-    return VlmpruneError(f"nothing can be served at {host}, port {port} ({reason}); choose another --host or --port")
+    return VlmpruneError(f"nothing can be served at {where} ({reason}); choose another --host or --port")
 
 
 @contextmanager
@@ -115,7 +109,7 @@ def served(
     from .theme import CSS, SCRIPT, theme
     from .upload import LARGEST_FILE
 
-    port = free_port(host, port)
+    check_address(host, port)
     with own_folder():
         page = build(engine)
         try:
@@ -126,7 +120,7 @@ def served(
                 quiet=True,
                 inbrowser=False,
                 prevent_thread_lock=True,
-                show_error=True,  # messages of gr.Error only: every handler turns what it does not know into one
+                show_error=False,  # of gr.Error alone, which says what is meant for the page
                 ssr_mode=False,
                 pwa=False,
                 mcp_server=False,
