@@ -152,7 +152,7 @@ def finished(run: Run) -> str:
                     ("confidence", f"{small.confidence:.2f}"),
                     ("consistency", f"{small.consistency:.2f}"),
                     ("how sure (their mean)", f"{small.sure:.2f}"),
-                    ("exited", "-" if exited is None else "yes, its answer was taken" if exited[0] else "no"),
+                    ("exited", "only sgl asks it" if exited is None else "yes, its answer was taken" if exited[0] else "no"),
                     ("time", milliseconds(small.seconds)),
                 ],
             )

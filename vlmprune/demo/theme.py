@@ -22,6 +22,7 @@ def theme() -> Any:
         body_text_color_subdued_dark="*neutral_400",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_400",
+        checkbox_border_color_dark="*neutral_400",
         block_shadow="none",
         block_shadow_dark="none",
         button_primary_background_fill="*primary_700",
@@ -38,7 +39,7 @@ CSS = """
 .gradio-container :focus-visible { outline: 3px solid var(--primary-500) !important; outline-offset: 2px; }
 .vp-head h1 { font-size: 1.5rem; font-weight: 650; margin: 0.4rem 0 0.1rem; }
 .vp-head p { color: var(--body-text-color-subdued); margin: 0; }
-.vp-alert, .vp-note { margin: 0; padding: 0.6rem 0.9rem; border-radius: 8px; border-left: 4px solid; }
+.vp-alert, .vp-note { margin: 0.4rem 0 0; padding: 0.6rem 0.9rem; border-radius: 8px; border-left: 4px solid; }
 .vp-alert { background: color-mix(in srgb, #c2410c 12%, transparent); border-color: #c2410c; }
 .vp-note { background: color-mix(in srgb, var(--primary-500) 10%, transparent); border-color: var(--primary-500); }
 .vp-grid { display: grid; gap: 0.9rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
@@ -66,6 +67,8 @@ CSS = """
 .vp-track { flex: 1; height: 0.7rem; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 .vp-fill { display: block; height: 100%; background: var(--primary-600); border-radius: 4px; }
 .vp-number { width: 7.2rem; text-align: right; font-variant-numeric: tabular-nums; }
+.vp-grid .vp-bars th { width: auto; white-space: nowrap; }
+.vp-grid .vp-number { width: auto; min-width: 3.2rem; white-space: nowrap; }
 .vp-scroll { overflow-x: auto; }
 .vp-table { width: 100%; border-collapse: collapse; font-size: 0.88rem; }
 .vp-table th, .vp-table td { text-align: left; padding: 0.35rem 0.6rem 0.35rem 0; vertical-align: top; }
