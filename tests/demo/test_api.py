@@ -42,7 +42,7 @@ def test_ask(client: Any, engine: Any, picture: Any) -> None:
         assert record["small"]["text"] == expected.small
 
 
-def test_all_tabs_but_plan(client: Any, picture: Any) -> None:
+def test_all_tabs(client: Any, picture: Any) -> None:
     question = questions()[2][1]
     rows = client.predict(picture, question, 0.25, api_name="/compare")
     assert rows[0]["method"] == "unpruned"
@@ -51,6 +51,10 @@ def test_all_tabs_but_plan(client: Any, picture: Any) -> None:
     assert set(sinks) == {"sinks", "without_var", "with_var", "first_token", "notes"}
     caption = client.predict(picture, 1, True, api_name="/caption")
     assert caption["patches"]
+    plan = client.predict("LLaVA-1.5 7B", "a100", 0.25, 0, 64, 32, api_name="/plan")
+    assert plan["prompt"]["visual"] == 576
+    assert 13.5e9 < plan["weights"] < 14.5e9
+    assert all(row["speed_up"] > 1 for row in plan["rows"][1:])
 
 
 def test_errors_are_sentences(client: Any, picture: Any, tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_errors_are_sentences(client: Any, picture: Any, tmp_path: Path) -> None
 
 def test_only_the_api_is_public(client: Any) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/ask", "/compare", "/sinks", "/caption"}
+    assert set(named) == {"/ask", "/compare", "/sinks", "/caption", "/plan"}
 
 
 def answered(request: urllib.request.Request | str) -> tuple[int, bytes]:

@@ -110,6 +110,26 @@ def test_sinks_shows_layers_and_var(visitor: Visitor, engine: Any) -> None:
     keep_picture(page, "sinks")
 
 
+def test_plan_says_what_would_be_saved(visitor: Visitor, engine: Any) -> None:
+    from vlmprune.demo.plan import plan
+
+    page = visitor.page
+    page.get_by_role("tab", name="Plan").click()
+    visitor.choose("plan-model", "LLaVA-1.5 13B, guided by LLaVA-1.5 7B")
+    visitor.choose("plan-hardware", "a100")
+    page.click("#plan-go")
+    page.wait_for_selector("#plan-made .vp-bars")
+    made = plan(engine, "LLaVA-1.5 13B, guided by LLaVA-1.5 7B", "a100", 0.25, 0, 64, 32)
+    faster, fit = (table.locator(".vp-number").all_inner_texts() for table in page.locator("#plan-made .vp-bars").all())
+    assert faster == [f"{row['speed_up']:.2f}x" for row in made["rows"]]
+    assert fit == [f"{row['requests']:,}" for row in made["rows"]]
+    assert [row["method"] for row in made["rows"]] == ["none", "random", "fastv", "sgl"]
+    keep_picture(page, "plan")
+    page.fill("#plan-text input", "-3")
+    page.click("#plan-go")
+    page.wait_for_selector('#plan-alert [role=alert]:has-text("out of range")')
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

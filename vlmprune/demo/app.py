@@ -40,7 +40,7 @@ def build(engine: Engine) -> gradio.Blocks:
     """The page with all tabs."""
     import gradio as gr
 
-    from . import ask, caption, compare, sinks
+    from . import ask, caption, compare, plan, sinks
     from .page import text
 
     models = engine.models
@@ -51,7 +51,7 @@ def build(engine: Engine) -> gradio.Blocks:
             f"and what it cost. {text(about)}</p></header>"
         )
         with gr.Tabs():
-            for tab in (ask, compare, sinks, caption):
+            for tab in (ask, compare, sinks, caption, plan):
                 with gr.Tab(tab.TITLE, id=tab.TITLE.lower()):
                     tab.build(engine)
     page.queue(max_size=QUEUE, default_concurrency_limit=4)

@@ -143,7 +143,8 @@ def finished(run: Run) -> str:
         card(title(run), run.pruned.text, facts(run.pruned)),
     ]
     if (small := run.small) is not None:
-        exited = run.pruned.report.exited
+        gone = run.pruned.report.exited
+        exited = "only sgl asks it" if gone is None else "yes, its answer was taken" if gone[0] else "no"
         cells.append(
             card(
                 "Small model alone",
@@ -152,7 +153,7 @@ def finished(run: Run) -> str:
                     ("confidence", f"{small.confidence:.2f}"),
                     ("consistency", f"{small.consistency:.2f}"),
                     ("how sure (their mean)", f"{small.sure:.2f}"),
-                    ("exited", "only sgl asks it" if exited is None else "yes, its answer was taken" if exited[0] else "no"),
+                    ("exited", exited),
                     ("time", milliseconds(small.seconds)),
                 ],
             )
