@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from .errors import VlmpruneError
 
@@ -29,15 +28,24 @@ def picture(path: Path) -> Image.Image:
     return decoded(path, str(path))
 
 
-def decoded(source: Path | BytesIO, name: str) -> Image.Image:
-    """The image in a file or in bytes, as `picture` shows it; `name` is what messages call it."""
+def decoded(source: Path | IO[bytes], name: str, *, most_pixels: int | None = None) -> Image.Image:
+    """The image in a file or in bytes, as `picture` shows it.
+
+    Args:
+        name: what messages call it. most_pixels: refuse larger ones before they are unpacked; Pillow's limit unless
+            given.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    limit = most_pixels or Image.MAX_IMAGE_PIXELS
+    too_large = f"{name!r} has more than {limit:,} pixels; make it smaller first"
     try:
         with warnings.catch_warnings():
             # Pillow only warns between one and two times its limit; such a picture fills the memory all the same.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as opened:
+                if limit is not None and opened.width * opened.height > limit:
+                    raise VlmpruneError(too_large)
                 opened.load()
                 turned = ImageOps.exif_transpose(opened)
         if turned.mode.startswith("I;16"):
@@ -48,9 +56,10 @@ def decoded(source: Path | BytesIO, name: str) -> Image.Image:
             turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return turned.convert("RGB")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        most = f"{Image.MAX_IMAGE_PIXELS:,}"
-        raise VlmpruneError(f"{name!r} has more than {most} pixels; make it smaller first") from None
+        raise VlmpruneError(too_large) from None
     except UnidentifiedImageError:
         raise VlmpruneError(f"{name!r} is not an image; give a PNG, JPEG or WebP file") from None
+    except VlmpruneError:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a damaged file
         raise VlmpruneError(f"{name!r} cannot be read as an image ({error}); check the file") from None

@@ -268,15 +268,21 @@ def fitted(value: Any, model: Any) -> Any:
     return value.to(model.device, model.dtype if torch.is_floating_point(value) else None)
 
 
-def warn_unknown_words(processor: Any, question: str) -> None:
-    """Warn about words that the tokenizer can only read as "unknown"."""
+def unknown_words(processor: Any, question: str) -> list[str]:
+    """The words of a question that the tokenizer can only read as "unknown"."""
     tokenizer = getattr(processor, "tokenizer", None)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if tokenizer is None or unknown is None:
-        return
-    words = [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
-    if words:
-        warnings.warn(
-            f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot see these words.",
-            stacklevel=4,
-        )
+        return []
+    return [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+
+def warn_unknown_words(processor: Any, question: str) -> None:
+    """Warn about them."""
+    if words := unknown_words(processor, question):
+        warnings.warn(unknown_words_note(words), stacklevel=4)
+
+
+def unknown_words_note(words: Sequence[str]) -> str:
+    """What to tell a user about words that the tokenizer does not know."""
+    return f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot see these words."

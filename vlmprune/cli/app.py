@@ -13,6 +13,7 @@ from ..errors import VlmpruneError
 from .ask import ask
 from .caption import caption
 from .compare import compare
+from .demo import demo
 from .methods import methods
 from .output import note
 from .plan import plan
@@ -73,6 +74,7 @@ def _start(
 app.command()(ask)
 app.command()(compare)
 app.command()(caption)
+app.command()(demo)
 app.command()(methods)
 app.command()(sinks)
 app.command()(plan)

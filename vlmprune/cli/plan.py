@@ -16,6 +16,7 @@ from .options import JsonOption, LayerOption
 from .output import amount, console, print_json, share
 
 BUDGETS = ("1.0", "0.5", "0.25", "0.1", "0.05")
+Named = tuple[str, Any]  # a model's name and its config
 BUNDLED = PACKAGE / "tiny" / "weights"
 
 
@@ -68,22 +69,32 @@ def plan(
         at_least_one(option, value)
     if config is None:
         config, guide = BUNDLED / "large", guide or BUNDLED / "small"
-    settings = [(name, text_of_keep) for name in method or _usual(guide) for text_of_keep in keep or BUDGETS[1:]]
+    settings = [(name, text_of_keep) for name in method or usual(guide) for text_of_keep in keep or BUDGETS[1:]]
     with quiet():
-        made = _planned(config, guide, machine, settings, layer, visual=visual, text=text, new=new, dtype=dtype)
+        made = planned(
+            _read(config), None if guide is None else _read(guide), machine, settings, layer,
+            visual=visual, text=text, new=new, dtype=dtype,
+        )  # fmt: skip
     if json:
         print_json(made)
     else:
         _show(made, machine)
 
 
-def _usual(guide: Path | None) -> list[str]:
+def _read(path: Path) -> Named:
+    from ..plan.models import read_config
+
+    return str(path), read_config(path)
+
+
+def usual(guide: Any) -> list[str]:
+    """The methods of a plan for which none was named."""
     return ["random", "fastv", *(["sgl"] if guide is not None else [])]
 
 
-def _planned(
-    config: Path,
-    guide: Path | None,
+def planned(
+    config: Named,
+    guide: Named | None,
     machine: Any,
     settings: list[tuple[str, str]],
     layer: str | None,
@@ -93,9 +104,13 @@ def _planned(
     new: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """The whole plan, JSON-serialisable."""
+    """The whole plan, JSON-serialisable.
+
+    Raises:
+        VlmpruneError: a method, a budget or a config that cannot be planned.
+    """
     from ..flow.select import check_keep, count_for
-    from ..plan.models import DTYPES, model_size, read_config
+    from ..plan.models import DTYPES, model_size
     from ..plan.roofline import estimate, verdict
 
     if dtype not in DTYPES:
@@ -104,11 +119,11 @@ def _planned(
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
     # A bad budget or method is said before models are built.
     wanted = [(name, _checked_method(name, guide), check_keep(number("--keep", k) or 0), k) for name, k in settings]
-    size = model_size(read_config(config), dtype=dtype, visual=visual, name=str(config))
+    size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
     small = None
     if guide is not None:
         # A picture is the same for both where it was given; else each model has its own number of tokens.
-        small = model_size(read_config(guide), dtype=dtype, visual=visual, name=str(guide))
+        small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0])
     prompt = {"text": text, "new": new}
     layers = len(size.cost.layers)
     full = estimate(size, machine, kept=size.visual, layer=layers, **prompt)
@@ -149,7 +164,7 @@ def _is_guided(cls: type) -> bool:
     return issubclass(cls, Guided)
 
 
-def _checked_method(name: str, guide: Path | None) -> type:
+def _checked_method(name: str, guide: Any) -> type:
     """A method whose cost is known from its budget and one layer."""
     from ..methods.base import Pruner
 
@@ -200,7 +215,7 @@ def _show(made: dict[str, Any], machine: Any) -> None:
     peaks = f"{amount(machine.flops, 'FLOP/s')}, {amount(machine.bandwidth, 'B/s')}, {amount(machine.memory, 'B')}"
     out.print(f"By roofline ({peaks}): the time of perfect kernels. requests: how many fit at once.")
     for said in made["sgl"]:
-        out.print(f"SGL at keep={said['keep']}: {_sentence(said)}")
+        out.print(f"SGL at keep={said['keep']}: {verdict_in_words(said)}")
 
 
 def _milliseconds(seconds: float) -> str:
@@ -208,7 +223,8 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.3g}" if seconds else "-"
 
 
-def _sentence(said: dict[str, Any]) -> str:
+def verdict_in_words(said: dict[str, Any]) -> str:
+    """Whether a guide pays."""
     guide, allowed = (f"{_milliseconds(said[name])} ms" for name in ("guide", "allowed"))
     if said["pays"]:
         return f"pays; the guide takes {guide}, pruning saves {allowed}."
