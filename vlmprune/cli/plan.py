@@ -165,12 +165,12 @@ def _is_guided(cls: type) -> bool:
 
 
 def _checked_method(name: str, guide: Any) -> type:
-    """A method whose cost is known from its budget and one layer."""
+    """A method that drops tokens."""
     from ..methods.base import Pruner
 
     cls = method_class(name)
-    if not issubclass(cls, Pruner) or hasattr(cls, "stages"):
-        raise VlmpruneError(f"the method {name!r} cannot be planned; name one that drops tokens at one layer")
+    if not issubclass(cls, Pruner):
+        raise VlmpruneError(f"the method {name!r} drops no tokens, so there is nothing to plan; name one that does")
     if name == "sgl" and guide is None:
         raise VlmpruneError("the method 'sgl' needs a small model's config; name it with --guide")
     return cls
@@ -184,7 +184,10 @@ def _layer(cls: Any, given: float | None, budget: float | int, kept: int, visual
     if given is None and _is_guided(cls):
         return share_of_layers(budget, kept, visual, layers)
     made = Pruner(keep=budget, layer=given) if given is not None else cls(keep=budget)
-    return int(made.layer_index(layers))
+    at = made.stage_layers(layers)
+    if len(at) > 1:
+        raise VlmpruneError(f"the method {cls.name!r} drops tokens at layers {at}, which has no plan; give --layer")
+    return int(at[0])
 
 
 def _show(made: dict[str, Any], machine: Any) -> None:
