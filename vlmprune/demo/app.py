@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -141,12 +142,16 @@ def served(
 
 
 def serve(engine: Engine, say: Callable[[str], None], **where: Any) -> None:
-    """Show the page until Ctrl-C."""
-    with served(engine, **where) as (local, public):
-        say(f"the demo is at {local} (stop it with Ctrl-C)")
-        if public:
-            say(f"and, for everybody who knows the address, at {public}")
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            say("stopped")
+    """Show the page until Ctrl-C or a polite kill; either way the uploads go with it."""
+    stop = threading.Event()
+    before = {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with served(engine, **where) as (local, public):
+            say(f"the demo is at {local} (stop it with Ctrl-C)")
+            if public:
+                say(f"and, for everybody who knows the address, at {public}")
+            stop.wait()
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    say("stopped")
