@@ -16,7 +16,7 @@ from ..errors import VlmpruneError
 from ..kernels import top_k
 from .locate import ImageSpan
 
-UNRANKED = -1  # no index: stands for those of scores that hold NaN
+UNRANKED = -(1 << 62)  # no index that a method could mean: stands for those of scores that hold NaN
 
 
 @dataclass(frozen=True)
