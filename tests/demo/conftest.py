@@ -93,8 +93,9 @@ def start(folder: Path, *arguments: str) -> Served:
         if said := re.search(r"the demo is at (http://\S+)", log.read_text()):
             return Served(said[1], process, time.monotonic() - begin, log)
         time.sleep(0.05)
+    status = process.poll()
     process.kill()
-    raise AssertionError(f"the demo did not start: {log.read_text()}")
+    raise AssertionError(f"the demo did not start (status {status}): {log.read_text()}")
 
 
 @pytest.fixture(scope="session")

@@ -170,10 +170,11 @@ def heat(found: Found, layer: int) -> str:
     values, sinks = one.phi[layer][one.visual[span.positions]], one.sinks[layer][one.visual[span.positions]]
     drawn = overlay(found.picture, heat=(span, values), framed=(span, sinks))
     number, highest = int(sinks.sum()), float(values.max())
-    caption = (
-        f"phi entering layer {layer}: {number} of {len(values)} visual tokens are sinks (framed); the highest phi is "
-        f"{highest:.1f}, sinks begin at tau {found.report.tau:.1f}."
-    )
+    caption = f"phi entering layer {layer}: the highest of {len(values)} visual tokens is {highest:.1f}"
+    if found.report.dims:
+        caption += f"; {number} are sinks (framed), from tau {found.report.tau:.1f} on."
+    else:
+        caption += ". None is a sink, since this model has no sink dimensions."
     return figure(drawn, f"Heat map over the picture, {caption}", caption)
 
 
