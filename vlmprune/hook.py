@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 class Hook:
     """A hook function that a deep copy or a pickle of the model turns into nothing: copies see the plain model."""
@@ -12,6 +14,8 @@ class Hook:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
+    # Hooks look at counts and clocks, which no graph can hold: run whole, each costs one graph break, not several.
+    @torch.compiler.disable
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -103,14 +102,14 @@ def measure(size: str, visual: int, rounds: int) -> list[dict[str, Any]]:
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("none", *rows, "none again")}
     reports = {}
     for turn in range(rounds + 1):
-        for name in seconds:
+        for name in seconds if turn else list(seconds)[:2]:
             if name.startswith("none"):
                 took = run(model, inputs)
             else:
                 with vlmprune.wrap(model, method(*rows[name])) as pruned:
                     took = run(model, inputs)
                     reports[name] = pruned.report
-            if turn:  # the first round warms up
+            if turn:  # the first round warms up, unpruned and wrapped
                 seconds[name].append(took)
     found = []
     plain = seconds["none"]
@@ -181,9 +180,10 @@ def peaks() -> Hardware:
 
 
 def peak_memory(size: str, visual: int, name: str) -> float:
-    """MiB that a process of its own has at most, in one prefill."""
+    """MiB that a process of its own has at most, in one prefill: the median of three, which differ by the allocator."""
     command = [sys.executable, "-m", "eval.speed.prefill", "--memory", size, str(visual), name]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+    return statistics.median(map(float, runs))
 
 
 def memory_of(size: str, visual: int, name: str) -> float:
@@ -195,7 +195,9 @@ def memory_of(size: str, visual: int, name: str) -> float:
     else:
         with vlmprune.wrap(model, method(*settings(visual)[name])):
             model(**inputs, use_cache=True, logits_to_keep=1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: through fork and exec its peak is that of the parent, which was larger.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def memory(size: str, visual: int) -> list[dict[str, Any]]:
@@ -211,7 +213,7 @@ def memory(size: str, visual: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure what was asked for, print it, and write the record after every model and prompt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="0: memory alone")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--visual", nargs="+", type=int, choices=VISUAL, default=list(VISUAL))
     parser.add_argument("--note", default="", help="what else the machine did, for the record")
@@ -226,7 +228,7 @@ def main() -> None:
         about = provenance(rounds=args.rounds, backend="sdpa, fp32, cpu", text=TEXT, note=args.note)
         record: dict[str, Any] = {"about": about, "limits": LIMITS, "rows": [], "memory": []}
         for size in args.sizes:
-            for visual in args.visual:
+            for visual in args.visual if args.rounds else ():
                 rows = measure(size, visual, args.rounds)
                 record["rows"] += rows
                 for row in rows:
