@@ -1,13 +1,25 @@
-"""Reading the arguments of a forward or a `generate`: which describe images, which bring one, where padding is."""
+"""The arguments of a forward or a `generate`: on the model's device, which describe images, where padding is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
+
+
+def on(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs on the model's device, floating-point ones in its precision."""
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+    return {name: moved(value) for name, value in inputs.items()}
 
 
 def small(arguments: dict[str, Any]) -> dict[str, Any]:

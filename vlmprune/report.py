@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import VlmpruneError
 from .flow.locate import ImageSpan
 from .flow.transfer import cell_sizes
+from .scoring import sureness
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Report:
         if self.guide_flops is not None:
             guided.append(("guide GFLOPs", f"{self.guide_flops / 1e9:.3f}"))
         if self.exited is not None and self.confidence is not None and self.consistency is not None:
-            sure = [(a + b) / 2 for a, b in zip(self.confidence, self.consistency, strict=True)]
+            sure = [sureness(*pair) for pair in zip(self.confidence, self.consistency, strict=True)]
             guided.append(("guide answered", f"{sum(self.exited)} of {len(self.exited)}"))
             guided.append(("  how sure", ", ".join(f"{s:.2f}" for s in sure[:8]) + (", ..." if len(sure) > 8 else "")))
         rows = [

@@ -154,6 +154,11 @@ class Session:
         self._local.active = None
         clear_observers(self._probed.values())
 
+    def _arguments(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a forward of the model or its base was given, by name."""
+        given = self._signatures[module].bind_partial(*args, **kwargs).arguments
+        return {**given.pop("kwargs", {}), **given}
+
     def _now(self) -> float:
         device = next(self.text.parameters()).device
         if device.type == "cuda":
@@ -249,8 +254,7 @@ class Session:
         self.turnstile.enter()
         self._clear()
         self._local.given = None
-        given = self._signatures[self.base].bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
+        given = self._arguments(self.base, args, kwargs)
         self._local.start, self._local.vision_before = self._now(), self._get("vision", 0.0)
         cache = given.get("past_key_values")
         if cache is not None and not hasattr(cache, "layers"):

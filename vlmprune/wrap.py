@@ -15,8 +15,9 @@ from packaging.version import Version
 from PIL import Image
 from torch import nn
 
+from .arguments import on
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
-from .families import family_of
+from .families import family_of, inner_model
 from .guide.session import GuidedSession
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
@@ -74,7 +75,7 @@ class PrunedModel:
         self._check_active()
         if self.processor is None:
             raise VlmpruneError("ask() needs the model's processor; pass wrap(model, method, processor=processor).")
-        inputs = {k: fitted(v, self._plain) for k, v in prepare(self.processor, image, question).items()}
+        inputs = on(self._plain, prepare(self.processor, image, question))
         guided = self.for_guide(lambda processor: prepare(processor, image, question))
         out = self.model.generate(**inputs, **guided, **{"max_new_tokens": 64, **generation_kwargs})
         sequences = out if isinstance(out, torch.Tensor) else out.sequences
@@ -199,7 +200,7 @@ def plain_model(model: Any) -> Any:
     Raises:
         UnsupportedModelError: not a loaded model at all.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     if not isinstance(inner, nn.Module):
         raise UnsupportedModelError(
             f"An object of type {type(model).__name__!r} cannot be wrapped; pass a loaded image-text-to-text model."
@@ -261,11 +262,9 @@ def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
     )
 
 
-def fitted(value: Any, model: Any) -> Any:
-    """A model input on the model's device, pixels in its precision."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(model.device, model.dtype if torch.is_floating_point(value) else None)
+def batched(processor: Any, talks: list[Any]) -> Any:
+    """Model inputs of several conversations; padded left, every row ends where its answer starts."""
+    return tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
 
 
 def unknown_words(processor: Any, question: str) -> list[str]:

@@ -34,7 +34,7 @@ from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import make_method
 from vlmprune.scoring import exact_match
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
-from vlmprune.wrap import conversation, tokenized
+from vlmprune.wrap import batched, conversation
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 BATCH = 32
@@ -153,7 +153,7 @@ def work(number: int, worker: int, workers: int) -> Found:
         part = asked[at : at + BATCH]
         out.families += [family for family, _, _ in part]
         talks = [conversation([Image.fromarray(render(scene))], question.text) for _, scene, question in part]
-        inputs = tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+        inputs = batched(processor, talks)
         truths = [question.answer for _, _, question in part]
         found, said = {}, {}
         for name, guide in guides.items():
@@ -161,9 +161,8 @@ def work(number: int, worker: int, workers: int) -> Found:
             found[name] = Replayed(guide, guidance)
             said[name] = [processor.decode(a, skip_special_tokens=True).strip() for a in guidance.answers or []]
             if name == "sgl":
-                assert guidance.confidence is not None
-                assert guidance.consistency is not None
-                out.sure += [(a + b) / 2 for a, b in zip(guidance.confidence, guidance.consistency, strict=True)]
+                assert guidance.sure is not None
+                out.sure += guidance.sure
         # The oracle's own run is the unpruned model's, the guide's is the small model alone.
         for name, own in (("none", said["fastv-oracle"]), ("small alone", said["sgl"])):
             out.right[name] += [exact_match(a, t) for a, t in zip(own, truths, strict=True)]

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from ..arguments import on
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
 from ..wrap import _HANDLE as HANDLE
-from ..wrap import PrunedModel, conversation, plain_model, tokenized, warn_unknown_words
+from ..wrap import PrunedModel, batched, conversation, plain_model, warn_unknown_words
 
 
 @dataclass
@@ -190,13 +191,7 @@ class VisionModel:
 
     def _inputs(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
         talks = [conversation([one.convert("RGB")], text) for one, text in zip(pictures, questions, strict=True)]
-        # Padded left, every row ends where its answer starts.
-        inputs = tokenized(self.processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
-        inputs = inputs.to(self.plain.device)
-        for name, value in inputs.items():
-            if torch.is_floating_point(value):
-                inputs[name] = value.to(self.plain.dtype)
-        return inputs
+        return on(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:
         """Ids of the answer's first token in its usual spellings."""

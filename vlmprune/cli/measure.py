@@ -63,18 +63,15 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    from ..wrap import conversation, fitted, tokenized
+    from ..arguments import on
+    from ..wrap import batched, conversation
 
     shown = [[] if image is None else [image] for image in images]
     talks = [conversation(pictures, question) for pictures, question in zip(shown, questions, strict=True)]
 
-    def prepared(by: Any) -> Any:
-        # Padded left, every row ends where its answer starts.
-        return tokenized(by, talks, processor_kwargs={"padding": True, "padding_side": "left"})
-
-    inputs = {name: fitted(value, pruned.model) for name, value in prepared(processor).items()}
+    inputs = on(pruned.model, batched(processor, talks))
     with torch.no_grad():
-        out = pruned.generate(**inputs, **pruned.for_guide(prepared), **generation)
+        out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
     new = out[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 

@@ -56,14 +56,9 @@ def sinks(
 
 def find(model: Any, processor: Any, image: Any, question: str, tau: float | None) -> Any:
     """The report of one picture and question."""
-    import torch
-
     import vlmprune
 
+    from ..arguments import on
     from ..wrap import prepare
 
-    inputs = prepare(processor, image, question).to(model.device)
-    for name, value in inputs.items():
-        if torch.is_floating_point(value):
-            inputs[name] = value.to(model.dtype)
-    return vlmprune.find_sinks(model, tau=tau, **inputs)
+    return vlmprune.find_sinks(model, tau=tau, **on(model, prepare(processor, image, question)))

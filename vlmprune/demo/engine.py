@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..cli.models import Models, make, options_of
 from ..errors import VlmpruneError
 from ..families import family_of
+from ..scoring import sureness
 from ..wrap import Answer, plain_model, prepare, unknown_words, unknown_words_note, wrap
 from .look import attention_by_layer
 
@@ -80,7 +81,7 @@ class Small:
     @property
     def sure(self) -> float:
         """SGL's S, what `exit_at` is compared with."""
-        return (self.confidence + self.consistency) / 2
+        return sureness(self.confidence, self.consistency)
 
 
 @dataclass(frozen=True)

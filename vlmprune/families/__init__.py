@@ -14,7 +14,7 @@ from .llava_next import LLAVA_NEXT, LLAVA_ONEVISION
 from .mllama import MLLAMA
 from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-__all__ = ["FAMILIES", "Family", "Media", "families", "family_of"]
+__all__ = ["FAMILIES", "Family", "Media", "families", "family_of", "inner_model"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -38,6 +38,11 @@ FAMILIES: dict[str, Family] = {
 def families() -> tuple[str, ...]:
     """Supported `config.model_type` values."""
     return tuple(FAMILIES)
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def family_of(model: Any) -> Family:

@@ -1,7 +1,7 @@
 """Where should the small model answer alone? Measured on held-out data: every threshold's accuracy and cost.
 
-The guide, the unpruned model and the pruned one answer every question once; what a threshold would do then follows
-without running anything again, since an exit takes one answer or the other.
+The guide, the unpruned model and the pruned one (once a budget, its guide before it) answer every question; what a
+threshold would do then follows without running anything again, since an exit takes one answer or the other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import VlmpruneError
-from ..scoring import exact_match
+from ..scoring import exact_match, sureness
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -214,7 +214,7 @@ def _answer(
 
     unpruned, unpruned_cost, _ = ask("none")
     guide, _, report = ask(replace(method, exit_at=0.0))
-    sure = (report.confidence[0] + report.consistency[0]) / 2
+    sure = sureness(report.confidence[0], report.consistency[0])
     guide_cost = report.seconds["guide"] if cost == "seconds" else report.guide_flops
     runs = [ask(variant)[:2] for variant in variants]
     pruned, dear = [right for right, _ in runs], [spent for _, spent in runs]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,21 +35,22 @@ _TOKEN_WISE = {"token_type_ids": 0, "mm_token_type_ids": 0, "cross_attention_mas
 _SAMPLE_WISE = {"input_ids", "attention_mask", "position_ids", "inputs_embeds", "batch_num_images", *_TOKEN_WISE}
 
 
+@cache
+def generate_parameters() -> tuple[str, ...]:
+    """Names of what `generate` takes, in order, `self` left out."""
+    return tuple(inspect.signature(GenerationMixin.generate).parameters)[1:]
+
+
+@cache
+def _options() -> frozenset[str]:
+    """Names of arguments that steer a call and are no part of its prompt."""
+    return frozenset(vars(GenerationConfig())) | frozenset(generate_parameters()) | _NOT_PROMPT
+
+
 def prompt_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a forward or a `generate` that make up the prompt."""
-    options = set(vars(GenerationConfig())) | set(inspect.signature(GenerationMixin.generate).parameters) | _NOT_PROMPT
+    options = _options()
     return {name: value for name, value in kwargs.items() if name not in options and value is not None}
-
-
-def on(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device, floating-point ones in its precision."""
-
-    def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(model.device, model.dtype if value.is_floating_point() else None)
-
-    return {name: moved(value) for name, value in inputs.items()}
 
 
 def same_inputs(model: Any, guide: Any) -> bool:

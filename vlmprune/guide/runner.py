@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ..arguments import on
 from ..attention.importance import ImportanceWatcher
 from ..families import family_of
 from ..flow.locate import SampleLayout
 from ..methods.guided import Guided
 from ..methods.none import Unpruned
+from ..scoring import sureness
 from ..session import Session
 from ..sinks.watcher import VisualSinkWatcher
-from .inputs import end_ids, on, with_answers
+from .inputs import end_ids, with_answers
 from .vision import VisionMemo
 
 _GREEDY = {
@@ -47,9 +49,8 @@ class Guidance:
     """What a guide found out about a batch.
 
     `importance`: per sample [V], fp32, on the guide's `layouts`. `answers`: per sample [n] token ids, the
-    end-of-sequence
-    token included where it came. `confidence` and `consistency`: per sample, in 0..1. These three are None after a run
-    over the prompt alone. `flops`: of the guide's language model. `vision`: its tower's outputs.
+    end-of-sequence token included where it came. `confidence` and `consistency`: per sample, in 0..1. These three are
+    None after a run over the prompt alone. `flops`: of the guide's language model. `vision`: its tower's outputs.
     """
 
     importance: list[Tensor]
@@ -60,10 +61,12 @@ class Guidance:
     confidence: list[float] | None = None
     consistency: list[float] | None = None
 
-    def rows(self, samples: list[int]) -> Guidance:
-        """Importance of some samples."""
-        pick = [self.importance[i] for i in samples], [self.layouts[i] for i in samples]
-        return Guidance(*pick, self.flops, self.vision)
+    @property
+    def sure(self) -> list[float] | None:
+        """SGL's S of every sample, what `exit_at` is compared with; None where it was not measured."""
+        if self.confidence is None or self.consistency is None:
+            return None
+        return [sureness(*pair) for pair in zip(self.confidence, self.consistency, strict=True)]
 
 
 class _Confidence(LogitsProcessor):

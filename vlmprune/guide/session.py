@@ -5,14 +5,12 @@ Shapes: B batch, S sequence, V visual tokens of a sample.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..arguments import has_image, padding_mask, small
@@ -28,7 +26,7 @@ from ..methods.guided import Guided
 from ..record import exited_report
 from ..report import Report
 from ..session import Session
-from .inputs import end_ids, prompt_inputs, same_inputs, take_samples
+from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples
 from .runner import Guidance
 from .vision import SharedTower, VisionMemo
 
@@ -74,8 +72,7 @@ class GuidedSession(Session):
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._get("asleep"):
             return original(*args, **kwargs)
-        names = list(inspect.signature(GenerationMixin.generate).parameters)[1:]
-        kwargs.update(zip(names, args, strict=False))
+        kwargs.update(zip(generate_parameters(), args, strict=False))
         guide_inputs = kwargs.pop("guide_inputs", None)
         if kwargs.get("inputs") is not None:
             kwargs["input_ids"] = kwargs.pop("inputs")
@@ -120,15 +117,19 @@ class GuidedSession(Session):
                 "that exit; leave it out, or set exit_at=None."
             )
 
-    def _valid(self, kwargs: dict[str, Any]) -> Tensor:
-        return padding_mask(kwargs.get("attention_mask"), kwargs["input_ids"])
-
-    def _ask_guide(self, kwargs: dict[str, Any], guide_inputs: Any) -> Guidance:
-        if guide_inputs is None and not self.same:
+    def _refuse_stranger(self) -> None:
+        if not self.same:
             raise VlmpruneError(
                 "The guide reads other token ids or pixels than the model; use ask(), or generate(..., "
                 "guide_inputs=...) with what the guide's processor returns."
             )
+
+    def _valid(self, kwargs: dict[str, Any]) -> Tensor:
+        return padding_mask(kwargs.get("attention_mask"), kwargs["input_ids"])
+
+    def _ask_guide(self, kwargs: dict[str, Any], guide_inputs: Any) -> Guidance:
+        if guide_inputs is None:
+            self._refuse_stranger()
         settings: dict[str, Any] = {}
         for name in _LENGTHS if guide_inputs is not None and not self.same else _LENGTHS + _TOKENS:
             if (value := setting(self.model, kwargs, name)) is not None:
@@ -146,10 +147,10 @@ class GuidedSession(Session):
         return guidance
 
     def _exits(self, guidance: Guidance) -> list[bool]:
-        if self.exit_at is None or guidance.confidence is None or guidance.consistency is None:
+        sure = guidance.sure
+        if self.exit_at is None or sure is None:
             return [False] * len(guidance.importance)
-        pairs = zip(guidance.confidence, guidance.consistency, strict=True)
-        return [(confidence + consistency) / 2 >= self.exit_at for confidence, consistency in pairs]
+        return [value >= self.exit_at for value in sure]
 
     def _run(
         self,
@@ -223,18 +224,13 @@ class GuidedSession(Session):
         changed = super()._enter_model(module, args, kwargs)
         if self._get("asleep") or self._get("prompts") is not None:
             return changed
-        given = self._signatures[self.model].bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
+        given = self._arguments(self.model, args, kwargs)
         self.rank_by(None)
         self._local.guided = None
         cache = given.get("past_key_values")
         if not self._prunes or not has_image(given) or (cache is not None and is_filled(cache)):
             return changed
-        if not self.same:
-            raise VlmpruneError(
-                "The guide reads other token ids or pixels than the model; use ask(), or generate(..., "
-                "guide_inputs=...) with what the guide's processor returns."
-            )
+        self._refuse_stranger()
         start = self._now()
         with self._asleep():
             guidance = self.guide.rank(prompt_inputs(given))

@@ -82,9 +82,10 @@ class SGL(Guided):
         Raises:
             VlmpruneError: it is `model` itself, or unsupported.
         """
+        from ..families import inner_model
         from ..guide.runner import Guide
 
-        plain = self.guide.get_base_model() if hasattr(self.guide, "get_base_model") else self.guide
+        plain = inner_model(self.guide)
         if plain is model:
             raise VlmpruneError(
                 "The guide is the model itself; pass a smaller model as guide, or use the method 'fastv-oracle'."
