@@ -28,7 +28,7 @@ from vlmprune.tiny.scenes import (
 )
 
 from .common import State, log
-from .packing import IDS, drop_uniformly, early_loss, encode_text, pack, run
+from .packing import IDS, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
 from .pair import build_model
 from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
@@ -38,8 +38,8 @@ MIX = {
     "colour": 1.0,
     "shape": 1.0,
     "existence": 2.2,
-    "count": 2.2,
-    "relation": 2.0,
+    "count": 3.5,
+    "relation": 2.5,
     "position": 1.3,
     "digit": 2.4,
     "caption": 0.25,
@@ -53,9 +53,10 @@ FIRST_LESSONS, SECOND_LESSONS = 0.15, 0.4  # of the run, until which they go on
 TOKENS = 150  # text tokens a picture
 EASY_VQA_SHARE = 0.08
 EARLY_WEIGHT = 0.4
-DROP_SHARE = 0.6  # of the batches lose a share of their visual tokens, drawn from 0 to 50 %, all tokens alike
+SPOT_WEIGHT = 0.2
+DROP_SHARE = 0.3  # of the batches lose a share of their visual tokens, drawn from 0 to 50 %, all tokens alike
 PLACES = ("top", "bottom", "left", "right", "center")
-LEARNING_RATE = {"large": 1.0e-3, "small": 1.5e-3}
+LEARNING_RATE = {"large": 1.0e-3, "small": 2.5e-3}
 
 
 def questions_for(rng: random.Random, scene: Any, mix: dict[str, float] = MIX) -> list[Question]:
@@ -187,6 +188,7 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
         bundled = load_file(str(WEIGHTS / which / "model.safetensors"))
         model.load_state_dict({name: value.float() for name, value in bundled.items()}, strict=False)
         state.restart_average()
+    deep = len(model.model.language_model.layers) > 2  # a layer between finding two places and the answer
     easy = EasyVqa()
     start = state.meta["seconds"] if more else 0.0
     if more:
@@ -194,6 +196,7 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
     budget = 60 * (more or minutes)
     looked = saved = time.time()
     losses: list[float] = []
+    spots: list[float] = []
     while state.meta["seconds"] - start < budget:
         step = state.meta["step"]
         rng = random.Random(step)
@@ -218,15 +221,21 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
             features, places = features[:, kept], places[:, kept]
             labels = labels and {k: v[:, kept] for k, v in labels.items()}
         packed = pack(rows, places)
-        text, visual = run(model, features, packed)
-        logits = model.lm_head(text[packed.where])
+        ran = run(model, features, packed)
+        logits = model.lm_head(ran.last[packed.where])
         each = F.cross_entropy(logits, packed.target, reduction="none")
         loss = (each * packed.weight).sum() / packed.weight.sum()
         losses.append(float(loss.detach()))
         if labels is not None and progress < 0.6:
-            loss = loss + 0.15 * align_loss(model, visual, labels)
+            loss = loss + 0.15 * align_loss(model, ran.visual, labels)
         if len(packed.early[0]):
-            loss = loss + EARLY_WEIGHT * early_loss(model, text, packed)
+            loss = loss + EARLY_WEIGHT * early_loss(model, ran.last, packed)
+        if len(packed.spots[0]):
+            spot = spot_loss(ran, packed)
+            spots.append(float(spot.detach()))
+            loss = loss + SPOT_WEIGHT * spot
+        if deep and len(packed.gaps[0]):
+            loss = loss + SPOT_WEIGHT * gap_loss(ran, packed)
         loss.backward()
         rate = state.rate(budget, 100, 0.4, start)
         state.step(rate)
@@ -234,8 +243,8 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
         state.meta["answers"] += len(packed.answers)
         if step % 50 == 49:
             log(folder, step=step + 1, seconds=state.meta["seconds"], answers=state.meta["answers"],
-                loss=sum(losses) / len(losses), lr=rate)
-            losses = []
+                loss=sum(losses) / len(losses), spots=sum(spots) / max(1, len(spots)), lr=rate)
+            losses, spots = [], []
         if time.time() - looked > 150:
             state.swap()
             log(folder, step=step + 1, **accuracy(model, 64))

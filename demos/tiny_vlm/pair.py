@@ -26,7 +26,7 @@ from .tower import init_tower, tower_config
 
 TEXT = {
     "large": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6},
-    "small": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "small": {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2},
 }
 
 # One user turn is "<bos> <image> question <ans>"; a model's turn ends in <eos>.

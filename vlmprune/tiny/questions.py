@@ -16,12 +16,21 @@ MOST = 6  # the highest count asked for
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, and the one right answer."""
+    """A question about a scene, and the one right answer.
+
+    `direct` is False for a superlative ("the leftmost tile"), which needs a comparison first. `named`: the names in the
+    text that fit one thing each, in order, with its centre (x, y) in pixels.
+    """
 
     family: str
     text: str
     answer: str
-    direct: bool = True  # False: a superlative ("the leftmost tile"), which needs a comparison first
+    direct: bool = True
+    named: tuple[tuple[str, float, float], ...] = ()
+
+
+def _centres(*named: tuple[Thing, str]) -> tuple[tuple[str, float, float], ...]:
+    return tuple((name, thing.cx, thing.cy) for thing, name in named)
 
 
 def phrase(thing: Thing, parts: str = "size colour shape") -> str:
@@ -80,7 +89,7 @@ def _colour(rng: random.Random, scene: Scene) -> Question | None:
     if not options:
         return None
     thing, name = rng.choice(options)
-    return Question("colour", _ask(rng, "colour", d=name), thing.colour)
+    return Question("colour", _ask(rng, "colour", d=name), thing.colour, named=_centres((thing, name)))
 
 
 def _shape(rng: random.Random, scene: Scene) -> Question | None:
@@ -89,7 +98,7 @@ def _shape(rng: random.Random, scene: Scene) -> Question | None:
     if not options:
         return None
     thing, name = rng.choice(options)
-    return Question("shape", _ask(rng, "shape", d=name), thing.shape)
+    return Question("shape", _ask(rng, "shape", d=name), thing.shape, named=_centres((thing, name)))
 
 
 def _counts(scene: Scene, form: str) -> dict[str, int]:
@@ -157,9 +166,9 @@ def _relation(rng: random.Random, scene: Scene) -> Question | None:
         if a is b or abs(lead) < MARGIN:
             continue
         if (lead > 0) != yes:
-            name_a, name_b = name_b, name_a
+            a, b, name_a, name_b = b, a, name_b, name_a
         text = _ask(rng, "relation", a=name_a, r=word, b=name_b)
-        return Question("relation", text, "yes" if yes else "no")
+        return Question("relation", text, "yes" if yes else "no", named=_centres((a, name_a), (b, name_b)))
     return None
 
 
@@ -172,7 +181,7 @@ def _position(rng: random.Random, scene: Scene) -> Question | None:
     if not options:
         return None
     thing, name = rng.choice(options)
-    return Question("position", _ask(rng, "position", d=name), thing.position)
+    return Question("position", _ask(rng, "position", d=name), thing.position, named=_centres((thing, name)))
 
 
 def _digit(rng: random.Random, scene: Scene) -> Question | None:
@@ -187,7 +196,7 @@ def _digit(rng: random.Random, scene: Scene) -> Question | None:
     if not options:
         return None
     thing, name = rng.choice(options)
-    return Question("digit", _ask(rng, "digit", d=name), str(thing.digit))
+    return Question("digit", _ask(rng, "digit", d=name), str(thing.digit), named=_centres((thing, name)))
 
 
 def _caption(rng: random.Random, scene: Scene) -> Question | None:
