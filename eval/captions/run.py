@@ -27,8 +27,9 @@ from vlmprune.captioner.caption import Cost
 from vlmprune.captioner.divide import Patch
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.pipeline import Described
+from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
-from vlmprune.captioner.vlm import Spent, seed_of
+from vlmprune.captioner.vlm import Spent
 from vlmprune.cli.measure import backend
 from vlmprune.tiny.scenes import Scene, caption, make_scene
 

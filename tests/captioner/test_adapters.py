@@ -28,7 +28,7 @@ from vlmprune.captioner import (
 from vlmprune.captioner.divide import iou
 from vlmprune.captioner.match import checked_scores
 from vlmprune.captioner.prompts import BUNDLED
-from vlmprune.captioner.vlm import SeededSampler
+from vlmprune.captioner.sampling import SeededSampler
 from vlmprune.tiny.scenes import make_scene
 
 GREY = Image.new("RGB", (64, 48), "gray")

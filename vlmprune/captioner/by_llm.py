@@ -24,7 +24,7 @@ from .aggregate import (
     problem_of_fused,
     problem_of_written,
 )
-from .vlm import SeededSampler, seed_of
+from .sampling import SeededSampler, seed_of
 
 T = TypeVar("T")
 Messages = list[dict[str, str]]

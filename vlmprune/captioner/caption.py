@@ -49,7 +49,8 @@ class Cost:
     """What a caption cost.
 
     `calls`: by stage, detector runs, sequences described, statements matched, generative calls of the aggregator.
-    `visual_tokens`: rows of visual tokens that entered the language model in all calls of the describing model,
+    `visual_tokens`: rows of visual tokens that entered the language model in all calls of the describing model, once
+    for all samples of a crop, since they share its prefill (the paper counts each sample's),
     `layer_avg_tokens` the same averaged over its layers, `prefill_flops` of its language model (None: the model was
     not wrapped, so nobody counted). `images_encoded`: pictures through the vision tower. `seconds`: by stage.
     """

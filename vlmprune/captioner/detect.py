@@ -15,7 +15,8 @@ from PIL import Image
 from ..errors import VlmpruneError
 from .divide import Detection
 from .prompts import Prompts
-from .vlm import VisionModel, seed_of
+from .sampling import seed_of
+from .vlm import VisionModel
 
 
 class Detector(Protocol):

@@ -24,8 +24,9 @@ from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_
 from .hierarchy import Hierarchy
 from .match import Matcher, VLMMatcher, checked_scores
 from .prompts import BUNDLED
+from .sampling import seed_of
 from .text import bundled_lexicon, joined
-from .vlm import Spent, VisionModel, seed_of
+from .vlm import Spent, VisionModel
 
 BUNDLED_CONFIG = CaptionConfig(
     # The pair's words for place and size hold for a canvas of 112 px: a crop blown up to it would turn small things
@@ -128,8 +129,8 @@ class PatchCaptioner:
     def describe(self, images: Sequence[Image.Image], cost: Cost | None = None) -> list[Described]:
         """Divide each image and describe it and its patches, with the crops of all images batched together.
 
-        The samples of a patch share one encoding of it. Every sample has its own randomness, so an image is described
-        alike alone and among others.
+        The samples of a patch share one encoding and one prefill of it. Every sample has its own randomness, so an
+        image is described alike alone and among others.
         """
         cost = cost if cost is not None else Cost()
         config, prompts = self.config, self.config.prompts

@@ -13,23 +13,25 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from ..arguments import on
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
+from ..methods.combined import parts_of
 from ..wrap import _HANDLE as HANDLE
 from ..wrap import PrunedModel, batched, conversation, plain_model, warn_unknown_words
+from .sampling import SeededSampler, SharedPrefill
 
 
 @dataclass
 class Spent:
     """What calls of a model cost so far.
 
-    `calls`: sequences generated or statements judged; `images`: pictures encoded (samples of a crop share one);
-    `visual_tokens`: rows entering the language model, every sample's; `layer_avg_tokens`: the same averaged over its
-    layers; `prefill_flops`: of the language model, None where the model was not wrapped.
+    `calls`: sequences generated or statements judged; `images`: pictures encoded; `visual_tokens`: rows that entered
+    the language model; `layer_avg_tokens`: the same averaged over its layers; `prefill_flops`: of the language model
+    and of a guide, None where the model was not wrapped. The samples of a crop share one encoding and one prefill, so
+    these are counted once for all of them, or as often as the prompt ran where its cache could not be shared.
     """
 
     calls: int = 0
@@ -45,33 +47,6 @@ class Spent:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         known = self.prefill_flops is not None and other.prefill_flops is not None
         self.prefill_flops = (self.prefill_flops or 0.0) + (other.prefill_flops or 0.0) if known else None
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that depends on all parts and on nothing else, the same on every machine."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8]) >> 1
-
-
-class SeededSampler(LogitsProcessor):
-    """Draws each row's next token itself, from the row's own generator, and leaves nothing else possible.
-
-    One uniform number a step through the inverse of the cumulative distribution: what a row says does not depend on
-    the rows beside it. Temperature 0 is greedy.
-    """
-
-    def __init__(self, seeds: Sequence[int], temperatures: Sequence[float]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.temperatures = temperatures
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[rows, vocabulary] logits -> the same shape, 0 at the drawn token and -inf elsewhere."""
-        heat = torch.tensor(self.temperatures, device=scores.device, dtype=torch.float64)[:, None]
-        drawn = torch.tensor([torch.rand((), generator=g, dtype=torch.float64) for g in self.generators])
-        shares = (scores.double() / heat.clamp(min=1e-6)).softmax(-1).cumsum(-1)
-        # The last share may be a little under 1.
-        token = torch.searchsorted(shares, drawn.to(shares.device)[:, None] * shares[:, -1:], right=True)
-        token = torch.where(heat > 0, token.clamp(max=scores.shape[-1] - 1), scores.argmax(-1, keepdim=True))
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
 
 @dataclass
@@ -99,6 +74,7 @@ class VisionModel:
         if not hasattr(self.processor, "apply_chat_template"):
             raise VlmpruneError(f"{type(self.processor).__name__} writes no chat prompts; pass the model's processor.")
         plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
+        self._refuse_exits()
 
     @property
     def plain(self) -> Any:
@@ -121,11 +97,14 @@ class VisionModel:
         temperature: float,
         max_new_tokens: int,
     ) -> list[list[str]]:
-        """k samples for each picture, its k seeds given; the k of a picture share its encoding.
+        """k samples for each picture, its k seeds given; the k of a picture share its encoding and its prefill.
+
+        What a sample says depends on its own seed only, not on the pictures and samples beside it.
 
         Raises:
-            VlmpruneError: pictures with different numbers of seeds.
+            VlmpruneError: pictures with different numbers of seeds, or a model wrapped with `exit_at`.
         """
+        self._refuse_exits()
         warn_unknown_words(self.processor, question)
         count = len(seeds[0]) if seeds else 0
         if any(len(own) != count for own in seeds):
@@ -135,23 +114,24 @@ class VisionModel:
             inputs = self._inputs([pictures[i] for i in part], [question] * len(part))
             sampler = SeededSampler([s for i in part for s in seeds[i]], [temperature] * (len(part) * count))
             start = time.perf_counter()
+            decoding = SharedPrefill(count)
             with torch.no_grad():
-                # The sampler leaves one token possible, so "sampling" draws it: `generate` returns several
-                # sequences of a prompt only when it samples.
                 out = self.model.generate(
                     **inputs,
                     max_new_tokens=max_new_tokens,
+                    # The sampler draws; "sampling" is what keeps beams and other greedy ways of a model's own away.
                     do_sample=True,
                     temperature=1.0,
                     top_k=0,
                     top_p=1.0,
                     num_beams=1,
-                    num_return_sequences=count,
+                    num_return_sequences=1,
                     logits_processor=LogitsProcessorList([sampler]),
+                    custom_generate=decoding,
                 )
-            sequences = out if isinstance(out, Tensor) else out.sequences
-            self._account(inputs, repeats=count, calls=len(sequences), seconds=time.perf_counter() - start)
-            new = sequences[:, inputs["input_ids"].shape[1] :]
+            runs = 1 if decoding.shared else count
+            self._account(inputs, repeats=runs, calls=len(out), seconds=time.perf_counter() - start)
+            new = out[:, inputs["input_ids"].shape[1] :]
             decoded = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
             texts += [decoded[i * count : (i + 1) * count] for i in range(len(part))]
         return texts
@@ -184,6 +164,16 @@ class VisionModel:
         return {"name": type(self.plain).__name__, "digest": digest.hexdigest()[:16], "method": method}
 
     # -- how -----------------------------------------------------------------------------------------------------
+
+    def _refuse_exits(self) -> None:
+        """An exit would put one greedy answer of the guide in the place of all samples."""
+        method = None if self.handle is None else self.handle.method
+        for part in () if method is None else parts_of(method):
+            if (exit_at := getattr(part, "exit_at", None)) is not None:
+                raise VlmpruneError(
+                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap the "
+                    "model with exit_at=None to caption."
+                )
 
     def _parts(self, count: int) -> Iterator[range]:
         for at in range(0, count, self.batch_size):
