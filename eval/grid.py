@@ -3,8 +3,11 @@
     python -m eval.grid --out eval/results            run (or go on), write tables and pictures
     python -m eval.grid --out eval/results --readme   also put the scenes' table into README.md
     python -m eval.grid --out /tmp/try --limit 24     a quick look
+    torchrun --nproc-per-node 2 -m eval.grid ...      on two cores, each with half of the questions
 
-Summaries and tables are committed; the lines with every answer stay where they were made.
+Every method answers a batch in turn, and what they have in common (the vision tower's pass, the guide's run) is done
+once for all and charged to each. Summaries and tables are committed; the lines with every answer stay where they were
+made.
 """
 
 from __future__ import annotations
@@ -22,19 +25,22 @@ from vlmprune.errors import VlmpruneError
 from . import tables
 from .record import write_text
 from .run import BAD_INPUT, evaluate
-from .settings import BASELINES, Settings
+from .settings import BASELINES, SGL_EXIT, Settings
 
 TASKS = ("scenes", "easy-vqa")
-KEEPS = ("0.5", "0.25", "0.1", "0.05")
-IN_README = ("0.25", "0.1")
+KEEPS = ("0.35", "0.18", "0.09")
+IN_README = ("0.18", "0.09")
+LIMIT = 2112  # all questions on scenes, as many of easy-VQA's 9,673
 README = Path(__file__).parents[1] / "README.md"
 MARKED = re.compile(r"(<!-- table: scenes -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 
 def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
-    """The grid: the baselines, and every registered method."""
-    methods = (*BASELINES, *(name for name in vlmprune.methods() if name not in BASELINES))
-    return Settings(tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size)
+    """The grid: the baselines, every registered method, and SGL with exits."""
+    methods = (*BASELINES, *(name for name in vlmprune.methods() if name not in BASELINES), SGL_EXIT)
+    return Settings(
+        tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size, share=True
+    )
 
 
 def readme_table(folder: Path) -> str:
@@ -50,13 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="where records and tables go")
     parser.add_argument("--task", nargs="+", default=TASKS, choices=TASKS, help="only these")
-    parser.add_argument("--limit", type=int, help="only the first N questions of a task")
-    parser.add_argument("--batch-size", type=int, default=16, help="questions at a time")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="only the first N questions of a task")
+    parser.add_argument("--batch-size", type=int, default=48, help="questions at a time")
     parser.add_argument("--readme", action="store_true", help="put the scenes' table into README.md")
     args = parser.parse_args(arguments)
     try:
+        whole = settings(args.out, args.limit, args.batch_size, tuple(args.task))
         with quiet():
-            evaluate(settings(args.out, args.limit, args.batch_size, tuple(args.task)))
+            evaluate(whole)
+        if not all((whole.folder(run) / "summary.json").exists() for run in whole.runs()):
+            return 0  # another process has questions left, and will write the tables
         if args.readme:
             found = readme_table(args.out)
             write_text(README, MARKED.sub(lambda marks: f"{marks[1]}{found}\n{marks[2]}", README.read_text()))

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -21,13 +22,14 @@ from typing import Any
 
 from vlmprune.cli.measure import at_least_one
 from vlmprune.cli.models import method_class, quiet
+from vlmprune.cli.options import EXIT_AT
 from vlmprune.cli.output import console, note
 from vlmprune.errors import VlmpruneError
 
 from .provenance import provenance
 from .record import Record, write_json
 from .scorers.boxes import UNITS
-from .settings import BASELINES, ROWS, Run, Settings
+from .settings import BASELINES, ROWS, SGL_EXIT, Run, Settings, registered
 from .summary import summarise
 from .tasks.registry import TASKS, task_class
 from .worker import Worker, sha
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     rows = "; ".join(f"{name}: {what}" for name, what in ROWS.items())
+    rows += f"; {SGL_EXIT}: SGL whose small model answers alone where it is sure enough"
     out.add_argument("--task", nargs="+", required=True, metavar="NAME", help=", ".join(TASKS))
     out.add_argument("--method", nargs="+", default=[], metavar="NAME", help=f"a method's name, or {rows}")
     out.add_argument(
@@ -55,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
         "--guide", metavar="ID_OR_DIR", help="the small model, for the small-alone row and methods that need one"
     )
     out.add_argument("--layer", metavar="K", help="drop tokens just before decoder layer K; default: the method's own")
+    out.add_argument("--exit-at", type=float, default=EXIT_AT, metavar="S", help=f"how sure is enough for {SGL_EXIT}")
+    out.add_argument(
+        "--share", action="store_true", help="run the vision tower and a guide once a batch for all methods; charge all"
+    )
     out.add_argument("--data", default="data", metavar="DIR", help="holds one folder a task with its official files")
     out.add_argument("--hub", action="store_true", help="read the data from the Hugging Face Hub")
     out.add_argument("--limit", type=int, metavar="N", help="only the first N questions of a task")
@@ -87,7 +94,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         task_class(name)
     for name in methods:
         if name not in ROWS:
-            method_class(name)
+            method_class(registered(name))
     same = {field.name for field in fields(Settings)} & set(vars(args))
     settings = Settings(
         tasks=tuple(dict.fromkeys(args.task)),
@@ -206,7 +213,7 @@ def finish(worker: Worker, run: Run, record: Record, engine: str) -> list[dict[s
 
 @contextmanager
 def progress(total: int, rank: int) -> Iterator[Callable[[str], None]]:
-    """A bar with the time left on the first process's stderr; a line every tenth where stderr is no terminal."""
+    """A bar with the time left on the first process's stderr; a line every fiftieth where stderr is no terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -222,14 +229,15 @@ def progress(total: int, rank: int) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal or rank > 0) as bar:
-        row, done = bar.add_task("starting", total=total), 0
+        row, done, start = bar.add_task("starting", total=total), 0, time.monotonic()
 
         def step(name: str) -> None:
             nonlocal done
             done += 1
             bar.update(row, advance=1, description=name)
-            if not screen.is_terminal and rank == 0 and (done * 10) // total > ((done - 1) * 10) // total:
-                note(f"{name}: {done} of {total} batches")
+            if not screen.is_terminal and rank == 0 and (done * 50) // total > ((done - 1) * 50) // total:
+                left = (time.monotonic() - start) / done * (total - done) / 60
+                note(f"{name}: {done} of {total} batches, about {left:.0f} min left")
 
         yield step
 

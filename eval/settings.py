@@ -10,8 +10,10 @@ from typing import Any
 
 from vlmprune.cli.inputs import number
 from vlmprune.cli.models import Models, make, options_of
+from vlmprune.cli.options import EXIT_AT
 
 SMALL, BLIND = "small-alone", "blind"
+SGL_EXIT = "sgl+exit"  # SGL whose small model answers alone where it is sure enough
 ROWS = {
     SMALL: "the small model unpruned: what a pruned large model has to beat",
     BLIND: "the large model without the picture: what the words alone give",
@@ -55,7 +57,9 @@ class Settings:
     limit: int | None = None
     batch_size: int = 1
     max_new_tokens: int | None = None
+    exit_at: float = EXIT_AT
     boxes: str = "auto"
+    share: bool = False
     hub: bool = False
     strict: bool = False
     trust_remote_code: bool = False
@@ -64,7 +68,7 @@ class Settings:
         """Every task x method x budget; a method without a budget runs once."""
         for task in self.tasks:
             for method in dict.fromkeys(self.methods):
-                takes = set() if method in ROWS else options_of(method)
+                takes = set() if method in ROWS else options_of(registered(method))
                 layer = self.layer if "layer" in takes else None
                 for keep in dict.fromkeys(self.keeps) if "keep" in takes else (None,):
                     yield Run(task, method, keep, layer)
@@ -73,11 +77,18 @@ class Settings:
         """The run's method object; without `models` only what can be checked before loading any."""
         if run.method in ROWS:
             return make("none")
-        takes = options_of(run.method)
+        takes = options_of(registered(run.method))
         given: dict[str, Any] = {"seed": self.seed} if "seed" in takes else {}
+        if run.method == SGL_EXIT:
+            given["exit_at"] = self.exit_at
         if run.keep is not None:
             given["keep"] = number("--keep", run.keep)
-        return make(run.method, models, layer=number("--layer", run.layer), **given)
+        return make(registered(run.method), models, layer=number("--layer", run.layer), **given)
 
     def folder(self, run: Run) -> Path:
         return Path(self.out) / run.name
+
+
+def registered(method: str) -> str:
+    """The registered name of a run's method."""
+    return "sgl" if method == SGL_EXIT else method

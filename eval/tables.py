@@ -118,7 +118,7 @@ def table(rows: Sequence[Summary]) -> str:
     unpruned = named(rows, "none")
     heading = [
         "method", "keep", "tokens into LM", "layer average", "prefill FLOPs", "KV cache", "prefill", "a token", "total",
-        str(rows[0]["main"]), "p vs. unpruned", "where downsampling fails",
+        str(rows[0]["main"]), "p vs. unpruned", "where downsampling fails", *exit_heading(rows),
     ]  # fmt: skip
     lines = [heading, ["---", "---"] + ["---:"] * (len(heading) - 2)]
     for row in rows:
@@ -136,6 +136,7 @@ def table(rows: Sequence[Summary]) -> str:
                 _main(row),
                 _p(p),
                 "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
+                *exit_cell(row, rows),
             ]
         )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(rows)
@@ -148,7 +149,8 @@ def caption(rows: Sequence[Summary]) -> str:
     counted = " or ".join(f"{count:,}" for count in questions)
     said = [
         f"{first['task']}: {counted} questions; {first['main']} ± its bootstrap standard error; p from swapping results"
-        " in pairs; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians.",
+        " in pairs; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
+        + (", shared work measured once and charged to every row." if first.get("share") else "."),
         _every("Model", [row["model"] for row in rows]),
         _every("backend", [row["backend"] for row in rows]),
         _every("batch size", [row["batch_size"] for row in rows]),
@@ -172,14 +174,26 @@ def caption(rows: Sequence[Summary]) -> str:
 def short_table(rows: Sequence[Summary]) -> str:
     """One task's table for a page that has room for little: tokens, FLOPs, the main number, its difference."""
     unpruned = named(rows, "none")
-    lines = [["method", "keep", "layer average", "prefill FLOPs", str(rows[0]["main"]), "p vs. unpruned"]]
-    lines.append(["---", "---"] + ["---:"] * 4)
+    heading = ["method", "keep", "layer average", "prefill FLOPs", str(rows[0]["main"]), "p vs. unpruned"]
+    heading += exit_heading(rows)
+    lines = [heading, ["---", "---"] + ["---:"] * (len(heading) - 2)]
     for row in rows:
         average = _cell(row["costs"].get("layer_avg_tokens"), "{:.1f}".format)
         cost = _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned))
         p = significance(row, unpruned)
-        lines.append([row["method"], row["keep"] or "", average, cost, _main(row), _p(p)])
+        lines.append([row["method"], row["keep"] or "", average, cost, _main(row), _p(p), *exit_cell(row, rows)])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def exit_heading(rows: Sequence[Summary]) -> list[str]:
+    """The column of exits, in tables that have any."""
+    return ["exits"] if any(row["costs"].get("exited_share") for row in rows) else []
+
+
+def exit_cell(row: Summary, rows: Sequence[Summary]) -> list[str]:
+    """The share of questions that a guide answered alone."""
+    exits = row["costs"].get("exited_share")
+    return [f"{exits:.1%}" if exits else ""] * len(exit_heading(rows))
 
 
 def overview(summaries: Sequence[Summary]) -> str:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlmprune.cli.measure import Contender, backend
 from vlmprune.cli.models import Models, load_models
 from vlmprune.errors import VlmpruneError
+from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
 from vlmprune.report import Report
 
 from .settings import BLIND, SMALL, Run, Settings
+from .shared import Shared
 from .tasks.base import Sample, Task
 from .tasks.load import Data, load
 from .tasks.registry import task_class
@@ -31,6 +37,7 @@ class Worker:
         self._data: dict[str, tuple[Task, Data]] = {}
         self._contenders: dict[Run, Contender] = {}
         self._hashes: dict[int, str] = {}
+        self._shared = Shared()
 
     @cached_property
     def models(self) -> Models:
@@ -82,6 +89,7 @@ class Worker:
             "max_new_tokens": self.settings.max_new_tokens or task.max_new_tokens,
             "batch_size": self.settings.batch_size,
             "boxes": self.settings.boxes,
+            "share": self.settings.share,
         }
 
     def batches(self, run: Run) -> list[list[int]]:
@@ -96,12 +104,15 @@ class Worker:
             VlmpruneError: with `strict`, a picture that cannot be opened.
         """
         task, data = self.data(run.task)
+        if not self.settings.share:
+            self._shared = Shared()
+        self._shared.batch((run.task, *numbers))
         lines: dict[int, dict[str, Any]] = {}
         usable, pictures = [], []
         for number in numbers:
             sample = data.samples[number]
             try:
-                pictures.append(sample.picture())
+                pictures.append(self._shared.once(number, sample.picture))
                 usable.append(number)
             except VlmpruneError as error:
                 if self.settings.strict:
@@ -113,18 +124,20 @@ class Worker:
             contender = self.contender(run)
             contender.answers.clear()
             contender.reports.clear()
-            contender.run(
-                shown,
-                [sample.prompt for sample in samples],
-                record=True,
-                max_new_tokens=self.settings.max_new_tokens or task.max_new_tokens,
-            )
+            sharing = self.settings.share and run.method != BLIND
+            with self._shared.running(contender) if sharing else nullcontext(contender) as runner:
+                runner.run(
+                    shown,
+                    [sample.prompt for sample in samples],
+                    record=True,
+                    max_new_tokens=self.settings.max_new_tokens or task.max_new_tokens,
+                )
+            reports = slim(contender.reports[0])
             for at, (number, sample) in enumerate(zip(usable, samples, strict=True)):
                 text = contender.answers[0][at]
-                report = slim(contender.reports[0], at) | {"answer_tokens": self._tokens(contender, text)}
-                lines[number] = self._line(
-                    task, sample, text, hashlib.sha256(pictures[at].tobytes()).hexdigest(), report
-                )
+                report = reports[at] | {"answer_tokens": self._tokens(contender, text)}
+                digest = self._shared.once(f"sha256 of {number}", hashlib.sha256(pictures[at].tobytes()).hexdigest)
+                lines[number] = self._line(task, sample, text, digest, report)
         return [lines[number] for number in numbers]
 
     def _tokens(self, contender: Contender, text: str) -> int:
@@ -162,32 +175,39 @@ def weights_hash(model: Any) -> str:
     return total.hexdigest()[:16]
 
 
-def slim(report: Report, sample: int) -> dict[str, Any]:
-    """One sample's part of a batch's report, without what can be large.
+def slim(report: Report) -> list[dict[str, Any]]:
+    """Each sample's part of a batch's report, without what can be large.
 
     Sums over the batch (FLOPs, bytes, seconds) are shared out evenly. `cells`: kept and all visual tokens by the cell
     of a 12 x 12 lattice over the picture.
     """
-    whole = report.to_dict()
     size = len(report.visual_tokens)
-    out: dict[str, Any] = {}
-    for name, value in whole.items():
+    same: dict[str, Any] = {}
+    each: list[dict[str, Any]] = [{} for _ in range(size)]
+    for name in (field.name for field in fields(report)):
+        value = getattr(report, name)
         if value is None or name in ("images", "layer_lengths", "method", "notes"):
             continue
         if isinstance(value, list):
-            out[name] = value[sample] if len(value) == size else value
+            for sample, own in zip(each, value, strict=True):
+                sample[name] = own.tolist() if isinstance(own, torch.Tensor) else own
         elif name == "seconds":
-            out[name] = {stage: round(spent / size, 6) for stage, spent in value.items()}
-        elif isinstance(value, int | float) and ("flops" in name or "bytes" in name):
-            out[name] = value / size
+            same[name] = {stage: round(spent / size, 6) for stage, spent in value.items()}
+        elif "flops" in name or "bytes" in name:
+            same[name] = value / size
         else:
-            out[name] = value
-    kept, every = [0] * LATTICE**2, [0] * LATTICE**2
-    for span in report.images[sample]:
-        cells = lattice_cells(span, LATTICE, LATTICE).tolist()
-        chosen = set(span.positions.tolist() if span.kept is None else span.kept.tolist())
-        for position, cell in zip(span.positions.tolist(), cells, strict=True):
-            if cell >= 0:
-                every[cell] += 1
-                kept[cell] += position in chosen
-    return out | {"cells": {"kept": kept, "all": every}}
+            same[name] = value
+    return [same | own | {"cells": cells_of(spans)} for own, spans in zip(each, report.images, strict=True)]
+
+
+def cells_of(spans: Sequence[ImageSpan]) -> dict[str, list[int]]:
+    """Kept and all visual tokens of a sample by the cell that they lie in."""
+    kept, every = (torch.zeros(LATTICE**2, dtype=torch.long) for _ in range(2))
+    for span in spans:
+        cells = lattice_cells(span, LATTICE, LATTICE)
+        stayed = torch.ones_like(cells, dtype=torch.bool)
+        if span.kept is not None:
+            stayed = torch.isin(span.positions, span.kept)
+        every += torch.bincount(cells[cells >= 0], minlength=LATTICE**2)
+        kept += torch.bincount(cells[(cells >= 0) & stayed], minlength=LATTICE**2)
+    return {"kept": kept.tolist(), "all": every.tolist()}

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -123,6 +125,54 @@ def test_ray_equals_one_process(alone: dict[str, Any], tmp_path: Path) -> None:
         evaluate(settings(tmp_path), engine="ray", workers=2)
     finally:
         ray.shutdown()
+    assert content(tmp_path) == alone
+
+
+class TestSharing:
+    methods = (
+        "none", "small-alone", "blind", "random", "visionzip", "fastv-oracle", "sgl", "sgl+exit", "var"
+    )  # fmt: skip
+
+    def test_answers_are_what_they_are_without(self, tmp_path: Path) -> None:
+        given = {"methods": self.methods, "keeps": ("0.35", "0.09"), "limit": 8, "batch_size": 4}
+        alone, together = tmp_path / "alone", tmp_path / "together"
+        evaluate(settings(alone, **given))
+        evaluate(settings(together, share=True, **given))
+        expected, found = content(alone), content(together)
+        for name in expected:
+            if name.endswith("summary.json"):
+                assert (expected[name].pop("share"), found[name].pop("share")) == (False, True)
+        assert found == expected
+
+    def test_every_row_is_charged(self, tmp_path: Path) -> None:
+        """The tower's time once by every method that sees pictures and does not read the tower; a guide's likewise."""
+        evaluate(settings(tmp_path, methods=self.methods, keeps=("0.35", "0.09"), limit=4, batch_size=4, share=True))
+        seconds = {
+            path.parent.name: json.loads(path.read_text().splitlines()[0])["report"]["seconds"]
+            for path in tmp_path.glob("scenes/*/samples.jsonl")
+        }
+        vision = seconds["none"]["vision"]
+        assert vision > 0.001
+        for name in ("random-keep0.35", "var", "fastv-oracle-keep0.35", "fastv-oracle-keep0.09"):
+            assert seconds[name]["vision"] == vision
+        assert seconds["small-alone"]["vision"] != vision
+        assert seconds["visionzip-keep0.35"]["vision"] > 0.001
+        for name in ("sgl", "fastv-oracle"):
+            assert seconds[f"{name}-keep0.35"]["guide"] == seconds[f"{name}-keep0.09"]["guide"] > 0.001
+        assert seconds["sgl+exit-keep0.35"]["guide"] == seconds["sgl-keep0.35"]["guide"]
+        for name, spent in seconds.items():
+            assert spent["total"] >= sum(v for stage, v in spent.items() if stage not in ("total", "decode")) - 1e-4, (
+                name
+            )
+
+
+def test_torchrun(alone: dict[str, Any], tmp_path: Path) -> None:
+    """Two processes that torchrun starts, each with the bundled models of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["-m", "eval.run", "--task", "scenes", "--method", "fastv", "random", "--keep", "0.25"]
+    command += ["--limit", str(QUESTIONS), "--out", str(tmp_path)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(vlmprune.__file__).parents[1])}
+    subprocess.run(command, check=True, capture_output=True, env=env)
     assert content(tmp_path) == alone
 
 

@@ -15,10 +15,11 @@ class VisionMemo:
     """What a vision tower returned, call by call, for replaying in a forward that would compute the same again.
 
     Whoever replays vouches that the inputs are the same; calls with other options (another feature layer asked for, for
-    example) are computed.
+    example) are computed. `hits`: calls answered from memory so far.
     """
 
     def __init__(self) -> None:
+        self.hits = 0
         self._calls: list[tuple[dict[str, Any], tuple[Any, ...], Any]] = []
 
     @contextmanager
@@ -53,10 +54,13 @@ class VisionMemo:
             if output is None or now[0] != options:
                 return compute(*args, **kwargs)
             if now[1] == shapes:
+                self.hits += 1
                 return copy.copy(output)
             if rows is not None and shapes and now[1][0][1:] == shapes[0][1:] and now[1][0][0] == len(rows):
                 with suppress(LookupError):
-                    return take_rows(output, rows, shapes[0][0])
+                    taken = take_rows(output, rows, shapes[0][0])
+                    self.hits += 1
+                    return taken
             return compute(*args, **kwargs)
 
         tower.forward = forward
