@@ -7,7 +7,7 @@ import torch
 
 import vlmprune
 from tests.support.running import shared
-from tests.support.sinks import planted
+from tests.support.sinks import planted, shared_planted
 from tests.support.tiny_families import build, make_inputs
 from tests.test_bad_input import sentence
 
@@ -27,8 +27,10 @@ def test_tau(value):
 
 
 def test_tau_that_no_token_can_reach():
-    sentence(lambda: vlmprune.wrap(planted("llava"), vlmprune.VAR(tau=8.1)), "tau=8.1", "sqrt(64) = 8.00", "2.50")
-    with vlmprune.wrap(planted("llava"), vlmprune.VAR(tau=8.0)):
+    sentence(
+        lambda: vlmprune.wrap(shared_planted("llava"), vlmprune.VAR(tau=8.1)), "tau=8.1", "sqrt(64) = 8.00", "2.50"
+    )
+    with vlmprune.wrap(shared_planted("llava"), vlmprune.VAR(tau=8.0)):
         pass
 
 
@@ -38,7 +40,9 @@ def test_no_dimensions(dims):
 
 
 def test_dimensions_outside_the_width():
-    sentence(lambda: vlmprune.wrap(planted("llava"), vlmprune.VAR(sink_dims=[3, 64])), "(3, 64)", "64", "0 to 63")
+    sentence(
+        lambda: vlmprune.wrap(shared_planted("llava"), vlmprune.VAR(sink_dims=[3, 64])), "(3, 64)", "64", "0 to 63"
+    )
     inputs = make_inputs(shared("llava"))
     sentence(lambda: vlmprune.find_sinks(shared("llava"), sink_dims=[64], **inputs), "0 to 63")
 
@@ -57,7 +61,7 @@ def test_no_heads(heads):
 @pytest.mark.parametrize("head", [(0, 0), (1, 0), (5, 0), (2, 4)])
 def test_heads_the_model_does_not_have(head):
     sentence(
-        lambda: vlmprune.wrap(planted("llava"), vlmprune.ACT(heads=[head])), str(head), "layers 2 to 4", "0 to 3"
+        lambda: vlmprune.wrap(shared_planted("llava"), vlmprune.ACT(heads=[head])), str(head), "layers 2 to 4", "0 to 3"
     )
 
 
@@ -73,7 +77,7 @@ def test_cross_attention_families(method):
 
 
 def test_prompts_without_an_image():
-    model = planted("llava")
+    model = shared_planted("llava")
     text = make_inputs(model, images=(0, 0, 0))
     sentence(lambda: vlmprune.find_sinks(model, **text), "no image tokens")
     sentence(lambda: vlmprune.find_sinks(model), "no image tokens")
@@ -86,25 +90,23 @@ def test_prompts_without_an_image():
 
 @pytest.mark.parametrize("method", ["var", "act"])
 def test_embeddings_without_ids(method):
-    model = planted("llava")
+    model = shared_planted("llava")
     embeddings = torch.randn(1, 5, 64)
     with vlmprune.wrap(model, method):
         sentence(lambda: model(inputs_embeds=embeddings), "input_ids")
 
 
 def test_a_new_image_in_a_later_turn():
-    model = planted("llava")
+    model = shared_planted("llava")
     inputs = make_inputs(model)
     with vlmprune.wrap(model, vlmprune.VAR()), torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values
         mask = torch.cat([inputs["attention_mask"]] * 2, dim=1)
-        sentence(
-            lambda: model(**{**inputs, "attention_mask": mask}, past_key_values=cache), "later turn", "one prompt"
-        )
+        sentence(lambda: model(**{**inputs, "attention_mask": mask}, past_key_values=cache), "later turn", "one prompt")
 
 
 def test_a_cache_filled_before_the_wrap_is_said():
-    model = planted("llava")
+    model = shared_planted("llava")
     inputs = make_inputs(model)
     with torch.no_grad():
         cache = model(**inputs, use_cache=True).past_key_values

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import vlmprune
 from tests.support.reference import language_model, visual_slots
 from tests.support.running import outside
-from tests.support.sinks import FAMILIES, LAYERS, PLANTED, naive_phi, planted, tau_of
+from tests.support.sinks import FAMILIES, LAYERS, PLANTED, naive_phi, planted, shared_planted, tau_of
 from tests.support.tiny_families import build, make_inputs, row
 from vlmprune.cli import app
 from vlmprune.flow.sinks import ActiveWindow, active_window, secondary_sinks
@@ -37,7 +37,7 @@ def entering(model, inputs) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_phi_sinks_and_shares_equal_loops(family):
-    model, eager = planted(family), planted(family, "eager")
+    model, eager = shared_planted(family), shared_planted(family, "eager")
     inputs = make_inputs(model)
     model(**inputs)  # transformers itself sets things up on a model's first forward
     before = outside(model)
@@ -76,7 +76,7 @@ def test_phi_sinks_and_shares_equal_loops(family):
 
 
 def test_a_row_of_a_batch_is_the_row_alone():
-    model = planted("qwen2_5_vl")
+    model = shared_planted("qwen2_5_vl")
     inputs = make_inputs(model)
     batch = vlmprune.find_sinks(model, **inputs)
     for i in range(3):
@@ -87,7 +87,7 @@ def test_a_row_of_a_batch_is_the_row_alone():
 
 
 def test_a_wrapped_model_is_looked_at_plain_and_stays_wrapped():
-    model = planted("llava")
+    model = shared_planted("llava")
     inputs = make_inputs(model)
     plain = vlmprune.find_sinks(model, **inputs)
     with vlmprune.wrap(model, [vlmprune.FastV(keep=2), vlmprune.VAR()]) as pruned:
@@ -135,7 +135,7 @@ def test_the_window_and_secondary_sinks_on_made_up_numbers():
 
 
 def test_json_text_and_picture():
-    model = planted("smolvlm")
+    model = shared_planted("smolvlm")
     inputs = make_inputs(model)
     report = vlmprune.find_sinks(model, **inputs)
     record = json.loads(json.dumps(report.to_dict()))

@@ -11,7 +11,7 @@ import vlmprune
 from tests.support.planted import Planted
 from tests.support.reference import language_model, visual_slots
 from tests.support.running import assert_near, generate
-from tests.support.sinks import PLANTED, naive_phi, planted, tau_of
+from tests.support.sinks import PLANTED, naive_phi, shared_planted, tau_of
 from tests.support.tiny_families import build, make_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -35,7 +35,7 @@ def naive_sinks(model, inputs, layer: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl"])
 def test_fastv_ranks_sinks_last(family):
-    model = planted(family)
+    model = shared_planted(family)
     inputs = make_inputs(model)
     sinks = naive_sinks(model, inputs, 2)
     chosen = {}
@@ -53,7 +53,7 @@ def test_fastv_ranks_sinks_last(family):
 
 
 def test_the_guide_of_sgl_gives_its_sinks_no_importance():
-    small, model = planted("smolvlm"), build("smolvlm", layers=6, seed=1)
+    small, model = shared_planted("smolvlm"), build("smolvlm", layers=6, seed=1)
     inputs = make_inputs(model)
     kept = {}
     often = [set(sunk) for sunk in naive_sinks(small, inputs, 3)]  # planted ones are sinks in all layers
@@ -80,7 +80,7 @@ def test_a_list_of_methods_is_described_part_by_part():
 
 
 def test_names_and_lists_of_one():
-    model = planted("llava")
+    model = shared_planted("llava")
     inputs = make_inputs(model)
     with vlmprune.wrap(model, "var", p=0.7):
         expected = generate(model, inputs)[0]
@@ -92,7 +92,7 @@ def test_names_and_lists_of_one():
 
 
 def test_sgl_beside_var_without_an_exit_is_var_on_what_sgl_keeps():
-    model, small = planted("llava"), build("llava", seed=2)
+    model, small = shared_planted("llava"), build("llava", seed=2)
     inputs = make_inputs(model)
     with vlmprune.wrap(model, [vlmprune.SGL(guide=small, keep=0.5, layer=3), vlmprune.VAR()]) as pruned:
         model.generate(**inputs, max_new_tokens=3)

@@ -12,7 +12,7 @@ import vlmprune
 from tests.support.planted import Planted
 from tests.support.reference import language_model, masked_logits
 from tests.support.running import STEPS, assert_near, generate, outside, plan_of
-from tests.support.sinks import FAMILIES, LAYERS, PLANTED, Seen, Twin, act_twin, planted, var_twin
+from tests.support.sinks import FAMILIES, LAYERS, PLANTED, Seen, Twin, act_twin, planted, shared_planted, var_twin
 from tests.support.tiny_families import Inputs, make_inputs, row
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -32,14 +32,14 @@ def along(twin: Twin, inputs: Inputs, tokens: Tensor, kept=None, layer: int = LA
 @pytest.mark.parametrize("family", FAMILIES)
 def test_var_equals_the_naive_twin(family):
     """Prompt and 8 steps, batch of 3 left-padded; sinks in every eligible layer, gates open and closed."""
-    model, seen = planted(family), Seen()
+    model, seen = shared_planted(family), Seen()
     inputs = make_inputs(model, text_lengths=LONG)
     plain, _ = generate(model, inputs)
     with vlmprune.wrap(model, vlmprune.VAR()) as pruned:
         logits, out = generate(model, inputs)
         notes = pruned.report.notes
     tokens = out.sequences[:, -STEPS:]
-    assert_near(logits, along(var_twin(planted(family, "eager"), inputs, seen=seen), inputs, tokens))
+    assert_near(logits, along(var_twin(shared_planted(family, "eager"), inputs, seen=seen), inputs, tokens))
     for layer in range(2, LAYERS - 1):
         assert (layer, "no visual sinks") not in seen
         assert seen[layer, "open"] > 3
@@ -50,13 +50,13 @@ def test_var_equals_the_naive_twin(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_act_equals_the_naive_twin(family):
-    model, seen = planted(family), Seen()
+    model, seen = shared_planted(family), Seen()
     inputs = make_inputs(model, text_lengths=LONG)
     plain, _ = generate(model, inputs)
     with vlmprune.wrap(model, vlmprune.ACT(threshold=0.08)):
         logits, out = generate(model, inputs)
     tokens = out.sequences[:, -STEPS:]
-    twin = act_twin(planted(family, "eager"), inputs, threshold=0.08, seen=seen)
+    twin = act_twin(shared_planted(family, "eager"), inputs, threshold=0.08, seen=seen)
     assert_near(logits, along(twin, inputs, tokens))
     assert all(seen[layer, "sinks"] > 0 for layer in range(2, LAYERS - 1))
     assert float((logits - plain).abs().max()) > 1e-2
@@ -66,7 +66,7 @@ def test_act_equals_the_naive_twin(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_var_beside_a_pruner_equals_the_twin_on_the_masked_model(family, pruner):
     kind, layer = pruner
-    model = planted(family)
+    model = shared_planted(family) if layer else planted(family)
     inputs = make_inputs(model, text_lengths=LONG)
     drops = vlmprune.FastV(0.5, layer) if kind == "fastv" else Planted(plan=plan_of(model, inputs, kind), layer=layer)
     if layer == 0:  # what is planted before the first layer must be there before tokens are dropped
@@ -76,19 +76,19 @@ def test_var_beside_a_pruner_equals_the_twin_on_the_masked_model(family, pruner)
         logits, out = generate(model, inputs)
         kept = pruned.report.kept
     seen = Seen()
-    twin = var_twin(planted(family, "eager"), inputs, kept=kept, layer=layer, seen=seen)
+    twin = var_twin(shared_planted(family, "eager"), inputs, kept=kept, layer=layer, seen=seen)
     assert_near(logits, along(twin, inputs, out.sequences[:, -STEPS:], kept, layer))
     assert any(what == "open" for _, what in seen)
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
 def test_act_beside_fastv_equals_the_twin_on_the_masked_model(family):
-    model, heads = planted(family), ((2, 0), (2, 3), (4, 1))
+    model, heads = shared_planted(family), ((2, 0), (2, 3), (4, 1))
     inputs = make_inputs(model, text_lengths=LONG)
     with vlmprune.wrap(model, [vlmprune.FastV(0.5, 3), vlmprune.ACT(threshold=0.08, heads=heads)]) as pruned:
         logits, out = generate(model, inputs)
         kept = pruned.report.kept
-    twin = act_twin(planted(family, "eager"), inputs, threshold=0.08, heads=heads, kept=kept, layer=3)
+    twin = act_twin(shared_planted(family, "eager"), inputs, threshold=0.08, heads=heads, kept=kept, layer=3)
     assert_near(logits, along(twin, inputs, out.sequences[:, -STEPS:], kept, 3))
 
 
@@ -97,12 +97,12 @@ def test_act_beside_fastv_equals_the_twin_on_the_masked_model(family):
 )
 def test_several_images_and_a_sample_without_one(family, images):
     """Rows come after the last image, attention to all images is pooled; a sample without an image is left alone."""
-    model = planted(family)
+    model = shared_planted(family)
     inputs = make_inputs(model, text_lengths=LONG, images=images)
     plain, _ = generate(model, inputs)
     with vlmprune.wrap(model, vlmprune.VAR()):
         logits, out = generate(model, inputs)
-    assert_near(logits, along(var_twin(planted(family, "eager"), inputs), inputs, out.sequences[:, -STEPS:]))
+    assert_near(logits, along(var_twin(shared_planted(family, "eager"), inputs), inputs, out.sequences[:, -STEPS:]))
     assert not torch.equal(logits[0], plain[0])
     if images[1] == 0:
         assert torch.equal(logits[1], plain[1])
@@ -120,11 +120,11 @@ def test_several_images_and_a_sample_without_one(family, images):
 )
 def test_ways_to_generate(family, method, options):
     """Without a cache, with a static one, and with beams, every step says what the twin says."""
-    model = planted(family)
+    model = shared_planted(family)
     inputs = make_inputs(model, text_lengths=LONG)
     make = var_twin if method.name == "var" else act_twin
     extra = {} if method.name == "var" else {"threshold": 0.08}
-    twin = make(planted(family, "eager"), inputs, **extra)
+    twin = make(shared_planted(family, "eager"), inputs, **extra)
     with vlmprune.wrap(model, method):
         if "num_beams" not in options:
             logits, out = generate(model, inputs, steps=4, **options)
@@ -140,12 +140,12 @@ def test_ways_to_generate(family, method, options):
 @pytest.mark.parametrize("method", [vlmprune.VAR(), vlmprune.ACT(threshold=0.08)], ids=["var", "act"])
 def test_the_second_picture_has_its_own_sinks(method):
     """An official defect: the first sample's sinks stayed, and image rows were edited from the second sample on."""
-    model = planted("llava")
+    model = shared_planted("llava")
     first, second = make_inputs(model, text_lengths=LONG), make_inputs(model, text_lengths=LONG[::-1], seed=1)
     with vlmprune.wrap(model, method), torch.no_grad():
-        alone, _ = generate(model, second)
-        generate(model, first)
-        assert torch.equal(generate(model, second)[0], alone)
+        alone, _ = generate(model, second, steps=3)
+        generate(model, first, steps=1)
+        assert torch.equal(generate(model, second, steps=3)[0], alone)
         # Two conversations in turns: what was marked lies on each one's cache, and goes along with a copy.
         cache = model(**first, use_cache=True).past_key_values
         mask = torch.cat([first["attention_mask"], torch.ones(3, 1, dtype=torch.long)], dim=1)
@@ -157,7 +157,7 @@ def test_the_second_picture_has_its_own_sinks(method):
 
 def test_a_row_of_a_batch_equals_the_row_alone():
     """An official defect: batches of one only."""
-    model = planted("qwen2_5_vl")
+    model = shared_planted("qwen2_5_vl")
     inputs = make_inputs(model, text_lengths=LONG)
     with vlmprune.wrap(model, [vlmprune.VAR(), vlmprune.ACT(threshold=0.08)]):
         batched, _ = generate(model, inputs)
@@ -167,7 +167,7 @@ def test_a_row_of_a_batch_equals_the_row_alone():
 
 def test_image_rows_and_layers_without_sinks_are_not_touched():
     """An official defect: image rows were edited, and so was the last layer, whose exception was overwritten."""
-    model = planted("llava")
+    model = shared_planted("llava")
     inputs = row(make_inputs(model, text_lengths=LONG), 0)
     layers = language_model(model).layers
     last_image = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[-1])
@@ -210,32 +210,32 @@ def test_without_sink_dimensions_nothing_changes_and_the_report_says_so():
 
 @pytest.mark.parametrize("method", [vlmprune.VAR(p=0.0), vlmprune.VAR(rho=1.0, gate=1.0), vlmprune.ACT(beta=1.0)])
 def test_nothing_to_move_is_nothing_changed(method):
-    model = planted("llava")
+    model = shared_planted("llava")
     inputs = make_inputs(model)
-    plain, _ = generate(model, inputs)
+    plain, _ = generate(model, inputs, steps=2)
     with vlmprune.wrap(model, method):
-        assert_near(generate(model, inputs)[0], plain)
+        assert_near(generate(model, inputs, steps=2)[0], plain)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_removal_leaves_nothing(family):
-    model = planted(family)
+    model = shared_planted(family)
     inputs = make_inputs(model, text_lengths=LONG)
-    plain, _ = generate(model, inputs)
+    plain, _ = generate(model, inputs, steps=2)
     before = outside(model)
     for method in [vlmprune.VAR(), vlmprune.ACT(threshold=0.08), [vlmprune.FastV(), vlmprune.VAR(), vlmprune.ACT()]]:
         pruned = vlmprune.wrap(model, method)
-        assert not torch.equal(generate(model, inputs)[0], plain)
+        assert not torch.equal(generate(model, inputs, steps=2)[0], plain)
         pruned.unwrap()
         assert outside(model) == before
-        assert torch.equal(generate(model, inputs)[0], plain)
+        assert torch.equal(generate(model, inputs, steps=2)[0], plain)
 
 
 @pytest.mark.parametrize("make", [var_twin, act_twin])
 def test_bfloat16_is_within_its_own_rounding(make):
     """The correction is made in fp32: no further from the twin in bf16 than plain bf16 is from plain fp32."""
     method = vlmprune.VAR() if make is var_twin else vlmprune.ACT()
-    model = planted("llava")
+    model = shared_planted("llava")
     inputs = make_inputs(model, text_lengths=LONG)
     tokens = generate(model, inputs)[1].sequences[:, -STEPS:]
     exact = masked_logits(model, inputs, [[]] * 3, LAYERS, STEPS, tokens)
@@ -243,7 +243,7 @@ def test_bfloat16_is_within_its_own_rounding(make):
     rounding = float((masked_logits(half, inputs, [[]] * 3, LAYERS, STEPS, tokens).float() - exact).abs().max())
     with vlmprune.wrap(half, method):
         first = model_logits(half, inputs)
-    expected = along(make(planted("llava", "eager"), inputs), inputs, tokens[:, :1])[:, 0]
+    expected = along(make(shared_planted("llava", "eager"), inputs), inputs, tokens[:, :1])[:, 0]
     assert float((first - expected).abs().max()) <= 2 * rounding
 
 
@@ -283,7 +283,7 @@ def test_offloaded_models(family):
     """The weights are elsewhere, those of the embedding too, when sink dimensions are looked for."""
     from accelerate import cpu_offload
 
-    model, away = planted(family), planted(family)
+    model, away = shared_planted(family), planted(family)
     inputs = make_inputs(model)
     cpu_offload(away, execution_device=torch.device("cpu"))
     methods = [vlmprune.FastV(keep=0.5), vlmprune.VAR(), vlmprune.ACT(threshold=0.08)]

@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 
 import vlmprune
 from tests.support.running import shared
-from tests.support.sinks import planted
+from tests.support.sinks import shared_planted
 from tests.support.tiny_families import IMAGE, VIDEO, make_inputs
 from vlmprune import VlmpruneError
 from vlmprune.captioner import PatchCaptioner, VisionModel
@@ -56,7 +56,7 @@ def test_every_family_shares_the_prefill(family: str, method: Any) -> None:
 
 @pytest.mark.parametrize("method", [vlmprune.VAR(), vlmprune.ACT(threshold=0.08)], ids=["var", "act"])
 def test_interventions_follow_the_samples(method: Any) -> None:
-    model, decoding = planted("llava"), SharedPrefill(SAMPLES)
+    model, decoding = shared_planted("llava"), SharedPrefill(SAMPLES)
     inputs = make_inputs(model, text_lengths=(12, 17, 14))
     with vlmprune.wrap(model, [vlmprune.FastV(keep=0.5, layer=3), method]):
         assert torch.equal(sampled(model, inputs, decoding), sampled(model, inputs))

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,6 +50,12 @@ def planted(family: str, attn: str = "sdpa", *, dims: Sequence[int] = PLANTED, s
     if dims:
         lm.layers[0].register_forward_pre_hook(spike)
     return model
+
+
+@cache
+def shared_planted(family: str, attn: str = "sdpa") -> PreTrainedModel:
+    """The same, built once a process: wrap it in a `with` block, change nothing else."""
+    return planted(family, attn)
 
 
 def tau_of(width: int) -> float:
