@@ -26,13 +26,15 @@ class Record:
 
     Args:
         identity: what must be the same for a run to be resumed, JSON-serialisable.
-        shard: this process and how many there are.
+        shard: this process and how many there are. option: what names the folder on the command line.
     Raises:
         VlmpruneError: the folder holds another run.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], shard: tuple[int, int] = (0, 1)) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], shard: tuple[int, int] = (0, 1), *, option: str = "--out"
+    ) -> None:
+        self.folder, self.option = folder, option
         rank, world = shard
         self.path = folder / (WHOLE if world == 1 else f"samples-{rank}-of-{world}.jsonl")
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ class Record:
             if identity.get(name) != before.get(name):
                 raise VlmpruneError(
                     f"The folder {str(self.folder)!r} holds a run with {name}={before.get(name)!r}, not "
-                    f"{identity.get(name)!r}; give another --out or remove that folder."
+                    f"{identity.get(name)!r}; give another {self.option} or remove that folder."
                 )
 
     @contextmanager

@@ -6,6 +6,9 @@ Held-out scenes with 4 to 8 objects. Rows: one caption of the whole image; 13 sa
 Patch Matters; the same descriptions without the filter; and, on the first of the scenes, with crops blown up instead
 of shown in place, and with every crop pruned. All rows of a scene come from one run; what two rows share (the
 descriptions of a filter and a no-filter row) is made once and charged to both.
+
+The same command again goes on where a killed one stopped: finished portions lie in `--records`.
+`python -m eval.captions.tune` picks `keep_score` on validation scenes.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ import vlmprune
 from eval.captions.metrics import Counts, count, difference, summary
 from eval.captions.text_metrics import text_metrics
 from eval.provenance import provenance
+from eval.record import Record
+from eval.worker import weights_hash
 from vlmprune.captioner import BUNDLED_CONFIG, CaptionConfig, PatchCaptioner
 from vlmprune.captioner.caption import Cost
 from vlmprune.captioner.divide import Patch
@@ -49,19 +54,30 @@ class Row:
     method: str = "none"
     keep: float | None = None
     texts: list[str] = field(default_factory=list)
-    counts: list[Counts] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
     described: int = 0
     matched: int = 0
     seconds: float = 0.0
 
-    def add(self, text: str, scene: Scene) -> None:
-        self.texts.append(text)
-        self.counts.append(count(text, scene))
+    @property
+    def key(self) -> tuple[str, str, float | None]:
+        return self.name, self.method, self.keep
+
+    def counts(self, scenes: Sequence[Scene]) -> list[Counts]:
+        """What each caption got right; the row's captions are those of the first scenes."""
+        return [count(text, scene) for text, scene in zip(self.texts, scenes, strict=False)]
+
+    def join(self, other: Row) -> None:
+        """Add what another portion of the scenes gave."""
+        self.texts += other.texts
+        self.spent.add(other.spent)
+        self.described += other.described
+        self.matched += other.matched
+        self.seconds += other.seconds
 
     def record(self, scenes: Sequence[Scene]) -> dict[str, Any]:
         """JSON-serialisable; costs are means per image."""
-        n = len(self.texts)
+        n, counts = len(self.texts), self.counts(scenes)
         out: dict[str, Any] = {"name": self.name, "method": self.method, "keep": self.keep, "scenes": n}
         cost = {
             "describe_calls": self.described / n,
@@ -73,9 +89,9 @@ class Row:
             "seconds": self.seconds / n,
         }
         references = [[caption(scene)] for scene in scenes[:n]]
-        totals = {name: sum(getattr(one, name) for one in self.counts) for name in vars(Counts())}
+        totals = {name: sum(getattr(one, name) for one in counts) for name in vars(Counts())}
         return out | {
-            "quality": summary(self.counts),
+            "quality": summary(counts),
             "text": text_metrics(self.texts, references),
             "counts": totals,
             "cost": cost,
@@ -112,23 +128,22 @@ def described(captioner: PatchCaptioner, images: Sequence[Any], row: Row) -> lis
     return found
 
 
-def aggregate(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], found: Any, row: Row) -> None:
+def aggregate(captioner: PatchCaptioner, images: Sequence[Any], found: Any, row: Row) -> None:
     """Turn descriptions into captions and charge the row."""
-    for scene, image, one in zip(scenes, images, found, strict=True):
+    for image, one in zip(images, found, strict=True):
         captioner.vision.spent = Spent()
         start = time.perf_counter()
         result = captioner.aggregate(image, one)
         row.seconds += time.perf_counter() - start
         row.spent.add(captioner.vision.spent)
         row.matched += result.cost.calls["match"]
-        row.add(result.text, scene)
+        row.texts.append(result.text)
 
 
 def through(captioner: PatchCaptioner, scenes: Sequence[Scene], row: Row) -> None:
-    """Caption all scenes for one row."""
-    for group in groups(scenes):
-        images = [scene.image() for scene in group]
-        aggregate(captioner, group, images, described(captioner, images, row), row)
+    """Caption a group of scenes for one row."""
+    images = [scene.image() for scene in scenes]
+    aggregate(captioner, images, described(captioner, images, row), row)
 
 
 def charge(row: Row, other: Row, before: tuple[float, int], spent: Spent) -> None:
@@ -150,47 +165,23 @@ def merged(captioner: PatchCaptioner, size: tuple[int, int], samples: Sequence[s
 def many_samples(captioner: PatchCaptioner, scenes: Sequence[Scene], row: Row) -> None:
     """13 samples of each whole image at the patches' temperature."""
     config = captioner.config
-    for group in groups(scenes):
-        images = [scene.image() for scene in group]
-        captioner.vision.spent = Spent()
-        start = time.perf_counter()
-        said = captioner.vision.describe(
-            images,
-            config.prompts.describe,
-            seeds=[[seed_of(captioner.seed, scene.seed, k) for k in range(MANY)] for scene in group],
-            temperature=config.temperature,
-            max_new_tokens=config.max_new_tokens,
-        )
-        texts = [merged(captioner, image.size, samples) for image, samples in zip(images, said, strict=True)]
-        row.seconds += time.perf_counter() - start
-        row.spent.add(captioner.vision.spent)
-        row.described += captioner.vision.spent.calls
-        for text, scene in zip(texts, group, strict=True):
-            row.add(text, scene)
+    images = [scene.image() for scene in scenes]
+    captioner.vision.spent = Spent()
+    start = time.perf_counter()
+    said = captioner.vision.describe(
+        images,
+        config.prompts.describe,
+        seeds=[[seed_of(captioner.seed, scene.seed, k) for k in range(MANY)] for scene in scenes],
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+    )
+    row.texts += [merged(captioner, image.size, samples) for image, samples in zip(images, said, strict=True)]
+    row.seconds += time.perf_counter() - start
+    row.spent.add(captioner.vision.spent)
+    row.described += captioner.vision.spent.calls
 
 
-def unpruned(model: Any, processor: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: int) -> list[Row]:
-    """All rows without pruning."""
-    single, many = Row(REFERENCE), Row(f"{MANY} global samples, no filter")
-    full, loose = Row(PATCHES), Row(f"{PATCHES}, no filter")
-    with vlmprune.wrap(model, "none", processor=processor) as handle:
-        captioner = PatchCaptioner(handle, config=config, seed=seed)
-        unfiltered = PatchCaptioner(handle, config=replace(config, filter=False), seed=seed)
-        for done, group in enumerate(groups(scenes)):
-            images = [scene.image() for scene in group]
-            before = (full.seconds, full.described)
-            found = described(captioner, images, full)
-            spent = captioner.vision.spent
-            charge(full, loose, before, spent)
-            aggregate(captioner, group, images, found, full)
-            aggregate(unfiltered, group, images, found, loose)
-            print(f"{done * TOGETHER + len(group)} of {len(scenes)} scenes", flush=True)
-            alone(captioner, group, images, found, single)
-        many_samples(captioner, scenes, many)
-    return [single, many, full, loose]
-
-
-def alone(captioner: PatchCaptioner, group: Sequence[Scene], images: Sequence[Any], found: Any, row: Row) -> None:
+def alone(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], found: Any, row: Row) -> None:
     """The one caption of the whole image that Patch Matters also has, made again by itself to know its cost."""
     config = captioner.config
     captioner.vision.spent = Spent()
@@ -198,46 +189,93 @@ def alone(captioner: PatchCaptioner, group: Sequence[Scene], images: Sequence[An
     captioner.vision.describe(
         images,
         config.prompts.describe,
-        seeds=[[seed_of(captioner.seed, "alone", scene.seed)] for scene in group],
+        seeds=[[seed_of(captioner.seed, "alone", scene.seed)] for scene in scenes],
         temperature=config.global_temperature,
         max_new_tokens=config.max_new_tokens,
     )
     row.seconds += time.perf_counter() - start
     row.spent.add(captioner.vision.spent)
     row.described += captioner.vision.spent.calls
-    for scene, one in zip(group, found, strict=True):
-        row.add(one.whole, scene)
+    row.texts += [one.whole for one in found]
 
 
-def pruned(
-    models: tuple[Any, Any],
-    processor: Any,
-    scenes: Sequence[Scene],
-    config: CaptionConfig,
-    seed: int,
-    names: Sequence[str],
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Patch Matters with every crop and every matching prompt pruned; and the methods that could not run, with why."""
-    rows, skipped = [], []
-    if config.view != "crop":
-        row = Row(f"{PATCHES}, crops blown up")
-        with vlmprune.wrap(models[0], "none", processor=processor) as handle:
-            through(PatchCaptioner(handle, config=replace(config, view="crop"), seed=seed), scenes, row)
-        rows.append(row)
-    for name in names:
-        for keep in (None,) if name == "none" else KEEPS:
-            row = Row(PATCHES, name, keep)
-            try:
-                options: dict[str, Any] = {} if keep is None else {"keep": keep}
-                options |= {"guide": models[1]} if name == "sgl" else {}
-                with vlmprune.wrap(models[0], name, processor=processor, **options) as handle:
-                    through(PatchCaptioner(handle, config=config, seed=seed), scenes, row)
-            except vlmprune.VlmpruneError as error:
-                skipped.append({"method": name, "keep": keep, "why": str(error)})
-                print(f"SKIPPED {name} {keep}: {error}", flush=True)
-                continue
-            rows.append(row)
-            print(f"{name} {keep} done", flush=True)
+def unpruned(handle: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: int) -> list[Row]:
+    """The four rows without pruning, on a group of scenes."""
+    single, many = Row(REFERENCE), Row(f"{MANY} global samples, no filter")
+    full, loose = Row(PATCHES), Row(f"{PATCHES}, no filter")
+    captioner = PatchCaptioner(handle, config=config, seed=seed)
+    unfiltered = PatchCaptioner(handle, config=replace(config, filter=False), seed=seed)
+    images = [scene.image() for scene in scenes]
+    found = described(captioner, images, full)
+    charge(full, loose, (0.0, 0), captioner.vision.spent)
+    aggregate(captioner, images, found, full)
+    aggregate(unfiltered, images, found, loose)
+    alone(captioner, scenes, images, found, single)
+    many_samples(captioner, scenes, many)
+    return [single, many, full, loose]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are made together: the four without pruning (`row` None), or one on the first of the scenes."""
+
+    name: str
+    method: str = "none"
+    keep: float | None = None
+    row: str | None = None
+    view: str | None = None
+
+    def run(self, models: tuple[Any, Any], processor: Any, scenes: Any, config: CaptionConfig, seed: int) -> list[Row]:
+        """Its rows on a group of scenes.
+
+        Raises:
+            VlmpruneError: the method does not fit the model.
+        """
+        options: dict[str, Any] = {} if self.keep is None else {"keep": self.keep}
+        options |= {"guide": models[1]} if self.method == "sgl" else {}
+        with vlmprune.wrap(models[0], self.method, processor=processor, **options) as handle:
+            if self.row is None:
+                return unpruned(handle, scenes, config, seed)
+            row = Row(self.row, self.method, self.keep)
+            shown = config if self.view is None else replace(config, view=self.view)
+            through(PatchCaptioner(handle, config=shown, seed=seed), scenes, row)
+            return [row]
+
+
+def parts(methods: Sequence[str], view: str) -> list[Part]:
+    """What is run on the first of the scenes: crops blown up, no pruning, every method at every budget."""
+    found = [] if view == "crop" else [Part("crops blown up", row=f"{PATCHES}, crops blown up", view="crop")]
+    found.append(Part("unpruned again", row=PATCHES))
+    return found + [Part(f"{name} {keep:g}", name, keep, PATCHES) for name in methods for keep in KEEPS]
+
+
+def table(
+    work: Sequence[tuple[Part, Sequence[Scene]]], done: Record, run: Callable[[Part, Sequence[Scene]], list[Row]]
+) -> tuple[list[list[Row]], list[dict[str, Any]]]:
+    """The rows of every part over its scenes, from the record where they are there; what could not run, with why."""
+    total, start, made = sum(-(-len(scenes) // TOGETHER) for _, scenes in work), time.monotonic(), 0
+    rows: list[list[Row]] = []
+    skipped = []
+    number = 0
+    for part, scenes in work:
+        found: dict[Any, Row] = {}
+        for at, group in enumerate(groups(scenes)):
+            number += 1
+            name = f"{part.name}/{at}"
+            if name not in done.done:
+                try:
+                    done.append([{"id": name, "rows": [asdict(row) for row in run(part, group)]}])
+                except vlmprune.VlmpruneError as error:
+                    skipped.append({"method": part.method, "keep": part.keep, "why": str(error)})
+                    print(f"SKIPPED {part.name}: {error}", flush=True)
+                    break
+                made += 1
+                left = (time.monotonic() - start) / made * (total - number) / 60
+                print(f"{part.name}: portion {number} of {total}, about {left:.0f} min left", flush=True)
+            for line in done.done[name]["rows"]:
+                row = Row(**{**line, "spent": Spent(**line["spent"])})
+                found.setdefault(row.key, Row(*row.key)).join(row)
+        rows.append(list(found.values()))
     return rows, skipped
 
 
@@ -269,21 +307,38 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="first seed of the test split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--records", type=Path, default=Path("runs/captions"), help="finished portions, to go on from")
     args = parser.parse_args()
 
     large, small, processor = vlmprune.load_tiny()
     models = (large, small) if args.model == "large" else (small, small)
     config = replace(BUNDLED_CONFIG, batch_size=32, view=args.view, keep_score=args.keep_score)
     scenes = held_out(args.scenes, args.start, args.split)
-    rows = unpruned(models[0], processor, scenes, config, args.seed)
     few = scenes[: args.pruned_scenes]
-    more, skipped = pruned(models, processor, few, config, args.seed, ["none", *args.methods]) if few else ([], [])
+    identity = {
+        "model": args.model,
+        "weights": [weights_hash(model) for model in models],
+        "config": config.to_dict(),
+        "split": args.split,
+        "start": args.start,
+        "seed": args.seed,
+        "scenes": args.scenes,
+        "pruned_scenes": args.pruned_scenes,
+    }
+    work = [(Part("unpruned"), scenes)] + [(part, few) for part in parts(args.methods, args.view) if few]
+    (rows, *more), skipped = table(
+        work,
+        Record(args.records, identity, option="--records"),
+        lambda part, group: part.run(models, processor, group, config, args.seed),
+    )
     reference = rows[0]
+
+    expected = reference.counts(scenes)
     record = {
         "rows": [row.record(scenes) for row in rows],
-        "pruned": [row.record(few) for row in more],
+        "pruned": [row.record(few) for made in more for row in made],
         "skipped": skipped,
-        "differences": {f"{row.name} minus {REFERENCE}": difference(reference.counts, row.counts) for row in rows[1:]},
+        "differences": {f"{row.name} minus {REFERENCE}": difference(expected, row.counts(scenes)) for row in rows[1:]},
         "settings": {
             "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,
