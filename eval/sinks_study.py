@@ -5,6 +5,8 @@
 Sinks are looked for in the first `--prompts` questions of the test split. Then every variant answers the same test
 questions as the model as it is, same backend, and answers are compared pair by pair. Nothing is tuned on test
 questions: ACT's heads come from the validation split. The small model has two layers, in which neither method acts.
+
+The same command again goes on where a killed one stopped: finished batches and ACT's scores lie in `--records`.
 """
 
 from __future__ import annotations
@@ -12,18 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from rich.progress import track
 
 import vlmprune
 from eval.provenance import provenance
+from eval.record import Record
+from eval.shared import Shared
+from eval.worker import weights_hash
 from vlmprune.cli.compare import held_out
 from vlmprune.cli.measure import Contender
+from vlmprune.cli.output import note
 from vlmprune.flow.sinks import separation
 from vlmprune.scoring import plain
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
@@ -78,12 +84,31 @@ def calibration_data(count: int) -> list[tuple[Any, str, str]]:
     return [(Image.fromarray(render(scene)), question.text, question.answer) for scene, question in drawn]
 
 
-def answers(model: Any, processor: Any, method: Any, batches: list[Any]) -> list[str]:
-    """Of every question, greedily."""
-    contender = Contender("", "", model, processor, method)
-    for images, questions in track(batches, description=str(method)[:40], transient=True):
-        contender.run(images, questions, record=True, **SETTINGS)
-    return [plain(answer) for batch in contender.answers for answer in batch]
+def answers(
+    model: Any, processor: Any, methods: dict[str, Any], batches: list[Any], record: Record
+) -> dict[str, list[str]]:
+    """Each method's greedy answer to every question; all methods answer a batch in turn, on one vision pass."""
+    contenders = {name: Contender(name, "", model, processor, method) for name, method in methods.items()}
+    shared, start, made = Shared(), time.monotonic(), 0
+    for number, (images, questions) in enumerate(batches):
+        shared.batch(number)
+        lines = []
+        for name, contender in contenders.items():
+            if f"{name}/{number}" in record.done:
+                continue
+            with shared.running(contender) as runner:
+                runner.run(images, questions, record=True, **SETTINGS)
+            lines.append({"id": f"{name}/{number}", "answers": contender.answers.pop()})
+            contender.reports.clear()
+        if lines:
+            record.append(lines)
+            made += 1
+            left = (time.monotonic() - start) / made * (len(batches) - number - 1) / 60
+            note(f"batch {number + 1} of {len(batches)}, about {left:.0f} min left")
+    return {
+        name: [plain(one) for at in range(len(batches)) for one in record.done[f"{name}/{at}"]["answers"]]
+        for name in methods
+    }
 
 
 def row(base: list[str], new: list[str], truths: list[str]) -> dict[str, Any]:
@@ -104,16 +129,22 @@ def row(base: list[str], new: list[str], truths: list[str]) -> dict[str, Any]:
     }
 
 
-def study(questions: int, prompts: int, calibration: int, ledger: Path | None) -> dict[str, Any]:
-    """Everything, for the record."""
+def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[str, Any]:
+    """Everything, for the record; what is finished lies in `folder`."""
     large, small, processor = vlmprune.load_tiny()
+    identity = {"weights": [weights_hash(large), weights_hash(small)], "questions": questions, "seed": SEED,
+                "calibration": calibration}  # fmt: skip
+    done = Record(folder, identity, option="--records")
     batches, right = held_out(questions, SEED, BATCH)
     truths = [plain(truth) for truth in right]
     looked_at = [pair for images, texts in batches for pair in zip(images, texts, strict=True)][:prompts]
     found = {name: sinks(model, processor, looked_at, None) for name, model in (("large", large), ("small", small))}
     lower = reachable_tau(large, processor, looked_at)
-    heads = vlmprune.ACT().calibrate(large, calibration_data(calibration), processor=processor, path=ledger)
+    heads = vlmprune.ACT().calibrate(
+        large, calibration_data(calibration), processor=processor, path=folder / "act.json"
+    )
     variants: dict[str, Any] = {
+        "none": vlmprune.Unpruned(),
         "var": vlmprune.VAR(),
         "act, all heads": vlmprune.ACT(),
         "act, calibrated heads": heads,
@@ -124,10 +155,11 @@ def study(questions: int, prompts: int, calibration: int, ledger: Path | None) -
     elif lower is not None:  # there is nothing to exclude; what the next best thing would do
         found["large, lower tau"] = sinks(large, processor, looked_at, lower)
         variants["var, lower tau"] = vlmprune.VAR(tau=lower)
-    base = answers(large, processor, vlmprune.Unpruned(), batches)
-    rows = {"none": row(base, base, truths)}
-    for name, method in variants.items():
-        rows[name] = {"method": method.describe(), **row(base, answers(large, processor, method, batches), truths)}
+    said = answers(large, processor, variants, batches, done)
+    rows = {
+        name: {"method": method.describe(), **row(said["none"], said[name], truths)}
+        for name, method in variants.items()
+    }
     return {"questions": questions, "prompts": prompts, "calibration_questions": calibration, "sinks": found,
             "lower_tau": lower, "rows": rows}  # fmt: skip
 
@@ -138,10 +170,10 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--prompts", type=int, default=100, help="how many of them are looked at for sinks")
     parser.add_argument("--calibration", type=int, default=200, help="validation questions for ACT's heads")
-    parser.add_argument("--ledger", type=Path, help="ACT's scores so far, to go on after an interruption")
+    parser.add_argument("--records", type=Path, default=Path("runs/sinks"), help="what is finished, to go on from")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    record = study(args.questions, args.prompts, args.calibration, args.ledger)
+    record = study(args.questions, args.prompts, args.calibration, args.records)
     record["provenance"] = provenance(attention="sdpa", model="the bundled pair", seed=SEED, split="test")
     print(json.dumps(record, indent=2))
     if args.out:

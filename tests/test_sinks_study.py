@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,11 @@ from eval.sinks_study import row, study
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def test_a_small_run() -> None:
-    record = json.loads(json.dumps(study(questions=2, prompts=1, calibration=1, ledger=None)))
+def test_a_small_run_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads(json.dumps(study(questions=2, prompts=1, calibration=1, folder=tmp_path)))
+    assert "min left" in capsys.readouterr().err
+    assert json.loads(json.dumps(study(questions=2, prompts=1, calibration=1, folder=tmp_path))) == record
+    assert "min left" not in capsys.readouterr().err
     assert record["rows"]["none"]["changed_answers"] == 0
     assert {"var", "act, all heads", "act, calibrated heads"} < record["rows"].keys()
     for name in ("large", "small"):
