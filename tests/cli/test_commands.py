@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import vlmprune
 from vlmprune.cli import app
-from vlmprune.cli.compare import BASELINES, held_out
+from vlmprune.cli.compare import BASELINES, CHANCE, held_out
 from vlmprune.cli.inputs import number, picture
 from vlmprune.cli.options import default_method
 from vlmprune.scoring import plain
@@ -175,7 +175,7 @@ def test_compare_on_one_question() -> None:
 
 def test_compare_on_held_out_questions() -> None:
     shown = run("compare", "--questions", "5", "--batch-size", "3", "--keep", "0.25", "--max-new-tokens", "2")
-    for word in ("accuracy", "±", "small alone", "seed: 0", "questions: 5", *BASELINES):
+    for word in ("accuracy", "±", "small alone", "seed: 0", "questions: 5", CHANCE, *BASELINES):
         assert word in shown
 
 
@@ -185,6 +185,9 @@ def test_a_batch_answers_as_one_by_one() -> None:
     for one, other in zip(batched["rows"], single["rows"], strict=True):
         assert one["lm_tokens"] == other["lm_tokens"]
         assert one["accuracy"] == other["accuracy"]
+    assert batched["rows"][-1] == single["rows"][-1]
+    assert batched["rows"][-1]["method"] == CHANCE
+    assert 0 < batched["rows"][-1]["accuracy"] < 1
 
 
 def test_held_out_questions_come_from_the_seed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -33,6 +34,8 @@ from .output import console, milliseconds, print_json, share, spinner
 BASELINES = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", "sgl + exit")
 WITH_EXIT = " + exit"
 BUDGETS = ("0.5", "0.25", "0.1")
+CHANCE = "most frequent answer"  # the row without any model, where questions are ours
+CHANCE_DRAWS = 400  # validation questions a family that say which answer that is
 NO_EXACT_ANSWER = "caption"  # the one family of questions that exact match cannot score
 SEEDS_A_RUN = 1_000_000  # scenes of one --seed never meet those of another
 
@@ -107,6 +110,8 @@ def compare(
             in_turns(rows, batches, step, max_new_tokens=max_new_tokens)
     facts = caption(models, seed, truths, len(batches), batch_size)
     records = [record(row, rows[0], truths) for row in rows]
+    if truths is not None:
+        records.append(dict.fromkeys(records[0]) | by_chance(truths))
     if json:
         print_json({"about": facts, "rows": records})
     else:
@@ -146,9 +151,9 @@ def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[An
     """
     from PIL import Image
 
-    from ..tiny.scenes import FAMILIES, benchmark, render
+    from ..tiny.scenes import benchmark, render
 
-    families = [family for family in FAMILIES if family != NO_EXACT_ANSWER]
+    families = families_in_turn()
     streams = [
         benchmark(family, count, "test", start=seed * SEEDS_A_RUN + i * (SEEDS_A_RUN // len(families)), per_scene=1)
         for i, family in enumerate(families)
@@ -160,6 +165,25 @@ def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[An
         for part in (pairs[at : at + batch_size] for at in range(0, count, batch_size))
     ]
     return batches, [question.answer for _, question in pairs]
+
+
+def families_in_turn() -> list[str]:
+    """The families of held-out questions, in the order in which they take turns."""
+    from ..tiny.scenes import FAMILIES
+
+    return [family for family in FAMILIES if family != NO_EXACT_ANSWER]
+
+
+def by_chance(truths: list[str]) -> dict[str, Any]:
+    """The row of who always gives a family's most frequent answer, which validation questions tell."""
+    from ..tiny.scenes import benchmark
+
+    guesses = [
+        Counter(question.answer for _, question in benchmark(family, CHANCE_DRAWS, "validation")).most_common(1)[0][0]
+        for family in families_in_turn()
+    ]
+    right = [exact_match(guesses[i % len(guesses)], truth) for i, truth in enumerate(truths)]
+    return {"method": CHANCE, "keep": None, **accuracy(right)}
 
 
 @contextmanager
@@ -204,8 +228,13 @@ def record(row: Contender, unpruned: Contender, truths: list[str] | None) -> dic
     }
     if truths is None:
         return out | {"answer": answers[0]}
-    right = sum(exact_match(given, truth) for given, truth in zip(answers, truths, strict=True)) / len(truths)
-    return out | {"accuracy": right, "standard_error": math.sqrt(right * (1 - right) / len(truths))}
+    return out | accuracy([exact_match(given, truth) for given, truth in zip(answers, truths, strict=True)])
+
+
+def accuracy(right: list[float]) -> dict[str, float]:
+    """Mean and standard error of scores that are 0 or 1."""
+    mean = sum(right) / len(right)
+    return {"accuracy": mean, "standard_error": math.sqrt(mean * (1 - mean) / len(right))}
 
 
 def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
@@ -223,6 +252,9 @@ def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     table.add_column("accuracy" if scored else "answer", justify="right" if scored else "left")
     for row in records:
         result = f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}" if scored else row["answer"]
+        if row["method"] == CHANCE:
+            table.add_row(CHANCE, *[""] * (len(counted) + 1), result)
+            continue
         table.add_row(
             row["method"],
             row["keep"] or "",
