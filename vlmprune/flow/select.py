@@ -101,8 +101,13 @@ def every_nth(images: Sequence[ImageSpan], keep: float | int) -> Tensor:
     kept = []
     for span in images:
         count = count_for(keep, span.count)
-        kept.append(span.positions[((torch.arange(count) + 0.5) * span.count / count).long()])
+        kept.append(span.positions[evenly(count, span.count)])
     return torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
+
+
+def evenly(count: int, size: int, device: torch.device | None = None) -> Tensor:
+    """`count` evenly spaced indices 0..size-1, ascending: the middles of as many equal parts."""
+    return ((torch.arange(count, device=device) + 0.5) * size / count).long()
 
 
 def coarser_grid(h: int, w: int, count: int) -> tuple[int, int]:

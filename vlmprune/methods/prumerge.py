@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..flow.select import Selection, count_for, ranking
-from .base import Prompt, Pruner
+from ..flow.select import evenly, ranking
+from .merging import Merging
 
 
 @dataclass(frozen=True)
-class PruMerge(Pruner):
+class PruMerge(Merging):
     """Keeps attention outliers (above the third quartile by 1.5 interquartile ranges), at most the budget.
 
     How many there are is the image's own, so fewer than the budget may stay; the report says how many. Every other
@@ -25,23 +25,11 @@ class PruMerge(Pruner):
     """
 
     name: ClassVar[str] = "prumerge"
-    reads_vision: ClassVar[bool] = True
     plus: bool = False
 
-    def select(self, prompt: Prompt) -> Selection:
-        assert prompt.vision is not None, "the session reads the tower for every method that sets reads_vision"
-        kept, merged = [], []
-        for sample, (layout, stats) in enumerate(zip(prompt.layouts, prompt.vision, strict=True)):
-            hidden = prompt.sample_hidden(sample)
-            anchors, states = [], []
-            for span in layout.images:
-                at = span.positions.to(hidden.device)
-                stay = outliers(stats.received[at], count_for(self.keep, span.count), fill=self.plus)
-                anchors.append(span.positions[stay.cpu()])
-                states.append(gathered(hidden[at], stats.received[at], stats.keys[at], stay))
-            kept.append(torch.cat(anchors) if anchors else torch.zeros(0, dtype=torch.long))
-            merged.append(torch.cat(states) if states else hidden[:0])
-        return Selection(kept, merged)
+    def merge(self, hidden: Tensor, received: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        stay = outliers(received, count, fill=self.plus)
+        return stay, gathered(hidden, received, keys, stay)
 
 
 def outliers(received: Tensor, most: int, *, fill: bool) -> Tensor:
@@ -58,8 +46,7 @@ def outliers(received: Tensor, most: int, *, fill: bool) -> Tensor:
         free = torch.ones(len(received), dtype=torch.bool, device=received.device)
         free[stay] = False
         rest = free.nonzero()[:, 0]
-        more = most - number
-        stay = torch.cat([stay, rest[((torch.arange(more, device=rest.device) + 0.5) * len(rest) / more).long()]])
+        stay = torch.cat([stay, rest[evenly(most - number, len(rest), rest.device)]])
     return stay.sort().values
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.select import Selection, count_for, ranking
-from .base import Prompt, Pruner
+from ..flow.select import evenly, ranking
+from .merging import Merging
 
 
 @dataclass(frozen=True)
-class VisionZip(Pruner):
+class VisionZip(Merging):
     """Keeps the tokens the vision tower attends to most, and merges all others onto evenly sampled ones by their keys.
 
     Attention is the class token's in the layer whose output the model uses (without a class token: the mean received).
@@ -28,7 +28,6 @@ class VisionZip(Pruner):
     """
 
     name: ClassVar[str] = "visionzip"
-    reads_vision: ClassVar[bool] = True
     contextual: float = 10 / 64
 
     def __post_init__(self) -> None:
@@ -36,22 +35,9 @@ class VisionZip(Pruner):
         if not 0 <= self.contextual <= 1:
             raise VlmpruneError(f"contextual={self.contextual!r} is no share of the budget; use a number from 0 to 1.")
 
-    def select(self, prompt: Prompt) -> Selection:
-        assert prompt.vision is not None, "the session reads the tower for every method that sets reads_vision"
-        kept, merged = [], []
-        for sample, (layout, stats) in enumerate(zip(prompt.layouts, prompt.vision, strict=True)):
-            hidden = prompt.sample_hidden(sample)
-            anchors, states = [], []
-            for span in layout.images:
-                at = span.positions.to(hidden.device)
-                count = count_for(self.keep, span.count)
-                few = min(count - 1, round(self.contextual * count))
-                local, state = zipped(hidden[at], stats.received[at], stats.keys[at], count - few, few)
-                anchors.append(span.positions[local])
-                states.append(state)
-            kept.append(torch.cat(anchors) if anchors else torch.zeros(0, dtype=torch.long))
-            merged.append(torch.cat(states) if states else hidden[:0])
-        return Selection(kept, merged)
+    def merge(self, hidden: Tensor, received: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        few = min(count - 1, round(self.contextual * count))
+        return zipped(hidden, received, keys, count - few, few)
 
 
 def zipped(hidden: Tensor, received: Tensor, keys: Tensor, dominant: int, contextual: int) -> tuple[Tensor, Tensor]:
@@ -68,8 +54,8 @@ def zipped(hidden: Tensor, received: Tensor, keys: Tensor, dominant: int, contex
     rest = free.nonzero()[:, 0]
     if not contextual or not len(rest):
         kept = stay.sort().values
-        return kept.cpu(), hidden[kept]
-    every = ((torch.arange(contextual, device=rest.device) + 0.5) * len(rest) / contextual).long()
+        return kept, hidden[kept]
+    every = evenly(contextual, len(rest), rest.device)
     unit = torch.nn.functional.normalize(keys[rest], dim=-1)
     owner = (unit @ unit[every].T).argmax(dim=1)
     owner[every] = torch.arange(contextual, device=rest.device)  # a target is its own, whatever rounding says
@@ -77,4 +63,4 @@ def zipped(hidden: Tensor, received: Tensor, keys: Tensor, dominant: int, contex
     size = torch.bincount(owner, minlength=contextual)[:, None]
     states = torch.cat([hidden[stay], (total / size).to(hidden.dtype)])
     kept, order = torch.cat([stay, rest[every]]).sort()
-    return kept.cpu(), states[order]
+    return kept, states[order]
