@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..scorers.options import LETTERS, lettered, listed, read_option
-from .base import LETTER, Hub, Line, Sample, Task, each, mean
+from ..scorers.options import LETTERS, lettered, listed
+from .base import LETTER, Hub, Sample, each
+from .choice import MultipleChoice
 from .readers import Bad, BadRow, Folder, number, read_json, read_text, text, texts, value
 
 
-class AI2D(Task):
+class AI2D(MultipleChoice):
     """Accuracy of the option chosen."""
 
     name = "ai2d"
@@ -51,13 +52,3 @@ class AI2D(Task):
             raise BadRow(f"the right answer is {right}, but there are {len(options)} options")
         prompt = f"{question}\n{listed(options)}\n{LETTER}"
         return Sample(name, prompt, image, LETTERS[right], group, {"options": options})
-
-    def read(self, sample: Sample, answer: str) -> str | None:
-        return read_option(answer, sample.meta["options"])
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return float(parsed == sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        unreadable = mean(line["parsed"] is None for line in lines)
-        return {"accuracy": mean(line["score"] for line in lines), "unreadable": unreadable}

@@ -7,15 +7,16 @@ import binascii
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from ..scorers.options import circular, lettered, listed, read_option
-from .base import LETTER, Hub, Line, Sample, Task, by, each, mean
+from ..scorers.options import circular, lettered, listed
+from .base import LETTER, Hub, Line, Sample, by, each, mean
+from .choice import MultipleChoice
 from .readers import Bad, BadRow, Folder, number, read_tsv, text
 
 NAMES = ("mmbench_dev_en_20231003.tsv", "MMBench_DEV_EN.tsv", "mmbench_dev_20230712.tsv")
 ROTATION = 1_000_000  # official files number the rotations of question i as i + 1,000,000 and so on
 
 
-class MMBench(Task):
+class MMBench(MultipleChoice):
     """Circular accuracy; a file without rotations gets them made."""
 
     name = "mmbench"
@@ -57,12 +58,6 @@ class MMBench(Task):
                 str(index % ROTATION),
                 {"category": row.get("category"), "options": options},
             )
-
-    def read(self, sample: Sample, answer: str) -> str | None:
-        return read_option(answer, sample.meta["options"])
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return float(parsed == sample.truth)
 
     def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
         passed = circular([line["score"] == 1 for line in lines], [line["group"] for line in lines])

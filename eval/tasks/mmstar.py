@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..scorers.options import read_option
-from .base import LETTER, Hub, Line, Sample, Task, mean, mean_by
+from .base import LETTER, Hub, Sample
+from .choice import MultipleChoice
 from .readers import Bad, BadRow, Folder, number, text
 
 OPTIONS = dict.fromkeys("ABCD", "")  # their texts stand inside the question
 
 
-class MMStar(Task):
+class MMStar(MultipleChoice):
     """Accuracy of the option chosen, over all and by category."""
 
     name = "mmstar"
+    by = "category"
     files: ClassVar = {"*.parquet": "from Lin-Chen/MMStar"}
     hub = Hub("Lin-Chen/MMStar", None, "val")
 
@@ -30,11 +31,5 @@ class MMStar(Task):
         name, prompt = str(number(row, "index")), f"{text(row, 'question')}\n{LETTER}"
         yield Sample(name, prompt, row["image"], answer, name, {"category": category})
 
-    def read(self, sample: Sample, answer: str) -> str | None:
-        return read_option(answer, OPTIONS)
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return float(parsed == sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "category")}
+    def options(self, sample: Sample) -> Mapping[str, str]:
+        return OPTIONS

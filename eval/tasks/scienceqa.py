@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..scorers.options import lettered, listed, read_option
-from .base import LETTER, Hub, Line, Sample, Task, each, mean, mean_by
+from ..scorers.options import lettered, listed
+from .base import LETTER, Hub, Sample, each
+from .choice import MultipleChoice
 from .readers import Bad, BadRow, Folder, number, read_json, text, texts, value
 
 
-class ScienceQA(Task):
+class ScienceQA(MultipleChoice):
     """Accuracy of the option chosen; an answer that names none is wrong and counted as unreadable."""
 
     name = "scienceqa"
+    by = "subject"
     files: ClassVar = {
         "problems.json": "from data/scienceqa of ScienceQA",
         "pid_splits.json": "from data/scienceqa of ScienceQA",
@@ -53,16 +55,3 @@ class ScienceQA(Task):
         return Sample(
             name, prompt, image, "ABCDEFGHIJ"[right], name, {"subject": row.get("subject"), "options": options}
         )
-
-    def read(self, sample: Sample, answer: str) -> str | None:
-        return read_option(answer, sample.meta["options"])
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return float(parsed == sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {
-            "accuracy": mean(line["score"] for line in lines),
-            "unreadable": mean(line["parsed"] is None for line in lines),
-            **mean_by(lines, "subject"),
-        }

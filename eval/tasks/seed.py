@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..scorers.options import lettered, listed, read_option
-from .base import LETTER, Hub, Line, Sample, Task, each, mean, mean_by
+from ..scorers.options import lettered, listed
+from .base import LETTER, Hub, Sample, each
+from .choice import MultipleChoice
 from .readers import Bad, BadRow, Folder, read_json, text, value
 
 
-class SeedImage(Task):
+class SeedImage(MultipleChoice):
     """Accuracy of the option chosen."""
 
     name = "seed"
+    by = "type"
     files: ClassVar = {
         "SEED-Bench.json": "from AILab-CVC/SEED-Bench",
         "SEED-Bench-image/": "the pictures of SEED-Bench-image.zip",
@@ -42,16 +44,3 @@ class SeedImage(Task):
         meta = {"type": str(row.get("question_type_id")), "options": options}
         name = str(value(row, "question_id", (str, int)))
         return Sample(name, prompt, image, row["answer"], str(row.get("data_id")), meta)
-
-    def read(self, sample: Sample, answer: str) -> str | None:
-        return read_option(answer, sample.meta["options"])
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return float(parsed == sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {
-            "accuracy": mean(line["score"] for line in lines),
-            "unreadable": mean(line["parsed"] is None for line in lines),
-            **mean_by(lines, "type"),
-        }
