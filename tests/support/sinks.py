@@ -126,12 +126,20 @@ class Seen(dict[Any, int]):
         self[what] = self.get(what, 0) + 1
 
 
-def alive(model: PreTrainedModel, inputs: Inputs, kept: Kept | None, layer: int, i: int) -> list[list[int]]:
-    """The visual tokens that layer i still has, as positions, per sample."""
-    slots = visual_slots(model, inputs)
-    if kept is None or i < layer:
-        return [s.tolist() for s in slots]
-    return [s[torch.as_tensor(k, dtype=torch.long)].tolist() for s, k in zip(slots, kept, strict=True)]
+def edited(
+    model: PreTrainedModel, inputs: Inputs, kept: Kept | None, layer: int, i: int
+) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Of a layer that VAR and ACT edit, per sample: its number, its visual tokens and all its columns, as positions.
+
+    Padding is left out, and from `layer` on what was dropped.
+    """
+    if not 2 <= i <= LAYERS - 2:
+        return
+    for b, slots in enumerate(visual_slots(model, inputs)):
+        left = slots if kept is None or i < layer else slots[torch.as_tensor(kept[b], dtype=torch.long)]
+        dropped = set(slots.tolist()) - set(left.tolist())
+        real = inputs["attention_mask"][b].nonzero()[:, 0].tolist()
+        yield b, left.tolist(), [j for j in real if j not in dropped]
 
 
 def var_twin(
@@ -147,22 +155,13 @@ def var_twin(
     seen: Seen | None = None,
 ) -> Twin:
     """VAR from the paper, one row and head at a time."""
-    valid = inputs["attention_mask"].bool()
-    prompt = valid.shape[1]
     seen = Seen() if seen is None else seen
 
     def edit(i: int, maps: Tensor, hidden: Tensor) -> None:
-        if not 2 <= i <= LAYERS - 2:
-            return
         tau = tau_of(hidden.shape[-1])
         ends = [int(s[-1]) if len(s) else None for s in visual_slots(model, inputs)]
-        for b, visual in enumerate(alive(model, inputs, kept, layer, i)):
-            dropped = set(visual_slots(model, inputs)[b].tolist()) - set(visual)
-            sinks = [
-                j
-                for j in range(prompt)
-                if valid[b, j] and j not in dropped and naive_phi(hidden[b, j].float(), dims) >= tau
-            ]
+        for b, visual, columns in edited(model, inputs, kept, layer, i):
+            sinks = [j for j in columns if naive_phi(hidden[b, j].float(), dims) >= tau]
             image_sinks = [j for j in sinks if j in set(visual)]
             seen.add((i, "visual sinks" if image_sinks else "no visual sinks"))
             if not image_sinks:
@@ -197,16 +196,11 @@ def act_twin(
     seen: Seen | None = None,
 ) -> Twin:
     """ACT from the paper: sinks from the prompt's own maps, the edit in every row."""
-    valid = inputs["attention_mask"].bool()
-    prompt = valid.shape[1]
+    prompt = inputs["input_ids"].shape[1]
     seen = Seen() if seen is None else seen
 
     def edit(i: int, maps: Tensor, hidden: Tensor) -> None:
-        if not 2 <= i <= LAYERS - 2:
-            return
-        for b, visual in enumerate(alive(model, inputs, kept, layer, i)):
-            dropped = set(visual_slots(model, inputs)[b].tolist()) - set(visual)
-            rows = [q for q in range(prompt) if valid[b, q] and q not in dropped]
+        for b, _, rows in edited(model, inputs, kept, layer, i):
             for h in range(maps.shape[1]):
                 if heads is not None and (i, h) not in heads:
                     continue
