@@ -204,8 +204,9 @@ def test_a_causal_model_that_cannot_comply_is_an_honest_error(small: tuple[Any, 
     with pytest.raises(AggregatorError, match="no usable reply to 'group' in 2 attempts"):
         writer.group([["a red circle"], ["a blue circle"]])
     assert writer.calls == 2
+    # Hot: how sure the bundled model is of its words is no matter here.
     replies = [
-        writer.complete([{"role": "user", "content": "a red"}], task="group", temperature=1.0, seed=seed)
+        writer.complete([{"role": "user", "content": "a red"}], task="group", temperature=20.0, seed=seed)
         for seed in (1, 1, 2, 3, 4)
     ]
     assert replies[0] == replies[1]
