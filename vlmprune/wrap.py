@@ -234,6 +234,17 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
     """Model inputs for one question about one or several pictures.
 
     Raises:
+        VlmpruneError: as `talk_about`.
+    """
+    talk = talk_about(image, question)
+    warn_unknown_words(processor, question)
+    return tokenized(processor, talk)
+
+
+def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
+    """One question about one or several pictures, as chat templates take it.
+
+    Raises:
         VlmpruneError: no picture, something that is none, or an empty question.
     """
     images = list(image) if isinstance(image, list | tuple) else [image]
@@ -244,8 +255,7 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
         raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
     if not isinstance(question, str) or not question.strip():
         raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
-    warn_unknown_words(processor, question)
-    return tokenized(processor, conversation([one.convert("RGB") for one in images], question))
+    return conversation([one.convert("RGB") for one in images], question)
 
 
 def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:

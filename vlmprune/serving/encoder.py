@@ -1,0 +1,375 @@
+"""From an image and a question to what an engine is handed: the prompt's ids and the kept visual tokens.
+
+Two steps that may run side by side for different prompts: `rank` asks the guide, `embed` runs the tower and chooses.
+Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ..arguments import padding_mask
+from ..errors import VlmpruneError
+from ..flow.locate import SampleLayout
+from ..flow.select import Selection, check_keep
+from ..flow.transfer import transfer
+from ..guide.inputs import end_ids, prompt_inputs, same_inputs
+from ..guide.session import same_vocabulary
+from ..methods.base import Prompt, Pruner
+from ..methods.guided import Guided
+from ..methods.registry import make_method
+from ..methods.sgl import SGL
+from ..wrap import batched, plain_model, talk_about
+from .tower import Tower, check_positions, load_vision
+from .wire import GRID, KEPT, ROWS, VISUAL, check_rows, part
+
+MAX_NEW_TOKENS = 64  # the guide's answer ranks too, so its length is part of the result; `ask` has the same default
+
+
+@dataclass(frozen=True)
+class KeptImage:
+    """What is left of one image.
+
+    `rows` [K, D]: the embeddings, on the CPU. `kept` [K]: ascending indices into the image's tokens, of which there are
+    `visual`. `grid`: (t, h, w) as the processor gave it, for families whose positions follow from it.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    visual: int
+    grid: Tensor | None = None
+
+    def fields(self, positions: str) -> dict[str, Tensor] | Tensor:
+        """The rows alone for stock vLLM, or with what the plugin needs to place them."""
+        if positions == "compact":
+            return self.rows
+        named = {ROWS: self.rows, KEPT: self.kept, VISUAL: torch.tensor([self.visual])}
+        return named if self.grid is None else {**named, GRID: self.grid}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt made ready for an engine.
+
+    `token_ids`: the prompt's, one placeholder an image. `images`: in order. `positions`: "original" or "compact".
+    """
+
+    token_ids: list[int]
+    images: tuple[KeptImage, ...]
+    positions: str
+
+    @property
+    def visual_tokens(self) -> int:
+        """V, before pruning."""
+        return sum(image.visual for image in self.images)
+
+    @property
+    def kept_tokens(self) -> int:
+        """K, what the engine gets."""
+        return sum(len(image.rows) for image in self.images)
+
+    def prompt(self) -> dict[str, Any]:
+        """What `vllm.LLM.generate` takes."""
+        each = [image.fields(self.positions) for image in self.images]
+        if self.positions == "compact":
+            return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": each}}
+        stacked: dict[str, Any] = {}
+        for name in each[0]:
+            values = [fields[name] for fields in each if isinstance(fields, dict)]
+            stacked[name] = torch.stack(values) if name in (VISUAL, GRID) else values
+        return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": stacked}}
+
+    def parts(self) -> list[dict[str, Any]]:
+        """One content part an image, as the OpenAI-compatible server takes it in a chat message."""
+        return [part(image.fields(self.positions)) for image in self.images]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the guide made of one prompt.
+
+    `importance` [V of the guide] on `layout`. `text`: its answer, of `tokens` tokens after a prompt of `prompt_tokens`;
+    `finished`: it ended by itself. `sure`: SGL's S, None unless it was asked for.
+    """
+
+    importance: Tensor
+    layout: SampleLayout
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finished: bool
+    sure: float | None = None
+
+    def exits(self, exit_at: float | None) -> bool:
+        """Whether the guide answers alone."""
+        return exit_at is not None and self.sure is not None and self.sure >= exit_at
+
+
+class Encoder:
+    """The large model's eyes and a pruner; its language model stays with the engine.
+
+    Args:
+        model: a directory or Hub id, of which only the vision tower and projector are read, or a loaded model.
+        method: a pruner that looks at no layer of the language model ("sgl", "random", "uniform", "divprune",
+            "visionzip"...), as an object or a name with `options`, `keep=0.25` for example. Tokens are dropped before
+            the language model; `positions="compact"` is for stock vLLM, "original" (the default) for the plugin.
+        guide: the small model of SGL: a directory, a Hub id, or loaded.
+        processor, guide_processor: of loaded models; read from the directories else.
+        load: options of `from_pretrained` for what is read here, `device_map` for example.
+    Raises:
+        UnsupportedModelError: an engine takes no embeddings of this family.
+        VlmpruneError: a method that cannot run without the language model, or positions this family cannot have.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        method: Pruner | str | type[Pruner] = "sgl",
+        *,
+        guide: Any = None,
+        processor: Any = None,
+        guide_processor: Any = None,
+        load: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.processor = processor
+        if isinstance(model, str) or hasattr(model, "__fspath__"):
+            folder = str(model)
+            model = load_vision(folder, **(load or {}))
+            self._generation = GenerationConfig.from_pretrained(folder)
+            self.processor = processor if processor is not None else _processor(folder)
+        else:
+            model = plain_model(model)
+            self._generation = model.generation_config
+        if isinstance(guide, str) or hasattr(guide, "__fspath__"):
+            guide_processor = guide_processor if guide_processor is not None else _processor(str(guide))
+            guide = _loaded(str(guide), load or {})
+        if guide is not None:
+            options |= {"guide": guide, "guide_processor": guide_processor}
+        self.method = before_the_model(make_method(method, **options))
+        self.tower = Tower(model, self.method)
+        self.positions = self.method.positions
+        check_positions(model.config.model_type, self.positions)
+        self.exit_at: float | None = getattr(self.method, "exit_at", None)
+        self._guide: Any = None
+        if isinstance(self.method, SGL):
+            self._guide = self.method.make_guide(model)
+            self._ranker = copy.copy(self._guide)  # the same guide without the second look that only exits need
+            self._ranker.check = False
+            given = self.method.guide_processor
+            self._guide_processor = given if given is not None else self.processor
+            self._same = same_inputs(model, self._guide.model) and same_vocabulary(self.processor, given)
+            if not self._same and given is None:
+                raise VlmpruneError(
+                    f"The guide ({self._guide.model.config.model_type}) reads other token ids or pixels than the model "
+                    f"({model.config.model_type}); pass guide_processor=, the guide's processor."
+                )
+
+    # -- one question ------------------------------------------------------------------------------------------
+
+    def encode(self, image: Any, question: str, *, keep: float | int | None = None) -> dict[str, Any]:
+        """The prompt that `vllm.LLM.generate` takes.
+
+        Args:
+            image: a PIL image, or a list of them. question: plain text; the chat template is applied.
+            keep: instead of the method's.
+        Raises:
+            VlmpruneError: no processor, no image, an empty question, or a bad budget.
+        """
+        return self.encode_many([(image, question)], keep=keep)[0].prompt()
+
+    def chat_part(self, image: Any, question: str, *, keep: float | int | None = None) -> dict[str, Any]:
+        """The content part that stands for the image in a chat message to vLLM's OpenAI-compatible server; the question
+        is to follow it in the same message. Several images: `encode_many(...)[0].parts()`.
+
+        Raises:
+            VlmpruneError: as `encode`.
+        """
+        if isinstance(image, list | tuple):
+            raise VlmpruneError("chat_part() makes the part of one image; use encode_many(...)[0].parts() for several.")
+        return self.encode_many([(image, question)], keep=keep)[0].parts()[0]
+
+    def encode_many(
+        self, asked: Sequence[tuple[Any, str]], *, keep: float | int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[Encoded]:
+        """A batch of (image or list of images, question): the guide and the tower see it at once.
+
+        Raises:
+            VlmpruneError: as `encode`.
+        """
+        talks = [talk_about(image, question) for image, question in asked]
+        return self.encode_talks(talks, keep=keep, max_new_tokens=max_new_tokens)
+
+    def encode_talks(
+        self, talks: Sequence[Any], *, keep: float | int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[Encoded]:
+        """The same of whole conversations in the chat format of Hugging Face processors."""
+        rankings = self.rank(talks, max_new_tokens=max_new_tokens) if self.guided else None
+        return self.embed(talks, rankings, [keep] * len(talks))
+
+    def encode_inputs(
+        self,
+        inputs: Mapping[str, Any],
+        guide_inputs: Mapping[str, Any] | None = None,
+        *,
+        keep: float | int | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> list[Encoded]:
+        """The same of what the processors returned for a batch.
+
+        Raises:
+            VlmpruneError: the guide needs inputs of its own.
+        """
+        rankings = None
+        if self.guided:
+            if guide_inputs is None and not self._same:
+                raise VlmpruneError("The guide reads other token ids or pixels than the model; pass guide_inputs=.")
+            rankings = self._rank(inputs if guide_inputs is None else guide_inputs, max_new_tokens, exits=False)
+        return self._embed(inputs, rankings, [keep] * len(inputs["input_ids"]))
+
+    # -- the two steps -----------------------------------------------------------------------------------------
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a guide to ask."""
+        return self._guide is not None
+
+    def rank(
+        self, talks: Sequence[Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False
+    ) -> list[Ranking]:
+        """Ask the guide.
+
+        Args:
+            exits: whether its answers may be used, so that how sure it is has to be measured.
+        """
+        inputs = batched(self._needed(self._guide_processor), talks)
+        return self._rank(inputs, max_new_tokens, exits)
+
+    def embed(
+        self, talks: Sequence[Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
+    ) -> list[Encoded]:
+        """Run the tower and choose.
+
+        Args:
+            rankings: one a talk, of a guided method. keeps: one a talk, None for the method's.
+        """
+        return self._embed(batched(self._needed(self.processor), talks), rankings, keeps)
+
+    def _needed(self, processor: Any) -> Any:
+        if processor is None:
+            raise VlmpruneError("The encoder needs the model's processor; pass Encoder(..., processor=processor).")
+        return processor
+
+    def _rank(self, inputs: Mapping[str, Any], max_new_tokens: int, exits: bool) -> list[Ranking]:
+        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+        if self._same:
+            for name in ("eos_token_id", "pad_token_id"):
+                if (value := getattr(self._generation, name, None)) is not None:
+                    settings[name] = value
+        found = (self._guide if exits else self._ranker).answer(prompt_inputs(dict(inputs)), settings, whole=exits)
+        ends = end_ids(settings.get("eos_token_id", self._guide.model.generation_config.eos_token_id))
+        lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1).tolist()
+        assert found.answers is not None
+        sure = found.sure or [None] * len(found.answers)
+        decode = getattr(self._guide_processor, "decode", None)
+        return [
+            Ranking(
+                importance.cpu(),
+                layout,
+                decode(answer, skip_special_tokens=True).strip() if decode else "",
+                len(answer),
+                length,
+                bool(len(answer)) and int(answer[-1]) in ends,
+                certainty,
+            )
+            for importance, layout, answer, length, certainty in zip(
+                found.importance, found.layouts, found.answers, lengths, sure, strict=True
+            )
+        ]
+
+    def _embed(
+        self, inputs: Mapping[str, Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
+    ) -> list[Encoded]:
+        layouts = self.tower.layouts(inputs)
+        importance = None
+        if rankings is not None:
+            importance = transfer([one.importance for one in rankings], [one.layout for one in rankings], layouts)
+        methods = [self.method if keep is None else replace(self.method, keep=check_keep(keep)) for keep in keeps]
+
+        def choose(prompt: Prompt) -> Selection:
+            """Each prompt's own budget: a selection for every distinct one, of which it takes its row."""
+            by_keep = {repr(method.keep): method.select(prompt) for method in methods}
+            own = [by_keep[repr(method.keep)] for method in methods]
+            merged = [one.merged[row] if one.merged is not None else None for row, one in enumerate(own)]
+            kept = [one.kept[row] for row, one in enumerate(own)]
+            return Selection(kept, merged if merged[0] is not None else None)  # type: ignore[arg-type]
+
+        features, selection = self.tower.see(inputs, layouts, choose, importance)
+        valid = padding_mask(inputs.get("attention_mask"), inputs["input_ids"])
+        grids = inputs.get(GRID)
+        left = iter(grids) if isinstance(grids, Tensor) else None
+        out = []
+        for row, (layout, kept) in enumerate(zip(layouts, selection.kept, strict=True)):
+            kept = kept.cpu()
+            rows = features[row][kept.to(features[row].device)]
+            if selection.merged is not None:
+                rows = selection.merged[row]
+            rows = check_rows(rows.to(features[row].dtype).cpu(), self.tower.width)
+            images = []
+            for span in layout.images:
+                inside = torch.isin(kept, span.positions)
+                own = kept[inside] - int(span.positions[0])
+                images.append(KeptImage(rows[inside], own, span.count, next(left) if left else None))
+            ids = _collapsed(inputs["input_ids"][row], valid[row], layout)
+            out.append(Encoded(ids, tuple(images), self.positions))
+        return out
+
+
+def before_the_model(method: Any) -> Pruner:
+    """The pruner with its layer set to 0.
+
+    Raises:
+        VlmpruneError: it is no pruner, or needs a layer of the language model.
+    """
+    name = getattr(method, "title", type(method).__name__)
+    reads = isinstance(method, Pruner) and (method.reads_attention or method.reads_keys or method.reads_text)
+    needs_model = isinstance(method, Guided) and not isinstance(method, SGL)
+    if not isinstance(method, Pruner) or reads or needs_model:
+        raise VlmpruneError(
+            f"The method {name!r} works inside the language model, which the engine runs; use one that ranks before "
+            "it, such as 'sgl', 'uniform' or 'divprune'."
+        )
+    if method.layer not in (None, 0):
+        raise VlmpruneError(
+            f"layer={method.layer!r} lies inside the language model, which the engine runs; leave it out or use 0."
+        )
+    return replace(method, layer=0)
+
+
+def _collapsed(ids: Tensor, valid: Tensor, layout: SampleLayout) -> list[int]:
+    """A prompt's ids without padding, every image's run of placeholders made one: the engine expands it again."""
+    keep = valid.clone()
+    for span in layout.images:
+        keep[layout.slots[span.positions[1:]].to(keep.device)] = False
+    return [int(one) for one in ids[keep]]
+
+
+def _processor(folder: str) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder)
+
+
+def _loaded(folder: str, options: Mapping[str, Any]) -> Any:
+    """A whole small model."""
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, **{"dtype": "auto", **options}).eval()

@@ -1,0 +1,55 @@
+"""How an engine has to be started for pruned images: as options of `vllm.LLM`, or as arguments of its server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import VlmpruneError
+from .tower import check_positions, served_family
+
+# What the plugin registers: the name of a model's class, and where it is.
+ARCHITECTURES = {
+    "llava": ("VlmpruneLlava", "vlmprune.serving.plugin.llava:KeptLlava"),
+    "qwen2_5_vl": ("VlmpruneQwen2_5_VL", "vlmprune.serving.plugin.qwen2_5_vl:KeptQwen2_5_VL"),
+}
+PLUGIN = "vlmprune"  # its entry point in vllm.general_plugins, for VLLM_PLUGINS
+
+
+def engine_options(model: Any, positions: str = "original", *, raw_images: int | None = None) -> dict[str, Any]:
+    """Options of `vllm.LLM`.
+
+    Args:
+        model: its directory or Hub id, or its config. positions: those of the encoder; "original" needs vlmprune
+            installed beside vLLM. raw_images: how many images a prompt may bring unpruned; 0 leaves the vision tower
+            unloaded, None is vLLM's own limit.
+    Raises:
+        UnsupportedModelError: an engine takes no embeddings of this family. VlmpruneError: not these positions.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(model)) if not hasattr(model, "model_type") else model
+    served_family(config)
+    check_positions(config.model_type, positions)
+    if raw_images is not None and (isinstance(raw_images, bool) or not isinstance(raw_images, int) or raw_images < 0):
+        raise VlmpruneError(f"raw_images={raw_images!r} is no number of images; use 0 or more, or None.")
+    options: dict[str, Any] = {"enable_mm_embeds": True}
+    if raw_images is not None:
+        options["limit_mm_per_prompt"] = {"image": raw_images}
+    if positions == "original":
+        overrides: dict[str, Any] = {"architectures": [ARCHITECTURES[config.model_type][0]]}
+        if config.model_type == "llava":
+            # Makes vLLM ask the model for positions. The plugin's rows are all alike, so the split means nothing, and
+            # the language model, whose own config stays as it is, gets one of them.
+            overrides["mrope_section"] = [1, 0, 0]
+        options["hf_overrides"] = overrides
+    return options
+
+
+def engine_arguments(model: Any, positions: str = "original", *, raw_images: int | None = None) -> list[str]:
+    """The same as arguments of `vllm serve`."""
+    arguments = []
+    for name, value in engine_options(model, positions, raw_images=raw_images).items():
+        option = f"--{name.replace('_', '-')}"
+        arguments += [option] if value is True else [option, json.dumps(value)]
+    return arguments

@@ -1,0 +1,177 @@
+"""The large model's vision tower and projector, without its language model.
+
+Shapes: B batch, S sequence, V visual tokens of a sample, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from ..arguments import on, padding_mask, small
+from ..attention.probe import ProbedLayer
+from ..attention.tower import TowerReader
+from ..errors import UnsupportedModelError, VlmpruneError
+from ..families import FAMILIES, Family, Media
+from ..flow.locate import SampleLayout, layouts_from_mask
+from ..flow.select import Selection
+from ..methods.base import Prompt, Pruner
+
+# What vLLM takes embeddings of, an image as one run of them, and the positions they can have there: compact ones in
+# stock vLLM, original ones with the plugin. Positions of several axes (Qwen) cannot be compact.
+SERVED = {"llava": ("original", "compact"), "qwen2_5_vl": ("original",)}
+
+
+def served_family(config: Any) -> Family:
+    """The adapter of a model that an engine can be handed embeddings of.
+
+    Raises:
+        UnsupportedModelError: the engine takes none of this family.
+    """
+    if config.model_type not in SERVED:
+        raise UnsupportedModelError(
+            f"Models of type {config.model_type!r} cannot be served from embeddings; served are {', '.join(SERVED)}."
+        )
+    return FAMILIES[config.model_type]
+
+
+def check_positions(model_type: str, positions: str) -> None:
+    """Which positions a served family can have in an engine.
+
+    Raises:
+        VlmpruneError: not these.
+    """
+    if positions not in SERVED[model_type]:
+        raise VlmpruneError(
+            f"positions={positions!r} cannot be had for {model_type!r} in an engine; use "
+            f"{' or '.join(map(repr, SERVED[model_type]))}."
+        )
+
+
+def load_vision(folder: str, **options: Any) -> Any:
+    """A model's base without its language model, whose weights are never read.
+
+    Args:
+        folder: a directory, or an id on the Hub. options: for `from_pretrained`; `dtype` is "auto" unless given.
+    Raises:
+        UnsupportedModelError: as `served_family`.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    family = served_family(config)
+    whole: Any = MODEL_MAPPING[type(config)]
+
+    def without_text(self: Any, config: Any) -> None:
+        whole.__init__(self, config)  # on the meta device: nothing is allocated for what goes again
+        delattr(self, family.text_model)
+
+    # The leftover weights are the language model's, meant to be left; transformers would list them all as a warning.
+    members = {
+        "__init__": without_text,
+        "__module__": whole.__module__,
+        "_keys_to_ignore_on_load_unexpected": [r"language_model|lm_head|^model\.(layers|embed_tokens|norm)\."],
+    }
+    vision = type(whole.__name__, (whole,), members)
+    return vision.from_pretrained(folder, **{"dtype": "auto", **options}).eval()
+
+
+class Tower:
+    """Turns what a processor returns into visual tokens, and lets a pruner choose among them.
+
+    Args:
+        model: a loaded model (its language model is not called), or what `load_vision` returned.
+        method: a pruner that needs no language model.
+    Raises:
+        UnsupportedModelError: as `served_family`. VlmpruneError: the method reads the language model.
+    """
+
+    def __init__(self, model: Any, method: Pruner) -> None:
+        self.family = served_family(model.config)
+        self.model, self.config, self.method = self.family.base(model), model.config, method
+        self.width = int(self.config.get_text_config().hidden_size)
+        self._arguments = frozenset(inspect.signature(self.model.get_image_features).parameters)
+        self._lock = threading.Lock()
+        self._reader: TowerReader | None = None
+        if method.reads_vision:
+            self._reader = TowerReader(
+                self.family.tower_attention(self.model),
+                self.family.class_token(self.model),
+                type(method).__name__,
+                self.family.model_type,
+            )
+
+    def layouts(self, inputs: Mapping[str, Any]) -> list[SampleLayout]:
+        """Where the visual tokens of each sample are.
+
+        Raises:
+            VlmpruneError: ids and images do not fit together.
+        """
+        ids: Tensor = inputs["input_ids"]
+        wanted = torch.tensor(self.family.visual_ids(self.config), device=ids.device)
+        visual = torch.isin(ids, wanted) & padding_mask(inputs.get("attention_mask"), ids)
+        grids = self.family.grids(self.config, Media(small(dict(inputs)), ids, visual))
+        return layouts_from_mask(visual, grids)
+
+    def features(self, inputs: Mapping[str, Any], layouts: Sequence[SampleLayout]) -> list[Tensor]:
+        """The projector's output: per sample [V, D].
+
+        Raises:
+            VlmpruneError: the tower makes another number of tokens than the prompt has.
+        """
+        given = {name: value for name, value in inputs.items() if name in self._arguments}
+        if given.get("pixel_values") is None:
+            raise VlmpruneError("The prompt has no pixel_values; pass everything the processor returns for an image.")
+        out = self.model.get_image_features(**on(self.family.vision_tower(self.model), given)).pooler_output
+        rows = out.flatten(0, -2) if isinstance(out, Tensor) else torch.cat(list(out))
+        counts = [layout.count for layout in layouts]
+        if len(rows) != sum(counts):
+            raise VlmpruneError(
+                f"The vision tower makes {len(rows)} visual tokens and the prompt has {sum(counts)}; prepare text and "
+                "images with the model's own processor."
+            )
+        return list(rows.split(counts))
+
+    @torch.no_grad()
+    def see(
+        self,
+        inputs: Mapping[str, Any],
+        layouts: Sequence[SampleLayout],
+        choose: Callable[[Prompt], Selection],
+        importance: list[Tensor] | None = None,
+    ) -> tuple[list[Tensor], Selection]:
+        """The visual tokens of every sample [V, D], and what was chosen of them.
+
+        Args:
+            choose: gets the prompt as a pruner sees it before decoder layer 0. importance: a guide's, per sample [V].
+        """
+        layouts = list(layouts)
+        with self._lock:
+            if self._reader is None:
+                features, vision = self.features(inputs, layouts), None
+            else:
+                features = self._read(inputs, layouts)
+                vision = self._reader.take(layouts, 1)
+        ids: Tensor = inputs["input_ids"]
+        hidden = torch.zeros(*ids.shape, self.width, dtype=features[0].dtype, device=features[0].device)
+        for row, (layout, own) in enumerate(zip(layouts, features, strict=True)):
+            hidden[row, layout.slots.to(hidden.device)] = own
+        valid = padding_mask(inputs.get("attention_mask"), ids)
+        prompt = Prompt(layouts, hidden, ids, valid, 0, importance=importance, vision=vision, unpruned=layouts)
+        return features, choose(prompt)
+
+    def _read(self, inputs: Mapping[str, Any], layouts: Sequence[SampleLayout]) -> list[Tensor]:
+        """The features, with the tower's attention read beside them."""
+        assert self._reader is not None
+        probed = ProbedLayer(self._reader.module)
+        self._reader.begin()
+        try:
+            return self.features(inputs, layouts)
+        finally:
+            self._reader.end()
+            probed.remove()
