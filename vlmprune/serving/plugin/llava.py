@@ -73,5 +73,3 @@ class KeptLlava(LlavaForConditionalGeneration, SupportsMRoPE):
         # positions: reading beyond the table would end the process.
         longest = self.config.text_config.max_position_embeddings - 1
         return super().forward(input_ids, positions[0].clamp(max=longest), intermediate_tensors, inputs_embeds)
-
-assert KEPT in kept_fields()
