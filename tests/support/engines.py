@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors.torch import load_file, save_file
+
+from vlmprune.tiny.scenes import make_scene, render
+
+from .tiny_families import CLOSE, IMAGE, OPEN, VIDEO, VOCAB
+
+
+def picture(number: int) -> Image.Image:
+    """A scene of the bundled pair's world."""
+    return Image.fromarray(render(make_scene(number)))
 
 
 def save_for_engine(model: Any, folder: Path, processor: Any = None) -> Path:
@@ -22,3 +33,27 @@ def save_for_engine(model: Any, folder: Path, processor: Any = None) -> Path:
 
 def _older(name: str) -> str:
     return name.replace("vision_tower.", "vision_tower.vision_model.") if "vision_model" not in name else name
+
+
+def qwen_processor(folder: Path, model: Any) -> None:
+    """What vLLM asks of a Qwen2.5-VL folder beside the weights, for `tiny_families.build("qwen2_5_vl")`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import AutoImageProcessor, Qwen2_5_VLProcessor, Qwen2TokenizerFast
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    special = {OPEN: "<|vision_start|>", CLOSE: "<|vision_end|>", IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>"}
+    words = {special.get(number, f"w{number}"): number for number in range(VOCAB)}
+    plain = Tokenizer(WordLevel(words, unk_token="w0"))
+    plain.pre_tokenizer = WhitespaceSplit()
+    tokenizer = Qwen2TokenizerFast(tokenizer_object=plain, unk_token="w0", eos_token="w2", pad_token="w0")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special.values())})
+    sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    pixels = {"size": {"shortest_edge": 64, "longest_edge": 4096}}
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "Qwen2VLImageProcessor", **sizes, **pixels})
+    )
+    images = AutoImageProcessor.from_pretrained(folder)
+    videos = Qwen2VLVideoProcessor(**sizes, **pixels)
+    Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template="").save_pretrained(folder)

@@ -17,6 +17,7 @@ from .demo import demo
 from .methods import methods
 from .output import note
 from .plan import plan
+from .serve_proxy import serve_proxy
 from .sinks import sinks
 
 BAD_INPUT = 2
@@ -78,6 +79,7 @@ app.command()(demo)
 app.command()(methods)
 app.command()(sinks)
 app.command()(plan)
+app.command("serve-proxy")(serve_proxy)
 
 
 def main() -> None:

@@ -21,20 +21,24 @@ from ..errors import VlmpruneError
 ROWS, KEPT, VISUAL, GRID = "image_embeds", "kept", "visual", "image_grid_thw"
 
 
+class BadEmbeddings(VlmpruneError):
+    """What stands for an image cannot be handed to an engine."""
+
+
 def check_rows(rows: Any, width: int) -> Tensor:
     """Embeddings of one image, [K, D].
 
     Raises:
-        VlmpruneError: no tensor of floating-point numbers, another shape, or a number that is not finite.
+        BadEmbeddings: no tensor of floating-point numbers, another shape, or a number that is not finite.
     """
     if not isinstance(rows, Tensor) or not rows.is_floating_point() or rows.layout != torch.strided:
-        raise VlmpruneError("The image embeddings are no tensor of floating-point numbers; send what Encoder returns.")
+        raise BadEmbeddings("The image embeddings are no tensor of floating-point numbers; send what Encoder returns.")
     if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
-        raise VlmpruneError(
+        raise BadEmbeddings(
             f"The image embeddings have the shape {tuple(rows.shape)}; send one row of {width} numbers for every token."
         )
     if not bool(torch.isfinite(rows).all()):
-        raise VlmpruneError(
+        raise BadEmbeddings(
             "The image embeddings hold NaN or infinity; check the precision of the vision tower (float16 overflows in "
             "some models)."
         )
@@ -45,16 +49,16 @@ def check_kept(kept: Any, rows: int, visual: Any) -> Tensor:
     """Which of an image's V tokens its rows are: [K], ascending in 0..V-1.
 
     Raises:
-        VlmpruneError: anything else.
+        BadEmbeddings: anything else.
     """
     whole = isinstance(kept, Tensor) and kept.dtype in (torch.int32, torch.int64) and kept.dim() == 1
     total = int(visual) if isinstance(visual, int) or (isinstance(visual, Tensor) and visual.numel() == 1) else 0
     if not whole or len(kept) != rows or total < rows:
-        raise VlmpruneError(
+        raise BadEmbeddings(
             f"The kept indices do not fit: {rows} rows of {total} tokens need {rows} whole numbers below {total}."
         )
     if rows and (int(kept[0]) < 0 or int(kept[-1]) >= total or bool((torch.diff(kept) < 1).any())):
-        raise VlmpruneError(f"The kept indices are not ascending within 0..{total - 1}; send what Encoder returns.")
+        raise BadEmbeddings(f"The kept indices are not ascending within 0..{total - 1}; send what Encoder returns.")
     return kept
 
 
@@ -69,17 +73,18 @@ def decoded(text: Any) -> Tensor:
     """The tensor in such a text; nothing in it is executed.
 
     Raises:
-        VlmpruneError: there is none.
+        BadEmbeddings: there is none.
     """
     try:
         value = torch.load(io.BytesIO(base64.b64decode(text, validate=True)), weights_only=True, map_location="cpu")
     except (binascii.Error, TypeError, ValueError, RuntimeError, EOFError, KeyError, AttributeError, OSError):
         value = None
     except Exception as error:  # UnpicklingError and whatever else a forged archive brings about
-        raise VlmpruneError(f"The image embeddings cannot be read ({type(error).__name__}); send base64 of "
-                            "torch.save(tensor).") from None  # fmt: skip
+        raise BadEmbeddings(
+            f"The image embeddings cannot be read ({type(error).__name__}); send base64 of torch.save(tensor)."
+        ) from None
     if not isinstance(value, Tensor):
-        raise VlmpruneError("The image embeddings cannot be read; send base64 of torch.save(tensor).")
+        raise BadEmbeddings("The image embeddings cannot be read; send base64 of torch.save(tensor).")
     return value
 
 
@@ -94,17 +99,17 @@ def check_part(content: dict[str, Any], width: int, positions: str) -> None:
     """A part that a client made itself (`Encoder.chat_part` on its own machine).
 
     Raises:
-        VlmpruneError: it does not hold what an engine with these positions takes.
+        BadEmbeddings: it does not hold what an engine with these positions takes.
     """
     value = content.get("image_embeds")
     wanted = "a base64 text" if positions == "compact" else f"an object with {ROWS!r}, {KEPT!r} and {VISUAL!r}"
     if isinstance(value, dict) != (positions == "original"):
-        raise VlmpruneError(f"This server keeps {positions} positions, so image_embeds must be {wanted}.")
+        raise BadEmbeddings(f"This server keeps {positions} positions, so image_embeds must be {wanted}.")
     if not isinstance(value, dict):
         check_rows(decoded(value), width)
         return
     if not {ROWS, KEPT, VISUAL} <= value.keys() <= {ROWS, KEPT, VISUAL, GRID}:
-        raise VlmpruneError(f"image_embeds has the fields {sorted(value)}; it must be {wanted}.")
+        raise BadEmbeddings(f"image_embeds has the fields {sorted(value)}; it must be {wanted}.")
     fields = {name: decoded(text) for name, text in value.items()}
     rows = check_rows(fields[ROWS], width)
     check_kept(fields[KEPT], len(rows), fields[VISUAL])

@@ -1,0 +1,210 @@
+"""Real vLLM on the CPU: pruned there equals pruned here. Skipped where vLLM is not installed (`.ci/vllm` installs it)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vlmprune
+from tests.support.engines import picture, qwen_processor, save_for_engine
+from tests.support.tiny_families import build, make_inputs, row
+from vlmprune.serving.encoder import Encoder
+from vlmprune.serving.options import engine_options
+from vlmprune.wrap import batched, prepare, talk_about
+
+vllm = pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
+pytestmark = pytest.mark.vllm
+
+STEPS, TOLERANCE = 12, 1e-4
+QUESTIONS = ("What colour is the star?", "How many circles are there?", "What shape is left of the star?")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the machine may be shared with other work
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+class Engine:
+    """An engine and the same model here."""
+
+    def __init__(self, folder: Path, model: Any, processor: Any, positions: str) -> None:
+        self.folder, self.model, self.processor, self.positions = folder, model, processor, positions
+        self.llm = vllm.LLM(
+            str(folder),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=512,
+            max_num_seqs=8,
+            block_size=32,
+            enable_prefix_caching=True,
+            **engine_options(folder, positions),
+        )
+
+    def encoder(self, method: str = "divprune", **options: Any) -> Encoder:
+        """Made of the folder: the language model is not read."""
+        return Encoder(
+            str(self.folder), method, processor=self.processor, positions=self.positions, **{"keep": 0.25, **options}
+        )
+
+    def answers(self, prompts: list[Any], ends: bool = False) -> list[tuple[list[int], list[dict[int, float]]]]:
+        """Greedy tokens and the log-probabilities of the five likeliest at every step."""
+        settings = vllm.SamplingParams(
+            temperature=0, max_tokens=64 if ends else STEPS, ignore_eos=not ends, logprobs=5, detokenize=False
+        )
+        outputs = [out.outputs[0] for out in self.llm.generate(prompts, settings, use_tqdm=False)]
+        return [
+            (list(out.token_ids), [{token: one.logprob for token, one in step.items()} for step in out.logprobs])
+            for out in outputs
+        ]
+
+    def expect(self, got: Any, inputs: Any, method: Any, **settings: Any) -> None:
+        """The same tokens and log-probabilities from the wrapped model."""
+        settings = settings or {"max_new_tokens": STEPS, "eos_token_id": None}
+        with vlmprune.wrap(self.model, method, processor=self.processor):
+            out = self.model.generate(
+                **inputs, **settings, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+        tokens, steps = got
+        assert tokens == out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        for found, logits in zip(steps, out.logits, strict=True):
+            ours = torch.log_softmax(logits[0].float(), dim=-1)
+            assert max(abs(value - float(ours[token])) for token, value in found.items()) <= TOLERANCE
+
+    def stop(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module", params=["original", "compact"])
+def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    large, _, processor = vlmprune.load_tiny()
+    folder = save_for_engine(large, tmp_path_factory.mktemp("llava"), processor)
+    engine = Engine(folder, large, processor, request.param)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    model = build("qwen2_5_vl")
+    folder = save_for_engine(model, tmp_path_factory.mktemp("qwen"))
+    qwen_processor(folder, model)
+    engine = Engine(folder, model, None, "original")
+    yield engine
+    engine.stop()
+
+
+def test_batches_of_different_budgets(llava: Engine) -> None:
+    encoder = llava.encoder()
+    asked = [(picture(i), QUESTIONS[i % 3]) for i in range(5)]
+    keeps = [6, 0.25, 3, 1.0, 0.5]
+    encoded = encoder.embed([talk_about(*one) for one in asked], None, keeps)
+    got = llava.answers([one.prompt() for one in encoded])
+    for answer, (image, question), keep in zip(got, asked, keeps, strict=True):
+        method = vlmprune.DivPrune(keep=keep, positions=llava.positions)
+        llava.expect(answer, prepare(llava.processor, image, question), method)
+
+
+def test_the_two_modes_differ(llava: Engine) -> None:
+    """Compared with the other mode's positions the same check fails, so it can."""
+    other = {"original": "compact", "compact": "original"}[llava.positions]
+    image, question = picture(1), QUESTIONS[0]
+    (got,) = llava.answers([llava.encoder().encode(image, question)])
+    with pytest.raises(AssertionError):
+        llava.expect(got, prepare(llava.processor, image, question), vlmprune.DivPrune(keep=0.25, positions=other))
+
+
+def test_guided(llava: Engine) -> None:
+    _, small, _ = vlmprune.load_tiny()
+    encoder = llava.encoder("sgl", guide=small, keep=0.18)
+    method = vlmprune.SGL(small, keep=0.18, layer=0, positions=llava.positions)
+    for number in range(3):
+        image, question = picture(number), QUESTIONS[number]
+        (got,) = llava.answers([encoder.encode(image, question)], ends=True)
+        llava.expect(got, prepare(llava.processor, image, question), method, max_new_tokens=64)
+
+
+def test_two_images_in_a_prompt(llava: Engine) -> None:
+    images, question = [picture(1), picture(2)], QUESTIONS[0]
+    (got,) = llava.answers([llava.encoder(keep=5).encode(images, question)])
+    method = vlmprune.DivPrune(keep=5, positions=llava.positions)
+    llava.expect(got, prepare(llava.processor, images, question), method)
+
+
+def test_raw_and_pruned_in_one_batch(llava: Engine) -> None:
+    image, question = picture(3), QUESTIONS[1]
+    pruned = llava.encoder().encode(image, question)
+    inputs = prepare(llava.processor, image, question)
+    raw = {"prompt_token_ids": pruned["prompt_token_ids"], "multi_modal_data": {"image": image}}
+    text = {"prompt_token_ids": llava.processor.tokenizer(QUESTIONS[2])["input_ids"]}
+    got = llava.answers([raw, pruned, text, raw, pruned])
+    for at in (0, 3):
+        llava.expect(got[at], inputs, vlmprune.Uniform(keep=1.0))
+    for at in (1, 4):
+        llava.expect(got[at], inputs, vlmprune.DivPrune(keep=0.25, positions=llava.positions))
+
+
+def test_prefix_caching_tells_pruned_images_apart(llava: Engine) -> None:
+    """The same ids each time: the cache may only be used where rows and places are the same."""
+    image, question = picture(4), QUESTIONS[0]
+    inputs = prepare(llava.processor, image, question)
+    for method in ("divprune", "uniform", "random", "divprune", "uniform"):
+        prompt = llava.encoder(method, keep=70).encode(image, question)
+        (got,) = llava.answers([prompt])
+        made = vlmprune.methods()[method](keep=70, positions=llava.positions)
+        llava.expect(got, inputs, made)
+
+
+def test_equal_rows_at_other_places_are_not_the_same_image(llava: Engine) -> None:
+    if llava.positions == "compact":
+        pytest.skip("compact positions have no places")
+    encoder, image, question = llava.encoder("uniform", keep=70), picture(5), QUESTIONS[0]
+    prompt, moved = encoder.encode(image, question), encoder.encode(image, question)
+    data = moved["multi_modal_data"]["image"]
+    data["kept"] = [torch.arange(70)]
+    first, second, again = (llava.answers([one])[0] for one in (prompt, moved, prompt))
+    assert first[1][0] != second[1][0]
+    assert first == again
+
+
+def test_bad_embeddings_are_refused_and_the_engine_lives(llava: Engine) -> None:
+    encoder, image, question = llava.encoder(), picture(6), QUESTIONS[0]
+    good = encoder.encode(image, question)
+    before = llava.answers([good])
+
+    def broken(change: Any) -> dict[str, Any]:
+        prompt = encoder.encode(image, question)
+        data = prompt["multi_modal_data"]["image"]
+        rows = data["image_embeds"] if isinstance(data, dict) else data
+        rows[0] = change(rows[0].clone())
+        return prompt
+
+    changes = [lambda rows: rows[:, :-1]]
+    if llava.positions == "original":  # stock vLLM looks at the width alone; the proxy and the encoder look before it
+        changes += [lambda rows: rows.fill_(float("nan")), lambda rows: rows[:-1]]
+    for change in changes:
+        with pytest.raises(ValueError, match=r"embedding|kept|hidden"):
+            llava.answers([broken(change)])
+    assert llava.answers([good]) == before
+
+
+def test_qwen_with_several_axes(qwen: Engine) -> None:
+    inputs = make_inputs(qwen.model, images=(1, 2, 1))
+    encoder = qwen.encoder("divprune", keep=0.4)
+    got = qwen.answers([one.prompt() for one in encoder.encode_inputs(inputs)])
+    for number, answer in enumerate(got):
+        qwen.expect(answer, row(inputs, number), vlmprune.DivPrune(keep=0.4))
+
+
+def test_a_batch_here_is_a_batch_there(llava: Engine) -> None:
+    asked = [(picture(i), QUESTIONS[i % 3]) for i in range(4)]
+    encoder = llava.encoder("uniform")
+    prompts = [one.prompt() for one in encoder.encode_many(asked)]
+    alone = [llava.answers([prompt])[0][0] for prompt in prompts]
+    assert [tokens for tokens, _ in llava.answers(prompts)] == alone
+    inputs = batched(llava.processor, [talk_about(*one) for one in asked])
+    with vlmprune.wrap(llava.model, vlmprune.Uniform(keep=0.25, positions=llava.positions)):
+        out = llava.model.generate(**inputs, max_new_tokens=STEPS, eos_token_id=None, do_sample=False)
+    assert out[:, inputs["input_ids"].shape[1] :].tolist() == alone

@@ -1,0 +1,165 @@
+"""A chat request on its way through guide and tower; those of different requests run side by side, in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from ..errors import VlmpruneError
+from .chat import Chat, Limits, Refused, data_image
+from .encoder import MAX_NEW_TOKENS, Encoded, Encoder, Ranking
+from .stages import Stage
+from .wire import BadEmbeddings
+
+if TYPE_CHECKING:
+    import httpx
+    from PIL import Image
+
+    from .metrics import Metrics
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Work for the guide."""
+
+    talk: Any
+    max_new_tokens: int
+    exits: bool
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Work for the tower."""
+
+    talk: Any
+    ranking: Ranking | None
+    keep: float | int | None
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The guide's answer stands. `length`: it was cut at the length that the client asked for."""
+
+    ranking: Ranking
+    length: bool
+
+
+class Pipeline:
+    """An encoder behind two stages.
+
+    Args:
+        fetch: a client for pictures on the web; None allows none. guide_tokens: the guide's longest answer; where a
+            client asks for more and the guide does not end by then, it does not exit. batch: the largest batch.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        fetch: httpx.AsyncClient | None = None,
+        guide_tokens: int = MAX_NEW_TOKENS,
+        batch: int = 8,
+    ) -> None:
+        self.encoder, self.limits, self.metrics, self.fetch = encoder, limits, metrics, fetch
+        self.guide_tokens = guide_tokens
+        self._guide: Stage[_Ranked, Ranking] = Stage(
+            "guide", self._rank, most=batch, alike=lambda job: (job.max_new_tokens, job.exits)
+        )
+        self._vision: Stage[_Seen, Encoded] = Stage("vision", self._embed, most=batch)
+
+    @property
+    def alive(self) -> bool:
+        return self._guide.alive and self._vision.alive
+
+    def close(self) -> None:
+        """Finish what is queued."""
+        self._guide.close()
+        self._vision.close()
+
+    def _rank(self, jobs: list[_Ranked]) -> list[Ranking]:
+        first = jobs[0]
+        return self.encoder.rank(
+            [job.talk for job in jobs], max_new_tokens=first.max_new_tokens, exits=first.exits
+        )
+
+    def _embed(self, jobs: list[_Seen]) -> list[Encoded]:
+        rankings = [job.ranking for job in jobs if job.ranking is not None]
+        return self.encoder.embed([job.talk for job in jobs], rankings or None, [job.keep for job in jobs])
+
+    async def prepare(self, chat: Chat) -> Encoded | Exit:
+        """What the engine is handed for a request with pictures, or the guide's answer.
+
+        Raises:
+            Refused: a picture cannot be had, guide or tower fail, or they take too long.
+        """
+        try:
+            async with asyncio.timeout(self.limits.prepare):
+                images = [await self._image(picture.url) for picture in chat.pictures]
+                return await self._through(chat, chat.talk(images))
+        except TimeoutError:
+            raise Refused(
+                f"Guide and vision tower took longer than {self.limits.prepare:g} seconds; try again later.", 504
+            ) from None
+
+    async def _through(self, chat: Chat, talk: Any) -> Encoded | Exit:
+        ranking = None
+        if self.encoder.guided:
+            longest = min(chat.max_tokens or self.guide_tokens, self.guide_tokens)
+            exit_at = chat.exit_at if chat.plain else None
+            start = time.perf_counter()
+            job = _Ranked(talk, longest, exit_at is not None)
+            ranking = await self._result(self._guide.submit(job), "guide")
+            self.metrics.guide.observe((time.perf_counter() - start) * 1e3)
+            whole = ranking.finished or (chat.max_tokens is not None and chat.max_tokens <= longest)
+            if whole and ranking.exits(exit_at):
+                return Exit(ranking, not ranking.finished)
+        start = time.perf_counter()
+        encoded: Encoded = await self._result(self._vision.submit(_Seen(talk, ranking, chat.keep)), "vision tower")
+        self.metrics.vision.observe((time.perf_counter() - start) * 1e3)
+        return encoded
+
+    async def _result(self, future: Any, what: str) -> Any:
+        """A stage's result; whoever gives up waiting takes the work out of the queue."""
+        try:
+            return await asyncio.wrap_future(future)
+        except BadEmbeddings as error:
+            raise Refused(f"The {what} failed: {error}", 500) from error
+        except VlmpruneError as error:
+            raise Refused(str(error)) from error
+        except jinja2.TemplateError as error:
+            raise Refused(f"The chat template does not take these messages ({error}).") from error
+        except Exception as error:
+            raise Refused(f"The {what} failed on this request ({type(error).__name__}); see the log.", 500) from error
+
+    async def _image(self, url: str) -> Image.Image:
+        if url.startswith(("http://", "https://")):
+            return await self._web_image(url)
+        return await asyncio.to_thread(data_image, url, self.limits)
+
+    async def _web_image(self, url: str) -> Image.Image:
+        from .chat import image_of
+
+        if self.fetch is None:
+            raise Refused(
+                "Images on the web are not fetched by this server; send the picture itself as a data URL.", 403
+            )
+        import httpx
+
+        content = bytearray()
+        try:
+            async with self.fetch.stream("GET", url) as answer:
+                if answer.status_code != 200:
+                    raise Refused(f"The image's address answers with status {answer.status_code}; check it.")
+                async for piece in answer.aiter_bytes():
+                    content += piece
+                    if len(content) > self.limits.body:
+                        raise Refused(f"The image has more than {self.limits.body:,} bytes; send a smaller one.", 413)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Refused(f"The image cannot be fetched ({type(error).__name__}); check its address.") from None
+        return await asyncio.to_thread(image_of, bytes(content), self.limits)
