@@ -1,4 +1,4 @@
-"""Real vLLM on the CPU: pruned there equals pruned here. Skipped where vLLM is not installed (`.ci/vllm` installs it)."""
+"""Real vLLM on the CPU: pruned there equals pruned here. `.ci/vllm` installs it; skipped where it is not."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import vlmprune
-from tests.support.engines import picture, qwen_processor, save_for_engine
-from tests.support.tiny_families import build, make_inputs, row
+from tests.serving.support import QUESTIONS
+from tests.support.engines import picture, qwen_for_engine, save_for_engine
+from tests.support.tiny_families import make_inputs, row
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_options
 from vlmprune.wrap import batched, prepare, talk_about
@@ -21,7 +22,6 @@ vllm = pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes
 pytestmark = pytest.mark.vllm
 
 STEPS, TOLERANCE = 12, 1e-4
-QUESTIONS = ("What colour is the star?", "How many circles are there?", "What shape is left of the star?")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the machine may be shared with other work
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -32,6 +32,7 @@ class Engine:
 
     def __init__(self, folder: Path, model: Any, processor: Any, positions: str) -> None:
         self.folder, self.model, self.processor, self.positions = folder, model, processor, positions
+        self.worst = 0.0
         self.llm = vllm.LLM(
             str(folder),
             dtype="float32",
@@ -71,9 +72,12 @@ class Engine:
         assert tokens == out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         for found, logits in zip(steps, out.logits, strict=True):
             ours = torch.log_softmax(logits[0].float(), dim=-1)
-            assert max(abs(value - float(ours[token])) for token, value in found.items()) <= TOLERANCE
+            off = max(abs(value - float(ours[token])) for token, value in found.items())
+            self.worst = max(self.worst, off)
+            assert off <= TOLERANCE, (found, [float(ours[token]) for token in found])
 
     def stop(self) -> None:
+        print(f"\n{self.folder.name}, {self.positions}: log-probabilities differ by at most {self.worst:.1e}")
         self.llm.llm_engine.engine_core.shutdown()
 
 
@@ -88,9 +92,8 @@ def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    model = build("qwen2_5_vl")
-    folder = save_for_engine(model, tmp_path_factory.mktemp("qwen"))
-    qwen_processor(folder, model)
+    folder = tmp_path_factory.mktemp("qwen")
+    model = qwen_for_engine(folder)
     engine = Engine(folder, model, None, "original")
     yield engine
     engine.stop()
@@ -99,7 +102,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def test_batches_of_different_budgets(llava: Engine) -> None:
     encoder = llava.encoder()
     asked = [(picture(i), QUESTIONS[i % 3]) for i in range(5)]
-    keeps = [6, 0.25, 3, 1.0, 0.5]
+    # Stock vLLM's LLaVA ends its process where the images of a step have different numbers of rows.
+    keeps = [6, 0.25, 3, 1.0, 0.5] if llava.positions == "original" else [0.25] * 5
     encoded = encoder.embed([talk_about(*one) for one in asked], None, keeps)
     got = llava.answers([one.prompt() for one in encoded])
     for answer, (image, question), keep in zip(got, asked, keeps, strict=True):

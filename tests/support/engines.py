@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vlmprune.tiny.scenes import make_scene, render
 
-from .tiny_families import CLOSE, IMAGE, OPEN, VIDEO, VOCAB
+from .tiny_families import CLOSE, IMAGE, OPEN, VIDEO, VOCAB, build
 
 
 def picture(number: int) -> Image.Image:
@@ -35,8 +36,20 @@ def _older(name: str) -> str:
     return name.replace("vision_tower.", "vision_tower.vision_model.") if "vision_model" not in name else name
 
 
-def qwen_processor(folder: Path, model: Any) -> None:
-    """What vLLM asks of a Qwen2.5-VL folder beside the weights, for `tiny_families.build("qwen2_5_vl")`."""
+def qwen_for_engine(folder: Path) -> Any:
+    """A tiny Qwen2.5-VL in a folder, and loaded: vLLM's CPU kernels want heads of a multiple of 32 numbers, so two of
+    `tiny_families` make one here."""
+    save_for_engine(build("qwen2_5_vl"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
+    (folder / "config.json").write_text(json.dumps(config))
+    _qwen_processor(folder)
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def _qwen_processor(folder: Path) -> None:
+    """What vLLM asks of a Qwen2.5-VL folder beside the weights."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,7 +68,7 @@ def serve_proxy(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise VlmpruneError(f"serve-proxy needs {', '.join(missing)}; install vlmprune[serve]")
     takes = options_of(method)
-    options = {"keep": number("--keep", keep), "positions": positions, "exit_at": exit_at}
+    options: dict[str, Any] = {"keep": number("--keep", keep), "positions": positions, "exit_at": exit_at}
     if exit_at is not None and "exit_at" not in takes:
         raise VlmpruneError(f"the method {method!r} takes no --exit-at; leave it out")
     from ..serving.chat import Limits
@@ -83,7 +83,7 @@ def serve_proxy(
             if model is not None and guide is None:
                 raise VlmpruneError(f"the method {method!r} needs a small model beside --model; name one with --guide")
             options |= {"guide": pair.small, "guide_processor": pair.small_processor}
-        given = {name: value for name, value in options.items() if value is not None and name in takes}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None and name in takes}
         encoder = (
             Encoder(pair.model, method, processor=pair.processor, **given)
             if model is None

@@ -178,7 +178,8 @@ def _kind(part: Any) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return "text"
-    if kind == "image_url" and isinstance(part.get("image_url"), dict) and isinstance(part["image_url"].get("url"), str):
+    address = part.get("image_url") if kind == "image_url" else None
+    if isinstance(address, dict) and isinstance(address.get("url"), str):
         return "image_url"
     if kind == "image_embeds" and part.get("image_embeds") is not None:
         return "image_embeds"

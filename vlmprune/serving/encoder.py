@@ -7,9 +7,8 @@ Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, D 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from transformers import GenerationConfig
 from ..arguments import padding_mask
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
-from ..flow.select import Selection, check_keep
+from ..flow.select import Selection, check_keep, count_for
 from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs, same_inputs
 from ..guide.session import same_vocabulary
@@ -173,6 +172,16 @@ class Encoder:
                     f"({model.config.model_type}); pass guide_processor=, the guide's processor."
                 )
 
+    @property
+    def rows_of_an_image(self) -> int | None:
+        """How many rows every image must have, None where they may differ.
+
+        Stock vLLM (0.32) ends its process where a step brings two LLaVA images with different numbers of rows; the
+        plugin does not.
+        """
+        compact = self.positions == "compact"
+        return count_for(self.method.keep, self.tower.image_tokens()) if compact else None
+
     # -- one question ------------------------------------------------------------------------------------------
 
     def encode(self, image: Any, question: str, *, keep: float | int | None = None) -> dict[str, Any]:
@@ -242,15 +251,13 @@ class Encoder:
         """Whether there is a guide to ask."""
         return self._guide is not None
 
-    def rank(
-        self, talks: Sequence[Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False
-    ) -> list[Ranking]:
+    def rank(self, talks: Sequence[Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False) -> list[Ranking]:
         """Ask the guide.
 
         Args:
             exits: whether its answers may be used, so that how sure it is has to be measured.
         """
-        inputs = batched(self._needed(self._guide_processor), talks)
+        inputs = batched(self._needed(self._guide_processor), list(talks))
         return self._rank(inputs, max_new_tokens, exits)
 
     def embed(
@@ -261,7 +268,7 @@ class Encoder:
         Args:
             rankings: one a talk, of a guided method. keeps: one a talk, None for the method's.
         """
-        return self._embed(batched(self._needed(self.processor), talks), rankings, keeps)
+        return self._embed(batched(self._needed(self.processor), list(talks)), rankings, keeps)
 
     def _needed(self, processor: Any) -> Any:
         if processor is None:

@@ -84,9 +84,7 @@ class Pipeline:
 
     def _rank(self, jobs: list[_Ranked]) -> list[Ranking]:
         first = jobs[0]
-        return self.encoder.rank(
-            [job.talk for job in jobs], max_new_tokens=first.max_new_tokens, exits=first.exits
-        )
+        return self.encoder.rank([job.talk for job in jobs], max_new_tokens=first.max_new_tokens, exits=first.exits)
 
     def _embed(self, jobs: list[_Seen]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]

@@ -59,9 +59,7 @@ class Proxy:
         timeout = httpx.Timeout(self.limits.engine, connect=5.0, pool=self.limits.engine)
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.requests)
         # Neither client follows a redirect or reads proxies from the environment.
-        self.engine = httpx.AsyncClient(
-            base_url=settings.engine, timeout=timeout, limits=connections, trust_env=False
-        )
+        self.engine = httpx.AsyncClient(base_url=settings.engine, timeout=timeout, limits=connections, trust_env=False)
         self.fetch = httpx.AsyncClient(timeout=10.0, trust_env=False) if settings.image_urls else None
         self.pipeline = Pipeline(
             encoder,
@@ -95,9 +93,11 @@ class Proxy:
 
     async def _answer(self, request: Request) -> Response:
         chat = read_chat(await self._body(request), self.limits, self.exit_at)
+        if chat.keep is not None and self.encoder.rows_of_an_image is not None:
+            raise Refused("vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image.")
         for part in chat.embedded:
             try:
-                check_part(part, self.encoder.tower.width, self.encoder.positions)
+                check_part(part, self.encoder.tower.width, self.encoder.positions, self.encoder.rows_of_an_image)
             except BadEmbeddings as error:
                 raise Refused(str(error)) from None
         if not chat.pictures:

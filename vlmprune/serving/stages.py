@@ -69,7 +69,8 @@ class Stage(Generic[T, R]):
     def _batch(self, waiting: list[tuple[T, Future[R]]]) -> list[tuple[T, Future[R]]]:
         """Run the first item and those like it; returns the others."""
         key = self._alike(waiting[0][0])
-        batch, others = [], []
+        batch: list[tuple[T, Future[R]]] = []
+        others: list[tuple[T, Future[R]]] = []
         for entry in waiting:
             fits = len(batch) < self._most and self._alike(entry[0]) == key
             (batch if fits else others).append(entry)

@@ -77,7 +77,7 @@ def load_vision(folder: str, **options: Any) -> Any:
         "__module__": whole.__module__,
         "_keys_to_ignore_on_load_unexpected": [r"language_model|lm_head|^model\.(layers|embed_tokens|norm)\."],
     }
-    vision = type(whole.__name__, (whole,), members)
+    vision: Any = type(whole.__name__, (whole,), members)
     return vision.from_pretrained(folder, **{"dtype": "auto", **options}).eval()
 
 
@@ -105,6 +105,11 @@ class Tower:
                 type(method).__name__,
                 self.family.model_type,
             )
+
+    def image_tokens(self) -> int:
+        """V of an image, for families in which all images have as many."""
+        enough = torch.ones(1, 1 << 16, dtype=torch.bool)
+        return self.family.grids(self.config, Media(visual=enough))[0].count
 
     def layouts(self, inputs: Mapping[str, Any]) -> list[SampleLayout]:
         """Where the visual tokens of each sample are.

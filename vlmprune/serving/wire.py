@@ -95,9 +95,11 @@ def part(fields: dict[str, Tensor] | Tensor) -> dict[str, Any]:
     return {"type": "image_embeds", "image_embeds": {name: encoded(value) for name, value in fields.items()}}
 
 
-def check_part(content: dict[str, Any], width: int, positions: str) -> None:
+def check_part(content: dict[str, Any], width: int, positions: str, count: int | None = None) -> None:
     """A part that a client made itself (`Encoder.chat_part` on its own machine).
 
+    Args:
+        count: how many rows it must have, None for any number.
     Raises:
         BadEmbeddings: it does not hold what an engine with these positions takes.
     """
@@ -106,7 +108,11 @@ def check_part(content: dict[str, Any], width: int, positions: str) -> None:
     if isinstance(value, dict) != (positions == "original"):
         raise BadEmbeddings(f"This server keeps {positions} positions, so image_embeds must be {wanted}.")
     if not isinstance(value, dict):
-        check_rows(decoded(value), width)
+        rows = check_rows(decoded(value), width)
+        if count is not None and len(rows) != count:
+            raise BadEmbeddings(
+                f"The image has {len(rows)} rows, and this server's engine takes {count} of every image."
+            )
         return
     if not {ROWS, KEPT, VISUAL} <= value.keys() <= {ROWS, KEPT, VISUAL, GRID}:
         raise BadEmbeddings(f"image_embeds has the fields {sorted(value)}; it must be {wanted}.")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataParser
 
-from ..wire import GRID, KEPT, ROWS, VISUAL, check_kept, check_rows
+from ..wire import KEPT, ROWS, VISUAL, check_kept, check_rows
 
 
 def kept_fields(*more: str) -> dict[str, MultiModalFieldConfig]:
@@ -48,7 +48,7 @@ class KeptParser(MultiModalDataParser):
         more: fields beside those that every family has.
     """
 
-    embedding_fields = {"image": {ROWS: "values", KEPT: "metadata", VISUAL: "metadata"}}
+    embedding_fields: ClassVar = {"image": {ROWS: "values", KEPT: "metadata", VISUAL: "metadata"}}
 
     def __init__(self, *more: str, **options: Any) -> None:
         super().__init__(**options)
@@ -97,18 +97,4 @@ def positions_of_kept(
 
 def rows_given(kwargs: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
     """The kept rows in what `embed_multimodal` was given, an image each; None where it was given pixels."""
-    if KEPT not in kwargs:
-        return None
-    rows = kwargs[ROWS]
-    return tuple(rows)
-
-
-__all__ = [
-    "GRID",
-    "KeptParser",
-    "kept_fields",
-    "kept_items",
-    "kept_of",
-    "positions_of_kept",
-    "rows_given",
-]
+    return tuple(kwargs[ROWS]) if KEPT in kwargs else None

@@ -21,12 +21,14 @@ from vllm.multimodal.processing import PromptReplacement
 from ..wire import ROWS
 from .kept import KeptParser, kept_fields, positions_of_kept, rows_given
 
+
 class _Info(LlavaProcessingInfo):
     def get_data_parser(self) -> KeptParser:
         return KeptParser(
             expected_hidden_size=self._get_expected_hidden_size(),
             allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
         )
+
 
 class _Processor(LlavaMultiModalProcessor):
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Mapping[str, Any]:
@@ -47,15 +49,14 @@ class _Processor(LlavaMultiModalProcessor):
             )
         ]
 
+
 @MULTIMODAL_REGISTRY.register_processor(_Processor, info=_Info, dummy_inputs=LlavaDummyInputsBuilder)
 class KeptLlava(LlavaForConditionalGeneration, SupportsMRoPE):
     """`LlavaForConditionalGeneration` that also takes kept rows with their places."""
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """One running number over the unpruned prompt, three times: vLLM has a place for it only there."""
-        return positions_of_kept(
-            len(input_tokens), mm_features, lambda tokens, _: torch.arange(tokens).expand(3, -1)
-        )
+        return positions_of_kept(len(input_tokens), mm_features, lambda tokens, _: torch.arange(tokens).expand(3, -1))
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         rows = rows_given(kwargs)

@@ -69,9 +69,7 @@ class KeptQwen2_5_VL(Qwen2_5_VLForConditionalGeneration):
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """The model's own positions of the unpruned prompt, and of these the kept columns."""
         plain = super().get_mrope_input_positions
-        return positions_of_kept(
-            len(input_tokens), mm_features, lambda tokens, whole: plain([0] * tokens, whole)[0]
-        )
+        return positions_of_kept(len(input_tokens), mm_features, lambda tokens, whole: plain([0] * tokens, whole)[0])
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         rows = rows_given(kwargs)

