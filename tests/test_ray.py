@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,69 +16,50 @@ import pytest
 import vlmprune
 from tests.support.engines import picture
 from vlmprune.errors import VlmpruneError
-from vlmprune.ray import Asker, map_actors, map_images
+from vlmprune.ray import Asker, map_images
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="ray is an optional extra")
 QUESTIONS = ("What colour is the star?", "How many circles are there?")
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class Mortal(vlmprune.Uniform):
+    """Kills its process at the second picture that it sees there, once in all."""
+
+    marker: str = ""
+    seen: ClassVar[list[int]] = []
+
+    def select(self, prompt: Any) -> Any:
+        self.seen.append(1)
+        if len(self.seen) == 2 and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().select(prompt)
+
+
+def test_two_actors_are_one_process_even_when_one_dies(tmp_path: Path) -> None:
     import ray
 
-    folder = tmp_path_factory.mktemp("pictures")
-    made = []
+    rows = []
     for number in range(8):
-        picture(number).save(folder / f"{number}.png")
-        made.append({"id": number, "image": str(folder / f"{number}.png"), "question": QUESTIONS[number % 2]})
-    yield made
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def alone() -> list[str]:
-    large, small, processor = vlmprune.load_tiny()
-    with vlmprune.wrap(large, vlmprune.SGL(small, keep=0.2), processor=processor) as pruned:
-        return [pruned.ask(picture(number), QUESTIONS[number % 2]).text for number in range(8)]
-
-
-class Mortal(Asker):
-    """Dies in its second batch, once in all."""
-
-    def __init__(self, settings: Any, marker: str) -> None:
-        super().__init__(settings)
-        self.marker, self.calls = Path(marker), 0
-
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        self.calls += 1
-        if self.calls == 2:
-            try:
-                self.marker.touch(exist_ok=False)
-            except FileExistsError:
-                pass
-            else:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(batch)
-
-
-def test_two_actors_are_one_process_even_when_one_dies(rows: list[Any], alone: list[str], tmp_path: Path) -> None:
-    got = {row["id"]: row for row in map_images(rows, None, "sgl", keep=0.2, workers=2).iter_rows()}
-    assert [got[number]["answer"] for number in range(8)] == alone
-    assert '"kept_tokens": [39]' in got[0]["report"]
-
-    settings = {
-        "model": None, "guide": None, "method": "sgl", "options": {"keep": 0.2}, "image": "image",
-        "question": "question", "max_new_tokens": 64, "trust_remote_code": False,
-    }  # fmt: skip
+        picture(number).save(tmp_path / f"{number}.png")
+        rows.append({"id": number, "image": str(tmp_path / f"{number}.png"), "question": QUESTIONS[number % 2]})
+    large, _, processor = vlmprune.load_tiny()
+    with vlmprune.wrap(large, vlmprune.Uniform(keep=0.2), processor=processor) as pruned:
+        alone = [pruned.ask(picture(number), QUESTIONS[number % 2]).text for number in range(8)]
     marker = tmp_path / "died"
-    done = map_actors(rows, Mortal, (settings, str(marker)), workers=2).take_all()
+    try:
+        done = map_images(rows, None, Mortal(keep=0.2, marker=str(marker)), workers=2).take_all()
+    finally:
+        ray.shutdown()
     assert marker.exists()
     assert [row["answer"] for row in sorted(done, key=lambda row: row["id"])] == alone
+    assert {row["error"] for row in done} == {""}
 
 
 def test_pictures_as_bytes_arrays_and_none_at_all() -> None:
     asker = Asker(
-        {"model": None, "guide": None, "method": vlmprune.Uniform(keep=0.5), "options": {}, "image": "image",
+        {"model": None, "guide": None, "method": "sgl", "options": {"keep": 0.2}, "image": "image",
          "question": "question", "max_new_tokens": 8, "trust_remote_code": False}
     )  # fmt: skip
     buffer = io.BytesIO()

@@ -21,6 +21,7 @@ import httpx
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import vlmprune
 from tests.serving.support import (
@@ -44,6 +45,7 @@ from tests.serving.support import (
     wait_for,
 )
 from tests.support.engines import picture
+from vlmprune.cli import app
 from vlmprune.serving.chat import Limits
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.wire import encoded
@@ -390,16 +392,13 @@ def test_nothing_is_fetched_unless_allowed(any_encoder: Encoder, engine: str, si
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def command(*arguments: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "vlmprune", "serve-proxy", *arguments], cwd=ROOT, env=environment, stderr=subprocess.PIPE
-    )
-
-
 def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
     port = free_port()
-    process = command("--engine", slow, "--port", str(port), "--keep", "0.2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", slow, "--port", str(port)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{address}/health", process)
@@ -431,8 +430,7 @@ def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
     ],
 )
 def test_bad_options_are_one_line(arguments: list[str], said: str) -> None:
-    process = command(*arguments)
-    _, errors = process.communicate(timeout=120)
-    lines = errors.decode().strip().splitlines()
-    assert (process.returncode, len(lines)) == (2, 1), lines
+    result = CliRunner().invoke(app, ["serve-proxy", *arguments])
+    lines = result.stderr.strip().splitlines()
+    assert (result.exit_code, len(lines)) == (2, 1), lines
     assert said in lines[0]

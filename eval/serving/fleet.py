@@ -1,0 +1,98 @@
+"""How many GPUs a fleet needs with and without pruning in front of its engines, from `vlmprune plan`'s roofline.
+
+`python -m eval.serving.fleet` prints the table of eval/serving/README.md. No weights, no GPU: estimates, not
+measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import LlamaConfig, LlavaConfig
+
+from vlmprune.cli.plan import planned
+from vlmprune.plan.hardware import hardware
+
+RATE, BUSY = 100, 0.6  # requests a second; share of a GPU's time that is used, the rest is for bursts
+TEXT, NEW = 64, 32
+KEEPS, EXITS = ("0.25", "0.1"), (0.0, 0.5)
+
+
+def llava(layers: int, width: int, inner: int, heads: int, kv_heads: int) -> LlavaConfig:
+    """LLaVA-1.5's shape around a Llama."""
+    words = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=32_064,
+    )  # fmt: skip
+    return LlavaConfig(text_config=words)
+
+
+LARGE = ("LLaVA-1.5 13B", llava(40, 5120, 13_824, 40, 40))
+SMALL = ("a 1.1B guide (22 x 2048)", llava(22, 2048, 5632, 32, 4))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GPU seconds of one request among many: `prefill` is its own, a decode step's weights are read once for `batch`."""
+
+    prefill: float
+    decode: float
+    vision: float
+    batch: int
+
+    @property
+    def language(self) -> float:
+        return self.prefill + self.decode
+
+
+def cost(row: dict[str, Any], weights: float, bandwidth: float) -> Cost:
+    """From a row of the plan."""
+    batch = max(1, row["requests"])
+    step = (weights / batch + row["kv_bytes"]) / bandwidth
+    return Cost(row["prefill"], NEW * step, row["vision"], batch)
+
+
+def plan_of(config: Any, keeps: tuple[str, ...]) -> tuple[dict[str, Cost], float]:
+    """Costs by budget ("1.0" unpruned, all others before layer 0)."""
+    machine = hardware("h100", flops=None, bandwidth=None, memory=None)
+    made = planned(
+        config, None, machine, [("uniform", keep) for keep in keeps], "0", visual=None, text=TEXT, new=NEW, dtype="bf16"
+    )
+    bandwidth = made["hardware"]["bandwidth"]
+    return {row["keep"]: cost(row, made["weights"], bandwidth) for row in made["rows"]}, made["weights"]
+
+
+def table() -> str:
+    """The fleet at every budget and share of exits, in Markdown."""
+    large, _ = plan_of(LARGE, KEEPS)
+    small, _ = plan_of(SMALL, ())
+    guide = small["1.0"]
+
+    def gpus(seconds: float) -> float:
+        return RATE * seconds / BUSY
+
+    full = large["1.0"]
+    lines = [
+        f"| keep | exits | engines | guide and towers | GPUs in all | of unpruned | requests in an engine's memory |",
+        "|---|---|---|---|---|---|---|",
+        f"| unpruned | - | {gpus(full.language + full.vision):.1f} | - | {gpus(full.language + full.vision):.1f} | 100% | "
+        f"{full.batch} |",
+    ]
+    whole = gpus(full.language + full.vision)
+    for keep in KEEPS:
+        for exits in EXITS:
+            engines = gpus((1 - exits) * large[keep].language)
+            before = gpus(guide.language + guide.vision + (1 - exits) * large[keep].vision)
+            lines.append(
+                f"| {keep} | {exits:.0%} | {engines:.1f} | {before:.1f} | {engines + before:.1f} | "
+                f"{(engines + before) / whole:.0%} | {large[keep].batch} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(
+        f"{LARGE[0]}, {SMALL[0]}, H100, bf16, {TEXT} text tokens, {NEW} generated, {RATE} requests a second, {BUSY:.0%} busy\n"
+    )
+    print(table())
