@@ -37,7 +37,8 @@ def test_the_commands_that_ci_runs_are_there_and_pinned(name: str) -> None:
 
 
 def test_links_lead_to_files() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "demos/tiny_vlm/README.md", "eval/README.md", "eval/serving/README.md"):
+    folders = ("demos/tiny_vlm", "eval", "eval/serving")
+    for document in ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in folders)):
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / document).read_text()):
             assert (folder / target).exists(), f"{document} links to {target}"

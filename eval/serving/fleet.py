@@ -34,7 +34,7 @@ SMALL = ("a 1.1B guide (22 x 2048)", llava(22, 2048, 5632, 32, 4))
 
 @dataclass(frozen=True)
 class Cost:
-    """GPU seconds of one request among many: `prefill` is its own, a decode step's weights are read once for `batch`."""
+    """GPU seconds of one request among many: a decode step reads the weights once for `batch` of them."""
 
     prefill: float
     decode: float
@@ -73,13 +73,12 @@ def table() -> str:
         return RATE * seconds / BUSY
 
     full = large["1.0"]
-    lines = [
-        f"| keep | exits | engines | guide and towers | GPUs in all | of unpruned | requests in an engine's memory |",
-        "|---|---|---|---|---|---|---|",
-        f"| unpruned | - | {gpus(full.language + full.vision):.1f} | - | {gpus(full.language + full.vision):.1f} | 100% | "
-        f"{full.batch} |",
-    ]
     whole = gpus(full.language + full.vision)
+    lines = [
+        "| keep | exits | engines | guide and towers | GPUs in all | of unpruned | requests in an engine's memory |",
+        "|---|---|---|---|---|---|---|",
+        f"| unpruned | - | {whole:.1f} | - | {whole:.1f} | 100% | {full.batch} |",
+    ]
     for keep in KEEPS:
         for exits in EXITS:
             engines = gpus((1 - exits) * large[keep].language)
@@ -92,7 +91,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(
-        f"{LARGE[0]}, {SMALL[0]}, H100, bf16, {TEXT} text tokens, {NEW} generated, {RATE} requests a second, {BUSY:.0%} busy\n"
-    )
-    print(table())
+    print(f"{LARGE[0]}, {SMALL[0]}, H100, bf16, {TEXT} text tokens, {NEW} generated,")
+    print(f"{RATE} requests a second, {BUSY:.0%} busy\n\n{table()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.server
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -196,8 +198,18 @@ def test_parts_that_a_client_encoded(encoder: Encoder, engine: str) -> None:
             bad_part = {"type": "image_embeds", "image_embeds": made}
             got = client.post("/v1/chat/completions", json=chat(question, bad_part))
             assert (got.status_code, said in message_of(got)) == (400, True), got.text
-        for junk in ("no base64!", base64.b64encode(b"no tensor").decode(), 5, {}):
-            bad_part = {"type": "image_embeds", "image_embeds": junk}
+        bomb = torch.zeros(1, 1).expand(1 << 20, encoder.tower.width)
+        buffer = io.BytesIO()
+        torch.save(bomb, buffer)
+        packed = io.BytesIO()
+        archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(encoded(rows))))
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as again:
+            for name in archive.namelist():
+                again.writestr(name, archive.read(name))
+        forged = [base64.b64encode(made.getvalue()).decode() for made in (buffer, packed)]
+        for junk in ("no base64!", base64.b64encode(b"no tensor").decode(), 5, {}, *forged):
+            sent = {**part["image_embeds"], "image_embeds": junk} if isinstance(part["image_embeds"], dict) else junk
+            bad_part = {"type": "image_embeds", "image_embeds": sent}
             got = client.post("/v1/chat/completions", json=chat(question, bad_part))
             assert got.status_code == 400
         assert text_of(client.post("/v1/chat/completions", json=chat(question, image))) == whole

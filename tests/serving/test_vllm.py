@@ -79,9 +79,7 @@ class Engine:
             assert max(off.values()) <= 2 * TOLERANCE
 
     def stop(self) -> None:
-        print(
-            f"\n{self.folder.name}, {self.positions}: log-probabilities of the tokens differ by at most {self.worst:.1e}"
-        )
+        print(f"\n{self.folder.name}, {self.positions}: tokens' log-probabilities differ by at most {self.worst:.1e}")
         self.llm.llm_engine.engine_core.shutdown()
 
 

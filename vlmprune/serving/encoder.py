@@ -302,6 +302,16 @@ class Encoder:
             )
         ]
 
+    def _check_length(self, inputs: Mapping[str, Any]) -> None:
+        """Kept tokens at original positions reach as far as the unpruned prompt."""
+        longest = getattr(self.tower.config.get_text_config(), "max_position_embeddings", None)
+        lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1)
+        if self.positions == "original" and longest is not None and int(lengths.max()) >= longest:
+            raise VlmpruneError(
+                f"The prompt has {int(lengths.max())} tokens before pruning, and the model's positions end at "
+                f"{longest}; shorten it or send fewer images."
+            )
+
     def _embed(
         self, inputs: Mapping[str, Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
     ) -> list[Encoded]:
@@ -319,6 +329,7 @@ class Encoder:
             kept = [one.kept[row] for row, one in enumerate(own)]
             return Selection(kept, merged if merged[0] is not None else None)  # type: ignore[arg-type]
 
+        self._check_length(inputs)
         features, selection = self.tower.see(inputs, layouts, choose, importance)
         valid = padding_mask(inputs.get("attention_mask"), inputs["input_ids"])
         grids = inputs.get(GRID)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import zipfile
 from typing import Any
 
 import torch
@@ -76,8 +77,25 @@ def decoded(text: Any) -> Tensor:
         BadEmbeddings: there is none.
     """
     try:
-        value = torch.load(io.BytesIO(base64.b64decode(text, validate=True)), weights_only=True, map_location="cpu")
-    except (binascii.Error, TypeError, ValueError, RuntimeError, EOFError, KeyError, AttributeError, OSError):
+        content = base64.b64decode(text, validate=True)
+        # torch.save does not compress; an archive that does, or a tensor larger than it, is meant to fill the memory.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("compressed")
+        value = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > len(content):
+            raise ValueError("larger than its file")
+    except (
+        zipfile.BadZipFile,
+        binascii.Error,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        OSError,
+    ):
         value = None
     except Exception as error:  # UnpicklingError and whatever else a forged archive brings about
         raise BadEmbeddings(
