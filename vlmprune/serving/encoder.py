@@ -323,7 +323,8 @@ class Encoder:
 
         def choose(prompt: Prompt) -> Selection:
             """Each prompt's own budget: a selection for every distinct one, of which it takes its row."""
-            by_keep = {repr(method.keep): method.select(prompt) for method in methods}
+            distinct = {repr(method.keep): method for method in methods}
+            by_keep = {keep: method.select(prompt) for keep, method in distinct.items()}
             own = [by_keep[repr(method.keep)] for method in methods]
             merged = [one.merged[row] if one.merged is not None else None for row, one in enumerate(own)]
             kept = [one.kept[row] for row, one in enumerate(own)]
