@@ -10,7 +10,7 @@ import vlmprune
 from tests.support.running import assert_near
 from tests.support.sinks import planted
 from tests.support.tiny_families import make_inputs
-from vlmprune.attention import correction
+from vlmprune.attention import rows
 from vlmprune.attention.correction import calibration, column_scores, gated, marks_of, redistribution, weighted_values
 from vlmprune.flow.sinks import default_tau, phi, separation, spiking_dims
 
@@ -77,7 +77,7 @@ def test_rows_computed_in_parts_are_the_same(method: vlmprune.Method, monkeypatc
     inputs = make_inputs(model, text_lengths=(40, 33, 37))
     with torch.no_grad(), vlmprune.wrap(model, method):
         whole = model(**inputs).logits
-        monkeypatch.setattr(correction, "LEAST_ROOM", 1)
+        monkeypatch.setattr(rows, "LEAST_ROOM", 1)
         assert_near(model(**inputs).logits, whole)
 
 

@@ -9,14 +9,16 @@ Shapes: B batch, H heads, G key heads, R rows, P columns, D head width.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from .probe import AttentionCall
+from .rows import rows_at_once
 
-LEAST_ROOM = 1 << 20  # weights computed at a time, in elements: 4 MiB
+if TYPE_CHECKING:
+    from .probe import AttentionCall
 
 
 def marks_of(sinks: Tensor, visual: Tensor) -> Tensor:
@@ -104,13 +106,9 @@ def weighted_values(changes: Tensor, value: Tensor) -> Tensor:
 
 
 def row_chunks(call: AttentionCall, start: int) -> Iterator[Tensor]:
-    """Query rows start..S-1 of every sample, as [B, R] with R so small that weights take no more room than the output.
-
-    A long question on a long prompt would otherwise need as much memory as the attention map that is to be avoided.
-    """
-    batch, heads, queries, width = call.query.shape
-    room = max(LEAST_ROOM, batch * heads * queries * width)
-    step = max(1, room // (batch * heads * call.key.shape[2]))
+    """Query rows start..S-1 of every sample, as [B, R] with R so small that weights take no more room than the output."""
+    batch, queries = len(call.query), call.query.shape[2]
+    step = rows_at_once(call.query, call.key)
     for at in range(start, queries, step):
         yield torch.arange(at, min(queries, at + step), device=call.query.device).expand(batch, -1)
 

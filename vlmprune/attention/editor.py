@@ -30,18 +30,22 @@ class Columns:
     """The columns that a layer holds of a prompt: bool [B, P] each.
 
     `visual`: visual tokens. `real`: no padding, no filler, nothing generated. `asking`: real text after the sample's
-    last visual token, generated rows included; none in a sample without an image.
+    last visual token, generated rows included; none in a sample without an image. `rows` [B, R]: the same as query
+    positions, -1 where a sample asks later than another.
     """
 
     visual: Tensor
     real: Tensor
     asking: Tensor
+    rows: Tensor
+
+    def to(self, device: torch.device) -> Columns:
+        return Columns(self.visual.to(device), self.real.to(device), self.asking.to(device), self.rows.to(device))
 
     @property
     def first_asking(self) -> int:
-        """The first column in which any sample asks; P where none does. One host synchronisation on a GPU."""
-        any_asking = self.asking.any(dim=0).nonzero()
-        return int(any_asking[0, 0]) if len(any_asking) else self.asking.shape[1]
+        """The first column in which any sample asks; P where none does."""
+        return self.asking.shape[1] - self.rows.shape[1]
 
 
 UNPRUNED = -1  # stands for the layer of a stage that there is none of
@@ -57,14 +61,22 @@ def columns_of(prefill: Prefill) -> Columns:
         if layout.count:
             asking[row, int(layout.slots[-1]) + 1 :] = True
     real = valid & (torch.arange(valid.shape[1]) < prefill.prompt_length)
-    return Columns(visual & real, real, asking & valid)
+    return with_rows(visual & real, real, asking & valid)
 
 
 def compacted(columns: Columns, chosen: Compaction) -> Columns:
     """The columns left by the pruner."""
     chosen = chosen.to(columns.real.device)
     parts = (columns.visual, columns.real, columns.asking)
-    return Columns(*(gather_positions(part, chosen.index) & chosen.real for part in parts))
+    return with_rows(*(gather_positions(part, chosen.index) & chosen.real for part in parts))
+
+
+def with_rows(visual: Tensor, real: Tensor, asking: Tensor) -> Columns:
+    """Columns whose asking rows run from the first in which any sample asks to the last."""
+    some = asking.any(dim=0).int()
+    first = int(some.argmax()) if bool(some.any()) else asking.shape[1]
+    rows = torch.arange(first, asking.shape[1], device=asking.device)
+    return Columns(visual, real, asking, torch.where(asking[:, first:], rows, -1))
 
 
 class Editor(Watcher):
@@ -132,10 +144,7 @@ class Editor(Watcher):
         since = stage.layer if stage is not None and chosen is not None else UNPRUNED
         if (since, device) not in self._columns:
             whole = self._columns[UNPRUNED, torch.device("cpu")]
-            made = whole if chosen is None else compacted(whole, chosen)
-            self._columns[since, device] = Columns(
-                made.visual.to(device), made.real.to(device), made.asking.to(device)
-            )
+            self._columns[since, device] = (whole if chosen is None else compacted(whole, chosen)).to(device)
         return self._columns[since, device]
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..kernels import column_sums as received
+from ..kernels import redistribute
 from .rows import attention_rows, visible_keys
 
 DISPATCHER = "vlmprune_probe"
@@ -50,6 +51,13 @@ class AttentionCall:
         query, key = self.query.detach(), self.key.detach()
         rows, weight = rows.to(query.device), None if weight is None else weight.to(query.device)
         return received(query, key, rows, weight=weight, **self._seen(causal))
+
+    def redistribute(
+        self, output: Tensor, rows: Tensor, sinks: Tensor, visual: Tensor, *, p: float, rho: float, gate: float
+    ) -> Tensor:
+        """VAR's correction of this call's output [B, S, H, D]: see `kernels.redistribute`."""
+        states = (output, self.query, self.key, self.value)
+        return redistribute(*states, rows, sinks, visual, p=p, rho=rho, gate=gate, **self._seen(causal=True))
 
     def _seen(self, causal: bool) -> dict[str, Any]:
         """Scaling, and what a row may see."""

@@ -9,6 +9,19 @@ import torch
 from torch import Tensor
 
 
+LEAST_ROOM = 1 << 20  # weights computed at a time, in elements: 4 MiB
+
+
+def rows_at_once(query: Tensor, key: Tensor) -> int:
+    """How many query rows' weights take no more room than the call's output.
+
+    A long question on a long prompt would otherwise need as much memory as the attention map that is to be avoided.
+    """
+    batch, heads, queries, width = query.shape
+    room = max(LEAST_ROOM, batch * heads * queries * width)
+    return max(1, room // (batch * heads * key.shape[2]))
+
+
 def attention_rows(
     query: Tensor,
     key: Tensor,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.rows import attention_rows
+from ..attention.correction import marks_of, redistribution, weighted_values
+from ..attention.rows import attention_rows, rows_at_once
 from .dispatch import runs_triton
 
 
@@ -38,7 +39,7 @@ def redistribute(
 
     Args:
         output: [B, S, H, D]; where a gradient needs it, pass a copy. query: [B, H, S, D]. key, value: [B, G, T, D].
-        rows: [B, R] query positions, -1 for none. sinks, visual: bool [B, P], of the first P keys.
+        rows: [B, R] query positions, each once, -1 for none. sinks, visual: bool [B, P], of the first P keys.
         mask, causal, softcap, window: as in `attention_rows`.
     """
     plain_mask = mask is None or mask.dim() == 2 or mask.shape[1] == 1
@@ -49,20 +50,15 @@ def redistribute(
 
         return launch(output, query, key, value, rows, sinks, visual, p, rho, gate, scaling, mask, causal, softcap,
                       window)  # fmt: skip
-    weights = attention_rows(
-        query, key, mask, rows.clamp(min=0), scaling=scaling, causal=causal, softcap=softcap, window=window
-    )[..., : sinks.shape[1]]
-    # Rows that are none may have seen nothing: their NaN cannot be multiplied away.
-    weights = weights.masked_fill((rows < 0)[:, None, :, None], 0.0)
-    marks = torch.stack([sinks, visual, visual & ~sinks], dim=1).to(weights.dtype)
-    sunk, image, free = (weights @ marks[:, None].transpose(-1, -2)).unbind(-1)
-    take = ((image >= gate) & (free >= rho * image) & (free > 0)).to(weights.dtype) * p
-    give = take * sunk / free.clamp(min=torch.finfo(free.dtype).tiny)
-    changes = weights * (torch.stack([-take, give], dim=-1) @ marks[:, None, ::2])
-    batch, heads, read, columns = changes.shape
-    folded = changes.reshape(batch, key.shape[1], -1, columns) @ value[:, :, :columns].to(changes.dtype)
-    change = folded.reshape(batch, heads, read, -1).transpose(1, 2)
-    sample, row = (rows >= 0).nonzero(as_tuple=True)
-    at = (sample, rows[sample, row])
-    output[at] = (output[at] + change[sample, row]).to(output.dtype)
+    marks, samples = marks_of(sinks, visual), torch.arange(len(output), device=output.device)[:, None]
+    for part in rows.split(rows_at_once(query, key), dim=1):
+        # A row that is none stands for the sample's last row: edited twice to the same, without asking which rows are.
+        place = torch.where(part < 0, part.amax(dim=1, keepdim=True), part)
+        at = place.clamp(min=0)
+        weights = attention_rows(query, key, mask, at, scaling=scaling, causal=causal, softcap=softcap, window=window)
+        changes = redistribution(weights[..., : sinks.shape[1]], marks, p=p, rho=rho, gate=gate)
+        before = output[samples, at]
+        after = (before + weighted_values(changes, value)).to(output.dtype)
+        # A sample without any row may see nothing in the one it reads: NaN, which cannot be multiplied away.
+        output[samples, at] = torch.where((place < 0)[..., None, None], before, after)
     return output

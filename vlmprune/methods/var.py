@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention.correction import add_to_rows, marks_of, own_copy, redistribution, row_chunks, weighted_values
+from ..attention.correction import own_copy
 from ..attention.editor import Columns, Editor
 from ..attention.probe import AttentionCall
 from ..errors import VlmpruneError
@@ -61,7 +61,7 @@ class VAR(Intervention):
 
 
 class VarEditor(Editor):
-    """VAR on one model. Its marks are those of `marks_of`: [B, 3, P]."""
+    """VAR on one model. Its marks are the sinks and the visual tokens of a layer: bool [B, 2, P]."""
 
     def __init__(self, method: VAR, family: Family, model: Any) -> None:
         self.method = method
@@ -89,29 +89,20 @@ class VarEditor(Editor):
         sinks = (values >= self.sinks.tau) & columns.real
         touched = (sinks & columns.visual).any(dim=1)  # a sample without a visual sink selects no head here
         if bool(touched.any()):
-            self.marks[layer] = marks_of(sinks, columns.visual) * touched[:, None, None]
+            self.marks[layer] = torch.stack([sinks, columns.visual], dim=1) & touched[:, None, None]
 
     def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
         if layer not in self.marks:
             return None
-        return self._edit(call, output, self.marks[layer], columns.first_asking, columns.asking)
+        return self._edit(call, output, self.marks[layer], columns.rows)
 
     def edit_step(self, call: AttentionCall, output: Tensor, marks: Tensor, layer: int) -> Tensor | None:
-        return self._edit(call, output, marks, 0, None)
+        rows = torch.arange(output.shape[1], device=output.device)
+        return self._edit(call, output, marks, rows.expand(len(output), -1))
 
-    def _edit(
-        self, call: AttentionCall, output: Tensor, marks: Tensor, start: int, asking: Tensor | None
-    ) -> Tensor | None:
-        if start >= output.shape[1]:
-            return None
-        output = own_copy(output)
-        for rows in row_chunks(call, start):
-            weights = call.weights(rows, gradient=torch.is_grad_enabled())[..., : marks.shape[-1]]
-            if asking is not None:  # rows of padding may hold NaN, so they are not multiplied away
-                weights = weights.masked_fill(~asking[:, None, rows[0], None], 0.0)
-            change = redistribution(weights, marks, p=self.method.p, rho=self.method.rho, gate=self.method.gate)
-            add_to_rows(output, int(rows[0, 0]), weighted_values(change, call.value))
-        return output
+    def _edit(self, call: AttentionCall, output: Tensor, marks: Tensor, rows: Tensor) -> Tensor:
+        shares = {"p": self.method.p, "rho": self.method.rho, "gate": self.method.gate}
+        return call.redistribute(own_copy(output), rows, *marks.unbind(1), **shares)
 
     def notes(self) -> list[str]:
         if self.prefill is None or not any(layout.count for layout in self.prefill.layouts):
