@@ -106,7 +106,7 @@ def weighted_values(changes: Tensor, value: Tensor) -> Tensor:
 
 
 def row_chunks(call: AttentionCall, start: int) -> Iterator[Tensor]:
-    """Query rows start..S-1 of every sample, as [B, R] with R so small that weights take no more room than the output."""
+    """Query rows start..S-1 of every sample, [B, R] at a time: weights then take no more room than the output."""
     batch, queries = len(call.query), call.query.shape[2]
     step = rows_at_once(call.query, call.key)
     for at in range(start, queries, step):

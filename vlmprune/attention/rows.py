@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 LEAST_ROOM = 1 << 20  # weights computed at a time, in elements: 4 MiB
 
 

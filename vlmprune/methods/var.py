@@ -101,8 +101,9 @@ class VarEditor(Editor):
         return self._edit(call, output, marks, rows.expand(len(output), -1))
 
     def _edit(self, call: AttentionCall, output: Tensor, marks: Tensor, rows: Tensor) -> Tensor:
-        shares = {"p": self.method.p, "rho": self.method.rho, "gate": self.method.gate}
-        return call.redistribute(own_copy(output), rows, *marks.unbind(1), **shares)
+        sinks, visual = marks.unbind(1)
+        var = self.method
+        return call.redistribute(own_copy(output), rows, sinks, visual, p=var.p, rho=var.rho, gate=var.gate)
 
     def notes(self) -> list[str]:
         if self.prefill is None or not any(layout.count for layout in self.prefill.layouts):
