@@ -1,7 +1,8 @@
-"""Where a committed number comes from."""
+"""Where a committed number comes from, and how its record is written."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -27,3 +28,10 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "machine": machine(),
         **facts,
     }
+
+
+def write_record(record: dict[str, Any], path: Path | None) -> None:
+    """Write a record as JSON, its folder too where there is none; nowhere without a path."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")

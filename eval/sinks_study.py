@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import vlmprune
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.shared import Shared
 from eval.worker import weights_hash
@@ -176,9 +176,7 @@ def main() -> None:
     record = study(args.questions, args.prompts, args.calibration, args.records)
     record["provenance"] = provenance(attention="sdpa", model="the bundled pair", seed=SEED, split="test")
     print(json.dumps(record, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(record, args.out)
 
 
 if __name__ == "__main__":

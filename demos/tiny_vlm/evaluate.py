@@ -9,12 +9,11 @@ equals asking them one by one (see `packing`). Chance = always giving the split'
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
 from vlmprune.tiny import load_tiny
 from vlmprune.tiny.scenes import FAMILIES, Question
 
@@ -59,9 +58,7 @@ def main() -> None:
     families = {family: found[family] for family in FAMILIES} | measure(models, easy_vqa_questions(args.easy_vqa))
     record = {"families": families, "provenance": provenance(split=args.split, precision=PRECISION)}
     print(table(record))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(record, args.out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ The same command again goes on where a killed one stopped: finished portions lie
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +23,7 @@ from typing import Any
 import vlmprune
 from eval.captions.metrics import Counts, count, difference, summary
 from eval.captions.text_metrics import text_metrics
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.worker import weights_hash
 from vlmprune.captioner import BUNDLED_CONFIG, CaptionConfig, PatchCaptioner
@@ -348,9 +347,7 @@ def main() -> None:
         "provenance": provenance(model=f"the bundled {args.model} model", backend=backend(models[0])),
     }
     show([*record["rows"], *record["pruned"]])  # type: ignore[misc]  # a dictionary of mixed values
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(record, args.out)
 
 
 if __name__ == "__main__":

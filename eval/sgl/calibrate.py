@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from PIL import Image
 
 import vlmprune
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
 from eval.sgl.study import NEW_TOKENS, SHORT
 from vlmprune.cli.measure import backend
 from vlmprune.tiny.scenes import benchmark, render
@@ -41,8 +40,7 @@ def main() -> None:
         max_new_tokens=NEW_TOKENS,
     )
     about = provenance(model="the bundled pair", backend=backend(large), split="validation", questions=len(data))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"about": about, **found.to_dict()}, indent=1) + "\n")
+    write_record({"about": about, **found.to_dict()}, args.out)
     found.plot(args.out.with_suffix(".png"))
     print(found)
 

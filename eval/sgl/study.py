@@ -10,7 +10,6 @@ that ranks by them, so that a row costs only its own model; seconds are therefor
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import random
@@ -26,7 +25,7 @@ from PIL import Image
 from rich.progress import track
 
 import vlmprune
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
 from vlmprune.cli.measure import backend
 from vlmprune.cli.options import EXIT_AT
 from vlmprune.guide.runner import Guidance, Guide
@@ -261,8 +260,7 @@ def main() -> None:
     start = time.time()
     result = run(args.questions, args.exit_at, args.workers)
     result["about"]["seconds"] = round(time.time() - start)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(result, args.out)
 
 
 if __name__ == "__main__":

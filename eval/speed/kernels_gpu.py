@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
 from vlmprune import VlmpruneError, kernels
 from vlmprune.flow.compact import Compaction, compaction, gather_positions, gather_rows
 from vlmprune.plan.hardware import HARDWARE
@@ -128,9 +128,7 @@ def compaction_of(batch: int) -> dict[str, Any]:
 
 def columns_of(batch: int, rows: int) -> dict[str, Any]:
     """Column sums of the last rows, in Triton, in PyTorch, and out of the whole map, beside causal SDPA."""
-    query, key, value = (
-        torch.randn(batch, HEADS, LENGTH, HEAD, device="cuda", dtype=torch.bfloat16) for _ in range(3)
-    )
+    query, key, value = (torch.randn(batch, HEADS, LENGTH, HEAD, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     chosen = torch.arange(LENGTH - rows, LENGTH, device="cuda").expand(batch, -1).contiguous()
 
     def run() -> Tensor:
@@ -180,8 +178,7 @@ def main() -> None:
         "arithmetic": arithmetic(),
     }
     print(json.dumps(record, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(record, args.out)
 
 
 if __name__ == "__main__":

@@ -17,52 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
+from eval.speed.models import encoded, random_llava, random_prompt
 from vlmprune.attention.probe import AttentionCall, ProbedLayer, clear_observers, column_sums, observe
 
-IMAGE_TOKEN = 3
 SIDE = 30  # 900 visual tokens
 TEXT = 124
 MODEL = "random LLaVA-like, LM 8 layers x 512, 1,024 tokens of which 900 visual, fp32"
-
-
-def build_model() -> LlavaForConditionalGeneration:
-    """LM 8 x 512; the tower is as small as can be, it is no part of what is measured."""
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=SIDE * 4,
-        patch_size=4,
-    )
-    text = LlamaConfig(
-        hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=1024,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1)
-    return LlavaForConditionalGeneration(config).eval()
-
-
-def prompt() -> dict[str, Any]:
-    """One picture of noise and 124 tokens of text."""
-    ids = torch.cat([torch.tensor([1]), torch.full((SIDE * SIDE,), IMAGE_TOKEN), torch.randint(10, 1000, (TEXT - 1,))])
-    return {
-        "input_ids": ids[None],
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "pixel_values": torch.randn(1, 3, SIDE * 4, SIDE * 4),
-    }
-
-
-def language_model_inputs(model: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same prompt with its picture encoded before, so that only the language model is timed."""
-    with torch.no_grad():
-        features = model.model.get_image_features(pixel_values=inputs["pixel_values"])
-    return {k: v for k, v in inputs.items() if k != "pixel_values"} | {"mm_encoder_outputs": {"image": features}}
 
 
 def interleave(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -79,8 +42,9 @@ def interleave(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, lis
 
 def measure(rounds: int) -> dict[str, Any]:
     """Median ratios to the plain forward, pair by pair."""
-    model = build_model()
-    inputs = language_model_inputs(model, prompt())
+    torch.manual_seed(0)
+    model = random_llava(512, 8, side=SIDE)
+    inputs = {**random_prompt(SIDE * SIDE, TEXT), **encoded(torch.randn(1, SIDE * SIDE, 512))}
     attention = model.model.language_model.layers[1].self_attn
     rows = torch.tensor([[len(inputs["input_ids"][0]) - 1]])
 
@@ -117,9 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     record = {**measure(args.rounds), "provenance": provenance(attention="sdpa", model=MODEL)}
     print(json.dumps(record, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(record, args.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ measured share over it. Peak memory is that of a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import vlmprune
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
+from eval.speed.models import encoded, random_llava, random_prompt
 from vlmprune.families import family_of
 from vlmprune.flops import model_cost
 from vlmprune.plan.hardware import Hardware
@@ -35,35 +33,21 @@ SIZES = {"8x512": (8, 512), "12x1024": (12, 1024), "16x1024": (16, 1024)}
 VISUAL = (576, 1728, 2880)
 KEEPS = (0.5, 0.25, 0.1, 0.05)
 LAYERS = (0, 2)
-IMAGE_TOKEN, SIDE, TEXT, STEPS = 3, 24, 64, 4
+SIDE, TEXT, STEPS = 24, 64, 4
 LIMITS = {"600 tokens or more": 1.10, "fewer": 1.30, "all but one": 1.01}
 
 
-def build_model(size: str) -> LlavaForConditionalGeneration:
-    """A language model of that size; the tower is as small as can be, it is no part of what is measured."""
+def build_model(size: str) -> Any:
+    """A language model of that size."""
     torch.manual_seed(0)
     layers, width = SIZES[size]
-    vision = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE * 4,
-        patch_size=4,
-    )  # fmt: skip
-    text = LlamaConfig(
-        hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=layers, num_attention_heads=width // 64,
-        num_key_value_heads=width // 64, vocab_size=1024,
-    )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1)
-    return LlavaForConditionalGeneration(config).eval()
+    return random_llava(width, layers, side=SIDE)
 
 
 def prompt(model: Any, visual: int) -> dict[str, Any]:
     """Pictures of noise, encoded, and 64 tokens of text."""
-    ids = torch.cat([torch.tensor([1]), torch.full((visual,), IMAGE_TOKEN), torch.randint(10, 1000, (TEXT - 1,))])
-    features = list(torch.randn(visual // SIDE**2, SIDE**2, model.config.text_config.hidden_size))
-    return {
-        "input_ids": ids[None],
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)},
-    }
+    ids = random_prompt(visual, TEXT)
+    return ids | encoded(torch.randn(visual // SIDE**2, SIDE**2, model.config.text_config.hidden_size))
 
 
 def settings(visual: int) -> dict[str, tuple[float | int, int]]:
@@ -240,12 +224,10 @@ def main() -> None:
                         f"({row['step_share']:.2f}){mark}",
                         flush=True,
                     )
-                if args.out:
-                    args.out.write_text(json.dumps(record, indent=1) + "\n")
+                write_record(record, args.out)
             record["memory"] += (found := memory(size, max(args.visual)))
             print(*found, sep="\n", flush=True)
-        if args.out:
-            args.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(record, args.out)
 
 
 if __name__ == "__main__":

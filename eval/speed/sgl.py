@@ -17,58 +17,36 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
+from eval.speed.models import random_llava, random_prompt
 from vlmprune.tiny.scenes import benchmark, render
 from vlmprune.wrap import prepare
 
-IMAGE_TOKEN = 3
-SIDE, TEXT, GENERATED = 24, 40, 8
+SIDE, PATCH, TEXT, GENERATED = 24, 14, 40, 8
+TOWER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
+WORDS = 32000
 RETENTION = 0.09
 
 
-def random_model(width: int, layers: int, heads: int, tower: Any = None) -> LlavaForConditionalGeneration:
-    """A language model of that size on a 12 x 384 tower; `tower` to share another model's weights."""
-    vision = CLIPVisionConfig(
-        hidden_size=384,
-        intermediate_size=1536,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        image_size=SIDE * 14,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=int(width * 2.6875),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=32000,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1)
-    model = LlavaForConditionalGeneration(config).eval()
+def random_model(width: int, layers: int) -> Any:
+    """A language model of that size on a 12 x 384 tower; it never ends an answer by itself."""
+    model = random_llava(
+        width, layers, side=SIDE, patch=PATCH, tower=TOWER, vocab_size=WORDS, intermediate_size=int(width * 2.6875),
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    if tower is not None:
-        model.model.vision_tower.load_state_dict(tower.state_dict())
     return model
 
 
 def random_pair() -> tuple[Any, Any, list[dict[str, Any]]]:
     """The random-weight pair and one prompt for it."""
     torch.manual_seed(0)
-    large = random_model(1024, 12, 16)
-    small = random_model(448, 6, 7, large.model.vision_tower)
-    ids = torch.cat([torch.tensor([1]), torch.full((SIDE * SIDE,), IMAGE_TOKEN), torch.randint(10, 32000, (TEXT - 1,))])
-    prompt = {
-        "input_ids": ids[None],
-        "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "pixel_values": torch.randn(1, 3, SIDE * 14, SIDE * 14),
-    }
-    return large, small, [prompt]
+    large, small = random_model(1024, 12), random_model(448, 6)
+    small.model.vision_tower.load_state_dict(large.model.vision_tower.state_dict())
+    pixels = torch.randn(1, 3, SIDE * PATCH, SIDE * PATCH)
+    return large, small, [{**random_prompt(SIDE * SIDE, TEXT, vocabulary=WORDS), "pixel_values": pixels}]
 
 
 def bundled_pair(prompts: int) -> tuple[Any, Any, list[dict[str, Any]]]:
@@ -146,7 +124,7 @@ def main() -> None:
             "bundled": measure(*bundled_pair(args.prompts), args.exit_at, args.rounds),
             "random": measure(*random_pair(), 1.0, args.rounds),
         }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(result, args.out)
     shown = ("speed_up", "language_model_speed_up", "exits")
     print(json.dumps({pair: {name: result[pair][name] for name in shown} for pair in ("bundled", "random")}, indent=1))
 

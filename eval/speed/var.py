@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmprune
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
+from eval.speed.models import encoded, random_llava, random_prompt
 from eval.speed.overhead import interleave
 
-IMAGE_TOKEN = 3
 SIDE, TEXT, LAYERS, WIDTH = 44, 64, 8, 512
 VISUAL = SIDE * SIDE
 BEFORE = 2048 - VISUAL - TEXT  # BOS and words in front of the picture
@@ -40,44 +39,22 @@ VARIANTS = ("plain", "var", "eager", "eager_var")
 NAIVE = "vlmprune_naive_var"
 
 
-def build(attention: str) -> LlavaForConditionalGeneration:
-    """The model; its tower is as small as can be, since features are handed over."""
+def build(attention: str) -> Any:
+    """The model, whose first token is a massive activation."""
     torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, image_size=4 * SIDE,
-        patch_size=4,
-    )
-    text = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=1408, num_hidden_layers=LAYERS, num_attention_heads=8,
-        num_key_value_heads=8, vocab_size=1024, max_position_embeddings=4096,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1)
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
+    model = random_llava(WIDTH, LAYERS, side=SIDE, attention=attention, max_position_embeddings=4096)
     with torch.no_grad():
         model.get_input_embeddings().weight[1, list(SINK_DIMS)] = 50.0  # BOS
     return model
 
 
 def prompt() -> dict[str, Any]:
-    """BOS, an encoded picture with its sinks, a question."""
+    """BOS and words, an encoded picture with its sinks, a question."""
     torch.manual_seed(1)
-    words, question = torch.randint(10, 1000, (BEFORE - 1,)), torch.randint(10, 1000, (TEXT,))
-    ids = torch.cat([torch.tensor([1]), words, torch.full((VISUAL,), IMAGE_TOKEN), question])[None]
+    ids = random_prompt(VISUAL, BEFORE + TEXT, before=BEFORE)
     features = torch.randn(VISUAL, WIDTH) * 0.02
     features[torch.tensor(SINKS)[:, None], torch.tensor(SINK_DIMS)] = 50.0
-    # A list of one tensor an image, as the model's own vision stage hands it over.
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_encoder_outputs": {"image": _Features([features])},
-    }
-
-
-class _Features:
-    """The part of the vision stage's output that the model reads."""
-
-    def __init__(self, features: list[torch.Tensor]) -> None:
-        self.pooler_output = features
+    return ids | encoded([features])
 
 
 def naive_var(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float = 1.0, **_: Any) -> Any:
@@ -209,9 +186,7 @@ def main() -> None:
         return
     record = {**measure(args.rounds), "provenance": provenance(attention="sdpa and eager", model=MODEL)}
     print(json.dumps(record, indent=2))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=2) + "\n")
+    write_record(record, args.out)
 
 
 if __name__ == "__main__":
