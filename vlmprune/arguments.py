@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,15 @@ def on(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         return value.to(model.device, model.dtype if value.is_floating_point() else None)
 
     return {name: moved(value) for name, value in inputs.items()}
+
+
+def host_copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of whole numbers, of any shapes, on the CPU: in one copy where one device has them all, to wait once."""
+    if len({tensor.device for tensor in tensors}) != 1 or tensors[0].device.type == "cpu":
+        return [tensor.cpu() for tensor in tensors]
+    flat = torch.cat([tensor.flatten().long() for tensor in tensors]).cpu()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def small(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from .arguments import host_copies
 from .attention.probe import AttentionCall
 from .attention.tower import VisionStats
 from .cache_state import PrunedPrompt, remember
@@ -29,7 +30,11 @@ from .stage import Stage, merged, remaining
 
 
 class Prefill:
-    """A prompt: located, scored, selected and compacted at each of the pruner's layers, gathered in those after it."""
+    """A prompt: located, scored, selected and compacted at each of the pruner's layers, gathered in those after it.
+
+    `input_ids`, `valid` and `layouts` are on the CPU, and so is all that is reckoned from them: a GPU is asked once a
+    prompt for its ids and once a stage for what was kept, and waited for no more than that.
+    """
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Prefill:
     ) -> None:
         self.pruner, self.layers, self.family, self.text_model = pruner, tuple(layers), family, text_model
         self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
+        self.device = input_ids.device  # of the ids as they were given
         self.attention: Tensor | None = None
         self.keys: Tensor | None = None
         self.vision: list[VisionStats] | None = None
@@ -94,29 +100,35 @@ class Prefill:
         """What is left after all stages, None where nothing was dropped."""
         return self.stages[-1].chosen if self.stages else None
 
+    @property
+    def _chosen_on_host(self) -> Compaction | None:
+        return self.stages[-1].on_host if self.stages else None
+
     def _now_valid(self) -> Tensor:
         """The padding mask of the sequence as the stages so far have left it."""
-        return self.valid if self.chosen is None or self.family.cross_attention else self.chosen.real
+        chosen = self._chosen_on_host
+        return self.valid if chosen is None or self.family.cross_attention else chosen.real
 
     def _inverse(self) -> Tensor:
         """[B, S]: where each position of the unpruned sequence stands now (0 for those that are gone)."""
         positions = torch.arange(self.valid.shape[1]).expand(len(self.valid), -1)
-        if self.chosen is None:
+        chosen = self._chosen_on_host
+        if chosen is None:
             return positions
-        index, real = self.chosen.index.cpu(), self.chosen.real.cpu()
         # Fillers point at dropped positions, which real ones never share: writing 0 there does no harm.
-        return torch.zeros_like(positions).scatter(1, index, torch.arange(index.shape[1]) * real)
+        return torch.zeros_like(positions).scatter(1, chosen.index, torch.arange(chosen.index.shape[1]) * chosen.real)
 
     def _prompt(self, layer: int, hidden: Tensor) -> Prompt:
         """What the pruner sees: the layouts as earlier stages have left them."""
         layouts, ids = self.layouts, self.input_ids
-        if self.chosen is not None:
+        chosen = self._chosen_on_host
+        if chosen is not None:
             where = self._inverse()
             layouts = [
-                remaining(layout, kept.cpu(), where[row])
+                remaining(layout, kept, where[row])
                 for row, (layout, kept) in enumerate(zip(self.layouts, self.stages[-1].kept, strict=True))
             ]
-            ids = torch.gather(ids, 1, self.chosen.index.to(ids.device))
+            ids = torch.gather(ids, 1, chosen.index)
         return Prompt(
             layouts,
             hidden,
@@ -136,8 +148,9 @@ class Prefill:
     def _select(self, prompt: Prompt) -> Selection:
         assert self.pruner is not None
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
+        selection = Selection(host_copies(selection.kept), selection.merged)
         for kept, layout in zip(selection.kept, prompt.layouts, strict=True):
-            check_ranked(kept := kept.cpu())
+            check_ranked(kept)
             steps = torch.diff(kept, prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))
             if layout.count and (len(kept) == 0 or bool((steps < 1).any())):
                 raise VlmpruneError(
@@ -153,18 +166,18 @@ class Prefill:
         selection = self._select(prompt)
         kept = selection.kept
         if before is not None:
-            kept = [old[new.to(old.device)] for old, new in zip(before.kept, kept, strict=True)]
+            kept = [old[new] for old, new in zip(before.kept, kept, strict=True)]
         stage = Stage(layer, kept)
         if not self._drops(kept):  # every layer runs untouched, bit by bit
             return stage
         stage.merged = selection.merged
-        stage.places = [
-            layout.slots.cpu()[new.cpu()] for layout, new in zip(prompt.layouts, selection.kept, strict=True)
-        ]
+        stage.places = [layout.slots[new] for layout, new in zip(prompt.layouts, selection.kept, strict=True)]
         eligible = self._eligible(hidden)
-        stage.chosen = compaction(keep_mask(eligible, [layout.slots for layout in self.layouts], kept))
-        index = stage.chosen.index
-        stage.inner = index if self.chosen is None else self._inverse().to(index.device).gather(1, index)
+        stage.on_host = compaction(keep_mask(eligible, [layout.slots for layout in self.layouts], kept))
+        stage.chosen = stage.on_host.to(hidden.device)
+        stage.inner = stage.chosen.index
+        if self._chosen_on_host is not None:
+            stage.inner = self._inverse().gather(1, stage.on_host.index).to(hidden.device)
         return stage
 
     def _drops(self, kept: Sequence[Tensor]) -> bool:
@@ -173,7 +186,7 @@ class Prefill:
 
     def _eligible(self, hidden: Tensor) -> Tensor:
         """Padding goes too, and rows are re-padded to the longest."""
-        return self.valid.to(hidden.device)
+        return self.valid
 
     def _state(self, stage: Stage) -> PrunedPrompt:
         assert stage.chosen is not None and self.pruner is not None
@@ -319,7 +332,7 @@ class CrossPrefill(Prefill):
     mask: Tensor | None = None
 
     def _eligible(self, hidden: Tensor) -> Tensor:
-        return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return torch.ones(hidden.shape[:2], dtype=torch.bool)
 
     def _choose(self, states: Tensor, cache: Any) -> Stage:
         (layer,) = self.layers

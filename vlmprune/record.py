@@ -23,7 +23,7 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
     stages = [(stage, [len(k) for k in stage.kept[::repeats]]) for stage in prefill.stages if stage.chosen is not None]
     kept = [torch.arange(v) for v in visual]
     if prefill.stages:
-        kept = [k.cpu() for k in prefill.stages[-1].kept[::repeats]]
+        kept = prefill.stages[-1].kept[::repeats]
     kept_tokens = [len(k) for k in kept]
     length = prefill.valid.shape[1]
     cross = isinstance(prefill, CrossPrefill)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .arguments import encoded, has_image, padding_mask, small
+from .arguments import encoded, has_image, host_copies, padding_mask, small
 from .attention.probe import ProbedLayer, clear_observers, observe
 from .attention.tower import TowerReader
 from .attention.watcher import Watcher
@@ -255,7 +255,6 @@ class Session:
         self._clear()
         self._local.given = None
         given = self._arguments(self.base, args, kwargs)
-        self._local.start, self._local.vision_before = self._now(), self._get("vision", 0.0)
         cache = given.get("past_key_values")
         if cache is not None and not hasattr(cache, "layers"):
             cache = None
@@ -269,6 +268,8 @@ class Session:
             self._refuse_later_image(given)
             self._local.active = "continued"
         ids = given.get("input_ids")
+        if self._get("active") is None or self._get("prompts") is None:  # `generate` itself times its steps
+            self._local.start, self._local.vision_before = self._now(), self._get("vision", 0.0)
         if self._get("active") is not None:
             for watcher in self.watchers:
                 watcher.step(ids, cache)
@@ -326,13 +327,15 @@ class Session:
                     "input_ids with the image."
                 )
             ids = torch.zeros(given["inputs_embeds"].shape[:2], dtype=torch.long)
-        valid = padding_mask(given.get("attention_mask"), ids)
+        device = ids.device
+        ids, valid = host_copies([ids, padding_mask(given.get("attention_mask"), ids)])
         layouts = self._layouts(given, ids, valid)
         pruner = self.pruner if self._prunes and any(layout.count for layout in layouts) else None
         layers = pruner.stage_layers(len(self.text.layers), layouts) if pruner else self.layers
         kind = CrossPrefill if self.family.cross_attention else Prefill
         importance = self._importance(layouts) if pruner else None
         prefill = kind(pruner, layers, self.family, self.text, ids, valid, layouts, importance)
+        prefill.device = device
         prefill.sink_watcher = self._sink_watcher
         prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
         if pruner is not None and self.tower is not None:
@@ -358,6 +361,7 @@ class Session:
         arguments = {**self._get("media", {}), **small(given)}
         if self.family.cross_layouts is not None:
             return self.family.cross_layouts(self.model.config, Media(arguments))
+        ids, valid = host_copies([ids, valid])
         visual = self._visual(ids) & valid
         if (length := self._get("prompt_length")) is not None:
             visual[:, length:] = False  # with use_cache=False a generated image token comes back as input: it is text
@@ -365,7 +369,7 @@ class Session:
         repeats = len(ids) // (self._get("prompts") or len(ids))
         grids = self.family.grids(self.model.config, Media(arguments, ids[::repeats], visual[::repeats]))
         once = layouts_from_mask(visual[::repeats], grids)
-        slots = [row.nonzero()[:, 0] for row in visual.cpu()]
+        slots = [row.nonzero()[:, 0] for row in visual]
         return [SampleLayout(own, once[i // repeats].images) for i, own in enumerate(slots)]
 
     def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -19,13 +19,15 @@ class Stage:
     """What was decided at one layer.
 
     `kept`: per sample, ascending indices into all of its visual tokens. `chosen`: these and the text as positions of
-    the unpruned sequence, None while nothing was dropped. `inner` [B, C]: the same as positions of the sequence that
-    entered the layer. `merged` and `places`: per sample, states [K, D] that take the kept tokens' places there.
+    the unpruned sequence, on the layer's device, None while nothing was dropped; `on_host` is its copy on the CPU.
+    `inner` [B, C]: the same as positions of the sequence that entered the layer. `merged` and `places`: per sample,
+    states [K, D] that take the kept tokens' places there. Everything else is on the CPU too.
     """
 
     layer: int
     kept: list[Tensor]
     chosen: Compaction | None = None
+    on_host: Compaction | None = None
     inner: Tensor | None = None
     merged: list[Tensor] | None = None
     places: list[Tensor] = field(default_factory=list)
@@ -42,7 +44,7 @@ def remaining(layout: SampleLayout, kept: Tensor, where: Tensor) -> SampleLayout
         mine = torch.isin(span.positions, kept)
         positions = torch.searchsorted(kept, span.positions[mine])
         images.append(ImageSpan(span.image, positions, len(positions), span.grid, span.xy[mine]))
-    return SampleLayout(where[layout.slots.cpu()[kept]], tuple(images))
+    return SampleLayout(where[layout.slots[kept]], tuple(images))
 
 
 def merged(hidden: Tensor, stage: Stage) -> Tensor:

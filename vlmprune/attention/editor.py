@@ -53,7 +53,7 @@ UNPRUNED = -1  # stands for the layer of a stage that there is none of
 
 def columns_of(prefill: Prefill) -> Columns:
     """The columns of an uncompacted prompt, on the CPU."""
-    valid = prefill.valid.cpu()
+    valid = prefill.valid
     visual = torch.zeros_like(valid)
     asking = torch.zeros_like(valid)
     for row, layout in enumerate(prefill.layouts):
@@ -66,7 +66,6 @@ def columns_of(prefill: Prefill) -> Columns:
 
 def compacted(columns: Columns, chosen: Compaction) -> Columns:
     """The columns left by the pruner."""
-    chosen = chosen.to(columns.real.device)
     parts = (columns.visual, columns.real, columns.asking)
     return with_rows(*(gather_positions(part, chosen.index) & chosen.real for part in parts))
 
@@ -140,7 +139,7 @@ class Editor(Watcher):
         """The columns that this layer holds of the prompt, made once for all layers alike."""
         assert self.prefill is not None
         stage = self.prefill.stage_at(layer)
-        chosen = stage.chosen if stage is not None else None
+        chosen = stage.on_host if stage is not None else None
         since = stage.layer if stage is not None and chosen is not None else UNPRUNED
         if (since, device) not in self._columns:
             whole = self._columns[UNPRUNED, torch.device("cpu")]

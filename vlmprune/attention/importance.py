@@ -45,18 +45,18 @@ class ImportanceWatcher(Watcher):
     def prompt(self, prefill: Prefill) -> None:
         self._prefill, self._sums, self._taken = prefill, None, 0
         self._seen = prefill.input_ids.shape[1]
-        ids, valid = prefill.input_ids, prefill.valid.to(prefill.input_ids.device)
-        visual = torch.isin(ids, torch.tensor(self._visual_ids, device=ids.device)) & valid
+        ids, valid = prefill.input_ids, prefill.valid
+        visual = torch.isin(ids, torch.tensor(self._visual_ids)) & valid
         # A sample's text rows begin after its last visual token; one without an image has none.
         behind = visual.int().flip(1).cumsum(1).flip(1) == 0
-        self._set_rows(behind & visual.any(dim=1, keepdim=True) & valid)
-        self._awake = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        self._set_rows(behind & visual.any(dim=1, keepdim=True) & valid, prefill.device)
+        self._awake = torch.ones(len(ids), dtype=torch.bool, device=prefill.device)
 
-    def _set_rows(self, counts: Tensor) -> None:
-        """Rows to read from a mask [B, S]: the same number in every sample, those too many with weight 0."""
+    def _set_rows(self, counts: Tensor, device: torch.device) -> None:
+        """Rows to read from a mask [B, S] on the CPU: as many in every sample, those too many with weight 0."""
         most = max(1, int(counts.sum(dim=1).max()))
-        self._rows = torch.sort(counts.int(), dim=1, stable=True).indices[:, -most:]
-        self._weight = torch.gather(counts, 1, self._rows).float()
+        rows = torch.sort(counts.int(), dim=1, stable=True).indices[:, -most:]
+        self._rows, self._weight = rows.to(device), torch.gather(counts, 1, rows).float().to(device)
 
     def step(self, ids: Tensor | None, cache: Any) -> None:
         assert ids is not None

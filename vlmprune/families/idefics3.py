@@ -22,7 +22,7 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
     assert media.visual is not None and media.input_ids is not None
     side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
     images = []
-    for ids, visual in zip(media.input_ids.cpu(), media.visual.cpu(), strict=True):
+    for ids, visual in zip(media.input_ids, media.visual, strict=True):
         for rows, cols in tile_arrangements(ids, visual, side * side):
             images.append(tiled_grid(side, rows, cols))
     return images

@@ -14,7 +14,7 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
     assert media.visual is not None
     side = int(config.vision_config.image_size[0] // config.vision_config.patch_size[0] * config.downsample_ratio)
     images = []
-    for visual in media.visual.cpu():
+    for visual in media.visual:
         for _, length in visual_runs(visual):
             tiles = length // (side * side) - 1
             images.append(tiled_grid(side, *rows_and_cols(tiles)))

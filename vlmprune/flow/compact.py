@@ -49,7 +49,7 @@ def keep_mask(eligible: Tensor, slots: Sequence[Tensor], kept: Sequence[Tensor])
 
 
 def compaction(keep: Tensor) -> Compaction:
-    """From a keep mask [B, S] to a gather index; one host synchronisation, for the length of the longest row."""
+    """From a keep mask [B, S] to a gather index; on a GPU the host waits for the length of the longest row."""
     counts = keep.sum(dim=1)
     lengths = counts.tolist()
     longest = max(lengths)

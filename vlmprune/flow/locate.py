@@ -93,14 +93,14 @@ def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[Sample
     """Deal the images out to the samples in order.
 
     Args:
-        visual: [B, S] bool, True at visual tokens.
+        visual: [B, S] bool on the CPU, True at visual tokens.
         grids: every image of the batch in order; each sample takes images until its visual tokens are used up.
 
     Raises:
         VlmpruneError: the images do not add up to the visual tokens.
     """
     layouts, remaining = [], list(grids)
-    for row in visual.cpu():
+    for row in visual:
         slots = row.nonzero()[:, 0]
         spans: list[ImageSpan] = []
         start = 0

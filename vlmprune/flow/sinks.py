@@ -143,7 +143,7 @@ class Separation:
 
 def separation(values: Tensor, tau: float) -> Separation:
     """The spread of phi values of any shape around the threshold."""
-    sinks, low = int((values >= tau).sum()), int((values < tau / 2).sum())
+    sinks, low = torch.stack([(values >= tau).sum(), (values < tau / 2).sum()]).tolist()
     return Separation(low, values.numel() - sinks - low, sinks)
 
 

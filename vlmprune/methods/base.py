@@ -27,13 +27,13 @@ class Prompt:
     """What a pruner may look at, at the decoder layer before which it prunes.
 
     `layouts`: where each sample's visual tokens are. `hidden` [B, S, D]: hidden states entering the layer, or for
-    cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask.
-    `attention` [B, S or cross states]: attention received by each position from the last prompt token, mean over
-    heads, in the layer before (only for methods that set `reads_attention`); the sum over `readers` where a method
-    names them. `keys` [B, H, S, D]: rotated keys of the layer before (only for `reads_keys`). `importance`: per sample
-    [V], what a guide made of the visual tokens (only for guided methods). `sinks`: per sample bool [V], the visual
-    sinks (only for methods that read attention and set `exclude_sinks`). `vision`: per sample, attention and keys of
-    the vision tower (only for `reads_vision`).
+    cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask; both
+    and the layouts are on the CPU, whatever the model runs on. `attention` [B, S or cross states]: attention received
+    by each position from the last prompt token, mean over heads, in the layer before (only for methods that set
+    `reads_attention`); the sum over `readers` where a method names them. `keys` [B, H, S, D]: rotated keys of the layer
+    before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only for
+    guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
+    `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
 
     Methods of several stages see at each what the earlier ones have left: `layouts` and `hidden` of the shortened
     sequence. `stage` counts the `stages` from 0, `unpruned` are the layouts at the start.
@@ -59,8 +59,8 @@ class Prompt:
 
     def question(self, sample: int) -> Tensor:
         """Positions 0..S-1 of one sample's text tokens after its last visual token; of all its text if none follow."""
-        text = self.valid[sample].clone().cpu()
-        slots = self.layouts[sample].slots.cpu()
+        text = self.valid[sample].clone()
+        slots = self.layouts[sample].slots
         text[slots] = False
         after = text.clone()
         after[: int(slots.max()) + 1 if len(slots) else 0] = False

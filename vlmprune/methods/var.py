@@ -85,10 +85,11 @@ class VarEditor(Editor):
         if not self.sinks.dims or not any(layout.count for layout in self.prefill.layouts):  # type: ignore[union-attr]  # a prompt is on
             return
         values = phi(hidden.detach(), self.sinks.dims)
-        self._phi.append(values[columns.real])
+        self._phi.append(values.masked_fill(~columns.real, 0.0).flatten())
         sinks = (values >= self.sinks.tau) & columns.real
         touched = (sinks & columns.visual).any(dim=1)  # a sample without a visual sink selects no head here
-        if bool(touched.any()):
+        # Asking a GPU would wait for it in every layer; without a visual sink the marks change nothing.
+        if touched.device.type != "cpu" or bool(touched.any()):
             self.marks[layer] = torch.stack([sinks, columns.visual], dim=1) & touched[:, None, None]
 
     def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
@@ -110,15 +111,22 @@ class VarEditor(Editor):
             return ["VAR: no image in the prompt, so nothing was changed"]
         if not self.sinks.dims:
             return [f"VAR: no sink dimensions found (none reaches tau {self.sinks.tau:.2f}), so nothing was changed"]
-        spread = separation(torch.cat(self._phi), self.sinks.tau)
+        device = self._phi[0].device  # layers of a sharded model lie on several
+        spread = separation(torch.cat([layer.to(device) for layer in self._phi]), self.sinks.tau)
         dims = ", ".join(map(str, self.sinks.dims))
-        lines = [f"VAR: sink dimensions {dims}; visual sinks in layers {ranges(self.marks) or 'none'}"]
+        lines = [f"VAR: sink dimensions {dims}; visual sinks in layers {ranges(self._sunk_layers()) or 'none'}"]
         if spread.sinks and not spread.bimodal:
             lines.append(
                 f"VAR: sinks do not stand out, {spread.between} tokens lie between tau / 2 and tau beside "
                 f"{spread.sinks} above"
             )
         return lines
+
+    def _sunk_layers(self) -> list[int]:
+        """The layers with a visual sink in some sample."""
+        found = [marks.any() for marks in self.marks.values()]
+        sunk = torch.stack([one.to(found[0].device) for one in found]).tolist() if found else []
+        return [layer for layer, some in zip(self.marks, sunk, strict=True) if some]
 
 
 def ranges(numbers: Any) -> str:
