@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -53,6 +53,6 @@ def random_prompt(visual: int, text: int, *, before: int = 1, vocabulary: int = 
     return {"input_ids": ids[None], "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
 
 
-def encoded(features: Sequence[Tensor]) -> dict[str, Any]:
+def encoded(features: Iterable[Tensor]) -> dict[str, Any]:
     """Pictures as the vision stage would hand them over, a tensor each, so that only the language model runs."""
     return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(features))}}
