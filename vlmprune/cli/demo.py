@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
 
 from ..errors import VlmpruneError
+from ..imports import uncollected
 from .models import load_models, quiet
 from .options import GuideOption, ModelOption, TrustOption
 from .output import note, spinner
@@ -34,17 +36,19 @@ def demo(
         raise VlmpruneError(f"--port {port} is no port; give a number from 1 to {LAST_PORT:,}")
     from ..demo.app import LOOPBACK, check_address, check_gradio, serve
 
-    # Said before anything is loaded.
-    check_gradio()
-    check_address(host, port)
-    with quiet():
-        with spinner("loading"):
-            models = load_models(model, guide, trust_remote_code=trust_remote_code)
-        from ..demo.engine import Engine
+    with uncollected():
+        # Said before anything is loaded.
+        check_gradio()
+        check_address(host, port)
+        with quiet():
+            with spinner("loading"):
+                models = load_models(model, guide, trust_remote_code=trust_remote_code)
+            from ..demo.engine import Engine
 
-        engine = Engine(models)
-        with spinner("warming up"):
-            engine.warm_up()
+            engine = Engine(models)
+            with spinner("warming up"):
+                engine.warm_up()
+    gc.freeze()  # all this stays: no later collection needs to look through it
     if host not in LOOPBACK:
         note(f"warning: --host {host} lets everybody who reaches this machine use the models")
     serve(engine, note, host=host, port=port, share=share)

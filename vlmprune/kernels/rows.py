@@ -58,7 +58,10 @@ def compact(
 
 
 def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries `index` [B, C] of a layer's keys and values [B, G, T, D], for pruning a cache that is filled.
+    """The entries `index` [B, C] of a layer's keys and values [B, G, T, D].
+
+    For methods of your own that prune a cache after the prompt has filled it, as KV-cache compression does. Nothing in
+    vlmprune calls it: its methods prune the prompt, so that the later layers never make the dropped entries.
 
     Returns:
         [B, G, C, D] each, contiguous.
