@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from ..tiny import example
 from .page import notice
@@ -36,6 +39,23 @@ def examples() -> dict[str, tuple[Image.Image, str]]:
     return found
 
 
+def stored(name: str) -> str | None:
+    """Where an example's picture lies as a PNG file; None if there is no such example.
+
+    Given the image itself, Gradio would write one and the same file every time somebody chooses the example, also while
+    it is being sent to somebody else.
+    """
+    if name not in examples():
+        return None
+    path = Path(get_upload_folder()) / "examples" / f"{list(examples()).index(name)}.png"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{threading.get_ident()}.part")
+        examples()[name][0].save(part, "PNG")
+        part.replace(path)
+    return str(path)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """A picture and, in most tabs, a question; `alert` is where the tab's errors stand."""
@@ -48,10 +68,10 @@ class Inputs:
 
 def inputs(tab: str, *, question: bool = True) -> Inputs:
     """The inputs of one tab, the first example in them."""
-    first, (picture, words) = next(iter(examples().items()))
+    first, (_, words) = next(iter(examples().items()))
     alert = gr.HTML(elem_id=f"{tab}-alert")
     chosen = gr.Dropdown([*examples(), OWN], value=first, label="Example", elem_id=f"{tab}-example", filterable=False)
-    shown = picture_input(value=picture, elem_id=f"{tab}-picture")
+    shown = picture_input(value=stored(first), elem_id=f"{tab}-picture")
     box = (
         gr.Textbox(words, label="Question", max_lines=3, elem_id=f"{tab}-question", submit_btn=False)
         if question
@@ -59,7 +79,7 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
     )
 
     def choose(name: str) -> Any:
-        found = examples().get(name, (None, ""))
+        found = stored(name), examples().get(name, (None, ""))[1]
         return found if question else found[0]
 
     chosen.input(
