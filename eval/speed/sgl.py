@@ -21,6 +21,7 @@ from PIL import Image
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import random_llava, random_prompt
+from vlmprune.cli.options import EXIT_AT
 from vlmprune.tiny.scenes import benchmark, render
 from vlmprune.wrap import prepare
 
@@ -113,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--prompts", type=int, default=5, help="of each of four families, for the bundled pair")
-    parser.add_argument("--exit-at", type=float, default=0.9)
+    parser.add_argument("--exit-at", type=float, default=EXIT_AT)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
