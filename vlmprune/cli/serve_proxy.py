@@ -66,7 +66,7 @@ def serve_proxy(
     if not engine.startswith(("http://", "https://")):
         raise VlmpruneError(f"--engine {engine!r} is no web address; give one like http://127.0.0.1:8000")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise VlmpruneError(f"serve-proxy needs {', '.join(missing)}; install vlmprune[serve]")
+        raise VlmpruneError(f"serve-proxy needs {', '.join(missing)}; install vlmprune[vllm]")
     takes = options_of(method)
     options: dict[str, Any] = {"keep": number("--keep", keep), "positions": positions, "exit_at": exit_at}
     if exit_at is not None and "exit_at" not in takes:
