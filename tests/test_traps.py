@@ -29,6 +29,8 @@ from vlmprune.decode import Decode
 from vlmprune.flow.compact import compaction, gather_positions, gather_rows
 from vlmprune.forward import Prefill
 from vlmprune.session import Session
+from vlmprune.tiny import example
+from vlmprune.wrap import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -255,6 +257,25 @@ def test_5_the_state_dies_with_its_cache():
         del cache
         gc.collect()
         assert gone() is None
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "var", "act", "fastv and var", "sgl"])
+def test_5_no_method_keeps_a_cache_alive(method):
+    large, small, processor = vlmprune.load_tiny()
+    one = {
+        "var": vlmprune.VAR(),
+        "act": vlmprune.ACT(),
+        "fastv and var": [vlmprune.FastV(), vlmprune.VAR()],
+        "sgl": vlmprune.SGL(small),
+    }.get(method, method)
+    inputs = prepare(processor, *example())
+    with vlmprune.wrap(large, one, processor=processor), torch.no_grad():
+        prompt = large(**inputs)
+        step = large(input_ids=torch.tensor([[20]]), past_key_values=prompt.past_key_values)
+        gone = weakref.ref(step.past_key_values), weakref.ref(step.past_key_values.layers[2].keys)
+        del prompt, step
+        gc.collect()
+        assert [kept() for kept in gone] == [None, None]
 
 
 # --- 6: embeddings without ids, labels, hidden states ---------------------------------------------------------------

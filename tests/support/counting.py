@@ -41,7 +41,11 @@ class Far(Tensor):
 
 
 class _Past(TorchFunctionMode):
-    """Ways past the dispatcher: `torch.tensor([...], device=...)` and `tolist`."""
+    """Ways past the dispatcher: `torch.tensor([...], device=...)`, `tolist`, and lists as an index."""
+
+    def __init__(self, counted: Counter[str]) -> None:
+        super().__init__()
+        self.counted = counted
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -50,6 +54,12 @@ class _Past(TorchFunctionMode):
             return Far(function(*args, **{**kwargs, "device": "cpu"}))
         if function is Tensor.tolist and isinstance(args[0], Far):
             return args[0].cpu().tolist()
+        if function is Tensor.__getitem__ and isinstance(args[0], Far):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            lists = [isinstance(one, list) for one in index]
+            self.counted["a list as an index"] += sum(lists)
+            made = (Far(torch.tensor(one)) if listed else one for one, listed in zip(index, lists, strict=True))
+            return args[0][tuple(made)] if any(lists) else function(*args, **kwargs)
         return function(*args, **kwargs)
 
 
@@ -59,7 +69,7 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counted: Counter[str] = Counter()
-        self._past = _Past()
+        self._past = _Past(self.counted)
 
     def __enter__(self) -> Waits:
         self._past.__enter__()

@@ -6,6 +6,7 @@ Shapes: B batch, S sequence, P columns a layer holds of the prompt (fewer than S
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,7 @@ class Editor(Watcher):
                 "one."
             )
         self.prefill: Prefill | None = None
-        self.cache: Any = None
+        self._cache: weakref.ref[Any] | None = None  # the editor outlives a call, and must not keep its cache alive
         self.marks: dict[int, Tensor] = {}
         self.offsets: dict[int, int] = {}
         self._columns: dict[tuple[int, torch.device], Columns] = {}
@@ -103,7 +104,7 @@ class Editor(Watcher):
         return self.eligible
 
     def prompt(self, prefill: Prefill) -> None:
-        self.prefill, self.cache, self.marks, self.offsets = prefill, None, {}, {}
+        self.prefill, self._cache, self.marks, self.offsets = prefill, None, {}, {}
         self._columns = {(UNPRUNED, torch.device("cpu")): columns_of(prefill)}
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in self.text.layers):
             raise VlmpruneError(
@@ -112,7 +113,7 @@ class Editor(Watcher):
             )
 
     def step(self, ids: Tensor | None, cache: Any) -> None:
-        self.prefill, self.cache, self.offsets = None, cache, {}
+        self.prefill, self._cache, self.offsets = None, weakref.ref(cache), {}
         found = noted(cache, self.name)
         if found is None:
             warnings.warn(
@@ -128,11 +129,13 @@ class Editor(Watcher):
         if self.prefill is None:
             if layer in self.marks:
                 # Of a sliding window only the last columns are left; asked here, before the step's own are added.
-                self.offsets[layer] = int(self.cache.get_mask_sizes(hidden.shape[1], layer)[1])
+                cache = self._cache() if self._cache is not None else None
+                assert cache is not None, "the step that fills it is running"
+                self.offsets[layer] = int(cache.get_mask_sizes(hidden.shape[1], layer)[1])
             return
-        if self.cache is None and self.prefill.cache is not None:
-            self.cache = self.prefill.cache
-            note(self.cache, self.name, self.marks)
+        if self._cache is None and self.prefill.cache is not None:
+            self._cache = weakref.ref(self.prefill.cache)
+            note(self.prefill.cache, self.name, self.marks)
         self.enter_prompt(layer, hidden, self.columns(layer, hidden.device))
 
     def columns(self, layer: int, device: torch.device) -> Columns:

@@ -109,7 +109,8 @@ def phi(hidden: Tensor, dims: Sequence[int]) -> Tensor:
     Returns:
         [...], at most sqrt(D).
     """
-    return hidden[..., list(dims)].float().abs().amax(dim=-1) / rms(hidden)
+    # Indexing with a list would copy it to the device, and wait for it there.
+    return torch.stack([hidden[..., dim] for dim in dims]).float().abs().amax(dim=0) / rms(hidden)
 
 
 def spiking_dims(states: Tensor, tau: float) -> tuple[int, ...]:
