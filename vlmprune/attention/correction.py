@@ -105,12 +105,15 @@ def weighted_values(changes: Tensor, value: Tensor) -> Tensor:
     return out.reshape(batch, heads, rows, -1).transpose(1, 2)
 
 
-def row_chunks(call: AttentionCall, start: int) -> Iterator[Tensor]:
-    """Query rows start..S-1 of every sample, [B, R] at a time: weights then take no more room than the output."""
+def row_chunks(call: AttentionCall, start: int) -> Iterator[tuple[int, Tensor]]:
+    """Query rows start..S-1 of every sample, [B, R] at a time, each after the number of its first row.
+
+    Weights then take no more room than the output; the number is the host's, to ask the rows for it would wait.
+    """
     batch, queries = len(call.query), call.query.shape[2]
     step = rows_at_once(call.query, call.key)
     for at in range(start, queries, step):
-        yield torch.arange(at, min(queries, at + step), device=call.query.device).expand(batch, -1)
+        yield at, torch.arange(at, min(queries, at + step), device=call.query.device).expand(batch, -1)
 
 
 def add_to_rows(output: Tensor, start: int, change: Tensor, heads: list[int] | None = None) -> None:
@@ -118,8 +121,9 @@ def add_to_rows(output: Tensor, start: int, change: Tensor, heads: list[int] | N
     rows = output[:, start : start + change.shape[1]]
     if heads is None:
         rows.copy_(rows + change)  # a sum of bf16 and fp32 is made in fp32
-    else:
-        rows[:, :, heads] = (rows[:, :, heads] + change).to(output.dtype)
+    else:  # one by one: a list as an index would be copied to the device
+        for at, head in enumerate(heads):
+            rows[:, :, head].copy_(rows[:, :, head] + change[:, :, at])
 
 
 def own_copy(output: Tensor) -> Tensor:

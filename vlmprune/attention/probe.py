@@ -84,8 +84,14 @@ class AttentionCall:
         shared = [head // (self.query.shape[1] // self.key.shape[1]) for head in heads]
         mask = self.mask
         if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] > 1:
-            mask = mask[:, heads]
-        return AttentionCall(self.query[:, heads], self.key[:, shared], self.value[:, shared], mask, self.options)
+            mask = _heads(mask, heads)
+        query, key, value = _heads(self.query, heads), _heads(self.key, shared), _heads(self.value, shared)
+        return AttentionCall(query, key, value, mask, self.options)
+
+
+def _heads(states: Tensor, heads: list[int]) -> Tensor:
+    """Some heads of [B, H, ...]; a list as an index would be copied to the device in every layer, and waited for."""
+    return torch.stack([states[:, head] for head in heads], dim=1)
 
 
 # Gets the call and its output [B, S, H, D]; what it returns, unless None, takes the output's place.

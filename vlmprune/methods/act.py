@@ -143,7 +143,7 @@ class ActEditor(Editor):
         held = columns.real.shape[1]
         sums: Tensor | float = 0.0
         seen: Tensor | float = 0.0
-        for rows in row_chunks(part, 0):
+        for _, rows in row_chunks(part, 0):
             asked = columns.real[:, None, rows[0], None]
             sums = sums + part.weights(rows)[..., :held].masked_fill(~asked, 0.0).sum(dim=2)
             seen = seen + (part.visible(rows)[..., :held] & asked).sum(dim=2)
@@ -155,18 +155,19 @@ class ActEditor(Editor):
     def _edit(self, part: AttentionCall, output: Tensor, sinks: Tensor, layer: int, real: Tensor | None) -> Tensor:
         output = own_copy(output)
         heads = None if part.query.shape[1] == output.shape[2] else self.heads[layer]
-        for rows in row_chunks(part, 0):
+        for start, rows in row_chunks(part, 0):
             weights = part.weights(rows, gradient=torch.is_grad_enabled())
             if real is not None:  # rows of padding may hold NaN
                 weights = weights.masked_fill(~real[:, None, rows[0], None], 0.0)
             change = calibration(weights, sinks, beta=self.method.beta)
-            add_to_rows(output, int(rows[0, 0]), weighted_values(change, part.value), heads)
+            add_to_rows(output, start, weighted_values(change, part.value), heads)
         return output
 
     def notes(self) -> list[str]:
         if not self.heads:
             return ["ACT: no heads were chosen, so nothing was changed"]
-        found = sum(int(sinks.sum()) for sinks in self.marks.values())
+        counts = [sinks.sum() for sinks in self.marks.values()]  # a layer may have a device of its own
+        found = int(torch.stack([count.to(counts[0].device) for count in counts]).sum()) if counts else 0
         return [f"ACT: {found} sinks in {sum(map(len, self.heads.values()))} heads of {len(self.heads)} layers"]
 
 

@@ -121,7 +121,7 @@ class SinkReader(Watcher):
         marks = marks_of(sinks, self.columns.visual).to(device)
         asking = self.columns.asking.to(device)
         totals = torch.zeros(3, *call.query.shape[:2], device=device)
-        for rows in row_chunks(call, self.columns.first_asking):
+        for _, rows in row_chunks(call, self.columns.first_asking):
             weights = call.weights(rows).masked_fill(~asking[:, None, rows[0], None], 0.0)
             _, image, free = masses(weights, marks)
             passed = gated(image, free, self.rho, self.gate) & touched.to(device)[:, None, None]
