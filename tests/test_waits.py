@@ -62,10 +62,14 @@ def test_a_prompt_waits_for_its_ids_and_once_a_stage(method: Any, more: int, bat
     torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
 
 
-def test_var_asks_for_its_notes_alone() -> None:
-    """Two numbers of all layers together, for the report; none a layer, none in a step."""
+@pytest.mark.parametrize(
+    "method",
+    [vlmprune.VAR(sink_dims=PLANTED), vlmprune.ACT(heads=[(layer, head) for layer in (2, 3, 4) for head in (0, 3)])],
+    ids=lambda method: method.name,
+)
+def test_sinks_are_asked_for_notes_alone(method: Any) -> None:
+    """A few numbers of all layers together, for the report; none a layer or a chosen head, none in a step."""
     near = planted("llava")
-    method = vlmprune.VAR(sink_dims=PLANTED)
     nearby = dict(make_inputs(near, text_lengths=(12, 17, 14)))
     model, inputs = far(near), far(nearby)
     _, plain, step = counted(model, inputs, vlmprune.Unpruned())
@@ -74,21 +78,6 @@ def test_var_asks_for_its_notes_alone() -> None:
     assert (waited - plain).total() <= 4, waited - plain
     assert (then - step).total() == 0, then - step
     assert not torch.allclose(logits, counted(model, inputs)[0], atol=1e-3)
-
-
-def test_act_waits_for_nothing_of_its_heads() -> None:
-    """Chosen heads of every layer, in the prompt and in a step."""
-    near = planted("llava")
-    layers, heads = near.config.text_config.num_hidden_layers, near.config.text_config.num_attention_heads
-    method = vlmprune.ACT(heads=[(layer, head) for layer in range(2, layers - 1) for head in (0, heads - 1)])
-    nearby = dict(make_inputs(near, text_lengths=(12, 17, 14)))
-    model, inputs = far(near), far(nearby)
-    _, plain, step = counted(model, inputs, vlmprune.Unpruned())
-    logits, waited, then = counted(model, inputs, method)
-    torch.testing.assert_close(logits, counted(near, nearby, method)[0], rtol=0, atol=1e-5)
-    assert (waited - plain).total() <= 3, waited - plain
-    assert (then - step).total() == 0, then - step
-    assert not torch.allclose(logits, counted(model, inputs)[0], atol=1e-5)
 
 
 def test_the_pretended_device_counts() -> None:
