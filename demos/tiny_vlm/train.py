@@ -4,6 +4,8 @@
     python -m demos.tiny_vlm.train --work DIR --stage small     one stage; large and small may run side by side
     python -m demos.tiny_vlm.train --work DIR --stage large --more 30   30 minutes on top of a finished run
     python -m demos.tiny_vlm.train --work DIR --stage export    moving averages as they stand, into the package
+    python -m demos.tiny_vlm.train --work DIR --stage small --dropping 0        a control that never saw fewer tokens
+    python -m demos.tiny_vlm.train --work DIR --stage export --to DIR2          what there is of both, into DIR2
 """
 
 from __future__ import annotations
@@ -16,21 +18,21 @@ import torch
 import vlmprune.tiny
 
 from .common import State
-from .language import train_language
+from .language import DROP_SHARE, train_language
 from .pair import build_model, export, export_processor
 from .tower import train_tower
 
 
-def export_pair(work: Path) -> None:
-    """Write both models' moving averages and the processor into the package."""
-    for which in ("large", "small"):
-        model = build_model(which)  # the saved state holds the tower too
-        state = State(model, 0.0, work / which)
+def export_trained(work: Path, target: Path, which: tuple[str, ...] = ("large", "small")) -> None:
+    """Write the models' moving averages, each with the processor beside its weights where it is not the package."""
+    for name in which:
+        model = build_model(name)  # the saved state holds the tower too
+        state = State(model, 0.0, work / name)
         if not state.load():
-            raise SystemExit(f"There is no training state of the {which} model in {work}; train it first.")
+            raise SystemExit(f"There is no training state of the {name} model in {work}; train it first.")
         state.swap()
-        export(model, vlmprune.tiny.WEIGHTS / which)
-    export_processor(vlmprune.tiny.WEIGHTS / "processor")
+        export(model, target / name)
+        export_processor(target / ("processor" if target == vlmprune.tiny.WEIGHTS else name))
 
 
 def main() -> None:
@@ -41,6 +43,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="wall clock of each stage")
     parser.add_argument("--more", type=float, default=0, help="minutes on top of a finished stage")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dropping", type=float, default=DROP_SHARE, help="share of the batches that lose tokens")
+    parser.add_argument("--to", type=Path, help="where to export to; the package if not given")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -48,9 +52,11 @@ def main() -> None:
         train_tower(args.work, args.minutes, more=args.more)
     for which in ("large", "small"):
         if args.stage in ("all", which):
-            train_language(args.work, which, args.minutes, more=args.more)
-    if args.stage in ("all", "export"):
-        export_pair(args.work)
+            train_language(args.work, which, args.minutes, more=args.more, dropping=args.dropping)
+    if args.stage == "export" and args.to:
+        export_trained(args.work, args.to, tuple(n for n in ("large", "small") if (args.work / n).exists()))
+    elif args.stage in ("all", "export"):
+        export_trained(args.work, vlmprune.tiny.WEIGHTS)
 
 
 if __name__ == "__main__":
