@@ -102,8 +102,8 @@ def test_what_cannot_be_is_said_at_once(pair: Any, method: str, options: dict[st
 
 
 def test_families_and_positions_that_cannot_be_served() -> None:
-    with pytest.raises(vlmprune.UnsupportedModelError, match="qwen3_vl"):
-        Encoder(build("qwen3_vl"), "uniform")
+    with pytest.raises(vlmprune.UnsupportedModelError, match="llava_next"):
+        Encoder(build("llava_next"), "uniform")
     with pytest.raises(vlmprune.VlmpruneError, match="'original'"):
         Encoder(build("qwen2_5_vl"), "uniform", positions="compact")
 

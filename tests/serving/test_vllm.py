@@ -92,10 +92,10 @@ def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     engine.stop()
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    folder = tmp_path_factory.mktemp("qwen")
-    model = qwen_for_engine(folder)
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = qwen_for_engine(request.param, folder)
     engine = Engine(folder, model, None, "original")
     yield engine
     engine.stop()
@@ -202,6 +202,21 @@ def test_qwen_with_several_axes(qwen: Engine) -> None:
     got = qwen.answers([one.prompt() for one in encoder.encode_inputs(inputs)])
     for number, answer in enumerate(got):
         qwen.expect(answer, row(inputs, number), vlmprune.DivPrune(keep=0.4))
+
+
+def test_qwen_rows_of_another_width_are_refused(qwen: Engine) -> None:
+    """For Qwen3-VL that is also the embedding alone, without the levels that DeepStack adds."""
+    encoder, inputs = qwen.encoder("uniform", keep=0.4), make_inputs(qwen.model, images=(1,), text_lengths=(6,))
+    before = qwen.answers([encoder.encode_inputs(inputs)[0].prompt()])
+    width, rows = encoder.tower.width, encoder.tower.row_width
+    assert rows == width * (3 if qwen.model.config.model_type == "qwen3_vl" else 1)
+    for wrong in {rows - 1, width} - {rows}:
+        prompt = encoder.encode_inputs(inputs)[0].prompt()
+        data = prompt["multi_modal_data"]["image"]
+        data["image_embeds"] = [one[:, :wrong] for one in data["image_embeds"]]
+        with pytest.raises(ValueError, match="embedding"):
+            qwen.answers([prompt])
+    assert qwen.answers([encoder.encode_inputs(inputs)[0].prompt()]) == before
 
 
 def test_a_batch_here_is_a_batch_there(llava: Engine) -> None:

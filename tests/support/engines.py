@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from vlmprune.tiny.scenes import make_scene, render
 
@@ -36,25 +35,32 @@ def _older(name: str) -> str:
     return name.replace("vision_tower.", "vision_tower.vision_model.") if "vision_model" not in name else name
 
 
-def qwen_for_engine(folder: Path) -> Any:
-    """A tiny Qwen2.5-VL in a folder, and loaded: vLLM's CPU kernels want heads of a multiple of 32 numbers, so two of
-    `tiny_families` make one here."""
-    save_for_engine(build("qwen2_5_vl"), folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1}
-    config["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
-    (folder / "config.json").write_text(json.dumps(config))
-    _qwen_processor(folder)
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+def qwen_for_engine(model_type: str, folder: Path) -> Any:
+    """A tiny Qwen in a folder as vLLM reads it, and loaded; its CPU kernels want heads of a multiple of 32 numbers."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+    if model_type == "qwen3_vl":
+        rope["mrope_interleaved"] = True  # transformers has no other way
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "rope_parameters": rope}
+    model = build(model_type, text=heads)
+    save_for_engine(model, folder)
+    _qwen_processor(model_type, folder)
+    return model
 
 
-def _qwen_processor(folder: Path) -> None:
-    """What vLLM asks of a Qwen2.5-VL folder beside the weights."""
+def _qwen_processor(model_type: str, folder: Path) -> None:
+    """What vLLM asks of a Qwen's folder beside the weights."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import AutoImageProcessor, Qwen2_5_VLProcessor, Qwen2TokenizerFast
+    from transformers import AutoImageProcessor, Qwen2_5_VLProcessor, Qwen2TokenizerFast, Qwen3VLProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    kinds: dict[str, tuple[Any, Any]] = {
+        "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
+        "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor),
+    }
+    processor, video_processor = kinds[model_type]
 
     special = {OPEN: "<|vision_start|>", CLOSE: "<|vision_end|>", IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>"}
     words = {special.get(number, f"w{number}"): number for number in range(VOCAB)}
@@ -68,5 +74,5 @@ def _qwen_processor(folder: Path) -> None:
         json.dumps({"image_processor_type": "Qwen2VLImageProcessor", **sizes, **pixels})
     )
     images = AutoImageProcessor.from_pretrained(folder)
-    videos = Qwen2VLVideoProcessor(**sizes, **pixels)
-    Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template="").save_pretrained(folder)
+    videos = video_processor(**sizes, **pixels)
+    processor(images, tokenizer, videos, chat_template="").save_pretrained(folder)

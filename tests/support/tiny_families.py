@@ -317,11 +317,15 @@ FAMILIES = tuple(_FAMILIES)
 # --- the three functions tests call --------------------------------------------------------------------------------
 
 
-def build(model_type: str, *, layers: int = 4, attn: str = "sdpa", seed: int = 0) -> PreTrainedModel:
-    """A tiny random model of the family. The same seed gives the same weights whatever `attn` is."""
+def build(
+    model_type: str, *, layers: int = 4, attn: str = "sdpa", seed: int = 0, text: Config | None = None
+) -> PreTrainedModel:
+    """A tiny random model of the family, its text config changed by `text`. The same seed gives the same weights
+    whatever `attn` is."""
     image_id = VOCAB if model_type == "mllama" else IMAGE  # Mllama's is the one id behind the vocabulary
     key = "image_token_index" if hasattr(AutoConfig.for_model(model_type), "image_token_index") else "image_token_id"
     options = {**_FAMILIES[model_type].config(layers), key: image_id, "tie_word_embeddings": False}
+    options["text_config"] |= text or {}
     config = AutoConfig.for_model(model_type, **options)
     with torch.random.fork_rng():  # some one-dimensional weights keep their random init
         torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """From an image and a question to what an engine is handed: the prompt's ids and the kept visual tokens.
 
 Two steps that may run side by side for different prompts: `rank` asks the guide, `embed` runs the tower and chooses.
-Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, D width of the language model.
+Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, R width of a row (`tower`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_NEW_TOKENS = 64  # the guide's answer ranks too, so its length is part of th
 class KeptImage:
     """What is left of one image.
 
-    `rows` [K, D]: the embeddings, on the CPU. `kept` [K]: ascending indices into the image's tokens, of which there are
+    `rows` [K, R]: the embeddings, on the CPU. `kept` [K]: ascending indices into the image's tokens, of which there are
     `visual`. `grid`: (t, h, w) as the processor gave it, for families whose positions follow from it.
     """
 
@@ -339,9 +339,9 @@ class Encoder:
         for row, (layout, kept) in enumerate(zip(layouts, selection.kept, strict=True)):
             kept = kept.cpu()
             rows = features[row][kept.to(features[row].device)]
-            if selection.merged is not None:
-                rows = selection.merged[row]
-            rows = check_rows(rows.to(features[row].dtype).cpu(), self.tower.width)
+            if selection.merged is not None:  # DeepStack's levels are those of the tokens that stand for the merged
+                rows = torch.cat([selection.merged[row].to(rows.dtype), rows[:, self.tower.width :]], dim=-1)
+            rows = check_rows(rows.cpu(), self.tower.row_width)
             images = []
             for span in layout.images:
                 inside = torch.isin(kept, span.positions)

@@ -12,6 +12,7 @@ from .tower import check_positions, served_family
 ARCHITECTURES = {
     "llava": ("VlmpruneLlava", "vlmprune.serving.plugin.llava:KeptLlava"),
     "qwen2_5_vl": ("VlmpruneQwen2_5_VL", "vlmprune.serving.plugin.qwen2_5_vl:KeptQwen2_5_VL"),
+    "qwen3_vl": ("VlmpruneQwen3VL", "vlmprune.serving.plugin.qwen3_vl:KeptQwen3VL"),
 }
 PLUGIN = "vlmprune"  # its entry point in vllm.general_plugins, for VLLM_PLUGINS
 

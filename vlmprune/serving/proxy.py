@@ -97,7 +97,7 @@ class Proxy:
             raise Refused("vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image.")
         for part in chat.embedded:
             try:
-                check_part(part, self.encoder.tower.width, self.encoder.positions, self.encoder.rows_of_an_image)
+                check_part(part, self.encoder.tower.row_width, self.encoder.positions, self.encoder.rows_of_an_image)
             except BadEmbeddings as error:
                 raise Refused(str(error)) from None
         if not chat.pictures:

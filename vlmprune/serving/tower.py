@@ -1,6 +1,7 @@
 """The large model's vision tower and projector, without its language model.
 
-Shapes: B batch, S sequence, V visual tokens of a sample, D width of the language model.
+Shapes: B batch, S sequence, V visual tokens of a sample, D width of the language model, R width of a row: D, or with
+DeepStack D times one and the tower's levels, which stand behind each other as vLLM takes them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..methods.base import Prompt, Pruner
 
 # What vLLM takes embeddings of, an image as one run of them, and the positions they can have there: compact ones in
 # stock vLLM, original ones with the plugin. Positions of several axes (Qwen) cannot be compact.
-SERVED = {"llava": ("original", "compact"), "qwen2_5_vl": ("original",)}
+SERVED = {"llava": ("original", "compact"), "qwen2_5_vl": ("original",), "qwen3_vl": ("original",)}
 
 
 def served_family(config: Any) -> Family:
@@ -95,6 +96,8 @@ class Tower:
         self.family = served_family(model.config)
         self.model, self.config, self.method = self.family.base(model), model.config, method
         self.width = int(self.config.get_text_config().hidden_size)
+        levels = len(self.config.vision_config.deepstack_visual_indexes) if self.family.deepstack else 0
+        self.row_width = self.width * (1 + levels)
         self._arguments = frozenset(inspect.signature(self.model.get_image_features).parameters)
         self._lock = threading.Lock()
         self._reader: TowerReader | None = None
@@ -124,7 +127,7 @@ class Tower:
         return layouts_from_mask(visual, grids)
 
     def features(self, inputs: Mapping[str, Any], layouts: Sequence[SampleLayout]) -> list[Tensor]:
-        """The projector's output: per sample [V, D].
+        """What the language model is given of the images: per sample [V, R].
 
         Raises:
             VlmpruneError: the tower makes another number of tokens than the prompt has.
@@ -132,8 +135,10 @@ class Tower:
         given = {name: value for name, value in inputs.items() if name in self._arguments}
         if given.get("pixel_values") is None:
             raise VlmpruneError("The prompt has no pixel_values; pass everything the processor returns for an image.")
-        out = self.model.get_image_features(**on(self.family.vision_tower(self.model), given)).pooler_output
-        rows = out.flatten(0, -2) if isinstance(out, Tensor) else torch.cat(list(out))
+        out = self.model.get_image_features(**on(self.family.vision_tower(self.model), given))
+        rows = _rows(out.pooler_output)
+        if self.family.deepstack:
+            rows = torch.cat([rows, *map(_rows, out.deepstack_features)], dim=-1)
         counts = [layout.count for layout in layouts]
         if len(rows) != sum(counts):
             raise VlmpruneError(
@@ -150,7 +155,7 @@ class Tower:
         choose: Callable[[Prompt], Selection],
         importance: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], Selection]:
-        """The visual tokens of every sample [V, D], and what was chosen of them.
+        """The rows of every sample [V, R], and what was chosen of them.
 
         Args:
             choose: gets the prompt as a pruner sees it before decoder layer 0. importance: a guide's, per sample [V].
@@ -165,7 +170,7 @@ class Tower:
         ids: Tensor = inputs["input_ids"]
         hidden = torch.zeros(*ids.shape, self.width, dtype=features[0].dtype, device=features[0].device)
         for row, (layout, own) in enumerate(zip(layouts, features, strict=True)):
-            hidden[row, layout.slots.to(hidden.device)] = own
+            hidden[row, layout.slots.to(hidden.device)] = own[:, : self.width]
         valid = padding_mask(inputs.get("attention_mask"), ids)
         prompt = Prompt(layouts, hidden, ids, valid, 0, importance=importance, vision=vision, unpruned=layouts)
         return features, choose(prompt)
@@ -180,3 +185,8 @@ class Tower:
         finally:
             self._reader.end()
             probed.remove()
+
+
+def _rows(images: Tensor | Sequence[Tensor]) -> Tensor:
+    """The rows of all images, which families give as one tensor or one an image."""
+    return images.flatten(0, -2) if isinstance(images, Tensor) else torch.cat(list(images))

@@ -2,7 +2,7 @@
 
 Bad embeddings can end an engine's process, so nothing leaves or enters without `check_rows`.
 
-Shapes: K kept tokens of an image, V all of them, D width of the language model.
+Shapes: K kept tokens of an image, V all of them, R width of a row (`tower`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BadEmbeddings(VlmpruneError):
 
 
 def check_rows(rows: Any, width: int) -> Tensor:
-    """Embeddings of one image, [K, D].
+    """Embeddings of one image, [K, R].
 
     Raises:
         BadEmbeddings: no tensor of floating-point numbers, another shape, or a number that is not finite.

@@ -1,0 +1,83 @@
+"""What Qwen's models in vLLM need to take kept rows: classes made on top of a family's own ones.
+
+Their positions have three axes and follow from the grid, which comes with the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import DictEmbeddingItems
+from vllm.multimodal.processing import PromptReplacement
+
+from ..wire import GRID, KEPT, ROWS
+from .kept import kept_fields, kept_items, positions_of_kept, rows_given
+
+
+def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inputs: Any, levels: bool = False) -> Any:
+    """A model of vLLM that also takes kept rows with their places, registered with its processor.
+
+    Args:
+        model, parser, info, processor, dummy_inputs: the family's own classes, which read everything else.
+        levels: rows hold DeepStack's levels behind the embedding.
+    """
+
+    class Parser(parser):
+        """Images as kept rows; everything else as the model's own parser reads it."""
+
+        def _parse_image_data(self, data: Any) -> Any:
+            if isinstance(data, dict) and KEPT in data:
+                return kept_items(data, self.expected_hidden_size, GRID)
+            return super()._parse_image_data(data)
+
+    class Info(info):
+        def get_data_parser(self) -> Any:
+            vision = self.get_hf_config().vision_config
+            width = self._get_expected_hidden_size()
+            if levels and width is not None:
+                width *= 1 + len(vision.deepstack_visual_indexes)
+            return Parser(
+                vision.spatial_merge_size,
+                video_needs_metadata=True,
+                expected_hidden_size=width,
+                allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+            )
+
+    class Processor(processor):
+        def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+            if KEPT in hf_inputs:
+                return kept_fields(GRID)
+            return super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+
+        def _get_prompt_updates(
+            self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+        ) -> Sequence[Any]:
+            images = mm_items.get("image")
+            if not (isinstance(images, DictEmbeddingItems) and KEPT in images.get(0)):
+                return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+            placeholder = self.info.get_hf_config().image_token_id
+            return [
+                PromptReplacement(
+                    modality="image",
+                    target=[placeholder],
+                    replacement=lambda number: [placeholder] * len(images.get(number)[ROWS]),
+                )
+            ]
+
+    @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=dummy_inputs)
+    class Kept(model):
+        def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+            """The model's own positions of the unpruned prompt, and of these the kept columns."""
+            plain = super().get_mrope_input_positions
+            return positions_of_kept(
+                len(input_tokens), mm_features, lambda tokens, whole: plain([0] * tokens, whole)[0]
+            )
+
+        def embed_multimodal(self, **kwargs: object) -> Any:
+            rows = rows_given(kwargs)
+            return rows if rows is not None else super().embed_multimodal(**kwargs)
+
+    return Kept
