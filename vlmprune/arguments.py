@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import create_causal_mask
 
 _PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
+# transformers 5.24 renamed the argument; until 5.40 its models take both names, and users and hooks meet both.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
 
 
 def on(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,9 +36,14 @@ def host_copies(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The key-value cache among the arguments of a forward or of `generate`, None where there is none."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+
+
 def small(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that describe images, without the pixels and features themselves."""
-    heavy = (*_PIXELS, "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs", "past_key_values", "input_ids")
+    heavy = (*_PIXELS, *CACHE_NAMES, "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs", "input_ids")
     return {k: v for k, v in arguments.items() if v is not None and k not in heavy}
 
 

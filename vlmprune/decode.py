@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
+from .arguments import CACHE, cache_in
 from .cache_state import PrunedPrompt, later_valid, physical_length
 from .errors import VlmpruneError
 
@@ -52,7 +53,7 @@ class Decode:
         sliding = is_sliding(self.text_model, i)
         kind = f"{'sliding' if sliding else 'full'} from {state.layer}"
         if kind not in self._built:
-            self._built[kind] = self._mask(i, sliding, hidden, kwargs["past_key_values"])
+            self._built[kind] = self._mask(i, sliding, hidden, cache_in(kwargs))
         new["attention_mask"] = self._built[kind]
         if state.shift is not None:
             positions = f"positions from {state.layer}"
@@ -78,9 +79,9 @@ class Decode:
             config=self.text_model.config,
             inputs_embeds=hidden,
             attention_mask=None if own.all_valid else valid.to(hidden.device),
-            past_key_values=cache,
             and_mask_function=window,
             layer_idx=i,
+            **{CACHE: cache},
         )
 
     def _window(self, state: PrunedPrompt, later: int, steps: int, i: int, cache: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from .arguments import host_copies
+from .arguments import CACHE, cache_in, host_copies
 from .attention.probe import AttentionCall
 from .attention.tower import VisionStats
 from .cache_state import PrunedPrompt, remember
@@ -206,7 +206,7 @@ class Prefill:
             self.readers = self.pruner.readers(self._prompt(0, hidden))
         if i < self.layers[0]:
             return None
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         stage = self.stage_at(i)
         if i in self.layers:
             # Decided already when gradient checkpointing runs the layer a second time.
@@ -299,8 +299,8 @@ class Prefill:
                 config=self.text_model.config,
                 inputs_embeds=hidden,
                 attention_mask=chosen.real,
-                past_key_values=cache,
                 layer_idx=i,
+                **{CACHE: cache},
             ),
         )
 
@@ -364,7 +364,7 @@ class CrossPrefill(Prefill):
         if self.pruner is None or i < self.layers[0]:
             return None
         self.mask = kwargs.get("cross_attention_mask")
-        stage = self.stages[0] if self.stages else self._choose(states, kwargs.get("past_key_values"))
+        stage = self.stages[0] if self.stages else self._choose(states, cache_in(kwargs))
         if stage.chosen is None:
             return None
         new = dict(kwargs)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .arguments import encoded, has_image, host_copies, padding_mask, small
+from .arguments import cache_in, encoded, has_image, host_copies, padding_mask, small
 from .attention.probe import ProbedLayer, clear_observers, observe
 from .attention.tower import TowerReader
 from .attention.watcher import Watcher
@@ -255,7 +255,7 @@ class Session:
         self._clear()
         self._local.given = None
         given = self._arguments(self.base, args, kwargs)
-        cache = given.get("past_key_values")
+        cache = cache_in(given)
         if cache is not None and not hasattr(cache, "layers"):
             cache = None
         if self.pruner is not None and (given.get("pixel_values_videos") is not None or encoded(given, "video")):
@@ -291,7 +291,7 @@ class Session:
         if changes and has_image(given) and ids is not None and bool(self._visual(ids).any()):
             raise VlmpruneError(
                 "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as one "
-                "prompt without past_key_values."
+                "prompt without a cache."
             )
 
     @property
@@ -418,7 +418,7 @@ class Session:
             if module.training and isinstance(active, Prefill):
                 self._recomputed[kwargs["position_embeddings"][0]] = active
             changed = active.enter(i, args, kwargs)
-            active.cache = kwargs.get("past_key_values")
+            active.cache = cache_in(kwargs)
         if active is not None:
             for watcher in self.watchers:
                 watcher.entering(i, (changed[0] if changed else args)[0])

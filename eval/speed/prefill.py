@@ -24,6 +24,7 @@ import torch
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import encoded, random_llava, random_prompt
+from vlmprune.arguments import CACHE, cache_in
 from vlmprune.families import family_of
 from vlmprune.flops import model_cost
 from vlmprune.plan.hardware import Hardware
@@ -69,11 +70,11 @@ def run(model: Any, inputs: dict[str, Any]) -> tuple[float, float, float]:
     start, own = time.perf_counter(), time.process_time()
     out = model(**inputs, use_cache=True, logits_to_keep=1)
     prefill, work = time.perf_counter() - start, time.process_time() - own
-    cache, token = out.past_key_values, torch.tensor([[7]])
+    cache, token = cache_in(out), torch.tensor([[7]])
     steps = []
     for _ in range(STEPS):
         own = time.process_time()
-        cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+        cache = cache_in(model(input_ids=token, use_cache=True, **{CACHE: cache}))
         steps.append(time.process_time() - own)
     return prefill, work, statistics.median(steps)
 

@@ -29,6 +29,7 @@ import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import encoded, random_llava, random_prompt
 from eval.speed.overhead import interleave
+from vlmprune.arguments import CACHE, cache_in
 
 SIDE, TEXT, LAYERS, WIDTH = 44, 64, 8, 512
 VISUAL = SIDE * SIDE
@@ -99,7 +100,7 @@ def on(model: Any, variant: str) -> Iterator[None]:
 def runs(models: dict[str, Any], inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is timed: a prefill and a decode step for every variant; refused unless both VARs compute the same."""
     outputs = {v: models[v](**inputs, use_cache=True) for v in VARIANTS}
-    caches = {v: out.past_key_values for v, out in outputs.items()}
+    caches = {v: cache_in(out) for v, out in outputs.items()}
     torch.testing.assert_close(outputs["var"].logits, outputs["eager_var"].logits, rtol=0, atol=1e-4)
     assert not torch.allclose(outputs["var"].logits, outputs["plain"].logits, rtol=0, atol=1e-3)
     step = {
@@ -113,7 +114,7 @@ def runs(models: dict[str, Any], inputs: dict[str, Any]) -> tuple[dict[str, Any]
     def decode(variant: str) -> Callable[[], None]:
         def run() -> None:
             cache = caches[variant]
-            models[variant](**step, past_key_values=cache)
+            models[variant](**step, **{CACHE: cache})
             cache.crop(-1)  # the same length every time
 
         return run

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from ..arguments import CACHE
+
 
 def seed_of(*parts: object) -> int:
     """A seed that depends on all parts and on nothing else, the same on every machine."""
@@ -66,7 +68,7 @@ class SharedPrefill:
         **model_kwargs: Any,
     ) -> Tensor:
         """Prompt ids [B, S] -> sequences [B * k, S + new], rows that ended early filled up with the pad token."""
-        self.shared = bool(model_kwargs["use_cache"]) and isinstance(model_kwargs.get("past_key_values"), DynamicCache)
+        self.shared = bool(model_kwargs["use_cache"]) and isinstance(model_kwargs.get(CACHE), DynamicCache)
         ids = input_ids
         if not self.shared:
             ids, model_kwargs = self._repeated(model, ids, model_kwargs)
@@ -78,7 +80,7 @@ class SharedPrefill:
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
             if done is None:
                 if self.shared:
-                    model_kwargs["past_key_values"].batch_repeat_interleave(self.samples)
+                    model_kwargs[CACHE].batch_repeat_interleave(self.samples)
                     # Pictures are in the cache by now, and theirs is not a batch's axis in every family.
                     for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL:
                         model_kwargs.pop(name, None)

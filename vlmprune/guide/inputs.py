@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
+from ..arguments import CACHE_NAMES
 from ..families import Family
 from ..flow.locate import SampleLayout
 
 # Arguments of a forward that are no part of the prompt.
 _NOT_PROMPT = {
     "labels",
-    "past_key_values",
+    *CACHE_NAMES,
     "use_cache",
     "return_dict",
     "output_attentions",

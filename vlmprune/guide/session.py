@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..arguments import has_image, padding_mask, small
+from ..arguments import cache_in, has_image, padding_mask, small
 from ..attention.watcher import Watcher
 from ..cache_state import is_filled
 from ..errors import VlmpruneError
@@ -76,7 +76,7 @@ class GuidedSession(Session):
         guide_inputs = kwargs.pop("guide_inputs", None)
         if kwargs.get("inputs") is not None:
             kwargs["input_ids"] = kwargs.pop("inputs")
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if not has_image(kwargs) or (cache is not None and is_filled(cache)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
@@ -227,7 +227,7 @@ class GuidedSession(Session):
         given = self._arguments(self.model, args, kwargs)
         self.rank_by(None)
         self._local.guided = None
-        cache = given.get("past_key_values")
+        cache = cache_in(given)
         if not self._prunes or not has_image(given) or (cache is not None and is_filled(cache)):
             return changed
         self._refuse_stranger()
