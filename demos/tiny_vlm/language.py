@@ -50,6 +50,10 @@ FIRST_MIX = {"colour": 1.0, "shape": 1.0, "position": 0.7, "digit": 0.7}
 # To compare two places with a direction is the last thing to be learnt, and with two things the soonest.
 PAIR_MIX = {"relation": 3.0, "judge": 1.5, "position": 1.0}
 FIRST_LESSONS, SECOND_LESSONS = 0.15, 0.4  # of the run, until which they go on
+# From here on scenes come as full as they are in the tests: with few things most counts are one or two, and models that
+# saw mostly those called three and more one fewer.
+LAST_LESSONS = 0.6
+LAST_MIX = {**MIX, "colour": 1.5, "count": 5.0}
 TOKENS = 150  # text tokens a picture
 EASY_VQA_SHARE = 0.08
 EARLY_WEIGHT = 0.4
@@ -91,6 +95,8 @@ def scenes_for(rng: random.Random, first: int, batch: int, progress: float) -> t
         windows = [(rng.randint(0, GRID - size), rng.randint(0, GRID - size), size, size) for _ in range(batch)]
         return [distinct_scene(first + i, w, rng.choice((2, 3))) for i, w in enumerate(windows)], FIRST_MIX
     windows = random_windows(rng, batch)
+    if progress >= LAST_LESSONS and rng.random() < 0.8:
+        return [make_scene(first + i, "train", window=w, digits=1.2) for i, w in enumerate(windows)], LAST_MIX
     if rng.random() < 0.25 and min(windows[0][2:]) >= 8:
         return [distinct_scene(first + i, w, 2) for i, w in enumerate(windows)], PAIR_MIX
     share = 0.5 if progress < SECOND_LESSONS else 0.2
@@ -173,21 +179,27 @@ def patch_words(scene: Any) -> dict[str, np.ndarray]:
     }
 
 
-def train_language(work: Path, which: str, minutes: float, batch: int = 8, more: float = 0.0) -> None:
+def train_language(
+    work: Path, which: str, minutes: float, batch: int = 8, more: float = 0.0, dropping: float = DROP_SHARE
+) -> None:
     """Train one of the pair for `minutes` of wall clock, resuming where a run broke off.
 
     `more` > 0 goes on after a finished run for that many minutes with a fresh warmup and decay; where `work` holds no
-    run, from the bundled weights.
+    run, from the bundled weights. Where it holds no tower, the bundled one is taken.
     """
     folder = work / which
     trained = work / "tower.safetensors"
-    model = build_model(which, None if more and not trained.exists() else trained)  # the bundled weights hold it too
+    model = build_model(which, trained if trained.exists() else None)
     tower = model.model.vision_tower
     state = State(model, LEARNING_RATE[which], folder, ema=0.998)
-    if not state.load() and more:
-        bundled = load_file(str(WEIGHTS / which / "model.safetensors"))
-        model.load_state_dict({name: value.float() for name, value in bundled.items()}, strict=False)
-        state.restart_average()
+    if not state.load():
+        bundled = {k: v.float() for k, v in load_file(str(WEIGHTS / which / "model.safetensors")).items()}
+        if not trained.exists():
+            part = "model.vision_tower."
+            tower.load_state_dict({k.removeprefix(part): v for k, v in bundled.items() if k.startswith(part)})
+        if more:
+            model.load_state_dict(bundled, strict=False)
+            state.restart_average()
     deep = len(model.model.language_model.layers) > 2  # a layer between finding two places and the answer
     easy = EasyVqa()
     start = state.meta["seconds"] if more else 0.0
@@ -203,7 +215,7 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
         first = state.meta["images"]
         progress = (state.meta["seconds"] - start) / budget
         if more:  # the first lessons are learnt
-            progress = max(progress, SECOND_LESSONS)
+            progress = max(progress, LAST_LESSONS)
         labels: dict[str, Tensor] | None = None
         if rng.random() < EASY_VQA_SHARE:
             pictures, rows = easy.batch(rng, batch)
@@ -216,17 +228,19 @@ def train_language(work: Path, which: str, minutes: float, batch: int = 8, more:
             labels = {k: torch.from_numpy(np.stack([e[k] for e in every])) for k in every[0]}
         with torch.no_grad():
             features = encode(tower, pixels(pictures), places)[:, 1:]
-        if progress > FIRST_LESSONS and rng.random() < DROP_SHARE:
+        if progress > FIRST_LESSONS and rng.random() < dropping:
             kept = drop_uniformly(rng, features.shape[1], rng.uniform(0, 0.5))
             features, places = features[:, kept], places[:, kept]
             labels = labels and {k: v[:, kept] for k, v in labels.items()}
         packed = pack(rows, places)
-        ran = run(model, features, packed)
+        # Products in bf16 take half the time in a wide model; the residual stream, losses and weights stay fp32.
+        with torch.autocast("cpu", torch.bfloat16, enabled=deep):
+            ran = run(model, features, packed)
         logits = model.lm_head(ran.last[packed.where])
         each = F.cross_entropy(logits, packed.target, reduction="none")
         loss = (each * packed.weight).sum() / packed.weight.sum()
         losses.append(float(loss.detach()))
-        if labels is not None and progress < 0.6:
+        if labels is not None and progress < LAST_LESSONS:
             loss = loss + 0.15 * align_loss(model, ran.visual, labels)
         if len(packed.early[0]):
             loss = loss + EARLY_WEIGHT * early_loss(model, ran.last, packed)
