@@ -57,7 +57,7 @@ def server(
     process = subprocess.Popen(
         [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
-            "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "512",
+            "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
             "--max-num-seqs", "16", "--block-size", "32", *engine_arguments(folder, request.param),
         ],
         cwd=ROOT, env={**quiet, **os.environ}, start_new_session=True,
@@ -122,10 +122,10 @@ def test_bad_embeddings_leave_the_engine_alive(server: Any) -> None:
 
 
 def test_an_engine_killed_in_the_middle_of_a_stream(server: Any) -> None:
-    """Last of its server, which it ends."""
+    """Last of its server, which it ends. The answer is so long that a busy machine does not see its end first."""
     address, encoder, process = server
     with proxy(encoder, address) as (client, _):
-        body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=400)
+        body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=1800)
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
