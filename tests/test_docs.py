@@ -45,7 +45,8 @@ def test_links_lead_to_files() -> None:
 
 
 def test_files_named_in_the_layout_exist() -> None:
-    names = re.findall(r"^\| `([^`]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    layout = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Adding a method")[0]
+    names = re.findall(r"^\| `([^`]+)` \|", layout, flags=re.MULTILINE)
     assert len(names) > 15
     assert not [name for name in names if not (ROOT / name).exists()]
 
