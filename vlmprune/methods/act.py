@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import host_copies
 from ..attention.correction import add_to_rows, calibration, column_scores, own_copy, row_chunks, weighted_values
 from ..attention.editor import Columns, Editor
 from ..attention.probe import AttentionCall
@@ -166,8 +167,7 @@ class ActEditor(Editor):
     def notes(self) -> list[str]:
         if not self.heads:
             return ["ACT: no heads were chosen, so nothing was changed"]
-        counts = [sinks.sum() for sinks in self.marks.values()]  # a layer may have a device of its own
-        found = int(torch.stack([count.to(counts[0].device) for count in counts]).sum()) if counts else 0
+        found = sum(int(count) for count in host_copies([sinks.sum() for sinks in self.marks.values()]))
         return [f"ACT: {found} sinks in {sum(map(len, self.heads.values()))} heads of {len(self.heads)} layers"]
 
 

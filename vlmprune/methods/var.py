@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import host_copies
 from ..attention.correction import own_copy
 from ..attention.editor import Columns, Editor
 from ..attention.probe import AttentionCall
@@ -124,8 +125,7 @@ class VarEditor(Editor):
 
     def _sunk_layers(self) -> list[int]:
         """The layers with a visual sink in some sample."""
-        found = [marks.any() for marks in self.marks.values()]
-        sunk = torch.stack([one.to(found[0].device) for one in found]).tolist() if found else []
+        sunk = host_copies([marks.any() for marks in self.marks.values()])
         return [layer for layer, some in zip(self.marks, sunk, strict=True) if some]
 
 
