@@ -192,7 +192,7 @@ def train_language(
     model = build_model(which, trained if trained.exists() else None)
     tower = model.model.vision_tower
     state = State(model, LEARNING_RATE[which], folder, ema=0.998)
-    if not state.load():
+    if not state.load() and (more or not trained.exists()):
         bundled = {k: v.float() for k, v in load_file(str(WEIGHTS / which / "model.safetensors")).items()}
         if not trained.exists():
             part = "model.vision_tower."

@@ -22,17 +22,21 @@ from .language import DROP_SHARE, train_language
 from .pair import build_model, export, export_processor
 from .tower import train_tower
 
+PAIR = ("large", "small")
 
-def export_trained(work: Path, target: Path, which: tuple[str, ...] = ("large", "small")) -> None:
-    """Write the models' moving averages, each with the processor beside its weights where it is not the package."""
-    for name in which:
+
+def export_trained(work: Path, folder: Path | None) -> None:
+    """Write both models' moving averages and the processor into the package, or those trained in `work` into a folder,
+    each with the processor beside its weights."""
+    target = folder or vlmprune.tiny.WEIGHTS
+    for name in PAIR if folder is None else [name for name in PAIR if (work / name).exists()]:
         model = build_model(name)  # the saved state holds the tower too
         state = State(model, 0.0, work / name)
         if not state.load():
             raise SystemExit(f"There is no training state of the {name} model in {work}; train it first.")
         state.swap()
         export(model, target / name)
-        export_processor(target / ("processor" if target == vlmprune.tiny.WEIGHTS else name))
+        export_processor(target / ("processor" if folder is None else name))
 
 
 def main() -> None:
@@ -50,13 +54,11 @@ def main() -> None:
     torch.manual_seed(0)
     if args.stage in ("all", "tower"):
         train_tower(args.work, args.minutes, more=args.more)
-    for which in ("large", "small"):
+    for which in PAIR:
         if args.stage in ("all", which):
             train_language(args.work, which, args.minutes, more=args.more, dropping=args.dropping)
-    if args.stage == "export" and args.to:
-        export_trained(args.work, args.to, tuple(n for n in ("large", "small") if (args.work / n).exists()))
-    elif args.stage in ("all", "export"):
-        export_trained(args.work, vlmprune.tiny.WEIGHTS)
+    if args.stage in ("all", "export"):
+        export_trained(args.work, args.to)
 
 
 if __name__ == "__main__":
