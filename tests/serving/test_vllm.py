@@ -208,9 +208,10 @@ def test_qwen_with_several_axes(qwen: Engine) -> None:
 def test_qwen_raw_and_pruned_in_one_batch(qwen: Engine) -> None:
     processor = AutoProcessor.from_pretrained(qwen.folder)
     text = "w11 <|vision_start|><|image_pad|><|vision_end|> w12 w13"
-    inputs = dict(processor(text=[text], images=[picture(2).crop((0, 0, 48, 32))], return_tensors="pt"))
+    image = picture(2).crop((0, 0, 48, 32))
+    inputs = dict(processor(text=[text], images=[image], return_tensors="pt"))
     pruned = qwen.encoder("divprune", keep=0.4).encode_inputs(inputs)[0].prompt()
-    raw = {**pruned, "multi_modal_data": {"image": picture(2).crop((0, 0, 48, 32))}}
+    raw = {**pruned, "multi_modal_data": {"image": image}}
     got = qwen.answers([raw, pruned, raw, pruned])
     for at, method in enumerate((vlmprune.Uniform(keep=1.0), vlmprune.DivPrune(keep=0.4)) * 2):
         qwen.expect(got[at], inputs, method)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataParser
+from vllm.multimodal.processing import PromptReplacement
 
 from ..wire import KEPT, ROWS, VISUAL, check_kept, check_rows
 
@@ -98,3 +99,14 @@ def positions_of_kept(
 def rows_given(kwargs: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
     """The kept rows in what `embed_multimodal` was given, an image each; None where it was given pixels."""
     return tuple(kwargs[ROWS]) if KEPT in kwargs else None
+
+
+def rows_in_place(images: DictEmbeddingItems, placeholder: int) -> list[PromptReplacement]:
+    """An image's one placeholder in the prompt becomes as many as it has rows."""
+    return [
+        PromptReplacement(
+            modality="image",
+            target=[placeholder],
+            replacement=lambda number: [placeholder] * len(images.get(number)[ROWS]),
+        )
+    ]

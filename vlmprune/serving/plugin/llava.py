@@ -16,10 +16,8 @@ from vllm.model_executor.models.llava import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import DictEmbeddingItems
-from vllm.multimodal.processing import PromptReplacement
 
-from ..wire import ROWS
-from .kept import KeptParser, kept_fields, positions_of_kept, rows_given
+from .kept import KeptParser, kept_fields, positions_of_kept, rows_given, rows_in_place
 
 
 class _Info(LlavaProcessingInfo):
@@ -40,14 +38,7 @@ class _Processor(LlavaMultiModalProcessor):
         images = mm_items.get("image")
         if not isinstance(images, DictEmbeddingItems):
             return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-        placeholder = self.info.get_hf_config().image_token_index
-        return [
-            PromptReplacement(
-                modality="image",
-                target=[placeholder],
-                replacement=lambda number: [placeholder] * len(images.get(number)[ROWS]),
-            )
-        ]
+        return rows_in_place(images, self.info.get_hf_config().image_token_index)
 
 
 @MULTIMODAL_REGISTRY.register_processor(_Processor, info=_Info, dummy_inputs=LlavaDummyInputsBuilder)

@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import DictEmbeddingItems
-from vllm.multimodal.processing import PromptReplacement
 
-from ..wire import GRID, KEPT, ROWS
-from .kept import kept_fields, kept_items, positions_of_kept, rows_given
+from ..wire import GRID, KEPT
+from .kept import kept_fields, kept_items, positions_of_kept, rows_given, rows_in_place
 
 
 def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inputs: Any, levels: bool = False) -> Any:
@@ -58,14 +57,7 @@ def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inpu
             images = mm_items.get("image")
             if not (isinstance(images, DictEmbeddingItems) and KEPT in images.get(0)):
                 return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
-            placeholder = self.info.get_hf_config().image_token_id
-            return [
-                PromptReplacement(
-                    modality="image",
-                    target=[placeholder],
-                    replacement=lambda number: [placeholder] * len(images.get(number)[ROWS]),
-                )
-            ]
+            return rows_in_place(images, self.info.get_hf_config().image_token_id)
 
     @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=dummy_inputs)
     class Kept(model):
