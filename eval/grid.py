@@ -1,7 +1,6 @@
 """Every method at every budget on our scenes and on easy-VQA's test split, with the bundled pair.
 
     python -m eval.grid --out eval/results            run (or go on), write tables and pictures
-    python -m eval.grid --out eval/results --readme   also put the scenes' table into README.md
     python -m eval.grid --out /tmp/try --limit 24     a quick look
     torchrun --nproc-per-node 2 -m eval.grid ...      on two cores, each with half of the questions
 
@@ -13,7 +12,6 @@ made.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from vlmprune.cli.output import note
 from vlmprune.errors import VlmpruneError
 
 from . import tables
-from .record import write_text
 from .run import BAD_INPUT, evaluate
 from .settings import BASELINES, SGL_EXIT, Settings
 
@@ -31,8 +28,6 @@ TASKS = ("scenes", "easy-vqa")
 KEEPS = ("0.35", "0.18", "0.09")
 IN_README = ("0.18", "0.09")
 LIMIT = 2112  # all questions on scenes, as many of easy-VQA's 9,673
-README = Path(__file__).parents[1] / "README.md"
-MARKED = re.compile(r"(<!-- table: scenes -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
 
 
 def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
@@ -44,7 +39,7 @@ def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ..
 
 
 def readme_table(folder: Path) -> str:
-    """The scenes' rows that README.md shows."""
+    """The scenes' rows that README.md shows (`python -m eval.pages` puts them there)."""
     rows = [row for row in tables.read(folder) if row["task"] == "scenes" and row["keep"] in (None, *IN_README)]
     return tables.short_table(rows)
 
@@ -58,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", nargs="+", default=TASKS, choices=TASKS, help="only these")
     parser.add_argument("--limit", type=int, default=LIMIT, help="only the first N questions of a task")
     parser.add_argument("--batch-size", type=int, default=48, help="questions at a time")
-    parser.add_argument("--readme", action="store_true", help="put the scenes' table into README.md")
     args = parser.parse_args(arguments)
     try:
         whole = settings(args.out, args.limit, args.batch_size, tuple(args.task))
@@ -66,9 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
             evaluate(whole)
         if not all((whole.folder(run) / "summary.json").exists() for run in whole.runs()):
             return 0  # another process has questions left, and will write the tables
-        if args.readme:
-            found = readme_table(args.out)
-            write_text(README, MARKED.sub(lambda marks: f"{marks[1]}{found}\n{marks[2]}", README.read_text()))
     except VlmpruneError as error:
         note(str(error))
         return BAD_INPUT

@@ -164,6 +164,17 @@ def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[
             "lower_tau": lower, "rows": rows}  # fmt: skip
 
 
+def table(record: dict[str, Any]) -> str:
+    """Markdown, for `eval/sinks.md`."""
+    columns = ("method", "accuracy", "against none", "answers changed", "gained", "lost")
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for name, one in record["rows"].items():
+        change = f"{one['change']:+.4f} ± {one['change_standard_error']:.4f}"
+        cells = (name, f"{one['accuracy']:.4f}", change, *(str(one[k]) for k in ("changed_answers", "gained", "lost")))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure, print, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,13 +1,7 @@
-"""The tables of the page, from the study's record alone.
-
-    python -m eval.sgl.tables eval/sgl/results/study.json
-"""
+"""The tables of SGL's page, from the study's record alone (`python -m eval.pages` puts them there)."""
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from eval.sgl.study import RETENTION
@@ -20,7 +14,7 @@ def cell(row: dict[str, Any] | None, full: float) -> str:
     return "" if row is None else f"{row['accuracy']:.3f} ± {row['standard_error']:.3f} ({row['accuracy'] / full:.0%})"
 
 
-def table(rows: list[dict[str, Any]], points: str) -> list[str]:
+def table(rows: list[dict[str, Any]], points: str) -> str:
     """Markdown: methods down, points across; a point that a method cannot reach stays blank."""
     full = next(row for row in rows if row["name"] == "none")
     lines = ["| method | " + " | ".join(f"{point:.0%}" for point in RETENTION) + " |"]
@@ -34,10 +28,10 @@ def table(rows: list[dict[str, Any]], points: str) -> list[str]:
         if name == "sgl":
             left = [row and row["with_exit"] for row in found]
             lines.append("| sgl + exit | " + " | ".join(cell(row, full["accuracy"]) for row in left) + " |")
-    return lines
+    return "\n".join(lines)
 
 
-def by_guide(rows: list[dict[str, Any]]) -> list[str]:
+def by_guide(rows: list[dict[str, Any]]) -> str:
     """Accuracy split by whether the small model's own answer was right."""
     lines = ["| method | retention | small model right | small model wrong |", "|---|---|---|---|"]
     for row in rows:
@@ -47,30 +41,14 @@ def by_guide(rows: list[dict[str, Any]]) -> list[str]:
                 f"| {row['name']} | {row['at_retention'][0]:.0%} | {right['accuracy']:.3f} (n {right['questions']}) "
                 f"| {wrong['accuracy']:.3f} (n {wrong['questions']}) |"
             )
-    return lines
+    return "\n".join(lines)
 
 
-def by_family(rows: list[dict[str, Any]]) -> list[str]:
+def by_family(rows: list[dict[str, Any]]) -> str:
     """The families of question at 9 %."""
     chosen = [row for row in rows if row["name"] in ("none", "small alone") or 0.09 in row.get("at_retention", [])]
     families = list(chosen[0]["families"])
     lines = ["| method | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
     for row in chosen:
         lines.append(f"| {row['name']} | " + " | ".join(f"{row['families'][f]:.2f}" for f in families) + " |")
-    return lines
-
-
-def main() -> None:
-    """Print all tables."""
-    record = json.loads(Path(sys.argv[1]).read_text())
-    rows = record["rows"]
-    exits = next(row["with_exit"]["exits"] for row in rows if row["name"] == "sgl")
-    print("By layer-averaged retention:\n", *table(rows, "at_retention"), sep="\n")
-    print("\nBy tokens entering the language model (dropped before layer 0):\n", *table(rows, "at_entering"), sep="\n")
-    print(f"\nExits at S >= {record['about']['exit_at']}: {exits:.1%} of the questions.")
-    print("\nBy the small model's own answer:\n", *by_guide(rows), sep="\n")
-    print("\nFamilies at 9 %:\n", *by_family(rows), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join(lines)

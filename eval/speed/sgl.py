@@ -9,7 +9,6 @@ Two pairs: the bundled one, and a random-weight LLaVA-like pair ten times apart 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -22,13 +21,15 @@ import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import random_llava, random_prompt
 from vlmprune.cli.options import EXIT_AT
-from vlmprune.tiny.scenes import benchmark, render
+from vlmprune.tiny.scenes import GRID, benchmark, render
 from vlmprune.wrap import prepare
 
 SIDE, PATCH, TEXT, GENERATED = 24, 14, 40, 8
 TOWER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
 WORDS = 32000
 RETENTION = 0.09
+RANDOM_NAME = f"random weights, language models 12 x 1024 and 6 x 448, {SIDE * SIDE} visual tokens"
+BUNDLED_NAME = f"bundled pair, {GRID * GRID} visual tokens"
 
 
 def random_model(width: int, layers: int) -> Any:
@@ -109,6 +110,21 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
     }
 
 
+def table(record: dict[str, Any]) -> str:
+    """Markdown, for SGL's page: speed-ups over the unpruned model, end to end and in the language model alone."""
+    names = ("fastv", "sgl", "sgl + exit", "small alone")
+    lines = ["| pair | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for pair, name in (("random", RANDOM_NAME), ("bundled", BUNDLED_NAME)):
+        found = record[pair]
+        ends = {one: f"{found['speed_up'][one]:.2f}" for one in names}
+        ends["sgl + exit"] += f" ({found['exits']:.0%} exits)" if found["exits"] else " (no exits)"
+        # With exits there is a language model's time for some of the prompts only.
+        alone = [f"{x:.2f}" if (x := found["language_model_speed_up"].get(one)) else "-" for one in names]
+        lines.append(f"| {name}: end to end | " + " | ".join(ends.values()) + " |")
+        lines.append("| its language model alone | " + " | ".join(alone) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure both pairs and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,8 +142,7 @@ def main() -> None:
             "random": measure(*random_pair(), 1.0, args.rounds),
         }
     write_record(result, args.out)
-    shown = ("speed_up", "language_model_speed_up", "exits")
-    print(json.dumps({pair: {name: result[pair][name] for name in shown} for pair in ("bundled", "random")}, indent=1))
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 import vlmprune
-from eval import grid, plots, tables
+from eval import grid, pages, plots, tables
 from eval.stats import paired_p, standard_error
+from vlmprune.errors import VlmpruneError
 
 
 class TestStats:
@@ -133,12 +134,20 @@ def test_no_records(tmp_path: Path, content: str | None, capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_readme_shows_what_the_committed_records_say() -> None:
-    marked = grid.MARKED.search(grid.README.read_text())
-    assert marked is not None
-    committed = grid.README.parent / "eval/results"
-    shown = marked.group(0).removeprefix(marked.group(1)).removesuffix(marked.group(2)).strip()
-    assert shown == (grid.readme_table(committed) if any(committed.glob("scenes/*/summary.json")) else "")
+def test_every_page_shows_what_the_committed_records_say() -> None:
+    assert pages.main(["--check"]) == 0
+
+
+def test_a_page_out_of_date_is_rewritten(tmp_path: Path) -> None:
+    page = tmp_path / "eval/sinks.md"
+    page.parent.mkdir()
+    good = (pages.ROOT / "eval/sinks.md").read_text()
+    page.write_text(good.replace("| none | 0.9", "| none | 1.9"))
+    assert page.read_text() != good
+    assert pages.filled("eval/sinks.md", tmp_path) == good
+    page.write_text(good.replace("<!-- table: sinks -->", "<!-- table: sink -->"))
+    with pytest.raises(VlmpruneError, match=r"^eval/sinks\.md has to mark each of these tables once: sinks\.$"):
+        pages.filled("eval/sinks.md", tmp_path)
 
 
 def test_the_grid_has_every_method_once() -> None:
