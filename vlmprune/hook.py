@@ -1,7 +1,8 @@
-"""Hooks that copies of a model do not inherit."""
+"""Hooks that copies of a model do not inherit, and methods shadowed on one instance."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,3 +29,22 @@ class Hook:
 
 def _nothing(*args: Any) -> None:
     return None
+
+
+def shadow(instance: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+    """Put `around(original, *args, **kwargs)` in front of a method, on this instance only; returns what undoes it."""
+    own = instance.__dict__.get(name)
+    original = getattr(instance, name)
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(instance, name, call)
+
+    def undo() -> None:
+        delattr(instance, name)
+        if own is not None:
+            setattr(instance, name, own)
+
+    return undo

@@ -31,7 +31,8 @@ from .fit import check_fit, read_layers
 from .flops import model_cost
 from .flow.locate import SampleLayout, layouts_from_mask
 from .forward import CrossPrefill, Prefill
-from .hook import Hook
+from .hook import Hook, shadow
+from .loss import kept_labels, with_loss
 from .methods.base import Method, Pruner
 from .methods.combined import parts_of
 from .record import prompt_report
@@ -115,29 +116,11 @@ class Session:
             pre(layer, functools.partial(self._enter_layer, i))
             if self.family.deepstack:
                 post(layer, functools.partial(self._leave_layer, i))
-        self._shadow(model, "generate", self._generate)
+        self._undo.append(shadow(model, "generate", self._generate))
         if hasattr(base, "get_image_features"):
-            self._shadow(base, "get_image_features", self._image_features)
+            self._undo.append(shadow(base, "get_image_features", self._image_features))
         for module in [*self._probed.values(), *([self.tower.module] if self.tower else [])]:
             self._undo.append(ProbedLayer(module).remove)
-
-    def _shadow(self, module: Any, name: str, around: Callable[..., Any]) -> None:
-        """Put `around(original, *args, **kwargs)` in front of a method, on this instance only."""
-        own = module.__dict__.get(name)
-        original = getattr(module, name)
-
-        @functools.wraps(original)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
-
-        setattr(module, name, call)
-
-        def undo() -> None:
-            delattr(module, name)
-            if own is not None:
-                setattr(module, name, own)
-
-        self._undo.append(undo)
 
     def detach(self) -> None:
         """Take everything off again, in reverse order."""
@@ -233,18 +216,9 @@ class Session:
         if labels is None:
             return None
         prefill, self._local.last = self._get("last"), None
-        as_dict = hasattr(output, "logits")
-        logits = output.logits if as_dict else output[0]
         if isinstance(prefill, Prefill) and prefill.chosen is not None and not self.family.cross_attention:
-            chosen = prefill.chosen.to(labels.device)
-            labels = torch.gather(labels, 1, chosen.index).masked_fill(~chosen.real, -100)
-        extra = {k: kwargs[k] for k in ("num_items_in_batch",) if k in kwargs}
-        vocabulary = module.config.get_text_config().vocab_size
-        loss = module.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **extra)
-        if as_dict:
-            output.loss = loss
-            return output
-        return (loss, *output)
+            labels = kept_labels(labels, prefill.chosen)
+        return with_loss(module, output, labels, kwargs)
 
     # -- the base model: a forward begins and ends -------------------------------------------------------------
 
