@@ -37,21 +37,22 @@ def test_the_quick_encoder_reads_as_the_tokenizer(pair: tuple) -> None:
             assert tokenizer(question.text, add_special_tokens=False)["input_ids"] == encode_text(question.text)
 
 
-def test_packed_questions_equal_the_stock_model_asked_one_by_one(pair: tuple) -> None:
-    large, _, processor = pair
+@pytest.mark.parametrize("which", [0, 1], ids=["large", "small"])
+def test_packed_questions_equal_the_stock_model_asked_one_by_one(pair: tuple, which: int) -> None:
+    model, processor = pair[which], pair[2]
     (scene, first), (_, second) = list(benchmark("colour", 2, "validation", per_scene=2))[:2]
     questions = [first, Question("count", "How many circles are there?", "3"), second]
     places = torch.arange(GRID * GRID)[None]
     with torch.no_grad():
-        features = encode(large.model.vision_tower, pixels([render(scene)]), places)[:, 1:]
+        features = encode(model.model.vision_tower, pixels([render(scene)]), places)[:, 1:]
         packed = pack([questions], places)
-        logits = answer_logits(large, features, packed)
+        logits = answer_logits(model, features, packed)
         for question, (_, start, end) in zip(questions, packed.answers, strict=True):
             inputs = prepare(processor, scene.image(), question.text)
             answer = torch.tensor([[*encode_text(question.answer), IDS["<eos>"]]])
             inputs["input_ids"] = torch.cat([inputs["input_ids"], answer[:, :-1]], dim=1)
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-            alone = large(**inputs).logits[0, -answer.shape[1] :]
+            alone = model(**inputs).logits[0, -answer.shape[1] :]
             assert torch.allclose(alone, logits[start:end], atol=2e-4)
 
 

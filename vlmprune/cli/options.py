@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-EXIT_AT = 0.97  # of the row "sgl + exit" in `compare`
+EXIT_AT = 0.9  # of the row "sgl + exit" in `compare`
 
 
 def default_method(model: str | None, guide: str | None) -> str:
