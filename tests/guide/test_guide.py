@@ -231,6 +231,19 @@ def test_one_vision_pass_where_the_towers_are_equal():
     del tower.forward
 
 
+def test_the_guides_second_look_takes_the_features_of_its_first():
+    """transformers 5.24 hands `use_cache` on to the tower, and a call with other options was computed again."""
+    model, small = pair("llava")
+    passes: list[int] = []
+    inside = next(part for name, part in small.model.vision_tower.named_modules() if name.endswith("encoder.layers"))[0]
+    handle = inside.register_forward_hook(lambda *_: passes.append(1))
+    with vlmprune.wrap(model, SGL(small, keep=0.3)) as pruned:
+        generate(model, make_inputs(model), steps=STEPS)
+        assert pruned.report.consistency is not None
+    handle.remove()
+    assert len(passes) == 1
+
+
 def test_budget_in_tokens_sets_the_depth_by_the_batchs_share():
     model, small = build("llava", layers=8), guide_of("llava")
     inputs = make_inputs(model)

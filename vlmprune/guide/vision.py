@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# transformers 5.24 hands the language model's options on to the tower, which has no cache to use.
+_NOT_FOR_TOWERS = ("use_cache",)
+
 
 class VisionMemo:
     """What a vision tower returned, call by call, for replaying in a forward that would compute the same again.
@@ -75,7 +78,8 @@ class VisionMemo:
 def _shapes_and_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
     values = [*args, *kwargs.values()]
     shapes = tuple(tuple(v.shape) for v in values if isinstance(v, Tensor))
-    return {k: v for k, v in kwargs.items() if not isinstance(v, Tensor)}, shapes
+    options = {k: v for k, v in kwargs.items() if not isinstance(v, Tensor) and k not in _NOT_FOR_TOWERS}
+    return options, shapes
 
 
 def take_rows(output: Any, rows: Tensor, size: int) -> Any:
