@@ -10,6 +10,7 @@ sentences around it are, and are read again whenever this prints a page's name.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -52,20 +53,26 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
 }
 
 
-def filled(page: str, root: Path = ROOT) -> str:
-    """A page's text with its tables made anew from the record.
+@functools.cache
+def record(source: str) -> Any:
+    """What a table is made of: a record's content, or the folder of the grid's summaries."""
+    at = ROOT / source
+    return at if at.is_dir() else json.loads(at.read_text())
+
+
+def filled(page: str, text: str) -> str:
+    """A page's text with its tables made anew from their records.
 
     Raises:
         VlmpruneError: the page marks other tables than those that can be made for it.
     """
-    tables, text = PAGES[page], (root / page).read_text()
+    tables = PAGES[page]
     if sorted(name for _, name, _ in MARKED.findall(text)) != sorted(tables):
         raise VlmpruneError(f"{page} has to mark each of these tables once: {', '.join(tables)}.")
 
     def made(name: str) -> str:
         source, table = tables[name]
-        at = ROOT / source
-        return table(at if at.is_dir() else json.loads(at.read_text()))
+        return table(record(source))
 
     return MARKED.sub(lambda marks: f"{marks[1]}{made(marks[2])}\n{marks[3]}", text)
 
@@ -80,8 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     stale = 0
     try:
         for page in PAGES:
-            text = filled(page)
-            if text != (ROOT / page).read_text():
+            shown = (ROOT / page).read_text()
+            text = filled(page, shown)
+            if text != shown:
                 stale += 1
                 print(page)
                 if not args.check:

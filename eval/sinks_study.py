@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 import vlmprune
+from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.shared import Shared
@@ -167,12 +168,12 @@ def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[
 def table(record: dict[str, Any]) -> str:
     """Markdown, for `eval/sinks.md`."""
     columns = ("method", "accuracy", "against none", "answers changed", "gained", "lost")
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines = []
     for name, one in record["rows"].items():
         change = f"{one['change']:+.4f} ± {one['change_standard_error']:.4f}"
-        cells = (name, f"{one['accuracy']:.4f}", change, *(str(one[k]) for k in ("changed_answers", "gained", "lost")))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        counts = (str(one[k]) for k in ("changed_answers", "gained", "lost"))
+        lines.append([name, f"{one['accuracy']:.4f}", change, *counts])
+    return markdown.table(columns, lines)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from vlmprune.cli.output import amount, milliseconds, note
 from vlmprune.errors import VlmpruneError
 
+from .markdown import lines as markdown_lines
 from .plots import draw, prefill_flops
 from .record import write_text
 from .run import BAD_INPUT
@@ -139,7 +140,7 @@ def table(rows: Sequence[Summary]) -> str:
                 *exit_cell(row, rows),
             ]
         )
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + caption(rows)
+    return markdown_lines(lines) + "\n\n" + caption(rows)
 
 
 def caption(rows: Sequence[Summary]) -> str:
@@ -182,7 +183,7 @@ def short_table(rows: Sequence[Summary]) -> str:
         cost = _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned))
         p = significance(row, unpruned)
         lines.append([row["method"], row["keep"] or "", average, cost, _main(row), _p(p), *exit_cell(row, rows)])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown_lines(lines)
 
 
 def exit_heading(rows: Sequence[Summary]) -> list[str]:
@@ -210,7 +211,7 @@ def overview(summaries: Sequence[Summary]) -> str:
                 shares.append(row["value"] / unpruned["value"])
         whole = len(shares) == len(tasks)
         lines.append([method, keep or "", *cells, f"{sum(shares) / len(shares):.1%}" if whole and shares else ""])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown_lines(lines)
 
 
 def markdown(summaries: Sequence[Summary]) -> str:

@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from eval import markdown
 from eval.provenance import provenance, write_record
 from vlmprune.tiny import load_tiny
 from vlmprune.tiny.scenes import FAMILIES, Question
@@ -37,11 +38,11 @@ def easy_vqa_questions(number: int) -> list[Asked]:
 
 def table(record: dict[str, Any]) -> str:
     """Markdown, for the model card."""
-    lines = ["| questions | n | chance | small | large |", "|---|---|---|---|---|"]
+    lines = []
     for family, row in record["families"].items():
         cells = [f"{row[name]:.3f} ± {row[f'{name}_standard_error']:.3f}" for name in ("small", "large")]
-        lines.append(f"| {family} | {row['questions']} | {row['chance']:.3f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([family, str(row["questions"]), f"{row['chance']:.3f}", *cells])
+    return markdown.table(("questions", "n", "chance", "small", "large"), lines)
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from eval import markdown
+
 QUALITIES = {  # metric in the record -> column
     "object_recall": "object recall",
     "object_precision": "object precision",
@@ -23,12 +25,12 @@ def label(row: dict[str, Any]) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: quality with bootstrap standard errors, then what a caption cost (tokens averaged over layers)."""
     columns = ["row", *QUALITIES.values(), *COSTS]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines = []
     for row in rows:
         found = [row["quality"][name] for name in QUALITIES]
         cells = [label(row), *(f"{one['value']:.3f} ± {one['standard_error']:.3f}" for one in found)]
         cost = row["cost"]
         cells += [f"{row['text']['cider']:.2f}", f"{cost['layer_avg_tokens']:,.0f}"]
         cells += [f"{cost['prefill_flops'] / 1e9:.1f}", f"{cost['seconds']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown.table(columns, lines)

@@ -11,12 +11,22 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig
 
+from eval import markdown
 from vlmprune.cli.plan import planned
 from vlmprune.plan.hardware import hardware
 
 RATE, BUSY = 100, 0.6  # requests a second; share of a GPU's time that is used, the rest is for bursts
 TEXT, NEW = 64, 32
 KEEPS, EXITS = ("0.25", "0.1"), (0.0, 0.5)
+COLUMNS = (
+    "keep",
+    "exits",
+    "engines",
+    "guide and towers",
+    "GPUs in all",
+    "of unpruned",
+    "requests in an engine's memory",
+)
 
 
 def llava(layers: int, width: int, inner: int, heads: int, kv_heads: int) -> LlavaConfig:
@@ -74,20 +84,16 @@ def table() -> str:
 
     full = large["1.0"]
     whole = gpus(full.language + full.vision)
-    lines = [
-        "| keep | exits | engines | guide and towers | GPUs in all | of unpruned | requests in an engine's memory |",
-        "|---|---|---|---|---|---|---|",
-        f"| unpruned | - | {whole:.1f} | - | {whole:.1f} | 100% | {full.batch} |",
-    ]
+    lines = [["unpruned", "-", f"{whole:.1f}", "-", f"{whole:.1f}", "100%", str(full.batch)]]
     for keep in KEEPS:
         for exits in EXITS:
             engines = gpus((1 - exits) * large[keep].language)
             before = gpus(guide.language + guide.vision + (1 - exits) * large[keep].vision)
-            lines.append(
-                f"| {keep} | {exits:.0%} | {engines:.1f} | {before:.1f} | {engines + before:.1f} | "
-                f"{(engines + before) / whole:.0%} | {large[keep].batch} |"
-            )
-    return "\n".join(lines)
+            both = engines + before
+            numbers = (f"{engines:.1f}", f"{before:.1f}", f"{both:.1f}", f"{both / whole:.0%}", str(large[keep].batch))
+            lines.append([keep, f"{exits:.0%}", *numbers])
+    return markdown.table(COLUMNS, lines)
+
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eval import markdown
 from eval.sgl.study import RETENTION
 
 METHODS = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl")
@@ -17,38 +18,35 @@ def cell(row: dict[str, Any] | None, full: float) -> str:
 def table(rows: list[dict[str, Any]], points: str) -> str:
     """Markdown: methods down, points across; a point that a method cannot reach stays blank."""
     full = next(row for row in rows if row["name"] == "none")
-    lines = ["| method | " + " | ".join(f"{point:.0%}" for point in RETENTION) + " |"]
-    lines.append("|---" * (len(RETENTION) + 1) + "|")
+    lines = []
     for name in ("none", "small alone"):
         row = next(row for row in rows if row["name"] == name)
-        lines.append(f"| {name} | " + " | ".join([cell(row, full["accuracy"])] * len(RETENTION)) + " |")
+        lines.append([name, *[cell(row, full["accuracy"])] * len(RETENTION)])
     for name in METHODS:
         found = [next((r for r in rows if r["name"] == name and at in r.get(points, [])), None) for at in RETENTION]
-        lines.append(f"| {name} | " + " | ".join(cell(row, full["accuracy"]) for row in found) + " |")
+        lines.append([name, *(cell(row, full["accuracy"]) for row in found)])
         if name == "sgl":
             left = [row and row["with_exit"] for row in found]
-            lines.append("| sgl + exit | " + " | ".join(cell(row, full["accuracy"]) for row in left) + " |")
-    return "\n".join(lines)
+            lines.append(["sgl + exit", *(cell(row, full["accuracy"]) for row in left)])
+    return markdown.table(["method", *(f"{point:.0%}" for point in RETENTION)], lines)
 
 
 def by_guide(rows: list[dict[str, Any]]) -> str:
     """Accuracy split by whether the small model's own answer was right."""
-    lines = ["| method | retention | small model right | small model wrong |", "|---|---|---|---|"]
+    lines = []
     for row in rows:
         if "small_right" in row and row.get("at_retention"):
             right, wrong = row["small_right"], row["small_wrong"]
-            lines.append(
-                f"| {row['name']} | {row['at_retention'][0]:.0%} | {right['accuracy']:.3f} (n {right['questions']}) "
-                f"| {wrong['accuracy']:.3f} (n {wrong['questions']}) |"
-            )
-    return "\n".join(lines)
+            cells = [f"{half['accuracy']:.3f} (n {half['questions']})" for half in (right, wrong)]
+            lines.append([row["name"], f"{row['at_retention'][0]:.0%}", *cells])
+    return markdown.table(["method", "retention", "small model right", "small model wrong"], lines)
 
 
 def by_family(rows: list[dict[str, Any]]) -> str:
     """The families of question at 9 %."""
     chosen = [row for row in rows if row["name"] in ("none", "small alone") or 0.09 in row.get("at_retention", [])]
     families = list(chosen[0]["families"])
-    lines = ["| method | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
+    lines = []
     for row in chosen:
-        lines.append(f"| {row['name']} | " + " | ".join(f"{row['families'][f]:.2f}" for f in families) + " |")
-    return "\n".join(lines)
+        lines.append([row["name"], *(f"{row['families'][f]:.2f}" for f in families)])
+    return markdown.table(["method", *families], lines)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import vlmprune
+from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.speed.models import random_llava, random_prompt
 from vlmprune.cli.options import EXIT_AT
@@ -113,16 +114,15 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
 def table(record: dict[str, Any]) -> str:
     """Markdown, for SGL's page: speed-ups over the unpruned model, end to end and in the language model alone."""
     names = ("fastv", "sgl", "sgl + exit", "small alone")
-    lines = ["| pair | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = []
     for pair, name in (("random", RANDOM_NAME), ("bundled", BUNDLED_NAME)):
         found = record[pair]
         ends = {one: f"{found['speed_up'][one]:.2f}" for one in names}
         ends["sgl + exit"] += f" ({found['exits']:.0%} exits)" if found["exits"] else " (no exits)"
         # With exits there is a language model's time for some of the prompts only.
         alone = [f"{x:.2f}" if (x := found["language_model_speed_up"].get(one)) else "-" for one in names]
-        lines.append(f"| {name}: end to end | " + " | ".join(ends.values()) + " |")
-        lines.append("| its language model alone | " + " | ".join(alone) + " |")
-    return "\n".join(lines)
+        lines += [[f"{name}: end to end", *ends.values()], ["its language model alone", *alone]]
+    return markdown.table(["pair", *names], lines)
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..hook import shadow
+
 # transformers 5.24 hands the language model's options on to the tower, which has no cache to use.
 _NOT_FOR_TOWERS = ("use_cache",)
 
@@ -47,11 +49,9 @@ class VisionMemo:
             rows: the entries of the recorded inputs' first axis that are asked for now, None for all. Outputs whose
                 first axis is another one are computed.
         """
-        own: Callable[..., Any] | None = tower.__dict__.get("forward")
-        compute = tower.forward
         left = iter(self._calls)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             options, shapes, output = next(left, ({}, (), None))
             now = _shapes_and_options(args, kwargs)
             if output is None or now[0] != options:
@@ -66,13 +66,11 @@ class VisionMemo:
                     return taken
             return compute(*args, **kwargs)
 
-        tower.forward = forward
+        undo = shadow(tower, "forward", forward)
         try:
             yield
         finally:
-            del tower.forward
-            if own is not None:
-                tower.forward = own
+            undo()
 
 
 def _shapes_and_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
