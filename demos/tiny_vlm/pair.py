@@ -31,7 +31,7 @@ TEXT: dict[str, dict[str, int]] = {
         "intermediate_size": 72,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "head_dim": 16,  # wider than 24 / 2: keys have to tell shapes, colours and places apart
+        "head_dim": 16,  # longer keys than 24 / 2 would give
     },
 }
 
