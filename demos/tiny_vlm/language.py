@@ -23,6 +23,7 @@ from vlmprune.tiny.scenes import (
     Question,
     ask,
     make_scene,
+    patch_cover,
     patch_owner,
     render,
 )
@@ -53,11 +54,12 @@ FIRST_LESSONS, SECOND_LESSONS = 0.15, 0.4  # of the run, until which they go on
 # From here on scenes come as full as they are in the tests: with few things most counts are one or two, and models that
 # saw mostly those called three and more one fewer.
 LAST_LESSONS = 0.6
-LAST_MIX = {**MIX, "colour": 1.5, "count": 5.0}
+LAST_MIX = {**MIX, "colour": 3.0, "count": 8.0, "relation": 3.0, "digit": 1.5}
 TOKENS = 150  # text tokens a picture
 EASY_VQA_SHARE = 0.08
 EARLY_WEIGHT = 0.4
 SPOT_WEIGHT = 0.2
+SHARE_WEIGHT = 0.2
 DROP_SHARE = 0.3  # of the batches lose a share of their visual tokens, drawn from 0 to 50 %, all tokens alike
 PLACES = ("top", "bottom", "left", "right", "center")
 LEARNING_RATE = {"large": 1.0e-3, "small": 2.5e-3}
@@ -94,7 +96,7 @@ def scenes_for(rng: random.Random, first: int, batch: int, progress: float) -> t
         size = rng.randint(8, 11)
         windows = [(rng.randint(0, GRID - size), rng.randint(0, GRID - size), size, size) for _ in range(batch)]
         return [distinct_scene(first + i, w, rng.choice((2, 3))) for i, w in enumerate(windows)], FIRST_MIX
-    windows = random_windows(rng, batch)
+    windows = random_windows(rng, batch, 0.4 if progress < LAST_LESSONS else 0.7)
     if progress >= LAST_LESSONS and rng.random() < 0.8:
         return [make_scene(first + i, "train", window=w, digits=1.2) for i, w in enumerate(windows)], LAST_MIX
     if rng.random() < 0.25 and min(windows[0][2:]) >= 8:
@@ -157,8 +159,21 @@ def align_loss(model: Any, visual: Tensor, labels: dict[str, Tensor]) -> Tensor:
     return loss
 
 
+def share_loss(visual: Tensor, shares: Tensor) -> Tensor:
+    """A projected patch [B, V, D] of a thing should know which share of the thing it shows; `shares` [B, V], else 0.
+
+    A softmax averages, so models count by how many patches match, and a large thing has ten times the patches of a
+    small one. Weighed by their shares, patches add up to things.
+    """
+    some = shares > 0
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(visual.shape[-1] // 4)
+    read = 4 * (F.rms_norm(visual[some].float(), visual.shape[-1:]) * signs).mean(-1)
+    return F.mse_loss(read, (shares[some].log().clamp_min(-5) + 2) / 1.5)
+
+
 def patch_words(scene: Any) -> dict[str, np.ndarray]:
-    """Index of the word for each patch's shape, colour and digit (-1 = none), and for its third of the canvas."""
+    """Index of the word for each patch's shape, colour and digit (-1 = none), and for its third of the canvas; `share`
+    for `share_loss`."""
     owner = patch_owner(scene, least=0.4).reshape(-1)
     row, col, rows, cols = scene.window
 
@@ -176,7 +191,15 @@ def patch_words(scene: Any) -> dict[str, np.ndarray]:
         "colour": table([list(COLOURS).index(t.colour) for t in scene.things]),
         "digit": table([-1 if t.digit is None else t.digit for t in scene.things]),
         "place": place,
+        "share": patch_shares(scene),
     }
+
+
+def patch_shares(scene: Any) -> np.ndarray:
+    """The share of its thing that every patch of the window shows, [V] float32, 0 without a thing."""
+    cover, owner = (table.reshape(-1) for table in patch_cover(scene))
+    mass = np.bincount(owner[owner >= 0], cover[owner >= 0], minlength=len(scene.things))
+    return np.where(owner >= 0, cover / np.append(mass, 1)[owner], 0).astype(np.float32)
 
 
 def train_language(
@@ -242,6 +265,8 @@ def train_language(
         losses.append(float(loss.detach()))
         if labels is not None and progress < LAST_LESSONS:
             loss = loss + 0.15 * align_loss(model, ran.visual, labels)
+        if labels is not None:
+            loss = loss + SHARE_WEIGHT * share_loss(ran.visual, labels["share"])
         if len(packed.early[0]):
             loss = loss + EARLY_WEIGHT * early_loss(model, ran.last, packed)
         if len(packed.spots[0]):

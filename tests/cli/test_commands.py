@@ -180,7 +180,7 @@ def test_compare_on_held_out_questions() -> None:
 
 
 def test_a_batch_answers_as_one_by_one() -> None:
-    options = ("compare", "--json", "--questions", "6", "--keep", "0.25", "--max-new-tokens", "4", "--method", "random")
+    options = ("compare", "--json", "--questions", "8", "--keep", "0.25", "--max-new-tokens", "4", "--method", "random")
     batched, single = (json.loads(run(*options, "--batch-size", size)) for size in ("6", "1"))
     for one, other in zip(batched["rows"], single["rows"], strict=True):
         assert one["lm_tokens"] == other["lm_tokens"]

@@ -8,8 +8,19 @@ import re
 import numpy as np
 import pytest
 
-from vlmprune.tiny.scenes import CANVAS, FAMILIES, Scene, ask, benchmark, make_scene, render, sentence
-from vlmprune.tiny.vocabulary import COLOURS, PLURALS, RELATIONS, SHAPES
+from vlmprune.tiny.scenes import (
+    CANVAS,
+    FAMILIES,
+    PATCH,
+    Scene,
+    ask,
+    benchmark,
+    make_scene,
+    patch_cover,
+    render,
+    sentence,
+)
+from vlmprune.tiny.vocabulary import COLOURS, PLURALS, RELATIONS, SHAPES, SUPERLATIVES
 
 
 def matches(name: str, thing: object) -> bool:
@@ -20,6 +31,11 @@ def matches(name: str, thing: object) -> bool:
 
 
 def named(scene: Scene, name: str) -> list[object]:
+    first, _, rest = name.partition(" ")
+    if first in SUPERLATIVES:
+        x, y = SUPERLATIVES[first]
+        group = [t for t in scene.things if matches(rest, t)]
+        return [max(group, key=lambda t: x * t.cx + y * t.cy)]
     return [t for t in scene.things if matches(name, t)]
 
 
@@ -75,6 +91,27 @@ def test_yes_and_no_are_equally_frequent() -> None:
     for family in ("existence", "relation", "judge"):
         share = np.mean([question.answer == "yes" for _, question in benchmark(family, 400, "validation")])
         assert 0.42 < share < 0.58
+
+
+def test_a_superlative_looks_across_its_relation() -> None:
+    """Along it the words alone would tell: of two tiles the leftmost one is always left of the other."""
+    superlatives = 0
+    for _, question in benchmark("relation", 400, "validation"):
+        across = {"leftmost", "rightmost"} if re.search("above|below", question.text) else {"topmost", "bottommost"}
+        found = set(question.text.split()) & set(SUPERLATIVES)
+        assert found <= across
+        assert question.direct == (not found)
+        superlatives += bool(found)
+    assert superlatives > 240
+
+
+def test_a_things_patches_add_up_to_it() -> None:
+    for seed in range(20):
+        scene = make_scene(seed, window=(2, 3, 9, 10))
+        cover, owner = patch_cover(scene)
+        area = [cover[owner == i].sum() * PATCH**2 for i in range(len(scene.things))]
+        for thing, covered in zip(scene.things, area, strict=True):
+            assert 0.25 * thing.width * thing.height < covered <= thing.width * thing.height
 
 
 def test_every_family_can_be_asked() -> None:

@@ -6,12 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 from .render import Scene, Thing
 from .vocabulary import COLOURS, FAMILIES, PLURALS, POSITIONS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
 
 MARGIN = 12  # pixels between centres before "left of" and its like may be asked
 MOST = 6  # the highest count asked for
+SUPERLATIVE_SHARE = 0.8  # of the names in a relation, where the scene has superlatives
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Question:
     """A question about a scene, and the one right answer.
 
     `direct` is False for a superlative ("the leftmost tile"), which needs a comparison first. `named`: the names in the
-    text that fit one thing each, in order, with its centre (x, y) in pixels.
+    text that fit one thing each, in order, with its centre (x, y) in pixels; of superlatives those in a relation only.
     """
 
     family: str
@@ -61,18 +63,24 @@ def _unique(scene: Scene, forms: tuple[str, ...], pool: list[Thing] | None = Non
     return out
 
 
-def _extreme(rng: random.Random, scene: Scene, shapes: tuple[str, ...]) -> tuple[Thing, str] | None:
-    """The leftmost (topmost, ...) thing of a shape that occurs at least twice, ahead of the next by a margin."""
+def _extremes(scene: Scene, shapes: tuple[str, ...] = SHAPES) -> list[tuple[Thing, str]]:
+    """The leftmost (topmost, ...) thing of every shape that occurs at least twice, ahead of the next by a margin.
+
+    "object" stands for all shapes.
+    """
     options = []
     for shape in shapes:
-        group = [t for t in scene.things if t.shape == shape]
+        group = [t for t in scene.things if shape in (t.shape, "object")]
         if len(group) < 2:
             continue
         for word, (sx, sy) in SUPERLATIVES.items():
             order = sorted(group, key=lambda t: -(sx * t.cx + sy * t.cy))
             if abs(sx * (order[0].cx - order[1].cx) + sy * (order[0].cy - order[1].cy)) >= MARGIN:
                 options.append((order[0], f"{word} {shape}"))
-    return rng.choice(options) if options else None
+    return options
+
+
+VALUES: dict[str, tuple[str, ...]] = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES}
 
 
 def _ask(rng: random.Random, family: str, **parts: str) -> str:
@@ -102,17 +110,23 @@ def _shape(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def _counts(scene: Scene, form: str) -> dict[str, int]:
-    """How often every possible name of a form ("shape", "colour", "colour shape", "all") occurs, absent ones too."""
+    """How often every possible name of a form ("shape", "size colour", "all", ...) occurs, absent ones too."""
     if form == "all":
         return {"object": len(scene.things)}
-    if form == "shape":
-        names = list(SHAPES)
-    elif form == "colour":
-        names = [f"{c} object" for c in COLOURS]
-    else:
-        names = [f"{c} {s}" for c in COLOURS for s in SHAPES]
+    values = [VALUES[part] if part in form.split() else ("",) for part in VALUES]
+    names = [" ".join((size, colour, shape or "object")).split() for size, colour, shape in product(*values)]
     seen = Counter(phrase(t, form) for t in scene.things)
-    return {n: seen[n] for n in names}
+    return {" ".join(name): seen[" ".join(name)] for name in names}
+
+
+def _close(rng: random.Random, scene: Scene, names: list[str]) -> list[str]:
+    """Of names of two attributes that nothing has, mostly those whose attributes do occur, both or one of them."""
+    found = {value for t in scene.things for value in (t.size, t.colour, t.shape)}
+    found_in = {name: len(found.intersection(name.split())) for name in names}
+    if len(names[0].split()) - ("object" in names[0]) < 2 or rng.random() >= 0.75:
+        return names
+    wanted = 2 if 2 in found_in.values() and rng.random() < 0.6 else 1
+    return [name for name, number in found_in.items() if number == wanted] or names
 
 
 def _existence(rng: random.Random, scene: Scene) -> Question | None:
@@ -122,21 +136,19 @@ def _existence(rng: random.Random, scene: Scene) -> Question | None:
     names = [n for n, c in counts.items() if (c > 0) == yes]
     if not names:
         return None
-    if form == "colour shape" and not yes and rng.random() < 0.75:
-        # A hard "no": colour or shape (often both) do occur, but not on one thing.
-        colours, shapes = {t.colour for t in scene.things}, {t.shape for t in scene.things}
-        both = [n for n in names if n.split()[0] in colours and n.split()[1] in shapes]
-        one = [n for n in names if (n.split()[0] in colours) != (n.split()[1] in shapes)]
-        names = (both if both and rng.random() < 0.6 else one) or names
+    if not yes:
+        names = _close(rng, scene, names)
     return Question("existence", _ask(rng, "existence", x=rng.choice(names)), "yes" if yes else "no")
 
 
-# Against the rarity of high counts: brings every answer to 10-20 % of the questions.
+# Mostly two attributes: which of them one thing has together is the hard part of counting here.
+_COUNT_FORMS = {"all": 1, "shape": 2, "colour": 1, "colour shape": 2, "size shape": 2, "size colour": 2}
+# Against the rarity of high counts.
 _COUNT_WEIGHT = (0.35, 0.45, 1.6, 4.0, 8.0, 14.0, 22.0)
 
 
 def _count(rng: random.Random, scene: Scene) -> Question | None:
-    form = rng.choice(("shape", "shape", "shape", "colour", "colour", "colour shape", "all"))
+    form = rng.choices(tuple(_COUNT_FORMS), tuple(_COUNT_FORMS.values()))[0]
     by_count: dict[int, list[str]] = {}
     for name, c in _counts(scene, form).items():
         by_count.setdefault(c, []).append(name)
@@ -144,7 +156,8 @@ def _count(rng: random.Random, scene: Scene) -> Question | None:
     if not options:
         return None
     number = rng.choices(options, [_COUNT_WEIGHT[c] for c in options])[0]
-    words = rng.choice(by_count[number]).split()
+    names = by_count[number] if number else _close(rng, scene, by_count[0])
+    words = rng.choice(names).split()
     words[-1] = PLURALS[words[-1]]
     return Question("count", _ask(rng, "count", xs=" ".join(words)), str(number))
 
@@ -154,29 +167,37 @@ def _pairs(scene: Scene) -> list[tuple[Thing, str]]:
 
 
 def _relation(rng: random.Random, scene: Scene) -> Question | None:
-    named = _pairs(scene)
+    """Two things compared; where the scene has them, most names are superlatives, which take a comparison of their own.
+
+    A superlative only looks across the relation: that the leftmost tile is left of the star the words alone would tell.
+    """
+    plain, extremes = _pairs(scene), _extremes(scene, (*SHAPES, "object"))
     yes = rng.random() < 0.5
     for _ in range(12):
-        if len(named) < 2:
-            return None
-        (a, name_a), (b, name_b) = rng.sample(named, 2)
         word = rng.choice(list(RELATIONS))
         sx, sy = RELATIONS[word]
+        across = [e for e in extremes if bool(SUPERLATIVES[e[1].split()[0]][0]) != bool(sx)]
+        pools = [across if across and rng.random() < SUPERLATIVE_SHARE else plain for _ in range(2)]
+        if not all(pools):
+            return None
+        (a, name_a), (b, name_b) = (rng.choice(pool) for pool in pools)
         lead = sx * (a.cx - b.cx) + sy * (a.cy - b.cy)
-        if a is b or abs(lead) < MARGIN:
+        if abs(lead) < MARGIN:
             continue
         if (lead > 0) != yes:
             a, b, name_a, name_b = b, a, name_b, name_a
         text = _ask(rng, "relation", a=name_a, r=word, b=name_b)
-        return Question("relation", text, "yes" if yes else "no", named=_centres((a, name_a), (b, name_b)))
+        direct = not any(pool is across for pool in pools)
+        return Question("relation", text, "yes" if yes else "no", direct, _centres((a, name_a), (b, name_b)))
     return None
 
 
 def _position(rng: random.Random, scene: Scene) -> Question | None:
-    if rng.random() < 0.5:
-        found = _extreme(rng, scene, SHAPES)
+    if rng.random() < 0.7:
+        found = _extremes(scene)
         if found:
-            return Question("position", _ask(rng, "position", d=found[1]), found[0].position, direct=False)
+            thing, name = rng.choice(found)
+            return Question("position", _ask(rng, "position", d=name), thing.position, direct=False)
     options = _pairs(scene)
     if not options:
         return None
@@ -189,9 +210,10 @@ def _digit(rng: random.Random, scene: Scene) -> Question | None:
     if not tiles:
         return None
     if rng.random() < 0.6:
-        found = _extreme(rng, scene, ("tile",))
+        found = _extremes(scene, ("tile",))
         if found:
-            return Question("digit", _ask(rng, "digit", d=found[1]), str(found[0].digit), direct=False)
+            thing, name = rng.choice(found)
+            return Question("digit", _ask(rng, "digit", d=name), str(thing.digit), direct=False)
     options = _unique(scene, ("shape", "colour shape"), tiles)
     if not options:
         return None

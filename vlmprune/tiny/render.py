@@ -277,6 +277,14 @@ def render(scene: Scene) -> np.ndarray:
 
 def patch_owner(scene: Scene, least: float = 0.12) -> np.ndarray:
     """Which thing covers each patch of the window: index (rows, columns), -1 where none covers ``least`` of it."""
+    return patch_cover(scene, least)[1]
+
+
+def patch_cover(scene: Scene, least: float = 0.12) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each patch of the window its thing covers, and which thing that is: see `patch_owner`.
+
+    Both are (rows, columns); without a thing the first says ``least`` and the second -1.
+    """
     row, col, rows, cols = scene.window
     best = np.full((rows, cols), least, dtype=np.float32)
     owner = np.full((rows, cols), -1, dtype=np.int64)
@@ -292,4 +300,4 @@ def patch_owner(scene: Scene, least: float = 0.12) -> np.ndarray:
         better = cover > best[r0:r1, c0:c1]
         owner[r0:r1, c0:c1][better] = i
         best[r0:r1, c0:c1][better] = cover[better]
-    return owner
+    return best, owner
