@@ -96,7 +96,7 @@ def scenes_for(rng: random.Random, first: int, batch: int, progress: float) -> t
         size = rng.randint(8, 11)
         windows = [(rng.randint(0, GRID - size), rng.randint(0, GRID - size), size, size) for _ in range(batch)]
         return [distinct_scene(first + i, w, rng.choice((2, 3))) for i, w in enumerate(windows)], FIRST_MIX
-    windows = random_windows(rng, batch, 0.4 if progress < LAST_LESSONS else 0.7)
+    windows = random_windows(rng, batch, full=0.4 if progress < LAST_LESSONS else 0.7)
     if progress >= LAST_LESSONS and rng.random() < 0.8:
         return [make_scene(first + i, "train", window=w, digits=1.2) for i, w in enumerate(windows)], LAST_MIX
     if rng.random() < 0.25 and min(windows[0][2:]) >= 8:

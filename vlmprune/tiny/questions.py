@@ -14,6 +14,7 @@ from .vocabulary import COLOURS, FAMILIES, PLURALS, POSITIONS, RELATIONS, SHAPES
 MARGIN = 12  # pixels between centres before "left of" and its like may be asked
 MOST = 6  # the highest count asked for
 SUPERLATIVE_SHARE = 0.8  # of the names in a relation, where the scene has superlatives
+_VALUES: dict[str, tuple[str, ...]] = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES}
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,6 @@ def _extremes(scene: Scene, shapes: tuple[str, ...] = SHAPES) -> list[tuple[Thin
     return options
 
 
-VALUES: dict[str, tuple[str, ...]] = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES}
-
-
 def _ask(rng: random.Random, family: str, **parts: str) -> str:
     return rng.choice(TEMPLATES[family]).format(**parts)
 
@@ -113,10 +111,10 @@ def _counts(scene: Scene, form: str) -> dict[str, int]:
     """How often every possible name of a form ("shape", "size colour", "all", ...) occurs, absent ones too."""
     if form == "all":
         return {"object": len(scene.things)}
-    values = [VALUES[part] if part in form.split() else ("",) for part in VALUES]
-    names = [" ".join((size, colour, shape or "object")).split() for size, colour, shape in product(*values)]
+    values = [names if part in form.split() else ("",) for part, names in _VALUES.items()]
+    names = [" ".join(filter(None, (size, colour, shape or "object"))) for size, colour, shape in product(*values)]
     seen = Counter(phrase(t, form) for t in scene.things)
-    return {" ".join(name): seen[" ".join(name)] for name in names}
+    return {name: seen[name] for name in names}
 
 
 def _close(rng: random.Random, scene: Scene, names: list[str]) -> list[str]:
