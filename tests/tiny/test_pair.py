@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import vlmprune
+from demos.tiny_vlm.language import patch_shares, share_loss
 from demos.tiny_vlm.packing import IDS, answer_logits, encode_text, pack
 from demos.tiny_vlm.tower import encode, pixels
 from vlmprune.tiny import WEIGHTS, example
-from vlmprune.tiny.scenes import GRID, Question, benchmark, render
+from vlmprune.tiny.scenes import GRID, Question, benchmark, make_scene, render
 from vlmprune.wrap import prepare
 
 
@@ -77,3 +78,14 @@ def test_unknown_words_warn(pair: tuple) -> None:
     handle = vlmprune.wrap(large, "fastv", keep=0.5, processor=processor)
     with handle, pytest.warns(UserWarning, match="'zebra'"):
         handle.ask(example()[0], "Is there a zebra ?")
+
+
+def test_a_patch_that_knows_its_share_of_a_thing_costs_nothing() -> None:
+    shares = torch.from_numpy(patch_shares(make_scene(3, window=(2, 3, 9, 10))))[None]
+    assert torch.allclose(shares.sum(), shares.sum().round(), atol=1e-5)  # every thing's shares add up to one
+    known = torch.where(shares > 0, (shares.clamp_min(1e-9).log().clamp_min(-5) + 2) / 6, 0)[..., None]
+    signs, rest = torch.tensor([1.0, 1, -1, -1]).repeat(6), torch.tensor([1.0, -1, 1, -1]).repeat(6)
+    visual = known * signs + (1 - known**2).sqrt() * rest  # root mean square 1
+    assert share_loss(visual, shares) < 1e-8
+    assert share_loss(7 * visual, shares) < 1e-8  # as the next layer's norm sees it
+    assert share_loss(visual.roll(1, dims=1), shares) > 0.1
