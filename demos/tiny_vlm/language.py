@@ -24,7 +24,6 @@ from vlmprune.tiny.scenes import (
     ask,
     make_scene,
     patch_cover,
-    patch_owner,
     render,
 )
 
@@ -174,7 +173,9 @@ def share_loss(visual: Tensor, shares: Tensor) -> Tensor:
 def patch_words(scene: Any) -> dict[str, np.ndarray]:
     """Index of the word for each patch's shape, colour and digit (-1 = none), and for its third of the canvas; `share`
     for `share_loss`."""
-    owner = patch_owner(scene, least=0.4).reshape(-1)
+    cover, owner = (table.reshape(-1) for table in patch_cover(scene))
+    shares = patch_shares(cover, owner)
+    owner = np.where(cover > 0.4, owner, -1)  # a word only where the thing fills much of the patch
     row, col, rows, cols = scene.window
 
     def table(values: list[int]) -> np.ndarray:
@@ -191,14 +192,13 @@ def patch_words(scene: Any) -> dict[str, np.ndarray]:
         "colour": table([list(COLOURS).index(t.colour) for t in scene.things]),
         "digit": table([-1 if t.digit is None else t.digit for t in scene.things]),
         "place": place,
-        "share": patch_shares(scene),
+        "share": shares,
     }
 
 
-def patch_shares(scene: Any) -> np.ndarray:
-    """The share of its thing that every patch of the window shows, [V] float32, 0 without a thing."""
-    cover, owner = (table.reshape(-1) for table in patch_cover(scene))
-    mass = np.bincount(owner[owner >= 0], cover[owner >= 0], minlength=len(scene.things))
+def patch_shares(cover: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """The share of its thing that every patch shows, [V] float32, 0 without a thing; both [V], from `patch_cover`."""
+    mass = np.bincount(owner[owner >= 0], cover[owner >= 0])
     return np.where(owner >= 0, cover / np.append(mass, 1)[owner], 0).astype(np.float32)
 
 

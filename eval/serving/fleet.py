@@ -95,7 +95,6 @@ def table() -> str:
     return markdown.table(COLUMNS, lines)
 
 
-
 if __name__ == "__main__":
     print(f"{LARGE[0]}, {SMALL[0]}, H100, bf16, {TEXT} text tokens, {NEW} generated,")
     print(f"{RATE} requests a second, {BUSY:.0%} busy\n\n{table()}")

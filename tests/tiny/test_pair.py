@@ -10,7 +10,7 @@ from demos.tiny_vlm.language import patch_shares, share_loss
 from demos.tiny_vlm.packing import IDS, answer_logits, encode_text, pack
 from demos.tiny_vlm.tower import encode, pixels
 from vlmprune.tiny import WEIGHTS, example
-from vlmprune.tiny.scenes import GRID, Question, benchmark, make_scene, render
+from vlmprune.tiny.scenes import GRID, Question, benchmark, make_scene, patch_cover, render
 from vlmprune.wrap import prepare
 
 
@@ -81,7 +81,8 @@ def test_unknown_words_warn(pair: tuple) -> None:
 
 
 def test_a_patch_that_knows_its_share_of_a_thing_costs_nothing() -> None:
-    shares = torch.from_numpy(patch_shares(make_scene(3, window=(2, 3, 9, 10))))[None]
+    cover, owner = patch_cover(make_scene(3, window=(2, 3, 9, 10)))
+    shares = torch.from_numpy(patch_shares(cover.reshape(-1), owner.reshape(-1)))[None]
     assert torch.allclose(shares.sum(), shares.sum().round(), atol=1e-5)  # every thing's shares add up to one
     known = torch.where(shares > 0, (shares.clamp_min(1e-9).log().clamp_min(-5) + 2) / 6, 0)[..., None]
     signs, rest = torch.tensor([1.0, 1, -1, -1]).repeat(6), torch.tensor([1.0, -1, 1, -1]).repeat(6)

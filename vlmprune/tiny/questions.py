@@ -119,10 +119,10 @@ def _counts(scene: Scene, form: str) -> dict[str, int]:
 
 def _close(rng: random.Random, scene: Scene, names: list[str]) -> list[str]:
     """Of names of two attributes that nothing has, mostly those whose attributes do occur, both or one of them."""
-    found = {value for t in scene.things for value in (t.size, t.colour, t.shape)}
-    found_in = {name: len(found.intersection(name.split())) for name in names}
     if len(names[0].split()) - ("object" in names[0]) < 2 or rng.random() >= 0.75:
         return names
+    found = {value for t in scene.things for value in (t.size, t.colour, t.shape)}
+    found_in = {name: len(found.intersection(name.split())) for name in names}
     wanted = 2 if 2 in found_in.values() and rng.random() < 0.6 else 1
     return [name for name, number in found_in.items() if number == wanted] or names
 
