@@ -30,7 +30,7 @@ TABS = {
     "plan": ("#plan-go", "#plan-made .vp-bars"),
 }
 SHOWN = (640, 990)  # pixels; what is longer ends there
-COLOURS = 256  # half of the bytes; with 64 the red things of the example turned brown
+COLOURS = 256  # with 64 the red things of the example turned brown
 PATIENCE = 300_000  # milliseconds, on a busy machine
 
 
