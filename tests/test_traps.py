@@ -25,6 +25,8 @@ from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, row
 from vlmprune import cache_state, session
+from vlmprune.attention.masks import Sizes, own_mask
+from vlmprune.cache_state import later_valid
 from vlmprune.decode import Decode
 from vlmprune.flow.compact import compaction, gather_positions, gather_rows
 from vlmprune.forward import Prefill
@@ -118,7 +120,13 @@ def test_2_sliding_windows_count_original_positions(layer, monkeypatch):
     model = shared("gemma3")
     inputs = make_inputs(model, text_lengths=(5, 6, 7))
     assert decoding_error(model, inputs, layer, "ragged") < NEAR
-    monkeypatch.setattr(Decode, "_window", lambda self, *args: None)
+
+    def compact(self: Decode, i: int, state: Any, mask: Any, hidden: Tensor, sizes: Any, empty: bool) -> Any:
+        before, length, offset = sizes
+        valid = None if state is None else later_valid(state, self.mask, before + 1 - state.columns.shape[1])
+        return own_mask(self.text_model.config, hidden, valid, Sizes(length, offset, before), i, self.windows[i])
+
+    monkeypatch.setattr(Decode, "_cut", compact)
     assert decoding_error(model, inputs, layer, "ragged") > FAR_OFF
 
 
@@ -162,10 +170,10 @@ def second_turn_error(model: Any, layer: int) -> float:
     plan = plan_of(model, inputs, "ragged")
     more = torch.randint(10, 99, (3, 4), generator=torch.Generator().manual_seed(3))
     with vlmprune.wrap(model, Planted(plan=plan, layer=layer)):
-        _, first = generate(model, inputs, steps=3)
-        ids = torch.cat([first.sequences, more], dim=1)
-        mask = torch.cat([inputs["attention_mask"], torch.ones(3, 7, dtype=torch.long)], dim=1)
         try:
+            _, first = generate(model, inputs, steps=3)
+            ids = torch.cat([first.sequences, more], dim=1)
+            mask = torch.cat([inputs["attention_mask"], torch.ones(3, 7, dtype=torch.long)], dim=1)
             follow = {"input_ids": ids, "attention_mask": mask, "past_key_values": first.past_key_values}
             logits, second = generate(model, follow, steps=4)
         except (RuntimeError, IndexError, vlmprune.VlmpruneError):
@@ -178,26 +186,32 @@ def second_turn_error(model: Any, layer: int) -> float:
 def test_4_a_cache_pruned_before_layer_0_answers_its_logical_length(family, monkeypatch):
     model = shared(family)
     assert second_turn_error(model, 0) < NEAR
-    monkeypatch.setattr(cache_state, "_logical", cache_state._physical)
+    monkeypatch.setattr(cache_state, "_logical_length", DynamicCache.get_seq_length)
     assert second_turn_error(model, 0) > FAR_OFF
 
 
-def test_4_from_layer_1_on_the_cache_is_left_alone():
+@pytest.mark.parametrize("layer", [0, 1])
+def test_4_only_this_cache_answers_so_and_only_until_it_is_reset(layer):
     model = shared("llava")
     inputs = make_inputs(model)
-    for layer, own in ((0, True), (1, False)):
-        with vlmprune.wrap(model, Planted(plan=plan_of(model, inputs, "equal"), layer=layer)):
-            cache = generate(model, inputs, steps=2)[1].past_key_values
-        assert ("get_seq_length" in vars(cache)) is own
-        assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 1
+    with vlmprune.wrap(model, Planted(plan=plan_of(model, inputs, "equal"), layer=layer)):
+        cache = generate(model, inputs, steps=2)[1].past_key_values
+    names = {"get_seq_length", "get_mask_sizes"}
+    assert names <= vars(cache).keys()
+    assert [cache.get_seq_length(i) for i in range(4)] == [inputs["input_ids"].shape[1] + 1] * 4
+    assert not names & vars(DynamicCache(config=model.config)).keys()
+    cache.reset()
+    assert cache_state.recall(cache) is None
+    assert not names & vars(cache).keys()
 
 
-def test_7_no_cache_position_and_the_query_offset_is_physical(monkeypatch):
+def test_7_no_cache_position_and_masks_are_sized_for_the_whole_prompt(monkeypatch):
     model = shared("llava")
     assert "cache_position" not in inspect.signature(language_model(model).layers[0].forward).parameters
     assert second_turn_error(model, 0) < NEAR
-    # Several rows at once: placed by the logical length they would see tokens behind them.
-    monkeypatch.setattr(cache_state, "_physical", cache_state._logical)
+    # Several rows at once: placed by the logical length in a mask of the physical one they see what is not there.
+    physical = cache_state.physical_sizes
+    monkeypatch.setattr(cache_state, "_logical_sizes", physical)
     assert second_turn_error(model, 0) > FAR_OFF
 
 

@@ -64,7 +64,7 @@ def padding_mask(mask: Any, ids: Tensor) -> Tensor:
         mask = mask.get("full_attention", next(iter(mask.values())))
     if not isinstance(mask, Tensor):
         return torch.ones_like(ids, dtype=torch.bool)
-    if mask.dim() == 4:  # the last row sees everything but padding
-        row = mask[:, 0, -1, : ids.shape[1]]
-        mask = (row if row.dtype == torch.bool else row == 0).expand(len(ids), -1)
+    if mask.dim() == 4:  # what is no padding sees itself, whatever window or chunk it looks through
+        own = mask[:, 0].diagonal(dim1=1, dim2=2)[:, : ids.shape[1]]
+        mask = (own if own.dtype == torch.bool else own == 0).expand(len(ids), -1)
     return mask[:, -ids.shape[1] :].bool()

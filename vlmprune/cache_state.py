@@ -25,28 +25,30 @@ _ATTRIBUTE = "_vlmprune_prompt"
 class PrunedPrompt:
     """A prompt whose layers >= `layer` hold C instead of S entries.
 
-    `slots` [B, C]: the position 0..S-1 each entry had. `valid` [B, C]: False at padding and filler. `all_valid`: no
-    entry is invalid, later ones included. `shift` [B]: how far later position ids move down (0 unless re-indexed).
-    `cross_columns` [B, K]: for cross-attention families, the kept columns of the cross-attention mask. `deeper`: of a
-    prompt pruned more than once, the next deeper layer's.
+    `columns` [B, C]: the position 0..S-1 of each entry, -1 at filler; where `cross`, the kept columns [B, K] of the
+    cross-attention mask instead, and the layers' own entries are all there. `ragged`: whether there is any filler.
+    `shift` [B]: how far later position ids move down (0 unless re-indexed). `deeper`: of a prompt pruned more than
+    once, the next deeper layer's.
     """
 
     layer: int
     length: int
-    slots: Tensor
-    valid: Tensor
-    all_valid: bool
+    columns: Tensor
+    ragged: bool
     shift: Tensor | None = None
-    cross_columns: Tensor | None = None
+    cross: bool = False
     deeper: PrunedPrompt | None = None
 
-    def at(self, layer: int) -> PrunedPrompt:
-        """The state of a layer at or below this one."""
-        return self.deeper.at(layer) if self.deeper is not None and self.deeper.layer <= layer else self
+    def at(self, layer: int) -> PrunedPrompt | None:
+        """The state of a decoder layer, None of one above the first that was pruned."""
+        if layer < self.layer:
+            return None
+        return (self.deeper.at(layer) if self.deeper is not None else None) or self
 
     @property
-    def batch(self) -> int:
-        return self.valid.shape[0] if self.cross_columns is None else self.cross_columns.shape[0]
+    def missing(self) -> int:
+        """How many entries fewer than the prompt's length its layers hold."""
+        return 0 if self.cross else self.length - self.columns.shape[1]
 
     def rows(self, batch: int) -> PrunedPrompt:
         """The same state for a cache whose rows were repeated (beams, several return sequences).
@@ -54,31 +56,23 @@ class PrunedPrompt:
         Raises:
             VlmpruneError: rows were taken out, so that it is unknown which are left.
         """
-        if batch == self.batch:
+        if batch == len(self.columns):
             return self
-        if batch % self.batch:
-            raise VlmpruneError(
-                f"The cache was filled by a pruned prompt of {self.batch} rows and is now used with {batch}; keep its "
-                "rows together or run the prompt again."
-            )
-
-        def repeat(t: Tensor | None) -> Any:
-            return None if t is None else t.repeat_interleave(batch // self.batch, dim=0)
-
-        return PrunedPrompt(
-            self.layer,
-            self.length,
-            repeat(self.slots),
-            repeat(self.valid),
-            self.all_valid,
-            repeat(self.shift),
-            repeat(self.cross_columns),
-        )
+        shift = None if self.shift is None else repeated(self.shift, batch)
+        return PrunedPrompt(self.layer, self.length, repeated(self.columns, batch), self.ragged, shift, self.cross)
 
 
 def physical_length(cache: Any, layer: int) -> int:
-    """How many entries a layer of the cache really holds; 0 where a growing cache has not made it yet."""
+    """How many entries a layer of the cache has taken; 0 where a growing cache has not made it yet."""
     return int(cache.layers[layer].get_seq_length()) if layer < len(cache.layers) else 0
+
+
+def physical_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
+    """How many keys a layer's attention will get, and how many entries it has let go before them (sliding windows)."""
+    if layer >= len(cache.layers):
+        return queries, 0
+    length, offset = type(cache).get_mask_sizes(cache, queries, layer)
+    return int(length), int(offset)
 
 
 def is_filled(cache: Any) -> bool:
@@ -86,32 +80,35 @@ def is_filled(cache: Any) -> bool:
     return any(physical_length(cache, layer) for layer in range(len(cache.layers)))
 
 
-def _logical(self: Any, layer_idx: int = 0) -> Any:
+def _logical_length(self: Any, layer_idx: int = 0) -> Any:
     held = type(self).get_seq_length(self, layer_idx)
-    state: PrunedPrompt = getattr(self, _ATTRIBUTE).at(layer_idx)
-    return held + (state.length - state.slots.shape[1]) if held else held
+    state = getattr(self, _ATTRIBUTE).at(layer_idx)
+    return held + state.missing if held and state is not None else held
 
 
-def _physical(self: Any, layer_idx: int = 0) -> Any:
-    return type(self).get_seq_length(self, layer_idx)
+def _logical_sizes(self: Any, query_length: int, layer_idx: int) -> tuple[Any, int]:
+    return int(self.get_seq_length(layer_idx)) + query_length, 0
 
 
 def remember(cache: Any, state: PrunedPrompt) -> None:
     """Put the state on the cache.
 
-    Models and `generate` ask the cache's first layer for the length seen so far, to place the next position ids and to
-    cut a later turn's input. Pruned before layer 0 it would answer C where S is meant (a second turn was off by 4.1
-    in its logits), so this one cache answers S, and C only where masks are sized. A state of a deeper layer joins the
-    one of the same prompt that is there already.
+    Models and `generate` ask a cache for its length, to place the next position ids, to cut a later turn's input and
+    to size masks. Pruned layers would answer C where S is meant (a second turn was off by 4.1 in its logits), and a
+    window would be counted in entries (each step on Mistral was off by up to 3.4). This one cache therefore answers
+    as if nothing had been dropped; `decode.py` then takes the columns that are there out of the model's own masks. A
+    state of a deeper layer joins the one of the same prompt that is there already.
     """
     first: PrunedPrompt | None = recall(cache)
     if first is not None and first.layer < state.layer:
-        first.at(state.layer).deeper = state
+        last = first.at(state.layer)
+        assert last is not None, "the first state's layer is above this one"
+        last.deeper = state
         return
     setattr(cache, _ATTRIBUTE, state)
-    if state.layer == 0 and state.cross_columns is None:
-        cache.get_seq_length = MethodType(_logical, cache)
-        cache.get_query_offset = MethodType(_physical, cache)
+    if not state.cross:
+        cache.get_seq_length = MethodType(_logical_length, cache)
+        cache.get_mask_sizes = MethodType(_logical_sizes, cache)
 
 
 def recall(cache: Any) -> PrunedPrompt | None:
@@ -119,7 +116,7 @@ def recall(cache: Any) -> PrunedPrompt | None:
     state = getattr(cache, _ATTRIBUTE, None)
     if state is not None and not is_filled(cache):
         delattr(cache, _ATTRIBUTE)
-        for name in ("get_seq_length", "get_query_offset"):
+        for name in ("get_seq_length", "get_mask_sizes"):
             cache.__dict__.pop(name, None)
         return None
     return state
@@ -157,8 +154,9 @@ def later_valid(state: PrunedPrompt, mask: Tensor | None, later: int) -> Tensor:
     Args:
         mask: the caller's 2-D mask over the unpruned sequence, whose columns from S on are the later entries, or None.
     """
-    new = torch.ones(state.valid.shape[0], later, dtype=torch.bool, device=state.valid.device)
+    valid = state.columns >= 0
+    new = torch.ones(len(valid), later, dtype=torch.bool, device=valid.device)
     if mask is not None:
         given = mask[:, state.length : state.length + later].bool().to(new.device)
         new[:, : given.shape[1]] = given
-    return torch.cat([state.valid, new], dim=1)
+    return torch.cat([valid, new], dim=1)

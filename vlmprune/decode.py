@@ -5,15 +5,15 @@ Shapes: B batch, S prompt length before pruning, C after, K kept, T keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.masking_utils import create_causal_mask
+from torch import Tensor, nn
 
-from .arguments import CACHE, cache_in
-from .cache_state import PrunedPrompt, later_valid, physical_length
-from .errors import VlmpruneError
+from .arguments import cache_in
+from .attention.masks import Sizes, Window, check_window, own_mask, take_mask
+from .cache_state import PrunedPrompt, later_valid, physical_length, physical_sizes
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -31,82 +31,76 @@ def cross_mask(mask: Tensor | None, columns: Tensor) -> Tensor | None:
 class Decode:
     """A step, or a later turn of text, on a cache that a pruned prompt filled."""
 
-    def __init__(self, state: PrunedPrompt, text_model: Any, mask: Any) -> None:
-        self.state, self.text_model = state, text_model
+    def __init__(self, state: PrunedPrompt, text_model: Any, windows: Sequence[Window | None], mask: Any) -> None:
+        """`windows`: of every decoder layer. `mask`: what the base model was given."""
+        self.state, self.text_model, self.windows = state, text_model, windows
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self.cache: Any = None
-        self._built: dict[str, Any] = {}  # what the layers of a step share, made by the first that needs it
+        self._built: dict[tuple[Any, ...], Any] = {}  # what the layers of a step share, made by the first that needs it
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if i < self.state.layer:
-            return None
         hidden: Tensor = args[0]
-        state = self.state.at(i)
         new = dict(kwargs)
-        if self.state.cross_columns is not None:
-            if (mask := kwargs.get("cross_attention_mask")) is None:
+        if self.state.cross:
+            mask = kwargs.get("cross_attention_mask")
+            if mask is None or i < self.state.layer:
                 return None
-            if "cross" not in self._built:
-                self._built["cross"] = cross_mask(mask, self.state.rows(len(hidden)).cross_columns)  # type: ignore[arg-type]  # checked above
-            new["cross_attention_mask"] = self._built["cross"]
+            columns = self.state.rows(len(hidden)).columns
+            new["cross_attention_mask"] = self._once(("cross",), lambda: cross_mask(mask, columns))
             return args, new
-        sliding = is_sliding(self.text_model, i)
-        kind = f"{'sliding' if sliding else 'full'} from {state.layer}"
-        if kind not in self._built:
-            self._built[kind] = self._mask(i, sliding, hidden, cache_in(kwargs))
-        new["attention_mask"] = self._built[kind]
-        if state.shift is not None:
-            positions = f"positions from {state.layer}"
-            if positions not in self._built:
-                ids = kwargs["position_ids"] - state.rows(len(hidden)).shift[:, None]  # type: ignore[index]  # checked above
-                self._built[positions] = ids, rotary(self.text_model, hidden, ids)
-            new["position_ids"], new["position_embeddings"] = self._built[positions]
+        state = self.state.at(i)
+        new["attention_mask"] = self._mask(i, state, kwargs.get("attention_mask"), hidden, cache_in(kwargs))
+        if state is not None and state.shift is not None:
+            shift = state.rows(len(hidden)).shift
+            assert shift is not None
+            ids = self._once(("ids", state.layer), lambda: kwargs["position_ids"] - shift[:, None])
+            new["position_ids"] = ids
+            new["position_embeddings"] = self._once(
+                ("rotary", state.layer), lambda: rotary(self.text_model, hidden, ids)
+            )
         return args, new
 
-    def _mask(self, i: int, sliding: bool, hidden: Tensor, cache: Any) -> Any:
-        """The mask over C + later entries; the model's own was sized for S, or for the first layer."""
-        own = self.state.at(i)
-        state = own.rows(hidden.shape[0])
-        steps = hidden.shape[1]
-        later = physical_length(cache, i) - state.slots.shape[1] + steps
-        valid = later_valid(state, self.mask, later)
-        if steps > 1:  # a later turn may bring padding of its own; single steps never do
-            own.all_valid = own.all_valid and bool(valid.all())
-        window = None
-        if sliding:
-            window = self._window(state, later, steps, i, cache)
-        return create_causal_mask(
-            config=self.text_model.config,
-            inputs_embeds=hidden,
-            attention_mask=None if own.all_valid else valid.to(hidden.device),
-            and_mask_function=window,
-            layer_idx=i,
-            **{CACHE: cache},
-        )
+    def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._built:
+            self._built[key] = make()
+        return self._built[key]
 
-    def _window(self, state: PrunedPrompt, later: int, steps: int, i: int, cache: Any) -> Any:
-        """A sliding window counted in original positions: counted in compact slots it would reach further back."""
-        width = self.text_model.config.sliding_window
-        implementation = self.text_model.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
-            raise VlmpruneError(
-                f"Sliding windows over a pruned prompt are not supported with attn_implementation={implementation!r}; "
-                "load the model with attn_implementation='sdpa'."
-            )
-        length, offset = cache.get_mask_sizes(steps, i)
-        following = torch.arange(int(length) + int(offset) - state.slots.shape[1], device=state.slots.device)
-        slots = torch.cat([state.slots, (state.length + following).expand(len(state.slots), -1)], dim=1)
+    def _mask(self, i: int, state: PrunedPrompt | None, mask: Any, hidden: Tensor, cache: Any) -> Any:
+        """The model's own mask of this layer over all S + later positions, cut to the entries that are there."""
+        before, steps = physical_length(cache, i), hidden.shape[1]
+        length, offset = physical_sizes(cache, steps, i)
+        empty = length > before + steps - offset  # a cache of fixed size has room for more
+        if state is None and not empty and (mask is None or (not offset and mask.shape[-1] == length)):
+            return mask
+        # The mask's identity will do: the model keeps it alive until its last layer has run.
+        key = ("mask", id(mask), None if state is None else state.layer, length, offset, self.windows[i])
+        return self._once(key, lambda: self._cut(i, state, mask, hidden, (before, length, offset), empty))
 
-        def inside(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return slots[batch, query] - slots[batch, key] < width
-
-        return inside
-
-
-def is_sliding(text_model: Any, i: int) -> bool:
-    """Whether decoder layer i attends within a sliding window."""
-    types = getattr(text_model.config, "layer_types", None) or []
-    return i < len(types) and types[i] == "sliding_attention"
+    def _cut(
+        self, i: int, state: PrunedPrompt | None, mask: Any, hidden: Tensor, sizes: tuple[int, int, int], empty: bool
+    ) -> Any:
+        (before, length, offset), steps = sizes, hidden.shape[1]
+        config, window = self.text_model.config, self.windows[i]
+        if state is None:
+            entries = torch.arange(before + steps, device=hidden.device).expand(len(hidden), -1)
+        else:
+            state = state.rows(len(hidden))
+            later = before + steps - state.columns.shape[1]
+            if state.shift is not None and window is not None:
+                # Re-indexed tokens count a window in the shortened sequence, as a model that was given it would.
+                valid = later_valid(state, self.mask, later)
+                return own_mask(config, hidden, valid, Sizes(length, offset, before), i, window)
+            check_window(config, window, state.length + later)
+            following = torch.arange(state.length, state.length + later, device=state.columns.device)
+            entries = torch.cat([state.columns, following.expand(len(state.columns), -1)], dim=1)
+        hides = empty or (state is not None and state.ragged)
+        if mask is None and not hides:
+            return None
+        entries = entries[:, offset : offset + length]
+        entries = nn.functional.pad(entries, (0, length - entries.shape[1]), value=-1)
+        if mask is None:
+            return own_mask(config, hidden, entries >= 0, Sizes(length, 0, before - offset), i, None)
+        return take_mask(mask, None, entries, hides)
 
 
 def rotary(text_model: Any, hidden: Tensor, ids: Tensor) -> Any:

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from .attention.masks import Window, windows_of
 from .families import Family
+
+Rows = int | Tensor  # how many rows stand side by side, or their ascending positions [R] where some are missing
+_EXPERTS_USED = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,28 @@ class LayerCost:
     cross_linear: int  # a visual token in a cross-attention layer (keys and values), else 0
     query_width: int  # heads * head width
     kv_width: int  # key-value heads * head width
-    window: int | None
+    window: Window | None
     cross: bool
+
+    def pairs(self, rows: Rows) -> int:
+        """Query-key pairs that the rows of a prompt see, a window counted in their positions."""
+        if self.window is not None:
+            return self.window.pairs(rows)
+        n = count(rows)
+        return n * (n + 1) // 2
+
+    def entries(self, length: int) -> int:
+        """How many of `length` entries the layer's cache holds; the next step brings the last one of its window."""
+        return length if self.window is None else min(length, self.window.size - 1)
+
+    def seen(self, length: int) -> int:
+        """How many of `length` entries, its own included, a single step sees at most."""
+        return length if self.window is None else min(length, self.window.size)
+
+
+def count(rows: Rows) -> int:
+    """How many rows these are."""
+    return rows if isinstance(rows, int) else len(rows)
 
 
 @dataclass(frozen=True)
@@ -36,21 +60,20 @@ class ModelCost:
     head: int
     number_bytes: int
 
-    def flops(self, text: Sequence[Sequence[int]], visual: Sequence[Sequence[int]]) -> int:
+    def flops(self, text: Sequence[Sequence[Rows]], visual: Sequence[Sequence[int]]) -> int:
         """Prefill FLOPs summed over the batch.
 
         Args:
             text: per layer, per sample, rows of the sequence. visual: the same, keys of a cross-attention layer.
         """
         total = 0
-        for cost, rows, keys in zip(self.layers, text, visual, strict=True):
-            for n, v in zip(rows, keys, strict=True):
+        for cost, samples, keys in zip(self.layers, text, visual, strict=True):
+            for rows, v in zip(samples, keys, strict=True):
+                n = count(rows)
                 if cost.cross:
                     total += 2 * (cost.linear * n + cost.cross_linear * v + 2 * cost.query_width * n * v) if v else 0
                     continue
-                w = min(n, cost.window or n)
-                pairs = w * (w + 1) // 2 + (n - w) * w
-                total += 2 * (cost.linear * n + 2 * cost.query_width * pairs)
+                total += 2 * (cost.linear * n + 2 * cost.query_width * cost.pairs(rows))
         return total + 2 * self.head * len(text[0])
 
     def step_flops(self, prompt: int, steps: int, visual: int) -> int:
@@ -58,7 +81,7 @@ class ModelCost:
         total = 0
         for cost in self.layers:
             for step in range(1, steps + 1):
-                seen = visual if cost.cross else min(prompt + step, cost.window or prompt + step)
+                seen = visual if cost.cross else cost.seen(prompt + step)
                 total += 2 * (cost.linear + 2 * cost.query_width * seen)
         return total + 2 * self.head * steps
 
@@ -66,19 +89,42 @@ class ModelCost:
         """Bytes of the cache after prefill. `lengths`: per layer, padded entries a row."""
         total = 0
         for cost, length in zip(self.layers, lengths, strict=True):
-            entries = min(length, cost.window - 1) if cost.window else length
-            total += 2 * batch * entries * cost.kv_width * self.number_bytes
+            total += 2 * batch * cost.entries(length) * cost.kv_width * self.number_bytes
         return total
 
 
-def linear_size(module: nn.Module) -> int:
-    """Multiply-adds a row of all linear maps below a module (quantised ones too; adapters' inner maps once)."""
-    total = 0
-    for part in module.modules():
-        inputs, outputs = getattr(part, "in_features", None), getattr(part, "out_features", None)
-        if isinstance(inputs, int) and isinstance(outputs, int) and not hasattr(part, "base_layer"):
-            total += inputs * outputs
+def linear_size(module: nn.Module, config: Any = None) -> int:
+    """Multiply-adds a row of all linear maps below a module (quantised ones too; adapters' inner maps once).
+
+    A row goes through as many experts as its router chooses, not through all: `top_k` of the router, else of `config`.
+    """
+    used = next((n for part in (*module.modules(), config) for name in _EXPERTS_USED if (n := _int(part, name))), None)
+    return _linear_size(module, used)
+
+
+def _linear_size(module: nn.Module, used: int | None) -> int:
+    experts = next((n for name in ("num_experts", "num_local_experts", "groups") if (n := _int(module, name))), None)
+    own = [weight for name, weight in module.named_parameters(recurse=False) if "bias" not in name]
+    if experts and "expert" in type(module).__name__.lower():  # one tensor for all, or one map of the rows for each
+        own = [weight for weight in own if weight.dim() == 3]
+        if own:
+            return sum(weight.numel() for weight in own) // experts * min(used or experts, experts)
+    inputs, outputs = _int(module, "in_features"), _int(module, "out_features")
+    if inputs and outputs and not hasattr(module, "base_layer"):
+        return inputs * outputs
+    # A router whose weight is a bare parameter: one row for every expert.
+    total = sum(weight.numel() for weight in own if experts and weight.dim() == 2 and len(weight) == experts)
+    for name, part in module.named_children():
+        size = _linear_size(part, used)
+        if name == "experts" and isinstance(part, nn.ModuleList):
+            size = size // len(part) * min(used or len(part), len(part))
+        total += size
     return total
+
+
+def _int(thing: Any, name: str) -> int | None:
+    value = getattr(thing, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def model_cost(family: Family, model: Any) -> ModelCost:
@@ -87,13 +133,11 @@ def model_cost(family: Family, model: Any) -> ModelCost:
     config = text.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    types = getattr(config, "layer_types", None) or [None] * len(text.layers)
     layers = []
-    for layer, kind in zip(text.layers, types, strict=True):
+    for layer, window in zip(text.layers, windows_of(family.attentions(model), config), strict=True):
         cross = hasattr(layer, "cross_attn")
         keys_values = linear_size(layer.cross_attn.k_proj) + linear_size(layer.cross_attn.v_proj) if cross else 0
-        window = config.sliding_window if kind == "sliding_attention" else None
-        linear = linear_size(layer) - keys_values
+        linear = linear_size(layer, config) - keys_values
         layers.append(LayerCost(linear, keys_values, heads * width, kv_heads * width, window, cross))
     head = model.get_output_embeddings()
     number = next(text.parameters()).element_size()

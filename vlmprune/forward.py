@@ -7,20 +7,21 @@ None to leave them. Shapes: B batch, S sequence, C sequence after compaction, V 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.masking_utils import create_causal_mask
+from torch import Tensor, nn
 
-from .arguments import CACHE, cache_in, host_copies
+from .arguments import cache_in, host_copies
+from .attention.masks import Sizes, Window, check_window, own_mask, take_mask
 from .attention.probe import AttentionCall
 from .attention.tower import VisionStats
-from .cache_state import PrunedPrompt, remember
+from .cache_state import PrunedPrompt, physical_sizes, remember
 from .decode import Arguments, cross_mask, rotary
 from .errors import VlmpruneError
 from .families import Family
-from .flow.compact import Compaction, compaction, gather_mask, gather_positions, gather_rows, keep_mask
+from .flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
 from .flow.locate import SampleLayout
 from .flow.select import Selection, check_ranked
 from .kernels import compact
@@ -42,12 +43,14 @@ class Prefill:
         layers: Sequence[int],
         family: Family,
         text_model: Any,
+        windows: Sequence[Window | None],
         input_ids: Tensor,
         valid: Tensor,
         layouts: list[SampleLayout],
         importance: list[Tensor] | None = None,
     ) -> None:
         self.pruner, self.layers, self.family, self.text_model = pruner, tuple(layers), family, text_model
+        self.windows = windows
         self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
         self.device = input_ids.device  # of the ids as they were given
         self.attention: Tensor | None = None
@@ -195,7 +198,7 @@ class Prefill:
         )
         shift = dropped.to(stage.chosen.index.device) if self.pruner.positions == "compact" else None
         return PrunedPrompt(
-            stage.layer, self.valid.shape[1], stage.chosen.index, stage.chosen.real, not stage.chosen.ragged, shift
+            stage.layer, self.valid.shape[1], stage.chosen.columns, stage.chosen.ragged, shift
         )
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
@@ -235,6 +238,7 @@ class Prefill:
         if self.pruner.positions == "compact":  # re-indexed, they are made anew
             rotary = ids = None
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        rotary = rotary if isinstance(rotary, tuple | list) else None  # Llama 4's is one complex tensor: gathered later
         index, real, turns = stage.chosen.index, stage.chosen.real, tuple(rotary or ())
         rows = compact(
             merged(hidden, stage), index, real, inner=stage.inner, rotary=turns, positions=ids, mask=mask
@@ -270,39 +274,33 @@ class Prefill:
             ids = self._once("ids", stage, kwargs["position_ids"], lambda ids: self._gather_ids(stage, ids))
             return self._once("rotary", stage, embeddings, lambda _: rotary(self.text_model, hidden, ids))
         index = stage.chosen.index
+        if isinstance(embeddings, Tensor):
+            return self._once("rotary", stage, embeddings, lambda whole: gather_rows(whole, index))
         return self._once("rotary", stage, embeddings, lambda pair: tuple(gather_rows(part, index) for part in pair))
 
     def _mask(self, i: int, stage: Stage, mask: Any, hidden: Tensor, cache: Any) -> Any:
-        chosen = stage.chosen
-        assert chosen is not None
-        columns = chosen.index.shape[1]
-        if cache is not None and i < len(cache.layers):
-            columns = max(columns, int(cache.get_mask_sizes(columns, i)[0]))
-        if mask is None and not chosen.ragged:
+        chosen, config, window = stage.chosen, self.text_model.config, self.windows[i]
+        assert chosen is not None and self.pruner is not None
+        rows = chosen.index.shape[1]
+        length, offset = (rows, 0) if cache is None else physical_sizes(cache, rows, i)
+        assert offset == 0, "a prompt's cache was empty"
+        if self.pruner.positions == "compact" and window is not None:
+            # Re-indexed tokens count a window in the shortened sequence, as a model that was given it would.
+            valid = chosen.real if chosen.ragged else None
+            make = partial(own_mask, config, hidden, valid, Sizes(length, 0, 0), i, window)
+            return self._once(f"own mask {length} {window}", stage, mask, lambda _: make())
+        check_window(config, window, self.valid.shape[1])
+        if mask is not None:
+            hides = chosen.ragged or length > rows
+            columns = nn.functional.pad(chosen.columns, (0, length - rows), value=-1)
+            make = partial(take_mask, rows=chosen.index, columns=columns, hides=hides)
+            return self._once(f"mask {length}", stage, mask, make)
+        if not chosen.ragged:
             return None
-        if isinstance(mask, Tensor) and mask.dim() == 4:
-            return self._once(f"mask{columns}", stage, mask, lambda full: gather_mask(full, chosen, columns))
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            return self._once("mask", stage, mask, lambda full: gather_positions(full, chosen.index) * chosen.real)
-        if mask is not None and self.family.bidirectional:
-            raise VlmpruneError(
-                f"Pruning {self.family.model_type!r} with the attention mask type {type(mask).__name__} is not "
-                "supported; load the model with attn_implementation='sdpa'."
-            )
         # No padding before, but rows of different lengths now. The all-ones mask matters: without one, the gaps in the
         # position ids would be taken for packed sequences.
-        return self._once(
-            "built",
-            stage,
-            mask,
-            lambda _: create_causal_mask(
-                config=self.text_model.config,
-                inputs_embeds=hidden,
-                attention_mask=chosen.real,
-                layer_idx=i,
-                **{CACHE: cache},
-            ),
-        )
+        make = partial(own_mask, config, hidden, chosen.real, Sizes(length, 0, 0), i, None)
+        return self._once(f"built {length}", stage, mask, lambda _: make())
 
     # -- DeepStack ---------------------------------------------------------------------------------------------
 
@@ -352,7 +350,7 @@ class CrossPrefill(Prefill):
             )
         if cache is not None:
             length, columns = self.valid.shape[1], stage.chosen.columns
-            remember(cache, PrunedPrompt(layer, length, self.valid, self.valid, True, cross_columns=columns))
+            remember(cache, PrunedPrompt(layer, length, columns, stage.chosen.ragged, cross=True))
         return stage
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:

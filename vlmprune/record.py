@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,16 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
         assert stage is not None and stage.chosen is not None
         return stage.chosen.index.shape[1]
 
-    def rows_at(i: int, full: bool = False) -> list[int]:
-        if cross or full or i < pruned_from:
+    def rows_at(i: int, full: bool = False) -> list[Any]:
+        stage = prefill.stage_at(i)
+        if cross or full or stage is None or stage.on_host is None:
             return text_rows
-        return [n - v + k for n, v, k in zip(text_rows, visual, visual_at(i), strict=True)]
+        if prefill.pruner is not None and prefill.pruner.positions == "compact":
+            return stage.on_host.real[::repeats].sum(dim=1).tolist()
+        # Where the rows that are left stood: a window is counted in original positions.
+        firsts = prefill.valid.int().argmax(dim=1)
+        left = zip(stage.on_host.index[::repeats], stage.on_host.real[::repeats], firsts[::repeats], strict=True)
+        return [index[real] - first for index, real, first in left]
 
     # The keys of cross-attention layers are pruned, the rows of the sequence in all other families.
     full = [prefill.columns if cost.layers[i].cross else length for i in range(layers)]  # type: ignore[attr-defined]  # only CrossPrefill has cross layers

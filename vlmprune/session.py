@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .arguments import cache_in, encoded, has_image, host_copies, padding_mask, small
+from .attention.masks import windows_of
 from .attention.probe import ProbedLayer, clear_observers, observe
 from .attention.tower import TowerReader
 from .attention.watcher import Watcher
@@ -56,6 +57,7 @@ class Session:
         self.text: Any = family.language_model(model)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
         self.layers = self.pruner.stage_layers(len(self.text.layers)) if self.pruner else (0,)
+        self.windows = windows_of(family.attentions(model), self.text.config)
         self.cost = model_cost(family, model)
         self.turnstile = Turnstile()
         self.report: Report | None = None
@@ -237,7 +239,7 @@ class Session:
         state = recall(cache) if cache is not None else None
         if state is not None:
             self._refuse_later_image(given)
-            self._local.active = Decode(state, self.text, given.get("attention_mask"))
+            self._local.active = Decode(state, self.text, self.windows, given.get("attention_mask"))
         elif cache is not None and is_filled(cache):
             self._refuse_later_image(given)
             self._local.active = "continued"
@@ -308,7 +310,7 @@ class Session:
         layers = pruner.stage_layers(len(self.text.layers), layouts) if pruner else self.layers
         kind = CrossPrefill if self.family.cross_attention else Prefill
         importance = self._importance(layouts) if pruner else None
-        prefill = kind(pruner, layers, self.family, self.text, ids, valid, layouts, importance)
+        prefill = kind(pruner, layers, self.family, self.text, self.windows, ids, valid, layouts, importance)
         prefill.device = device
         prefill.sink_watcher = self._sink_watcher
         prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vlmprune.flow.compact import compaction, gather_mask, gather_positions, gather_rows, keep_mask
+from vlmprune.flow.compact import compaction, gather_positions, gather_rows, keep_mask
 
 KEEP = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0]]).bool()
 
@@ -40,21 +40,6 @@ def test_tensors_of_every_layout_are_gathered() -> None:
             assert torch.equal(gather_rows(cos, chosen.index)[row, slot], cos[0, at])
             assert torch.equal(gather_rows(axes, chosen.index)[:, row, slot], axes[:, row, at])
             assert int(gather_positions(ids, chosen.index)[row, slot]) == 100 + at
-
-
-def test_masks_lose_rows_and_columns_and_hide_fillers_and_unused_cache() -> None:
-    chosen = compaction(KEEP)
-    boolean = torch.rand(3, 1, 6, 9) > 0.4  # columns 6..8 belong to a cache of fixed size
-    additive = torch.zeros(3, 1, 6, 9).masked_fill(~boolean, torch.finfo(torch.float32).min)
-    out, out_additive = gather_mask(boolean, chosen, 8), gather_mask(additive, chosen, 8)
-    assert out.shape == (3, 1, 5, 8)
-    assert torch.equal(out, out_additive == 0)
-    for row in range(3):
-        for q in range(5):
-            for k in range(8):
-                real = k < 5 and bool(chosen.real[row, k])
-                wanted = real and bool(boolean[row, 0, chosen.index[row, q], chosen.index[row, min(k, 4)]])
-                assert bool(out[row, 0, q, k]) == wanted
 
 
 def test_only_visual_tokens_that_were_not_kept_and_ineligible_positions_go() -> None:

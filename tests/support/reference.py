@@ -223,11 +223,24 @@ def _visible(model: PreTrainedModel, inputs: dict[str, Tensor], valid: Tensor, i
     if block is not None:
         visible = visible | ((block[:, :, None] == block[:, None]) & (block >= 0)[:, :, None])
     text = model.config.text_config
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None and kinds[index] == "sliding_attention":
+    kind = _layer_kind(text, index)
+    if kind == "sliding_attention":
         # Distances count dropped tokens and padding alike: it is a distance of slots in the original sequence.
         visible = visible & (k > q - text.sliding_window)
+    elif kind == "chunked_attention":  # Llama 4: chunks are counted from a sample's first token
+        first = valid.int().argmax(dim=1)[:, None]
+        chunk = (torch.arange(length)[None] - first) // text.attention_chunk_size
+        visible = visible & (chunk[:, :, None] == chunk[:, None])
     return visible & valid[:, None]
+
+
+def _layer_kind(text: Any, index: int) -> str:
+    """Full, sliding or chunked attention, as the modeling files of transformers choose it."""
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        return kinds[index]
+    # Mistral, Mixtral, Phi-3, Starcoder 2: one window for all layers, unless it is None.
+    return "sliding_attention" if getattr(text, "sliding_window", None) else "full_attention"
 
 
 def _bidirectional_blocks(model: PreTrainedModel, inputs: dict[str, Tensor], length: int) -> Tensor | None:

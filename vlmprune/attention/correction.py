@@ -131,14 +131,18 @@ def own_copy(output: Tensor) -> Tensor:
     return output.clone() if torch.is_grad_enabled() and output.requires_grad else output
 
 
-def check_readable(mask: object, name: str) -> None:
-    """Refuse kernels whose masks cannot be read for single rows.
+def check_readable(call: AttentionCall, name: str) -> None:
+    """Refuse kernels whose weights cannot be edited row by row.
 
     Raises:
-        VlmpruneError: the mask is no tensor.
+        VlmpruneError: the mask is no tensor, or heads have learned sinks beside the keys.
     """
-    if mask is not None and not isinstance(mask, Tensor):
+    if call.mask is not None and not isinstance(call.mask, Tensor):
         raise VlmpruneError(
-            f"{name} cannot read attention masks of type {type(mask).__name__}; load the model with "
+            f"{name} cannot read attention masks of type {type(call.mask).__name__}; load the model with "
             "attn_implementation='sdpa'."
+        )
+    if call.options.get("s_aux") is not None:
+        raise VlmpruneError(
+            f"{name} cannot edit attention with learned sinks, as this language model has; use a pruner instead."
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cache_state import note, noted, repeated
+from ..cache_state import note, noted, physical_sizes, repeated
 from ..errors import VlmpruneError
 from ..flow.compact import Compaction, gather_positions
 from ..flow.sinks import eligible_layers
@@ -131,7 +131,7 @@ class Editor(Watcher):
                 # Of a sliding window only the last columns are left; asked here, before the step's own are added.
                 cache = self._cache() if self._cache is not None else None
                 assert cache is not None, "the step that fills it is running"
-                self.offsets[layer] = int(cache.get_mask_sizes(hidden.shape[1], layer)[1])
+                self.offsets[layer] = physical_sizes(cache, hidden.shape[1], layer)[1]
             return
         if self._cache is None and self.prefill.cache is not None:
             self._cache = weakref.ref(self.prefill.cache)
@@ -150,7 +150,7 @@ class Editor(Watcher):
         return self._columns[since, device]
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
-        check_readable(call.mask, self.name)
+        check_readable(call, self.name)
         if self.prefill is not None:
             return self.edit_prompt(layer, call, output, self.columns(layer, output.device))
         if layer not in self.marks:

@@ -15,15 +15,18 @@ import copy
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..errors import VlmpruneError
 from ..kernels import column_sums as received
 from ..kernels import redistribute
+from .masks import block_rows
 from .rows import attention_rows, visible_keys
 
 DISPATCHER = "vlmprune_probe"
@@ -42,15 +45,35 @@ class AttentionCall:
 
     def weights(self, rows: Tensor, *, causal: bool = True, gradient: bool = False) -> Tensor:
         """Softmax attention of query rows [B, R] in fp32: [B, H, R, T]; by default without a gradient."""
+        if isinstance(self.mask, BlockMask):
+            return self._dense(rows).weights(own_rows(rows), causal=False, gradient=gradient)
         query, key = (self.query, self.key) if gradient else (self.query.detach(), self.key.detach())
-        return attention_rows(query, key, rows=rows, **self._seen(causal))
+        return attention_rows(query, key, rows=rows, learned_sinks=self._learned_sinks, **self._seen(causal))
 
     def received(self, rows: Tensor, weight: Tensor | None = None, *, causal: bool = True) -> Tensor:
         """Attention that each key gets from query rows [B, R], summed over heads and rows (times their weight [B, R])
         in fp32: [B, T]; no gradient, and on a GPU no map."""
+        if isinstance(self.mask, BlockMask):
+            return self._dense(rows).received(own_rows(rows), weight, causal=False)
         query, key = self.query.detach(), self.key.detach()
         rows, weight = rows.to(query.device), None if weight is None else weight.to(query.device)
+        if self._learned_sinks is not None:
+            part = self.weights(rows, causal=causal).sum(dim=1)
+            return part.sum(dim=1) if weight is None else torch.einsum("brt,br->bt", part, weight)
         return received(query, key, rows, weight=weight, **self._seen(causal))
+
+    @property
+    def _learned_sinks(self) -> Tensor | None:
+        """[H], GPT-OSS's extra logit of every head, which takes part in the softmax and belongs to no key."""
+        return self.options.get("s_aux")
+
+    def _dense(self, rows: Tensor) -> AttentionCall:
+        """The call of query rows [B, R] alone, with FlexAttention's function of positions evaluated for them."""
+        rows = rows.to(self.query.device)
+        seen = block_rows(self.mask, rows, self.key.shape[2])
+        width = self.query.shape[-1]
+        query = torch.gather(self.query, 2, rows[:, None, :, None].expand(-1, self.query.shape[1], -1, width))
+        return replace(self, query=query, mask=seen)
 
     def redistribute(
         self, output: Tensor, rows: Tensor, sinks: Tensor, visual: Tensor, *, p: float, rho: float, gate: float
@@ -61,8 +84,13 @@ class AttentionCall:
 
     def _seen(self, causal: bool) -> dict[str, Any]:
         """Scaling, and what a row may see."""
+        if not isinstance(self.mask, Tensor | None):
+            raise VlmpruneError(
+                f"Attention masks of type {type(self.mask).__name__} cannot be read; load the model with "
+                "attn_implementation='sdpa'."
+            )
         return {
-            "mask": self.mask if isinstance(self.mask, Tensor) else None,
+            "mask": self.mask,
             "scaling": self.options["scaling"],
             "causal": causal,
             "softcap": self.options.get("softcap"),
@@ -71,9 +99,9 @@ class AttentionCall:
 
     def visible(self, rows: Tensor) -> Tensor:
         """Which keys query rows [B, R] see: bool [B, 1 or H, R, T]."""
-        mask = self.mask if isinstance(self.mask, Tensor) else None
-        window = self.options.get("sliding_window")
-        seen = visible_keys(mask, rows, self.query.shape[2], self.key.shape[2], window=window)
+        given = self._seen(causal=True)
+        lengths = self.query.shape[2], self.key.shape[2]
+        seen = visible_keys(given["mask"], rows, *lengths, window=given["window"])
         # An additive mask: the dtype's lowest number hides a key, anything near zero is a bias.
         return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
@@ -87,6 +115,11 @@ class AttentionCall:
             mask = _heads(mask, heads)
         query, key, value = _heads(self.query, heads), _heads(self.key, shared), _heads(self.value, shared)
         return AttentionCall(query, key, value, mask, self.options)
+
+
+def own_rows(rows: Tensor) -> Tensor:
+    """[B, R] numbers of rows that are all there are."""
+    return torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
 
 
 def _heads(states: Tensor, heads: list[int]) -> Tensor:

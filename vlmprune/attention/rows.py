@@ -31,6 +31,7 @@ def attention_rows(
     causal: bool = True,
     softcap: float | None = None,
     window: int | None = None,
+    learned_sinks: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of chosen query rows, in fp32.
 
@@ -41,8 +42,9 @@ def attention_rows(
         rows: [B, R] query positions 0..S-1.
         causal: whether rows see only keys up to themselves where the mask does not say so (None or 2-D).
         window: sliding window of kernels that apply it themselves (2-D masks or None).
+        learned_sinks: [H], a logit of every head beside those of the keys (GPT-OSS).
     Returns:
-        [B, H, R, T]; every row sums to 1.
+        [B, H, R, T]; every row sums to 1, to less with learned sinks.
     """
     batch, heads, queries, width = query.shape
     keys = key.shape[2]
@@ -56,7 +58,10 @@ def attention_rows(
         scores = torch.tanh(scores / softcap) * softcap
     seen = visible_keys(mask, rows, queries, keys, causal=causal, window=window)
     scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen.float()
-    return torch.softmax(scores, dim=-1)
+    if learned_sinks is None:
+        return torch.softmax(scores, dim=-1)
+    beside = learned_sinks.float().view(1, heads, 1, 1).expand(batch, -1, rows.shape[1], -1)
+    return torch.softmax(torch.cat([scores, beside.to(scores.device)], dim=-1), dim=-1)[..., :-1]
 
 
 def visible_keys(

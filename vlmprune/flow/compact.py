@@ -70,24 +70,3 @@ def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
 def gather_positions(tensor: Tensor, index: Tensor) -> Tensor:
     """Entries of [..., B or 1, S] at `index` [B, C]: [..., B, C]."""
     return gather_rows(tensor.unsqueeze(-1), index).squeeze(-1)
-
-
-def gather_mask(mask: Tensor, chosen: Compaction, columns: int) -> Tensor:
-    """Rows and columns of a 4-D attention mask [B or 1, 1 or H, S, >= S], bool (True = visible) or additive.
-
-    Args:
-        columns: width wanted; a cache of fixed size has columns beyond the prompt, which nothing may see yet.
-    Returns:
-        [B, 1 or H, C, columns].
-    """
-    index = chosen.index.to(mask.device)
-    batch, length = index.shape
-    mask = mask.expand(batch, *mask.shape[1:])
-    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    rows = torch.gather(mask, 2, index[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-    out = torch.gather(rows, 3, index[:, None, None, :].expand(-1, mask.shape[1], length, -1))
-    if chosen.ragged:
-        out = out.masked_fill(~chosen.real.to(mask.device)[:, None, None, :], hidden)
-    if columns > length:
-        out = torch.nn.functional.pad(out, (0, columns - length), value=hidden)
-    return out

@@ -79,7 +79,7 @@ def estimate(
     last = [length if part.cross else length + new for part, length in zip(cost.layers, lengths, strict=True)]
     step_flops = 2 * cost.head
     for part, length in zip(cost.layers, halfway, strict=True):
-        seen = min(length, part.window or length)
+        seen = part.seen(length)
         step_flops += 2 * (part.linear + 2 * part.query_width * seen)
     step = machine.seconds(step_flops, size.text_bytes + cost.kv_bytes(halfway, 1))
     room = machine.memory * ROOM - size.all_bytes - resident

@@ -114,7 +114,7 @@ class SinkReader(Watcher):
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
         """Sums over the asking rows of each sample: attention to the image, to its sinks, and gates passed [B, H]."""
-        check_readable(call.mask, "find_sinks")
+        check_readable(call, "find_sinks")
         device = output.device
         sinks = self._sinks(layer)
         touched = (sinks & self.columns.visual).any(dim=1)

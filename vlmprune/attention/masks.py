@@ -1,0 +1,192 @@
+"""What a decoder layer's rows may see, read from the mask that the model itself made, and gathered for a pruned prompt.
+
+A mask is a 4-D tensor (bool: True = visible, or additive), a 2-D padding mask (FlashAttention), FlexAttention's
+`BlockMask` (a function of positions), or None (plain causal attention). Windows, chunks and bidirectional blocks are in
+it already, counted in positions of the unpruned sequence, so nothing here asks a config for them but `window_of`, for
+kernels that apply a window by themselves.
+
+Shapes: B batch, S sequence before pruning, R rows, P columns, W width of a mask, T keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    create_causal_mask,
+    create_chunked_causal_mask,
+    create_sliding_window_causal_mask,
+)
+
+from ..arguments import CACHE
+from ..errors import VlmpruneError
+
+IN_MASK = ("sdpa", "eager", "flex_attention")  # kernels that get windows in their mask
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Stands for a cache where transformers' mask functions only ask for the lengths: `length` keys from `offset` on,
+    and the position `first` of the first query."""
+
+    length: int
+    offset: int
+    first: int
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.length, self.offset
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.first
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far back a layer sees: `size` positions, or, `chunked`, the start of the chunk of that size."""
+
+    size: int
+    chunked: bool = False
+
+    def pairs(self, rows: int | Tensor) -> int:
+        """Query-key pairs that a sample's rows see: so many side by side, or at ascending positions [R], the sample's
+        first token being 0."""
+        positions = torch.arange(rows) if isinstance(rows, int) else rows
+        start = positions // self.size * self.size if self.chunked else positions - self.size + 1
+        seen = torch.arange(1, len(positions) + 1) - torch.searchsorted(positions, start)
+        return int(seen.sum())
+
+
+def windows_of(attentions: Sequence[Any], config: Any) -> list[Window | None]:
+    """The window of every decoder layer, None where a layer sees everything before it.
+
+    An attention module's own `sliding_window` counts first; then the kind of the layer as transformers' caches and
+    masks read it from the config: `layer_types`, or one window or chunk size for all layers (Mistral, Phi-3, Mixtral).
+    """
+    sliding, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    everywhere = "sliding_attention" if sliding else "chunked_attention" if chunk else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [everywhere] * len(attentions)
+    windows: list[Window | None] = []
+    for attention, kind in zip(attentions, kinds, strict=True):
+        if kind == "chunked_attention" and chunk:
+            windows.append(Window(int(chunk), chunked=True))
+            continue
+        size = getattr(attention, "sliding_window", sliding if kind == "sliding_attention" else None)
+        windows.append(Window(int(size)) if size else None)
+    return windows
+
+
+def own_mask(config: Any, hidden: Tensor, valid: Tensor | None, sizes: Sizes, layer: int, window: Window | None) -> Any:
+    """The mask that transformers makes for this layer over a sequence as it is, by the function of the layer's kind.
+
+    Args:
+        hidden: [B, R, D]. valid: [B, P] padding mask, None where everything is valid.
+    Raises:
+        VlmpruneError: there is padding, and the attention kernel's mask is unknown.
+    """
+    make: Callable[..., Any] = create_causal_mask
+    if window is not None:
+        make = create_chunked_causal_mask if window.chunked else create_sliding_window_causal_mask
+    if valid is not None:
+        valid = valid.to(hidden.device)
+        if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
+            raise VlmpruneError(
+                f"attn_implementation={config._attn_implementation!r} has no mask that could hide the padding of rows "
+                "of different lengths; load the model with attn_implementation='sdpa', or prune one sample at a time."
+            )
+    given: dict[str, Any] = {CACHE: sizes}
+    return make(config=config, inputs_embeds=hidden, attention_mask=valid, layer_idx=layer, **given)
+
+
+def check_window(config: Any, window: Window | None, length: int) -> None:
+    """Refuse kernels that count a window in the shortened sequence by themselves, where it would reach too far back.
+
+    Args:
+        length: of the unpruned sequence, generated tokens included.
+    Raises:
+        VlmpruneError: the sequence is longer than the window.
+    """
+    implementation = config._attn_implementation
+    if window is not None and length > window.size and implementation not in IN_MASK:
+        raise VlmpruneError(
+            f"The sequence of {length} tokens is longer than the attention window of {window.size}, which "
+            f"attn_implementation={implementation!r} cannot count in original positions over a pruned prompt; load the "
+            "model with attn_implementation='sdpa'."
+        )
+
+
+def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool) -> Any:
+    """Rows and columns of a layer's mask.
+
+    Args:
+        mask: made by the model over the unpruned sequence, not None.
+        rows: [B, R] positions of the unpruned sequence; None = the mask's own rows.
+        columns: [B, P] positions of the unpruned sequence, -1 for columns that nothing may see.
+        hides: whether there is any -1 among them (known to the host without asking the device).
+    Raises:
+        VlmpruneError: a mask of an unknown type.
+    """
+    if isinstance(mask, BlockMask):
+        return _take_block(mask, rows, columns)
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        raise VlmpruneError(
+            f"An attention mask of type {type(mask).__name__} cannot be pruned; load the model with "
+            "attn_implementation='sdpa'."
+        )
+    columns = columns.to(mask.device)
+    index = columns.clamp(min=0)
+    if mask.dim() == 2:
+        taken = torch.gather(mask.expand(len(columns), -1), 1, index)
+        return taken.masked_fill(columns < 0, 0) if hides else taken
+    mask = mask.expand(len(columns), *mask.shape[1:])
+    if rows is not None:
+        rows = rows.to(mask.device)
+        mask = torch.gather(mask, 2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    out = torch.gather(mask, 3, index[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+    if hides:
+        out = out.masked_fill((columns < 0)[:, None, None, :], hidden_value(out.dtype))
+    return out
+
+
+def hidden_value(dtype: torch.dtype) -> float | bool:
+    """What hides a column in a mask of this type."""
+    return False if dtype == torch.bool else torch.finfo(dtype).min
+
+
+def _take_block(mask: BlockMask, rows: Tensor | None, columns: Tensor) -> BlockMask:
+    """The same for a function of positions."""
+    device = mask.kv_num_blocks.device
+    columns = columns.to(device)
+    rows = None if rows is None else rows.to(device)
+    inner = mask.mask_mod
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        column = columns[batch, key]
+        row = query if rows is None else rows[batch, query]
+        return inner(batch, head, row, column.clamp(min=0)) & (column >= 0)
+
+    queries = mask.shape[-2] if rows is None else rows.shape[1]
+    make = ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"]
+    return make(
+        batch_size=len(columns),
+        q_length=queries,
+        kv_length=columns.shape[1],
+        mask_function=visible,
+        device=device,
+    )
+
+
+def block_rows(mask: BlockMask, rows: Tensor, keys: int) -> Tensor:
+    """What a `BlockMask` lets query rows [B, R] see: bool [B, 1 or H, R, T]."""
+    inner, rows = mask.mask_mod, rows.to(mask.kv_num_blocks.device)
+    heads = mask.shape[1] if len(mask.shape) == 4 else 1
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return inner(batch, head, rows[batch, query], key)
+
+    return create_mask(visible, len(rows), heads, rows.shape[1], keys, device=rows.device.type)
