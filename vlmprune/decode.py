@@ -40,16 +40,17 @@ class Decode:
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         hidden: Tensor = args[0]
-        new = dict(kwargs)
         if self.state.cross:
-            mask = kwargs.get("cross_attention_mask")
-            if mask is None or i < self.state.layer:
+            cross = kwargs.get("cross_attention_mask")
+            if cross is None or i < self.state.layer:
                 return None
             columns = self.state.rows(len(hidden)).columns
-            new["cross_attention_mask"] = self._once(("cross",), lambda: cross_mask(mask, columns))
-            return args, new
-        state = self.state.at(i)
-        new["attention_mask"] = self._mask(i, state, kwargs.get("attention_mask"), hidden, cache_in(kwargs))
+            return args, {**kwargs, "cross_attention_mask": self._once(("cross",), lambda: cross_mask(cross, columns))}
+        new = dict(kwargs)
+        state, mask = self.state.at(i), kwargs.get("attention_mask")
+        new["attention_mask"] = self._mask(i, state, mask, hidden, cache_in(kwargs))
+        if state is None and new["attention_mask"] is mask:
+            return None
         if state is not None and state.shift is not None:
             shift = state.rows(len(hidden)).shift
             assert shift is not None
