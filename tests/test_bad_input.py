@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,6 +20,8 @@ from tests.support.planted import Planted
 from tests.support.running import shared
 from tests.support.tiny_families import FAMILIES, VIDEO, make_inputs
 from vlmprune.methods.base import Prompt, Pruner
+from vlmprune.runtime import compatibility
+from vlmprune.runtime.compatibility import NEWEST, OLDEST
 
 
 def sentence(call: Callable[[], object], *parts: str, kind: type[Exception] = vlmprune.VlmpruneError) -> str:
@@ -92,9 +96,26 @@ def test_unknown_family_lists_the_supported_ones(monkeypatch):
     assert all(family in message for family in vlmprune.families())
 
 
-def test_transformers_older_than_tested(monkeypatch):
-    monkeypatch.setattr(sys.modules["vlmprune.wrap"].transformers, "__version__", "4.57.0")
-    sentence(lambda: vlmprune.wrap(shared("llava"), "random"), "4.57.0", "5.23", "upgrade")
+@pytest.mark.parametrize("version", ["4.57.0", "5.13.1", "5.14.0.dev0"])
+def test_transformers_older_than_supported(monkeypatch, version):
+    monkeypatch.setattr(transformers, "__version__", version)
+    sentence(lambda: vlmprune.wrap(shared("llava"), "random"), version, OLDEST, "upgrade")
+
+
+def test_transformers_newer_than_tested_warns_once(monkeypatch):
+    """A minor version nobody has tried yet works or fails by itself; a patch of the newest says nothing."""
+    monkeypatch.setattr(compatibility, "_warned", set())
+    major, minor = map(int, NEWEST.split("."))
+    newer = f"{major}.{minor + 1}.0"
+    said = []
+    for version in (f"{NEWEST}.9", newer, newer, f"{OLDEST}.0", newer):
+        monkeypatch.setattr(transformers, "__version__", version)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            vlmprune.wrap(shared("llava"), "random").unwrap()
+        said.append([(one.category, Path(one.filename).name) for one in caught if version in str(one.message)])
+        assert all(str(one.message).count(". ") == 0 and NEWEST in str(one.message) for one in caught)
+    assert said == [[], [(UserWarning, Path(__file__).name)], [], [], []]
 
 
 @pytest.mark.parametrize(("name", "meant"), [("fast-v", "fastv"), ("randm", "random"), ("downsampling", "downsample")])

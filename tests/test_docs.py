@@ -9,6 +9,7 @@ import pytest
 
 import vlmprune
 from eval.tasks.registry import TASKS
+from vlmprune.runtime.compatibility import NEWEST, OLDEST
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -27,6 +28,10 @@ def test_the_methods_table_is_the_registry() -> None:
 
 def test_the_families_are_listed_in_order() -> None:
     assert tuple(re.findall(r"`([a-z0-9_]+)`", section("Model families"))) == vlmprune.families()
+
+
+def test_the_versions_of_transformers_are_those_that_are_tested() -> None:
+    assert f"Tested with transformers {OLDEST} to {NEWEST};" in section("Model families")
 
 
 @pytest.mark.parametrize("name", ["quick-start", "tests"])

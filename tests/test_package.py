@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import vlmprune
+from vlmprune.runtime.compatibility import NEWEST, OLDEST
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -103,10 +104,12 @@ def test_everything_that_gets_installed_is_pinned() -> None:
     assert sorted(seen - pins) == []
 
 
-def test_the_floor_of_transformers_is_said_once() -> None:
-    floor = vlmprune.wrap.__globals__["TESTED_TRANSFORMERS"]
+def test_the_versions_of_transformers_are_said_once() -> None:
+    """A newer minor version than the newest tested is let in, to warn: `compatibility.check_transformers`."""
     (declared,) = (one for one in PROJECT["dependencies"] if one.startswith("transformers"))
-    assert declared.startswith(f"transformers>={floor.removesuffix('.0')},")
+    assert declared == f"transformers>={OLDEST},<6"
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert pins["transformers"].startswith(f"{NEWEST}.")
 
 
 def test_importing_changes_nothing_outside() -> None:

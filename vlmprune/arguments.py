@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask
+
+from .runtime.compatibility import CACHE as CACHE  # names of this module, too
+from .runtime.compatibility import CACHE_NAMES as CACHE_NAMES
 
 _PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
-# transformers 5.24 renamed the argument; until 5.40 its models take both names, and users and hooks meet both.
-CACHE_NAMES = ("cache", "past_key_values")
-CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
 
 
 def on(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
 from PIL import Image
 from torch import nn
 
@@ -24,9 +22,9 @@ from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
 from .report import Report
+from .runtime.compatibility import check_transformers
 from .session import Session
 
-TESTED_TRANSFORMERS = "5.23.0"  # older ones pass the cache's position and the images' features in other ways
 _HANDLE = "_vlmprune_handle"
 
 
@@ -171,12 +169,10 @@ def wrap(
     Raises:
         UnsupportedModelError: no vision-language model, or a family without an adapter.
         VlmpruneError: an unknown method, bad options, a layer the model does not have, or a transformers too old.
+    Warns:
+        UserWarning: once, where transformers is newer than the newest that was tested.
     """
-    if Version(transformers.__version__) < Version(TESTED_TRANSFORMERS):
-        raise VlmpruneError(
-            f"transformers {transformers.__version__} is older than {TESTED_TRANSFORMERS}, the oldest that vlmprune is "
-            "tested with; upgrade it."
-        )
+    check_transformers()
     plain = plain_model(model)
     family = family_of(plain)
     older: PrunedModel | None = plain.__dict__.get(_HANDLE)

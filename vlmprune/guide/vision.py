@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hook import shadow
-
-# transformers 5.24 hands the language model's options on to the tower, which has no cache to use.
-_NOT_FOR_TOWERS = ("use_cache",)
+from ..runtime.compatibility import NOT_FOR_TOWERS
 
 
 class VisionMemo:
@@ -76,7 +74,7 @@ class VisionMemo:
 def _shapes_and_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
     values = [*args, *kwargs.values()]
     shapes = tuple(tuple(v.shape) for v in values if isinstance(v, Tensor))
-    options = {k: v for k, v in kwargs.items() if not isinstance(v, Tensor) and k not in _NOT_FOR_TOWERS}
+    options = {k: v for k, v in kwargs.items() if not isinstance(v, Tensor) and k not in NOT_FOR_TOWERS}
     return options, shapes
 
 

@@ -1,0 +1,1 @@
+"""What runs while a wrapped model is called; so far, what differs between versions of transformers."""

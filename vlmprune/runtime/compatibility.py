@@ -1,0 +1,54 @@
+"""The only module that knows about versions of transformers: which are supported, and what differs between them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import transformers
+from packaging.version import Version
+from transformers.masking_utils import create_causal_mask
+
+from ..errors import VlmpruneError
+
+# Up to 5.13 `create_causal_mask` takes no `layer_idx`: the mask of a pruned layer cannot be asked for.
+OLDEST = "5.14"
+NEWEST = "5.24"  # every test passes on both
+
+# transformers 5.24 renamed the argument; until 5.40 its models take both names, and users and hooks meet both.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(create_causal_mask).parameters)
+
+# transformers 5.24 hands the language model's options on to the tower, which has no cache to use.
+NOT_FOR_TOWERS = ("use_cache",)
+
+
+def check_transformers() -> None:
+    """Refuse a transformers older than `OLDEST`; warn once about a minor version newer than `NEWEST`.
+
+    Raises:
+        VlmpruneError: transformers is older.
+    """
+    installed = transformers.__version__
+    if Version(installed) < Version(OLDEST):
+        raise VlmpruneError(
+            f"transformers {installed} is older than {OLDEST}, the oldest version that vlmprune supports; upgrade it "
+            f"with pip install 'transformers>={OLDEST},<6'."
+        )
+    if Version(installed).release[:2] > Version(NEWEST).release and _first_time(installed):
+        warnings.warn(
+            f"transformers {installed} is newer than {NEWEST}, the newest version that vlmprune is tested with; if "
+            f"results look wrong, install 'transformers=={NEWEST}.*'.",
+            UserWarning,
+            stacklevel=3,  # the line that called `wrap`
+        )
+
+
+_warned: set[str] = set()
+
+
+def _first_time(version: str) -> bool:
+    """Whether this process has not asked about the version before."""
+    first = version not in _warned
+    _warned.add(version)
+    return first
