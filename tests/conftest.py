@@ -10,9 +10,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+from tests.support.grid import VARIABLE
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--grid", choices=("short", "full"), help="each family once (the default), or every combination: tests/full/"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    if (chosen := config.getoption("--grid")) is not None:
+        os.environ[VARIABLE] = chosen
 
 
 @pytest.fixture(autouse=True)

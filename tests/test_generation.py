@@ -16,6 +16,7 @@ from tests.support.planted import Planted
 from tests.support.reference import all_logits
 from tests.support.running import STEPS, assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, repeated, row
+from tests.support.upstream import wrong_before
 from vlmprune.arguments import CACHE
 from vlmprune.wrap import prepare
 
@@ -31,6 +32,8 @@ LAYERS = [0, 2]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_beam_search(family, layer):
     """The score of the winning beam is the mean log-probability that the masked twin gives to its tokens."""
+    if family == "internvl":
+        wrong_before("5.19", "beams and return sequences repeat the tiles of an image one by one")
     model = shared(family)
     inputs = make_inputs(model)
     plan = plan_of(model, inputs, "ragged")
@@ -61,6 +64,8 @@ def test_beams_of_a_prompt_select_alike(family, method):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampling_with_a_seed_and_several_return_sequences(family, layer):
+    if family == "internvl":
+        wrong_before("5.19", "beams and return sequences repeat the tiles of an image one by one")
     model = shared(family)
     inputs = make_inputs(model)
     plan = plan_of(model, inputs, "ragged")
@@ -84,6 +89,8 @@ def test_without_a_cache(family, layer):
 
     transformers itself takes a generated image token for a placeholder then, so none may be generated.
     """
+    if family == "paligemma":
+        wrong_before("5.18", "without a cache, logits are off by 5.5 from the third step on")
     model = shared(family)
     inputs = make_inputs(model)
     plan = plan_of(model, inputs, "ragged")
@@ -122,6 +129,10 @@ def test_a_second_text_turn_on_the_returned_cache(family, layer, name):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("family", KINDS)
 def test_static_cache(family, layer):
+    if family == "gemma3":
+        wrong_before("5.17", "an IndexError in the masks of a static cache")
+    if family == "mllama":
+        wrong_before("5.18", "an IndexError in a static cache")
     model = shared(family)
     inputs = make_inputs(model)
     plan = plan_of(model, inputs, "ragged")
@@ -139,6 +150,8 @@ def test_static_cache(family, layer):
 @pytest.mark.parametrize("family", KINDS)
 def test_prompt_lookup(family, layer):
     """Candidates are checked several at a time and taken back from the cache when they are wrong."""
+    if family == "mllama":
+        wrong_before("5.18", "an IndexError in prompt lookup")
     model = shared(family)
     inputs = row(make_inputs(model, text_lengths=(12, 9, 7)), 0)
     plan = plan_of(model, inputs, "equal")

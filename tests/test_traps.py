@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DynamicCache, LogitsProcessor
@@ -24,6 +25,7 @@ from tests.support.planted import Plan, Planted, counts
 from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, row
+from tests.support.upstream import VERSION
 from vlmprune import cache_state, session
 from vlmprune.attention.masks import Sizes, own_mask
 from vlmprune.cache_state import later_valid
@@ -76,10 +78,11 @@ def test_1_grids_are_captured_at_the_tower(family, monkeypatch):
         assert all(spans[0].grid[1] > 1 for spans in pruned.report.images)
     hook.remove()
     size = "image_grid_thw" if family.startswith("qwen") else "image_sizes"
-    assert seen[0].get("mm_encoder_outputs")
-    assert seen[0].get("pixel_values") is None
-    if not family.startswith("qwen"):
-        assert seen[0].get(size) is None
+    if Version("5.18") <= VERSION:  # older ones hand pixels and sizes to the base model
+        assert seen[0].get("mm_encoder_outputs")
+        assert seen[0].get("pixel_values") is None
+        if not family.startswith("qwen"):
+            assert seen[0].get(size) is None
 
     # Neither the tower's arguments nor those of the base model: nothing is left to know the grid from.
     monkeypatch.setattr(Session, "_image_features", lambda self, original, *args, **kwargs: original(*args, **kwargs))
@@ -359,11 +362,17 @@ def test_9_llava_next_offloaded_fails_the_same_with_and_without_us():
     model = build("llava_next")
     inputs = make_inputs(model)
     cpu_offload(model, execution_device=torch.device("cpu"))
-    with pytest.raises((RuntimeError, NotImplementedError)) as plain:
+    try:
         generate(model, inputs, steps=2)
-    with vlmprune.wrap(model, "random", keep=0.5), pytest.raises(plain.type) as wrapped:
+    except (RuntimeError, NotImplementedError) as error:
+        plain = error
+    else:  # transformers 5.14
+        with vlmprune.wrap(model, "none"):
+            generate(model, inputs, steps=2)
+        return
+    with vlmprune.wrap(model, "random", keep=0.5), pytest.raises(type(plain)) as wrapped:
         generate(model, inputs, steps=2)
-    assert str(wrapped.value) == str(plain.value)
+    assert str(wrapped.value) == str(plain)
 
 
 # --- 10: what else must match (beams, static caches, prompt lookup and the rest are in test_generation.py) ----------

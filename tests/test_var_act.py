@@ -120,6 +120,8 @@ def test_several_images_and_a_sample_without_one(family, images):
 )
 def test_ways_to_generate(family, method, options):
     """Without a cache, with a static one, and with beams, every step says what the twin says."""
+    if family == "gemma3" and "cache_implementation" in options:
+        wrong_before("5.17", "an IndexError in the masks of a static cache")
     model = shared_planted(family)
     inputs = make_inputs(model, text_lengths=LONG)
     make = var_twin if method.name == "var" else act_twin

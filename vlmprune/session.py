@@ -315,7 +315,7 @@ class Session:
         prefill.sink_watcher = self._sink_watcher
         prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
         if pruner is not None and self.tower is not None:
-            prefill.vision = self.tower.take(layouts, len(ids) // (self._get("prompts") or len(ids)))
+            prefill.vision = self.tower.take(layouts, self._rows_per_image(given, len(ids)))
         return prefill
 
     def rank_by(self, importance: list[Tensor] | None) -> None:
@@ -330,6 +330,15 @@ class Session:
         repeats = len(layouts) // len(given)
         return [scores for scores in given for _ in range(repeats)]
 
+    def _rows_per_image(self, given: dict[str, Any], rows: int) -> int:
+        """How many rows (beams, return sequences) stand for one pass of the vision stage.
+
+        `generate` of newer transformers encodes each prompt's images once and repeats the features; older ones (5.14)
+        repeat the pixels, and every row is encoded.
+        """
+        prompts = self._get("prompts")
+        return rows // prompts if prompts and encoded(given, "image") else 1
+
     def _layouts(self, given: dict[str, Any], ids: Tensor, valid: Tensor) -> list[SampleLayout]:
         nothing = [SampleLayout(torch.zeros(0, dtype=torch.long), ()) for _ in ids]
         if not has_image(given):
@@ -341,8 +350,7 @@ class Session:
         visual = self._visual(ids) & valid
         if (length := self._get("prompt_length")) is not None:
             visual[:, length:] = False  # with use_cache=False a generated image token comes back as input: it is text
-        # Beams and return sequences repeat rows; the vision stage saw each prompt once.
-        repeats = len(ids) // (self._get("prompts") or len(ids))
+        repeats = self._rows_per_image(given, len(ids))
         grids = self.family.grids(self.model.config, Media(arguments, ids[::repeats], visual[::repeats]))
         once = layouts_from_mask(visual[::repeats], grids)
         slots = [row.nonzero()[:, 0] for row in visual]
@@ -391,9 +399,12 @@ class Session:
         active = self._active(kwargs)
         changed = None
         if isinstance(active, Prefill | Decode):
-            if module.training and isinstance(active, Prefill):
-                self._recomputed[kwargs["position_embeddings"][0]] = active
             changed = active.enter(i, args, kwargs)
+            if module.training and isinstance(active, Prefill):
+                # Up to transformers 5.20 at least, hooks run inside of the checkpoint, the second time without the
+                # thread's forward: before the layer they see its old arguments, after it the new ones.
+                for seen in (kwargs, changed[1] if changed else kwargs):
+                    self._recomputed[seen["position_embeddings"][0]] = active
             active.cache = cache_in(kwargs)
         if active is not None:
             for watcher in self.watchers:

@@ -345,7 +345,7 @@ def test_training_with_stages():
         for checkpointing in (False, True):
             model.train()
             if checkpointing:
-                model.activation_checkpointing_enable({"use_reentrant": False})
+                model.gradient_checkpointing_enable({"use_reentrant": False})
             model.zero_grad()
             model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])

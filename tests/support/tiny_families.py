@@ -84,9 +84,13 @@ def _llava_onevision(layers: int) -> Config:
     return {"vision_config": tower, "text_config": text, "image_grid_pinpoints": _PINPOINTS, **ids}
 
 
+# transformers up to 5.17 counts a prompt's images by what opens them when it repeats rows for beams.
+_QWEN_IDS = {"video_token_id": VIDEO, "vision_start_token_id": OPEN}
+
+
 def _qwen2_vl(layers: int) -> Config:
     tower = _qwen_tower(embed_dim=32, hidden_size=64, mlp_ratio=2)
-    return {"vision_config": tower, "text_config": _text(layers, **_MROPE), "video_token_id": VIDEO}
+    return {"vision_config": tower, "text_config": _text(layers, **_MROPE), **_QWEN_IDS}
 
 
 def _qwen2_5_vl(layers: int) -> Config:
@@ -94,7 +98,7 @@ def _qwen2_5_vl(layers: int) -> Config:
     tower = _qwen_tower(
         hidden_size=32, intermediate_size=48, out_hidden_size=64, window_size=16, fullatt_block_indexes=[1]
     )
-    return {"vision_config": tower, "text_config": _text(layers, **_MROPE), "video_token_id": VIDEO}
+    return {"vision_config": tower, "text_config": _text(layers, **_MROPE), **_QWEN_IDS}
 
 
 def _qwen3_vl(layers: int) -> Config:
@@ -107,11 +111,16 @@ def _qwen3_vl(layers: int) -> Config:
         deepstack_visual_indexes=[0, 1],
     ) | {"depth": 3}
     text = _text(layers, head_dim=16, **_MROPE)
-    return {"vision_config": tower, "text_config": text, "video_token_id": VIDEO}
+    return {"vision_config": tower, "text_config": text, **_QWEN_IDS}
 
 
 def _idefics3(layers: int) -> Config:
     return {"vision_config": _tower(patch=2), "text_config": _text(layers, model_type="llama"), "scale_factor": 2}
+
+
+def _smolvlm(layers: int) -> Config:
+    # transformers 5.20 cuts the tokens of a crop (9 here) into blocks of as many as a patch is wide.
+    return _idefics3(layers) | {"vision_config": _tower(patch=3, image_size=18)}
 
 
 def _internvl(layers: int) -> Config:
@@ -305,7 +314,7 @@ _FAMILIES = {
     "qwen2_5_vl": Family(_qwen2_5_vl, _qwen_grid, _qwen_images),
     "qwen3_vl": Family(_qwen3_vl, _qwen_grid, _qwen_images),
     "idefics3": Family(_idefics3, _crops, _idefics3_images),
-    "smolvlm": Family(_idefics3, _crops, _idefics3_images),
+    "smolvlm": Family(_smolvlm, _crops, _idefics3_images),
     "internvl": Family(_internvl, _tiles, _flat_images),
     "gemma3": Family(_gemma3, _framed, _gemma3_images),
     "paligemma": Family(_paligemma, _one_grid, _paligemma_images, image_first=True),
