@@ -14,6 +14,7 @@ from tests.support.reference import language_model, masked_logits
 from tests.support.running import STEPS, assert_near, generate, outside, plan_of
 from tests.support.sinks import FAMILIES, LAYERS, PLANTED, Seen, Twin, act_twin, planted, shared_planted, var_twin
 from tests.support.tiny_families import Inputs, make_inputs, row
+from tests.support.upstream import wrong_before
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -209,7 +209,8 @@ def _crops(model: PreTrainedModel, number: int, several: bool, generator: torch.
     ids = [token for column in tiles for token in (OPEN, column, *[IMAGE] * 9)]
     ids += [LINE, LINE] if tiles else []
     ids += [OPEN, WHOLE, *[IMAGE] * 9, OPEN]
-    return Image(ids, {"pixel_values": _pixels(generator, len(tiles) + 1, 3, 12, 12)})
+    side = model.config.vision_config.image_size
+    return Image(ids, {"pixel_values": _pixels(generator, len(tiles) + 1, 3, side, side)})
 
 
 def _tiles(model: PreTrainedModel, number: int, several: bool, generator: torch.Generator) -> Image:
