@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import vlmprune
+from tests.support.grid import either, grid
 from tests.support.planted import Planted, counts
 from tests.support.reference import language_model, visual_slots
 from tests.support.running import STEPS, assert_near, generate, outside, plan_of, reference, shared
@@ -25,10 +26,7 @@ def built_in(**options) -> list:
     return [vlmprune.Random(**options), vlmprune.Uniform(**options), vlmprune.Downsample(**options)]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("kind", ["equal", "ragged"])
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, attn=["sdpa", "eager"], kind=either(["ragged"], ["equal", "ragged"]), layer=LAYERS)
 def test_every_step_equals_masking(family, attn, kind, layer):
     model = shared(family, attn)
     inputs = make_inputs(model)
@@ -41,8 +39,7 @@ def test_every_step_equals_masking(family, attn, kind, layer):
     assert report.visual_tokens == counts(model, inputs)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=LAYERS)
 def test_two_images_in_a_prompt(family, layer):
     """Budgets are per image: each keeps its share, and the logits are those of masking the rest."""
     model = shared(family)
@@ -58,8 +55,7 @@ def test_two_images_in_a_prompt(family, layer):
         assert torch.equal(torch.cat([span.kept for span in spans]), kept)
 
 
-@pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=[0, 2])
 def test_a_row_of_a_batch_equals_the_row_alone(family, layer):
     model = shared(family)
     inputs = make_inputs(model)
@@ -100,8 +96,7 @@ def test_keep_everything_is_bit_identical(family):
             assert pruned.report.prefill_flops == pruned.report.prefill_flops_full
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, attn=["sdpa", "eager"])
 def test_unwrap_leaves_nothing(family, attn):
     model = shared(family, attn)
     inputs = make_inputs(model)
@@ -150,8 +145,7 @@ class Fails(Exception):
     pass
 
 
-@pytest.mark.parametrize("where", [0, 1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, where=[0, 1, 3])
 def test_an_exception_inside_a_forward_leaves_nothing_half_pruned(family, where):
     model = shared(family)
     inputs = make_inputs(model)
@@ -178,8 +172,7 @@ def test_an_exception_inside_a_forward_leaves_nothing_half_pruned(family, where)
     assert torch.equal(generate(model, inputs, steps=3)[0], plain)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, attn=["sdpa", "eager"])
 def test_fastv_keeps_what_a_naive_eager_twin_keeps(family, attn):
     """The twin: the attention map of the layer before from an eager model, last row, head mean, a loop for top-k."""
     eager = shared(family, "eager")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import TextIteratorStreamer
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.planted import Planted
 from tests.support.reference import all_logits
 from tests.support.running import STEPS, assert_near, generate, plan_of, reference, shared
@@ -28,8 +29,7 @@ KINDS = ("llava", "qwen3_vl", "gemma3", "paligemma", "mllama")
 LAYERS = [0, 2]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=LAYERS)
 def test_beam_search(family, layer):
     """The score of the winning beam is the mean log-probability that the masked twin gives to its tokens."""
     if family == "internvl":
@@ -48,8 +48,7 @@ def test_beam_search(family, layer):
     assert [tuple(kept.tolist()) for kept in report.kept] == list(plan)  # one entry a prompt, not a beam
 
 
-@pytest.mark.parametrize("method", ["random", "downsample", "fastv"])
-@pytest.mark.parametrize("family", KINDS)
+@grid(family=KINDS, method=["random", "downsample", "fastv"])
 def test_beams_of_a_prompt_select_alike(family, method):
     model = shared(family)
     inputs = make_inputs(model)
@@ -61,8 +60,7 @@ def test_beams_of_a_prompt_select_alike(family, method):
         assert len(pruned.report.kept) == 3
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=LAYERS)
 def test_sampling_with_a_seed_and_several_return_sequences(family, layer):
     if family == "internvl":
         wrong_before("5.19", "beams and return sequences repeat the tiles of an image one by one")
@@ -82,8 +80,7 @@ def test_sampling_with_a_seed_and_several_return_sequences(family, layer):
     assert_near(logits, reference(model, twice, double, layer, STEPS, out.sequences[:, -STEPS:]))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=LAYERS)
 def test_without_a_cache(family, layer):
     """Every step runs the whole prompt again and prunes it again.
 
@@ -99,9 +96,7 @@ def test_without_a_cache(family, layer):
     assert_near(logits, reference(model, inputs, plan, layer, 4, out.sequences[:, -4:]))
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "paligemma"])
-@pytest.mark.parametrize("name", sorted({CACHE, "past_key_values"}))  # transformers 5.24 takes both
+@grid(family=[f for f in FAMILIES if f != "paligemma"], layer=[0, 1, 2], name=sorted({CACHE, "past_key_values"}))
 def test_a_second_text_turn_on_the_returned_cache(family, layer, name):
     """PaliGemma is left out: whether a later turn belongs to the bidirectional prefix is not defined for it."""
     model = shared(family)
@@ -126,8 +121,7 @@ def test_a_second_text_turn_on_the_returned_cache(family, layer, name):
     assert_near(logits, expected)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("family", KINDS)
+@grid(family=KINDS, layer=LAYERS)
 def test_static_cache(family, layer):
     if family == "gemma3":
         wrong_before("5.17", "an IndexError in the masks of a static cache")
@@ -146,8 +140,7 @@ def test_static_cache(family, layer):
     assert_near(logits, reference(model, inputs, plan, layer, STEPS, out.sequences[:, -STEPS:]))
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("family", KINDS)
+@grid(family=KINDS, layer=LAYERS)
 def test_prompt_lookup(family, layer):
     """Candidates are checked several at a time and taken back from the cache when they are wrong."""
     if family == "mllama":
@@ -198,9 +191,7 @@ def test_the_pipeline():
         assert pruned.report.kept_tokens[0] < pruned.report.visual_tokens[0]
 
 
-@pytest.mark.parametrize("first", ["wrap", "dispatch"])
-@pytest.mark.parametrize("where", ["cpu_offload", "disk"])
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "mllama"])
+@grid(family=["llava", "qwen3_vl", "gemma3", "mllama"], where=["cpu_offload", "disk"], first=["wrap", "dispatch"])
 def test_accelerate(family, where, first, tmp_path):
     if family == "mllama" and where == "cpu_offload":
         where = "disk"  # transformers' Mllama cannot be offloaded whole, wrapped or not: a meta tensor is copied

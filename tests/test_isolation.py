@@ -9,6 +9,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.planted import Planted, counts
 from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
@@ -91,8 +92,7 @@ def test_the_probe_enters_and_leaves_the_table_of_kernels():
     assert set(ALL_ATTENTION_FUNCTIONS.valid_keys()) == before
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "paligemma", "mllama"])
+@grid(family=["llava", "qwen3_vl", "gemma3", "paligemma", "mllama"], attn=["sdpa", "eager"])
 def test_the_probe_changes_no_bit_of_the_attention_output(family, attn):
     model = shared(family, attn)
     inputs = make_inputs(model)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.planted import Planted
 from tests.support.tiny_families import FAMILIES, build, make_inputs
 from vlmprune import VlmpruneError
@@ -19,8 +20,7 @@ def cache_bytes(cache: object) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=[0, 2])
 def test_cache_bytes_are_those_of_the_real_cache(family: str, layer: int) -> None:
     model = build(family)
     inputs = make_inputs(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.support.grid import grid, rows
 from tests.support.reference import language_model, masked_logits, visual_slots
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 
@@ -18,9 +19,7 @@ def _generate(model, inputs, **options):
     return torch.stack(out.logits, dim=1), out.sequences[:, -STEPS:]
 
 
-@pytest.mark.parametrize("images", [(1, 1, 1), (2, 1, 1)], ids=["one", "two"])
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, attn=["sdpa", "eager"], images=[(1, 1, 1), (2, 1, 1)])
 def test_reference_with_everything_kept_is_the_model(family, attn, images):
     """The hand-written masks are those of the architecture: cached greedy decoding gives the same logits."""
     model = build(family, attn=attn)
@@ -33,8 +32,7 @@ def test_reference_with_everything_kept_is_the_model(family, attn, images):
     torch.testing.assert_close(given, naive, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=[0, 1, 2])
 def test_masking_half_the_visual_tokens_moves_the_logits(family, layer):
     """A tiny model whose logits did not react would let every pruning bug through."""
     model = build(family)
@@ -74,6 +72,14 @@ def test_families_have_what_makes_them_hard(family):
         gates = [layer.cross_attn_attn_gate for layer in language_model(model).layers if hasattr(layer, "cross_attn")]
         assert len(gates) >= 2
         assert all(gate.abs() > 0.5 for gate in gates)
+
+
+def test_the_short_grid_has_every_value_and_each_of_the_first_axis_once():
+    families, attn, layers = range(12), ["sdpa", "eager"], [0, 1, 2]
+    short = rows([families, attn, layers])
+    assert [one[0] for one in short] == list(families)
+    assert {one[1:] for one in short} == {(a, layer) for a in attn for layer in layers}
+    assert {one[1] for one in rows([range(2), "abcde", [0, 1]])} == set("abcde")
 
 
 def test_deepstack_moves_the_logits():

@@ -21,6 +21,7 @@ from transformers import DynamicCache, LogitsProcessor
 from transformers.masking_utils import create_causal_mask, find_packed_sequence_indices
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.planted import Plan, Planted, counts
 from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
@@ -97,11 +98,14 @@ def test_1_grids_are_captured_at_the_tower(family, monkeypatch):
 # --- 2: the decode mask is built once, from the first full-attention layer of the cache -----------------------------
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3", "paligemma"])
-@pytest.mark.parametrize(("layer", "kind"), [(1, "equal"), (1, "ragged"), (0, "ragged")])
-def test_2_decode_masks_are_replaced(family, attn, layer, kind, monkeypatch):
+@grid(
+    family=["llava", "qwen2_vl", "idefics3", "paligemma"],
+    attn=["sdpa", "eager"],
+    place=[(1, "equal"), (1, "ragged"), (0, "ragged")],
+)
+def test_2_decode_masks_are_replaced(family, attn, place, monkeypatch):
     """k >= 1 breaks on sizes without the cure; ragged counts at k = 0 are silently wrong."""
+    layer, kind = place
     model = shared(family, attn)
     inputs = make_inputs(model)
     assert decoding_error(model, inputs, layer, kind) < NEAR
@@ -234,8 +238,7 @@ class ImageTokenAt(LogitsProcessor):
         return scores
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mllama"])  # its image id has no logit
+@grid(family=[f for f in FAMILIES if f != "mllama"], layer=[0, 1])
 def test_5_a_generated_image_token_is_no_prompt(family, layer, monkeypatch):
     model = shared(family)
     inputs = make_inputs(model)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.planted import Planted
 from tests.support.reference import language_model, masked_logits
 from tests.support.running import STEPS, assert_near, generate, outside, plan_of
@@ -63,8 +64,7 @@ def test_act_equals_the_naive_twin(family):
     assert float((logits - plain).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("pruner", [("fastv", 3), ("ragged", 2), ("equal", 4), ("ragged", 0)], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, pruner=[("fastv", 3), ("ragged", 2), ("equal", 4), ("ragged", 0)])
 def test_var_beside_a_pruner_equals_the_twin_on_the_masked_model(family, pruner):
     kind, layer = pruner
     model = shared_planted(family) if layer else planted(family)

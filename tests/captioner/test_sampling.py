@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.running import shared
 from tests.support.sinks import shared_planted
 from tests.support.tiny_families import IMAGE, VIDEO, make_inputs
@@ -36,10 +37,7 @@ def sampled(model: Any, inputs: dict[str, Tensor], decoding: Any = None, **optio
     return out[:, inputs["input_ids"].shape[1] :]
 
 
-@pytest.mark.parametrize(
-    "method", [None, vlmprune.FastV(keep=0.5), vlmprune.Random(keep=0.5)], ids=["plain", "fastv", "random"]
-)
-@pytest.mark.parametrize("family", vlmprune.families())
+@grid(family=vlmprune.families(), method=[None, vlmprune.FastV(keep=0.5), vlmprune.Random(keep=0.5)])
 def test_every_family_shares_the_prefill(family: str, method: Any) -> None:
     """The same tokens as transformers' own loop, which runs every sample's prompt; and a third of its rows."""
     model, decoding = shared(family), SharedPrefill(SAMPLES)

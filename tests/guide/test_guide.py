@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.guides import naive_guide
 from tests.support.planted import counts
 from tests.support.reference import masked_logits
@@ -37,8 +38,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm", "llava_next", "internvl"])
+@grid(family=["llava", "qwen2_5_vl", "smolvlm", "llava_next", "internvl"], attn=["sdpa", "eager"])
 def test_importance_confidence_and_consistency_equal_plain_loops(family, attn):
     small, eager = guide_of(family, attn=attn), guide_of(family, attn="eager")
     inputs = make_inputs(small)
@@ -92,8 +92,7 @@ def test_a_forward_is_ranked_by_the_rows_of_the_prompt(family):
     assert "guide" in report.seconds
 
 
-@pytest.mark.parametrize("layer", [None, 0, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, layer=[None, 0, 2])
 def test_generate_equals_masking_and_a_row_equals_itself_alone(family, layer):
     model, small = pair(family)
     inputs = make_inputs(model)
@@ -111,8 +110,7 @@ def test_generate_equals_masking_and_a_row_equals_itself_alone(family, layer):
     assert all(torch.equal(a, b) for a, b in zip(report.kept, alone, strict=True))
 
 
-@pytest.mark.parametrize("images", [(1, 1, 1), (2, 1, 2)])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, images=[(1, 1, 1), (2, 1, 2)])
 def test_samples_that_exit_get_the_guides_answer_and_the_model_never_sees_them(family, images):
     model, small = pair(family)
     inputs = make_inputs(model, images=images)

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.reference import language_model, staged_logits, visual_slots
 from tests.support.running import STEPS, assert_near, generate, reference, shared
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
@@ -166,9 +167,7 @@ MERGING = {
 }
 
 
-@pytest.mark.parametrize("family", ["llava", "paligemma"])
-@pytest.mark.parametrize("keep", [4, 7])
-@pytest.mark.parametrize("name", MERGING)
+@grid(name=MERGING, family=["llava", "paligemma"], keep=[4, 7])
 def test_merging_equals_its_twin(name, keep, family):
     """The merged states stand in for the kept tokens' before layer 0, the others are masked."""
     model = shared(family, "eager")
@@ -366,9 +365,7 @@ def test_finished_features_have_no_attention():
 TWINS = {"divprune": twin_divprune, "cdpruner": twin_cdpruner, "dart": twin_dart, "knorm": twin_knorm}
 
 
-@pytest.mark.parametrize("family", FIXED_GRID)
-@pytest.mark.parametrize("keep", [0.3, 0.7, 1])
-@pytest.mark.parametrize("name", TWINS)
+@grid(name=TWINS, family=FIXED_GRID, keep=[0.3, 0.7, 1])
 def test_keeps_what_the_twin_keeps_and_computes_what_masking_does(name, keep, family):
     model = shared(family, "eager")
     inputs = make_inputs(model)
@@ -396,8 +393,7 @@ UNSUPPORTED = {
 PEERS = [cls for name, cls in vlmprune.methods().items() if name in (*TWINS, *MERGING, *STAGED)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("cls", PEERS, ids=lambda cls: cls.name)
+@grid(family=FAMILIES, cls=PEERS)
 def test_every_family_runs_or_says_why_not(cls: type[Pruner], family: str):
     model = shared(family)
     inputs = make_inputs(model, images=(2, 1, 2))

@@ -43,5 +43,9 @@ def rows(axes: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
 def grid(**axes: Sequence[Any]) -> pytest.MarkDecorator:
     """`parametrize` over several axes: their product in a full run, else `rows`, where the axes take turns."""
     values = [list(axis) for axis in axes.values()]
-    combinations = itertools.product(*values) if full() else rows(values)
-    return pytest.mark.parametrize(tuple(axes), list(combinations))
+    combinations = list(itertools.product(*values)) if full() else rows(values)
+    return pytest.mark.parametrize(tuple(axes), combinations, ids=["-".join(map(_label, row)) for row in combinations])
+
+
+def _label(value: Any) -> str:
+    return str(getattr(value, "name", value))
