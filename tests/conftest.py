@@ -7,6 +7,7 @@ import os
 # Before any tokenizer or model is loaded: nothing may ask the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    # A deadline for each example fails on a busy machine.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
     if (chosen := config.getoption("--grid")) is not None:
         os.environ[VARIABLE] = chosen
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -28,6 +27,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list[Any] = []
+        self.over = threading.Event()  # set when the test ends: until then a hanging request hangs
         self.seen: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append((self.path, dict(self.headers), body))
         step = self.server.script.pop(0) if self.server.script else {}
         if step == "hang":
-            time.sleep(1.0)
+            self.server.over.wait()
             return
         if step == "hang up":
             self.connection.close()
@@ -67,6 +67,7 @@ def server() -> Iterator[Server]:
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield running
+    running.over.set()
     running.shutdown()
     running.server_close()
     thread.join()
@@ -75,7 +76,7 @@ def server() -> Iterator[Server]:
 def client(server: Server, waits: list[float] | None = None, **options: Any) -> EndpointAggregator:
     waits = [] if waits is None else waits
     return EndpointAggregator(
-        server.url, "some-model", "sk-secret", **{"timeout": 5.0, "sleep": waits.append, **options}
+        server.url, "some-model", "sk-secret", **{"timeout": 300.0, "sleep": waits.append, **options}
     )
 
 
@@ -137,8 +138,9 @@ def test_retry_after_is_obeyed_within_reason(server: Server) -> None:
 
 def test_a_silent_server_times_out_and_is_asked_again(server: Server) -> None:
     server.script = ["hang"]
-    assert client(server, timeout=0.2).group(TWO) == Grouping(unique=(0, 1))
-    assert len(server.seen) == 2
+    # On a busy machine an honest answer may be late as well, and is asked for again.
+    assert client(server, timeout=1.0, retries=50).group(TWO) == Grouping(unique=(0, 1))
+    assert len(server.seen) >= 2
 
 
 def test_a_lost_connection_is_tried_again(server: Server) -> None:
@@ -150,8 +152,9 @@ def test_a_lost_connection_is_tried_again(server: Server) -> None:
 def test_giving_up_says_why(server: Server, step: Any) -> None:
     server.script = [step] * 3
     with pytest.raises(AggregatorError, match=r"gave no answer in 3 tries \(the last: .+\); check") as caught:
-        client(server, timeout=0.2, retries=2).group(TWO)
-    assert len(server.seen) == 3
+        client(server, timeout=1.0 if step == "hang" else 300.0, retries=2).group(TWO)
+    if step != "hang":  # whether a server has read what it did not answer in time is not said
+        assert len(server.seen) == 3
     assert "sk-secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

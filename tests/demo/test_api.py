@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import ROOT, Served
+from .conftest import PATIENCE, ROOT, Served
 from .pictures import bomb
 from .support import SETTINGS, questions, truth
 
@@ -82,7 +82,7 @@ def test_only_the_api_is_public(client: Any) -> None:
 
 def answered(request: urllib.request.Request | str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .conftest import ARTEFACTS, ROOT, Served
+from .conftest import ARTEFACTS, PATIENCE, ROOT, Served
 from .pictures import bomb, turned
 from .support import SETTINGS, names, questions, truth
 from .visitor import Visitor
@@ -21,8 +21,7 @@ def visitor(page: Any) -> Visitor:
 
 def keep_picture(page: Any, name: str) -> None:
     ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    page.wait_for_timeout(300)  # the last fade of the page
-    page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
+    page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True, animations="disabled")
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -61,7 +60,7 @@ def test_compare_shows_every_method(visitor: Visitor, engine: Any) -> None:
     page = visitor.page
     page.get_by_role("tab", name="Compare").click()
     page.click("#compare-go")
-    page.wait_for_selector("#compare-pictures img", timeout=120_000)
+    page.wait_for_selector("#compare-pictures img")
     rows = page.locator("#compare-table .vp-table tbody tr")
     shown = {row.locator("th").inner_text(): row.locator("td").first.inner_text() for row in rows.all()}
     assert list(shown) == ["unpruned", "small alone", *methods(engine)]
@@ -80,7 +79,7 @@ def test_caption_shows_the_tree(visitor: Visitor, engine: Any) -> None:
     page = visitor.page
     page.get_by_role("tab", name="Caption").click()
     page.click("#caption-go")
-    page.wait_for_selector("#caption-tree li", timeout=120_000)
+    page.wait_for_selector("#caption-tree li")
     caption = describe(engine, questions()[0][0], 3, True)
     assert page.locator("#caption-text .vp-answer").inner_text() == caption.text
     assert page.locator("#caption-tree .vp-said").count() == len(caption.sentences)
@@ -97,7 +96,7 @@ def test_sinks_shows_layers_and_var(visitor: Visitor, engine: Any) -> None:
     page = visitor.page
     page.get_by_role("tab", name="Sinks").click()
     page.click("#sinks-go")
-    page.wait_for_selector("#sinks-heat img", timeout=120_000)
+    page.wait_for_selector("#sinks-heat img")
     found = look(engine, *questions()[0], P, RHO)
     answers = page.locator("#sinks-changed .vp-answer").all_inner_texts()
     assert answers == [found.before.text, found.after.text]
@@ -172,7 +171,6 @@ def test_a_wrong_type_is_refused(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     visitor.clear()
     visitor.page.set_input_files("#ask-picture input[type=file]", tmp_path / "notes.txt")
-    visitor.page.wait_for_timeout(500)
     visitor.page.click("#ask-go")
     visitor.page.wait_for_selector("#ask-alert [role=alert]")
     assert "picture" in visitor.page.locator("#ask-alert").inner_text() or "image" in visitor.page.locator(
@@ -251,7 +249,7 @@ def test_every_picture_has_words_and_every_input_a_name(visitor: Visitor) -> Non
 def test_phone_and_dark(browser: Any, demo: Served, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 375, "height": 720}, color_scheme=scheme, is_mobile=True)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE * 1000)
     page.goto(demo.url)
     page.wait_for_selector("#ask-go")
     visitor = Visitor(page)

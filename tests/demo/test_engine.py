@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -72,9 +71,7 @@ def test_who_leaves_frees_the_models(engine: Any) -> None:
     news = engine.ask(picture, question, SETTINGS["fastv"])
     next(news)
     news.close()
-    began = time.monotonic()
     assert engine.run(picture, question, SETTINGS["fastv"]).unpruned.text
-    assert time.monotonic() - began < 60
     assert engine.models.model.forward.__name__ == "forward"
 
 

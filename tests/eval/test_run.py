@@ -116,7 +116,6 @@ def test_two_processes_equal_one(alone: dict[str, Any], tmp_path: Path, batch_si
     assert content(tmp_path / "two") == alone
 
 
-@pytest.mark.timeout(900)  # two actors import torch beside Ray's own processes: 177 s seen on one contended core
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is an optional extra")
 def test_ray_equals_one_process(alone: dict[str, Any], tmp_path: Path) -> None:
     import ray
@@ -195,7 +194,7 @@ def test_ten_kills_leave_the_same_record(alone: dict[str, Any], tmp_path: Path) 
 
 def test_killed_shards_are_taken_over_by_one_process(alone: dict[str, Any], tmp_path: Path) -> None:
     both = [process(tmp_path, rank, 2) for rank in (0, 1)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not any(tmp_path.glob("**/samples-1-of-2.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.02)
     for one in both:

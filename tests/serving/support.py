@@ -38,13 +38,13 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: float = 120) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: float = 600) -> None:
     """Until a server answers."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process is None or process.poll() is None, f"the server of {url} ended with {process.returncode}"
         try:
-            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
+            if httpx.get(url, timeout=60, trust_env=False).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
@@ -73,11 +73,12 @@ def proxy(encoder: Encoder, engine: str, **settings: Any) -> Iterator[tuple[http
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    end = time.monotonic() + 30
-    while not server.started and time.monotonic() < end:
+    end = time.monotonic() + 600
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < end, "the proxy did not start"
         time.sleep(0.02)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False) as client:
             yield client, app.state.proxy
     finally:
         server.should_exit = True

@@ -134,7 +134,7 @@ def test_how_an_engine_is_started(pair: Any) -> None:
 
 def test_stages_work_on_different_requests_at_once() -> None:
     """Both wait for each other: one stage holds the first request while the other holds the second."""
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=300)
 
     def guide(items: list[int]) -> list[int]:
         if items == [2]:
@@ -148,9 +148,9 @@ def test_stages_work_on_different_requests_at_once() -> None:
 
     first: Stage[int, int] = Stage("first", guide, most=1)
     second: Stage[int, int] = Stage("second", vision, most=1)
-    one = second.submit(first.submit(1).result(20))
-    two = second.submit(first.submit(2).result(20))
-    assert (one.result(20), two.result(20)) == (10, 20)
+    one = second.submit(first.submit(1).result(300))
+    two = second.submit(first.submit(2).result(300))
+    assert (one.result(300), two.result(300)) == (10, 20)
     first.close()
     second.close()
 
@@ -161,14 +161,14 @@ def test_a_stage_takes_what_waits_as_a_batch_and_leaves_out_the_cancelled() -> N
     def work(items: list[int]) -> list[int]:
         batches.append(items)
         started.set()
-        go.wait(20)
+        go.wait(300)
         if 13 in items:
             raise RuntimeError("unlucky")
         return items
 
     stage: Stage[int, int] = Stage("test", work, most=4, alike=lambda item: item % 2)
     futures = [stage.submit(0)]
-    started.wait(20)
+    started.wait(300)
     futures += [stage.submit(item) for item in (1, 2, 3, 13, 4, 5)]
     futures[3].cancel()
     go.set()

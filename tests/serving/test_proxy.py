@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -87,7 +88,7 @@ def seen(engine: str) -> dict[str, int]:
     return dict(httpx.get(f"{engine}/seen", trust_env=False).json())
 
 
-def eventually(true: Any, seconds: float = 10) -> None:
+def eventually(true: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen"
@@ -281,16 +282,19 @@ def test_a_tower_that_makes_nan_is_an_error_of_ours(any_encoder: Encoder, engine
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_hangs_up_ends_the_engines_work(any_encoder: Encoder, slow: str, stream: bool) -> None:
-    before = seen(slow)["broken"]
+    before = seen(slow)
     with proxy(any_encoder, slow) as (client, state):
-        body = chat(QUESTIONS[0], picture(0), stream=stream, ignore_eos=True, max_tokens=400)
+        body = chat(QUESTIONS[0], picture(0), stream=stream, ignore_eos=True, max_tokens=1500)
         if stream:
             with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 next(answer.iter_lines())
         else:
-            with pytest.raises(httpx.ReadTimeout):
-                client.post("/v1/chat/completions", json=body, timeout=1.5)
-        eventually(lambda: seen(slow)["broken"] == before + 1)
+            content = json.dumps(body).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", client.base_url.port)) as connection:
+                connection.sendall(head.encode() + content)
+                eventually(lambda: seen(slow)["requests"] == before["requests"] + 1)
+        eventually(lambda: seen(slow)["broken"] == before["broken"] + 1)
         eventually(lambda: state.busy == 0)
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0))))
 
@@ -303,13 +307,15 @@ def test_an_engine_that_is_silent(any_encoder: Encoder, slow: str) -> None:
 
 
 def test_more_requests_than_there_is_room_for(any_encoder: Encoder, slow: str) -> None:
-    with proxy(any_encoder, slow, limits=Limits(requests=2)) as (client, _), ThreadPoolExecutor(6) as pool:
-        body = chat(QUESTIONS[0], picture(0), ignore_eos=True, max_tokens=30)
-        got = list(pool.map(lambda _: client.post("/v1/chat/completions", json=body), range(6)))
-        states = sorted(one.status_code for one in got)
-        assert states.count(200) >= 2
-        assert set(states) == {200, 503}
-        assert {one.headers.get("retry-after") for one in got if one.status_code == 503} == {"1"}
+    with proxy(any_encoder, slow, limits=Limits(requests=2)) as (client, state), ThreadPoolExecutor(4) as pool:
+        body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=1500)
+        with ExitStack() as held:
+            for _ in range(2):
+                answer = held.enter_context(client.stream("POST", "/v1/chat/completions", json=body))
+                assert answer.status_code == 200
+            got = list(pool.map(lambda _: client.post("/v1/chat/completions", json=body), range(4)))
+        assert {(one.status_code, one.headers.get("retry-after")) for one in got} == {(503, "1")}
+        eventually(lambda: state.busy == 0)
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0))))
 
 
@@ -401,6 +407,14 @@ def test_nothing_is_fetched_unless_allowed(any_encoder: Encoder, engine: str, si
             assert (got.status_code, hits) == (400, ["/picture.png", "/moved"])
 
 
+def refuses(address: str) -> bool:
+    try:
+        httpx.get(f"{address}/health", timeout=60, trust_env=False)
+    except httpx.TransportError:
+        return True
+    return False
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -414,17 +428,15 @@ def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{address}/health", process)
-        with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+        with httpx.Client(base_url=address, timeout=600, trust_env=False) as client:
             body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=40)
             with client.stream("POST", "/v1/chat/completions", json=body) as answer:
                 lines = answer.iter_lines()
                 next(lines)
                 process.send_signal(signal.SIGTERM)
-                time.sleep(0.3)
-                with pytest.raises(httpx.ConnectError):  # nobody new is let in
-                    httpx.get(f"{address}/health", trust_env=False)
+                eventually(lambda: refuses(address))  # nobody new is let in
                 assert events(lines)[-1] == "[DONE]"
-        assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+        assert process.wait(timeout=300) in (0, -signal.SIGTERM)
     finally:
         process.kill()
         process.wait()

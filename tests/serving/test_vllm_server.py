@@ -36,7 +36,7 @@ from vlmprune.serving.options import engine_arguments
 from vlmprune.serving.wire import encoded
 
 pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_two_images_and_parts_that_a_client_encoded(server: Any) -> None:
         parts = encoder.encode_many([([picture(0), picture(1)], QUESTIONS[0])])[0].parts()
         assert text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], *parts))) == text
         # The same parts need no proxy.
-        direct = httpx.post(f"{address}/v1/chat/completions", json=chat(QUESTIONS[0], *parts), timeout=60)
+        direct = httpx.post(f"{address}/v1/chat/completions", json=chat(QUESTIONS[0], *parts), timeout=600)
         assert text_of(direct) == text
 
 
@@ -116,7 +116,7 @@ def test_bad_embeddings_leave_the_engine_alive(server: Any) -> None:
             body = chat(QUESTIONS[0], {"type": "image_embeds", "image_embeds": made})
             assert client.post("/v1/chat/completions", json=body).status_code == 400
             if isinstance(value, dict):  # past the proxy, the plugin looks itself
-                got = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
+                got = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=600)
                 assert got.status_code == 400, got.text
         assert text_of(client.post("/v1/chat/completions", json=good)) == before
 
