@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.grid import only_full
+
 ROOT = Path(__file__).parents[1]
 
 # A process of its own: dynamo's counters and caches belong to a process, and other tests fill them.
@@ -53,6 +55,7 @@ def test_graph_breaks() -> None:
     assert found["wrapped"]["breaks"] <= found["plain"]["breaks"] + 2 * 7
 
 
+@only_full  # a minute of an idle processor: inductor starts a C++ compiler for every graph
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_inductor_computes_the_same() -> None:
     found = compiled("uniform", 2, "inductor")

@@ -14,6 +14,7 @@ from PIL import Image
 import vlmprune
 from eval import grid, pages, plots, tables
 from eval.stats import paired_p, standard_error
+from tests.support.grid import only_full
 from vlmprune.errors import VlmpruneError
 
 
@@ -154,6 +155,7 @@ def test_the_grid_has_every_method_once() -> None:
     assert len(set(names)) == len(names)
 
 
+@only_full
 def test_the_grid_on_a_few_questions(tmp_path: Path) -> None:
     arguments = ["--task", "scenes", "--limit", "2", "--batch-size", "2", "--out", str(tmp_path)]
     assert grid.main(arguments) == 0

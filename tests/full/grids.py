@@ -52,6 +52,10 @@ GRIDS = {
             "tests/test_compile.py",
         ),
     ),
+    "evaluation": Grid(
+        "evaluation, captions and command line, with every engine and batch size",
+        ("tests/eval", "tests/captioner", "tests/cli", "tests/test_ray.py", "tests/plan"),
+    ),
     "oldest": Grid(
         "families, methods and guides with the oldest transformers that is supported",
         (

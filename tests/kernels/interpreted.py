@@ -6,7 +6,7 @@ The interpreter has to be switched on before Triton is imported, so these tests 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,9 +15,16 @@ from torch import Tensor
 
 import vlmprune
 from tests.kernels.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from tests.support.grid import full
 from tests.support.tiny_families import build, make_inputs
 from vlmprune import kernels
 from vlmprune.flow.compact import compaction
+
+
+def sized(shapes: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    """Those of 2,880 rows, which take half of the interpreter's time, in full runs only."""
+    return [shape for shape in shapes if full() or 2880 not in shape]
+
 
 HALF_OR_SINGLE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
@@ -50,7 +57,9 @@ def keep(batch: int, length: int, share: float = 0.4) -> Any:
 
 
 @HALF_OR_SINGLE
-@pytest.mark.parametrize(("length", "width", "rotary"), [(1, 64, 64), (63, 96, 80), (577, 160, 96), (2880, 32, 128)])
+@pytest.mark.parametrize(
+    ("length", "width", "rotary"), sized([(1, 64, 64), (63, 96, 80), (577, 160, 96), (2880, 32, 128)])
+)
 def test_compact(dtype: torch.dtype, length: int, width: int, rotary: int) -> None:
     batch = 1 if length == 2880 else 3
     chosen = keep(batch, length, 20 / length)  # the interpreter runs program after program
@@ -132,7 +141,7 @@ def test_column_sums_over_masks(form: str, weighted: bool) -> None:
 @HALF_OR_SINGLE
 @pytest.mark.parametrize(
     ("length", "heads", "groups", "width", "rows"),
-    [(1, 2, 2, 64, 1), (63, 4, 1, 96, 20), (577, 2, 2, 128, 1), (2880, 1, 1, 80, 3)],
+    sized([(1, 2, 2, 64, 1), (63, 4, 1, 96, 20), (577, 2, 2, 128, 1), (2880, 1, 1, 80, 3)]),
 )
 def test_column_sums_over_shapes(
     dtype: torch.dtype, length: int, heads: int, groups: int, width: int, rows: int
@@ -178,14 +187,14 @@ def test_redistribute_over_masks(form: str) -> None:
 
 @pytest.mark.parametrize(
     ("length", "heads", "groups", "width", "dtype"),
-    [
+    sized([
         (1, 2, 2, 64, torch.float32),
         (1, 2, 2, 64, torch.bfloat16),
         (63, 4, 1, 96, torch.float32),
         (63, 4, 1, 96, torch.bfloat16),
         (577, 2, 1, 128, torch.float32),
         (2880, 1, 1, 80, torch.bfloat16),
-    ],
+    ]),
 )
 def test_redistribute_over_shapes(length: int, heads: int, groups: int, width: int, dtype: torch.dtype) -> None:
     (query, key, value, output), marks = edited(1, heads, groups, length, width, dtype)
@@ -200,7 +209,7 @@ def test_redistribute_over_shapes(length: int, heads: int, groups: int, width: i
 
 
 @HALF_OR_SINGLE
-@pytest.mark.parametrize("lengths", [[1], [63, 577], [2880], [5, 1, 16]])
+@pytest.mark.parametrize("lengths", sized([[1], [63, 577], [2880], [5, 1, 16]]))
 def test_top_k(dtype: torch.dtype, lengths: list[int]) -> None:
     total = sum(lengths)
     scores = (torch.randn(total) * 4).round().to(dtype) / 4  # many ties

@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from tests.support.grid import grid
 from vlmprune.kernels.ahead import ARCHITECTURES, Variant, compiled, variants, version
 
 BUDGETS = json.loads((Path(__file__).parent / "budget.json").read_text())
 VARIANTS = variants()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@grid(variant=VARIANTS, architecture=ARCHITECTURES)
 def test_compiles_within_its_budget(variant: Variant, architecture: int) -> None:
     needs = compiled(variant, architecture)
     assert version() in BUDGETS, "measure this Triton: python -m vlmprune.kernels.ahead --out tests/kernels/budget.json"

@@ -20,6 +20,9 @@ def full() -> bool:
     return os.environ.get(VARIABLE) == "full"
 
 
+only_full = pytest.mark.skipif(not full(), reason="costs a minute: --grid full")
+
+
 def either(short: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:
     """The values of an axis: a few by default, all of them in a full run."""
     return whole if full() else short
