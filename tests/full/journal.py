@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _wrapped.update((self.family.model_type, part.name) for part in parts_of(self.method))
         attach(self)
 
-    Session.attach = noted  # type: ignore[method-assign]
+    Session.attach = noted
     if hasattr(config, "workerinput"):
         return
     journal = Path(os.environ[VARIABLE])
