@@ -205,6 +205,12 @@ def finish(worker: Worker, run: Run, record: Record, engine: str) -> list[dict[s
         )  # fmt: skip
         summary = summarise(task, data, lines, identity, source)
         write_json(record.folder / "summary.json", summary)
+        if cut := summary["incomplete"]:
+            units = len({sample.group for sample in data.samples})
+            note(
+                f"{run.name}: {len(cut)} of {units} units were left out of the score, because not all of their "
+                "questions are there and answered; summary.json names them"
+            )
         if any(line.get("score") is None and "error" not in line for line in lines):
             predictions = {line["id"]: line["answer"] for line in lines if "error" not in line}
             write_json(record.folder / "predictions.json", predictions)

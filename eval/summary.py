@@ -8,7 +8,7 @@ from statistics import mean, median
 from typing import Any
 
 from .stats import standard_error
-from .tasks.base import Task
+from .tasks.base import Task, incomplete
 from .tasks.load import Data
 from .worker import LATTICE
 
@@ -28,10 +28,18 @@ def summarise(
     """The summary of one run.
 
     `scores` are per question in the data's order (null: bad or unscored); `units` hold numerators and denominators of
-    the main metric, from which tables compute significance.
+    the main metric, from which tables compute significance; `incomplete` are the units left out of every metric since
+    not all of their questions are there and answered: [answered, wanted] by name.
     """
     bad = [{"where": one.where, "why": one.why} for one in data.bad]
     bad += [{"where": line["id"], "why": line["error"]} for line in lines if "error" in line]
+    cut: dict[str, list[int]] = {}
+    if task.whole:
+        # From the data, since a record may be older than `members`.
+        known = {one.id: one.meta for one in data.samples}
+        lines = [{**line, "meta": known.get(line["id"], line.get("meta"))} for line in lines]
+        every = [{"group": one.group, "meta": one.meta} for one in data.samples]
+        cut = incomplete([line for line in lines if "error" not in line], every)
     answered = [line for line in lines if "error" not in line]
     scored = [line for line in answered if line["score"] is not None]
     units = task.units(scored) if scored else {}
@@ -44,6 +52,7 @@ def summarise(
         "answered": len(answered),
         "bad_count": len(bad),
         "bad": bad,
+        "incomplete": cut,
         "main": task.main,
         "value": rounded(metrics.get(task.main)),
         "standard_error": rounded(standard_error(above, below)) if units else None,

@@ -169,6 +169,8 @@ def caption(rows: Sequence[Summary]) -> str:
             f"{one['where']}: {one['why']}" for one in next(r for r in rows if r["bad_count"])["bad"][:3]
         )
         said.append(f"Up to {bad} faults in the data, left out and named in the summaries, for example {examples}.")
+    if cut := max((len(row.get("incomplete", ())) for row in rows), default=0):
+        said.append(f"Up to {cut} units were left out, because not all of their questions were there and answered.")
     return " ".join(said)
 
 

@@ -6,12 +6,15 @@ rows, resuming, standard errors) is shared.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
+
+from vlmprune.errors import VlmpruneError
 
 from .readers import Bad, BadRow, Folder, hub_rows, local_parquet
 
@@ -47,6 +50,10 @@ class Sample:
         from vlmprune.pictures import decoded, picture
 
         image = self.image() if callable(self.image) else self.image
+        if isinstance(image, str):
+            raise VlmpruneError(
+                f"the picture of {self.id} is a text ({image!r:.40}), no file's content; check the data"
+            )
         if isinstance(image, Image.Image):
             return image.convert("RGB")
         return picture(image) if isinstance(image, Path) else decoded(BytesIO(image), f"the picture of {self.id}")
@@ -66,6 +73,7 @@ class Task:
 
     `files`: what to put into the task's folder, and where it comes from. `hub`: where else it can be read.
     `main`: the metric of the tables, 0..1 unless `scale` says otherwise, with `units` behind it.
+    `whole`: whether a unit (a sample's `group`) counts only with all its members, as many as `meta["members"]` says.
     """
 
     name: ClassVar[str]
@@ -73,6 +81,7 @@ class Task:
     hub: ClassVar[Hub | None] = None
     max_new_tokens: ClassVar[int] = 16
     main: ClassVar[str] = "accuracy"
+    whole: ClassVar[bool] = False
 
     def __init__(self, *, boxes: str = "auto") -> None:
         self.boxes = boxes
@@ -89,15 +98,19 @@ class Task:
         """
         folder = Folder(root / self.name, self.name, self.files, self.hub is not None)
         if hub and self.hub is not None:
-            yield from each(hub_rows(self.name, self.hub.id, self.hub.config, self.hub.split), self.from_hub)
+            yield from self.from_table(hub_rows(self.name, self.hub.id, self.hub.config, self.hub.split))
         elif self.hub is not None and (parquet := sorted(folder.path.glob("**/*.parquet"))):
-            yield from each(local_parquet(parquet), self.from_hub)
+            yield from self.from_table(local_parquet(parquet))
         else:
             yield from self.from_files(folder)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         """Samples from the official files."""
         raise NotImplementedError
+
+    def from_table(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | Bad]:
+        """Samples from the Hub's rows."""
+        yield from each(rows, self.from_hub)
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         """The samples of one row of the Hub's table; its `image` comes as something `Sample.image` takes."""
@@ -150,6 +163,27 @@ def each(rows: Iterable[Any], build: Callable[[Any], Iterable[Sample]], where: s
         except BadRow as error:
             yield Bad(f"{where} {number}", str(error))
         number += 1
+
+
+def incomplete(lines: Iterable[Line], every: Iterable[Line] = ()) -> dict[str, list[int]]:
+    """Units of which not every member was answered: [answered, wanted] by name.
+
+    Where all must be right, a unit that lacks a member says nothing: what is left is easier than the whole.
+
+    Args:
+        lines: answered ones. every: all that there are, where units without any answer shall be found too.
+    """
+    lines = list(lines)
+    found, wanted = Counter(line["group"] for line in lines), dict[str, int]()
+    for line in (*every, *lines):
+        wanted[line["group"]] = max(wanted.get(line["group"], 0), line["meta"].get("members", 0))
+    return {group: [found[group], count] for group, count in wanted.items() if found[group] < count}
+
+
+def whole_units(lines: Sequence[Line]) -> list[Line]:
+    """The lines of complete units."""
+    missing = incomplete(lines)
+    return [line for line in lines if line["group"] not in missing]
 
 
 def mean(values: Iterable[float]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmprune.errors import VlmpruneError
 
-from .base import Sample, Task
+from .base import Sample, Task, incomplete
 from .readers import Bad, BadRow
 
 
@@ -26,12 +26,16 @@ def load(task: Task, root: Path, *, hub: bool = False, limit: int | None = None,
     """Read a task.
 
     Args:
-        root: the folder that holds one folder a task. limit: stop after so many usable questions. strict: raise at the
-            first thing that is wrong.
+        root: the folder that holds one folder a task. limit: stop after so many usable questions; of a task whose
+            units count whole, those that it cuts are finished. strict: raise at the first thing that is wrong.
     Raises:
         VlmpruneError: a file is missing; with `strict` anything else too.
     """
     data, seen, content = Data(), set(), hashlib.sha256()
+    groups: set[str] = set()
+
+    def full() -> bool:
+        return limit is not None and len(data.samples) >= limit
 
     def note(bad: Bad) -> None:
         if strict:
@@ -42,19 +46,26 @@ def load(task: Task, root: Path, *, hub: bool = False, limit: int | None = None,
 
     try:
         for one in task.samples(root, hub=hub):
+            if full() and not (isinstance(one, Sample) and one.group in groups):
+                continue  # the members of a unit may stand anywhere in a file
             if isinstance(one, Bad):
                 note(one)
             elif one.id in seen:
                 note(Bad(one.id, "the id was used by an earlier question; the first one counts"))
             else:
                 seen.add(one.id)
+                groups.add(one.group)
                 data.samples.append(one)
                 content.update(json.dumps([one.id, one.prompt, one.truth], ensure_ascii=False).encode())
-            if limit is not None and len(data.samples) == limit:
+            if full() and not task.whole:
                 break
     except BadRow as error:
         note(Bad(task.name, str(error)))
     if not data.samples and not data.bad:
         note(Bad(task.name, "the files hold no question"))
+    if strict and task.whole:
+        there = [{"group": one.group, "meta": one.meta} for one in data.samples]
+        for unit, (found, wanted) in incomplete(there).items():
+            note(Bad(unit, f"{found} of its {wanted} questions are there, and it counts only whole"))
     data.sha256 = content.hexdigest()
     return data

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..scorers.yes_no import mme_reading, mme_scores
-from .base import SHORT, Hub, Line, Sample, Task, by, each, mean
+from .base import SHORT, Hub, Line, Sample, Task, by, each, mean, whole_units
 from .readers import Bad, BadRow, Folder, read_text, text
 
 PERCEPTION = (
@@ -18,21 +17,27 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 OFFICIAL_END = "Please answer yes or no."
 PICTURES = (".jpg", ".png", ".jpeg")
 FULL_SCORE = 200  # of a subtask
+QUESTIONS = 2  # of a picture, both of which must be right for accuracy+
 
 
 class MME(Task):
-    """Main number: the official total as a share of what the subtasks present can give (2,800 for all fourteen)."""
+    """Main number: the official total as a share of what the subtasks present can give (2,800 for all fourteen).
+
+    A picture of which one of the two questions lacks is left out of every number.
+    """
 
     name = "mme"
+    whole = True
     main = "score_share"
     files: ClassVar = {"MME_Benchmark_release_version/": "MME's release: one folder a subtask, pictures and .txt files"}
     hub = Hub("lmms-lab/MME", None, "test")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._asked: Counter[str] = Counter()
+        self._asked: dict[str, list[str]] = {}  # by picture
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
+        self._asked = {}
         release = folder.folder("MME_Benchmark_release_version")
         for subtask in (*PERCEPTION, *COGNITION):
             texts = sorted((release / subtask).glob("**/*.txt"))
@@ -60,6 +65,10 @@ class MME(Task):
 
         return build
 
+    def from_table(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | Bad]:
+        self._asked = {}
+        yield from super().from_table(rows)
+
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         category, picture = text(row, "category"), text(row, "question_id")
         yield self._sample(category, picture, text(row, "question"), text(row, "answer"), row["image"])
@@ -68,9 +77,13 @@ class MME(Task):
         truth = answer.strip().lower()
         if truth not in ("yes", "no"):
             raise BadRow(f"the answer is {answer!r}, not Yes or No")
-        self._asked[picture] += 1
         prompt = f"{question.removesuffix(OFFICIAL_END).strip()}\n{SHORT}"
-        return Sample(f"{picture}/{self._asked[picture]}", prompt, image, truth, picture, {"subtask": subtask})
+        asked = self._asked.setdefault(picture, [])
+        if prompt in asked:
+            raise BadRow(f"{picture!r} was asked this before; the first time counts")
+        asked.append(prompt)
+        meta = {"subtask": subtask, "members": QUESTIONS}
+        return Sample(f"{picture}/{len(asked)}", prompt, image, truth, picture, meta)
 
     def read(self, sample: Sample, answer: str) -> str:
         return mme_reading(answer)
@@ -84,6 +97,7 @@ class MME(Task):
         The subtask's accuracy is a mean over questions; official subtasks have two a picture, where both means agree.
         """
         out = {}
+        lines = whole_units(lines)
         subtasks = by(lines, "subtask")
         pictures = len({line["group"] for line in lines})
         for part in subtasks.values():
@@ -97,6 +111,9 @@ class MME(Task):
 
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
         out: dict[str, float] = {}
+        lines = whole_units(lines)
+        if not lines:
+            return out
         for subtask, part in by(lines, "subtask").items():
             found = mme_scores([line["score"] == 1 for line in part], [line["group"] for line in part])
             out |= {f"{name}/{subtask}": number for name, number in found.items()}

@@ -264,7 +264,9 @@ def _encoded(table: Any, datasets: Any) -> Any:
 
 
 def _rows(table: Any) -> Iterator[dict[str, Any]]:
-    pictures = "image" in table.column_names
+    # Texts and numbers stay as they are: they are base64, or refer to another row.
+    kind = str(getattr(table.features.get("image"), "dtype", ""))
+    pictures = "image" in table.column_names and not kind.startswith(("string", "large_string", "int", "uint"))
     bare = table.remove_columns("image") if pictures else table
     for at, row in enumerate(bare):
         yield {**row, "image": Stored(table, at)} if pictures else row
