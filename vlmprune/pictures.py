@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def decoded(source: Path | IO[bytes], name: str, *, most_pixels: int | None = No
         name: what messages call it. most_pixels: refuse larger ones before they are unpacked; Pillow's limit unless
             given.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     limit = most_pixels or Image.MAX_IMAGE_PIXELS
     too_large = f"{name!r} has more than {limit:,} pixels; make it smaller first"
@@ -46,15 +47,7 @@ def decoded(source: Path | IO[bytes], name: str, *, most_pixels: int | None = No
             with Image.open(source) as opened:
                 if limit is not None and opened.width * opened.height > limit:
                     raise VlmpruneError(too_large)
-                opened.load()
-                turned = ImageOps.exif_transpose(opened)
-        if turned.mode.startswith("I;16"):
-            # Converted directly, 16-bit greys above 255 all turn white.
-            turned = turned.point(lambda value: value / 256, "L")
-        if turned.has_transparency_data:
-            rgba = turned.convert("RGBA")
-            turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return turned.convert("RGB")
+                return as_rgb(opened, name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise VlmpruneError(too_large) from None
     except UnidentifiedImageError:
@@ -63,3 +56,83 @@ def decoded(source: Path | IO[bytes], name: str, *, most_pixels: int | None = No
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a damaged file
         raise VlmpruneError(f"{name!r} cannot be read as an image ({error}); check the file") from None
+
+
+def as_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """An image of any mode as a person sees it: turned as its EXIF tag says, transparency on white, 8 bits a channel.
+
+    16-bit greys are divided by 257 (65,535 is white), whatever brightness they reach. Floats and 32-bit integers have
+    no range of their own: their smallest value turns black and their largest white, except integers that all lie in
+    0..255, which stay as they are. Of an animation this is the frame it stands at, the first one of a file.
+
+    Args:
+        name: what messages call it.
+    Raises:
+        VlmpruneError: the file behind it is damaged, floats that are not finite, or a mode without colours.
+    """
+    from PIL import ImageOps
+
+    try:
+        image.load()
+        # A 16-bit PGM comes as 32-bit integers, and a turned image has forgotten which file it was.
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+        image = _turned(image, ImageOps.exif_transpose)
+        if image.mode == "F" or image.mode.startswith("I"):
+            return _grey(image, name, sixteen)
+        if image.mode == "LAB":
+            return _from_lab(image)
+        return _on_white(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, VlmpruneError):
+            raise
+        raise VlmpruneError(f"{name!r} cannot be read as an image ({error}); check the file") from None
+
+
+def _turned(image: Image.Image, transpose: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    try:
+        return transpose(image)
+    except Exception:  # a damaged EXIF block raises whatever its bytes lead to, and the picture is good without it
+        return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.has_transparency_data:
+        # Pillow knows no way from La to RGBA but the one through LA.
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _grey(image: Image.Image, name: str, sixteen: bool) -> Image.Image:
+    """Numbers of more than 8 bits as RGB; see `as_rgb`."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise VlmpruneError(f"{name!r} holds values that are not finite; replace them first")
+    if sixteen:
+        low, high = 0.0, 65535.0
+    else:
+        low, high = float(values.min()), float(values.max())
+        if image.mode == "I" and low >= 0 and high <= 255:
+            low, high = 0.0, 255.0
+    if high == low:
+        grey = np.full(values.shape, 0 if low == 0 else 128)
+    else:
+        grey = np.rint((values - low) / (high - low) * 255)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+    assert converted is not None  # only a transform in place gives nothing
+    return converted

@@ -162,15 +162,16 @@ def read(value: Any) -> Any:
     """
     from PIL import Image
 
-    from .pictures import decoded, picture
+    from .pictures import as_rgb, decoded, picture
 
     if isinstance(value, str):
         return picture(Path(value))
     if isinstance(value, bytes):
         return decoded(io.BytesIO(value), "the picture")
     try:
-        return Image.fromarray(value).convert("RGB")
+        made = Image.fromarray(value)
     except (TypeError, AttributeError, ValueError):
         raise VlmpruneError(
             f"A {type(value).__name__} is no picture; give a path, the bytes of a file, or an array [H, W, 3]."
         ) from None
+    return as_rgb(made)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import VlmpruneError
 from .flow.locate import ImageSpan
 from .flow.transfer import cell_sizes
+from .pictures import as_rgb
 from .scoring import sureness
 
 
@@ -108,7 +109,7 @@ class Report:
                 f"The last call had no image {number} in sample {sample}; it had "
                 f"{[len(spans) for spans in self.images]} images in its samples."
             ) from None
-        bright = image.convert("RGB")
+        bright = as_rgb(image)
         out = Image.blend(bright, Image.new("RGB", bright.size, (18, 18, 24)), 0.78)
         kept = torch.ones(span.count, dtype=torch.bool)
         if span.kept is not None:

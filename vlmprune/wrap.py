@@ -21,6 +21,7 @@ from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
+from .pictures import as_rgb
 from .report import Report
 from .runtime.compatibility import check_transformers
 from .session import Session
@@ -64,7 +65,7 @@ class PrunedModel:
         """Answer a question about a picture.
 
         Args:
-            image: a PIL image, or a list of them.
+            image: a PIL image of any mode, or a list of them; turned as its EXIF tag says, transparency on white.
             question: plain text; the processor's chat template is applied.
             generation_kwargs: for `generate`; `max_new_tokens` is 64 unless given.
         Raises:
@@ -251,12 +252,12 @@ def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
         raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
     if not isinstance(question, str) or not question.strip():
         raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
-    return conversation([one.convert("RGB") for one in images], question)
+    return conversation(images, question)
 
 
 def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
-    """One user turn, pictures first, as chat templates take it."""
-    content = [{"type": "image", "image": one} for one in images] + [{"type": "text", "text": question}]
+    """One user turn, pictures first and in RGB, as chat templates take it."""
+    content = [{"type": "image", "image": as_rgb(one)} for one in images] + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 

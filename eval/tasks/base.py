@@ -47,7 +47,7 @@ class Sample:
         """
         from io import BytesIO
 
-        from vlmprune.pictures import decoded, picture
+        from vlmprune.pictures import as_rgb, decoded, picture
 
         image = self.image() if callable(self.image) else self.image
         if isinstance(image, str):
@@ -55,7 +55,7 @@ class Sample:
                 f"the picture of {self.id} is a text ({image!r:.40}), no file's content; check the data"
             )
         if isinstance(image, Image.Image):
-            return image.convert("RGB")
+            return as_rgb(image, f"the image of {self.id}")
         return picture(image) if isinstance(image, Path) else decoded(BytesIO(image), f"the picture of {self.id}")
 
 

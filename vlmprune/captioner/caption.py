@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ..errors import VlmpruneError
+from ..pictures import as_rgb
 from .divide import Box
 from .ledger import Sentence
 from .vlm import Spent
@@ -126,7 +127,7 @@ class Caption:
         shown = image if image is not None else self.image
         if not isinstance(shown, Image.Image):
             raise VlmpruneError("This caption holds no picture; pass overlay() the PIL image that was captioned.")
-        out = shown.convert("RGB")
+        out = as_rgb(shown)
         draw = ImageDraw.Draw(out)
         line = max(1, round(max(out.size) / 250))
         scale = (out.width / self.tree.box[2], out.height / self.tree.box[3])

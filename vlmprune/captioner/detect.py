@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import VlmpruneError
+from ..pictures import as_rgb
 from .divide import Detection
 from .prompts import Prompts
 from .sampling import seed_of
@@ -50,7 +51,7 @@ class SaliencyDetector:
         from skimage.measure import label, regionprops
 
         shrink = min(1.0, self.longest / max(image.size))
-        small = image.convert("RGB").resize([max(1, round(side * shrink)) for side in image.size], Image.Resampling.BOX)
+        small = as_rgb(image).resize([max(1, round(side * shrink)) for side in image.size], Image.Resampling.BOX)
         lab = gaussian(rgb2lab(np.asarray(small)), sigma=0.8, channel_axis=-1)
         contrast = np.linalg.norm(lab - background(lab), axis=-1)
         if contrast.max() < self.least_contrast:
@@ -93,7 +94,7 @@ class HFDetector:
 
     def __call__(self, image: Image.Image) -> list[Detection]:
         """Boxes with class names."""
-        inputs = self.processor(images=image.convert("RGB"), return_tensors="pt").to(self.model.device)
+        inputs = self.processor(images=as_rgb(image), return_tensors="pt").to(self.model.device)
         with torch.no_grad():
             outputs = self.model(**inputs)
         sizes = torch.tensor([[image.height, image.width]])

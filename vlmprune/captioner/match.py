@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import VlmpruneError
+from ..pictures import as_rgb
 from .prompts import Prompts
 from .vlm import VisionModel
 
@@ -83,7 +84,7 @@ class HFMatcher:
         found: list[float] = []
         for at in range(0, len(pairs), self.batch_size):
             pictures, texts = zip(*pairs[at : at + self.batch_size], strict=True)
-            found += self._scores([picture.convert("RGB") for picture in pictures], list(texts))
+            found += self._scores([as_rgb(picture) for picture in pictures], list(texts))
         return found
 
     def _scores(self, pictures: list[Image.Image], texts: list[str]) -> list[float]:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import VlmpruneError
+from ..pictures import as_rgb
 from .aggregate import IMAGE, Aggregator
 from .by_llm import StructuredAggregator
 from .by_words import WordAggregator
@@ -315,7 +316,7 @@ def checked_picture(image: Any) -> Image.Image:
         raise VlmpruneError(f"{image!r:.80} is no picture; pass a PIL image, or paths to map().")
     if not all(image.size):
         raise VlmpruneError(f"The picture of size {image.size} has no pixels; pass another one.")
-    return image.convert("RGB")
+    return as_rgb(image)
 
 
 def is_bundled(processor: Any) -> bool:

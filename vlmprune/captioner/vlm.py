@@ -180,7 +180,7 @@ class VisionModel:
             yield range(at, min(count, at + self.batch_size))
 
     def _inputs(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
-        talks = [conversation([one.convert("RGB")], text) for one, text in zip(pictures, questions, strict=True)]
+        talks = [conversation([one], text) for one, text in zip(pictures, questions, strict=True)]
         return on(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..flow.transfer import cell_sizes
+from ..pictures import as_rgb
 
 if TYPE_CHECKING:
     from ..flow.locate import ImageSpan
@@ -27,7 +28,7 @@ def shown(picture: Image.Image, side: int = SIDE) -> Image.Image:
     """The picture at the size of all drawings."""
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return as_rgb(picture).resize(size, Image.Resampling.LANCZOS)
 
 
 def overlay(

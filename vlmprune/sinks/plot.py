@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..flow.sinks import FIRST_LAYER
 from ..flow.transfer import cell_sizes
+from ..pictures import as_rgb
 
 if TYPE_CHECKING:
     from .report import SampleSinks, SinkReport
@@ -55,7 +56,7 @@ def heat_map(
     places = one.visual[span.positions]
     canvas = Image.new("RGB", (SIDE, SIDE), LOW)
     if image is not None:
-        grey = image.convert("L").resize((SIDE, SIDE)).convert("RGB")
+        grey = as_rgb(image).convert("L").resize((SIDE, SIDE)).convert("RGB")
         canvas = Image.blend(grey, canvas, 0.35)
     heat = Image.new("RGB", (SIDE, SIDE), LOW)
     pen, frames = ImageDraw.Draw(heat), []
