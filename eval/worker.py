@@ -17,6 +17,7 @@ from vlmprune.cli.models import Models, load_models
 from vlmprune.errors import VlmpruneError
 from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
+from vlmprune.inputs import check_question
 from vlmprune.report import Report
 
 from .settings import BLIND, SMALL, Run, Settings
@@ -98,10 +99,10 @@ class Worker:
         return [list(range(at, min(at + size, count))) for at in range(0, count, size)]
 
     def answer(self, run: Run, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """The record lines of one batch; a picture that cannot be opened gives a line with `error`.
+        """The record lines of one batch; an unreadable picture or question gives a line with `error`.
 
         Raises:
-            VlmpruneError: with `strict`, a picture that cannot be opened.
+            VlmpruneError: with `strict`, a picture that cannot be opened or a question that holds an image's token.
         """
         task, data = self.data(run.task)
         if not self.settings.share:
@@ -112,6 +113,9 @@ class Worker:
         for number in numbers:
             sample = data.samples[number]
             try:
+                for processor in (self.models.processor, self.models.small_processor):
+                    if processor is not None:  # of both, so that all runs answer the same questions
+                        check_question(processor, sample.prompt)
                 pictures.append(self._shared.once(number, sample.picture))
                 usable.append(number)
             except VlmpruneError as error:

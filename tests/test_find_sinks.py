@@ -165,3 +165,14 @@ def test_the_command(tmp_path: Path):
     shown = CliRunner().invoke(app, ["sinks"])
     assert shown.exit_code == 0
     assert "visual sinks" in shown.stdout
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "gemma3"])
+def test_one_image_token_too_many_is_one_sentence(family: str) -> None:
+    model = build(family)
+    inputs = row(make_inputs(model), 0)
+    image = model.config.image_token_id
+    last = (inputs["input_ids"][0] != image).nonzero()[-1]
+    inputs["input_ids"] = inputs["input_ids"].index_fill(1, last, image)
+    with pytest.raises(vlmprune.VlmpruneError, match=r"does not fit its images .*; pass what the processor returns"):
+        vlmprune.find_sinks(model, **inputs)

@@ -187,7 +187,7 @@ def test_a_picture_is_left_as_it_was() -> None:
     assert mine.getpixel((0, 0)) == (0, 0, 0)
 
 
-# -- every way in -------------------------------------------------------------------------------------------------------
+# -- every way in ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["file", "bytes", "eval", "ray path", "ray array", "captioner", "data URL"])

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .imports import hide_broken_torchvision
+
+hide_broken_torchvision()  # before anything below imports transformers
+
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .flow.locate import ImageSpan, SampleLayout
 from .flow.select import Selection

@@ -17,6 +17,7 @@ from .arguments import on
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of, inner_model
 from .guide.session import GuidedSession
+from .inputs import check_conversation
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
@@ -231,7 +232,7 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
     """Model inputs for one question about one or several pictures.
 
     Raises:
-        VlmpruneError: as `talk_about`.
+        VlmpruneError: as `talk_about` and `tokenized`.
     """
     talk = talk_about(image, question)
     warn_unknown_words(processor, question)
@@ -262,7 +263,12 @@ def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str,
 
 
 def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
-    """Model inputs of a conversation, or of a list of them with the `options` that batches need."""
+    """Model inputs of a conversation, or of a list of them with the `options` that batches need.
+
+    Raises:
+        VlmpruneError: a text holds a token that marks an image or a video.
+    """
+    check_conversation(processor, talk)
     # Tokenizing the rendered text apart would put a second BOS in front of the template's.
     return processor.apply_chat_template(
         talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options

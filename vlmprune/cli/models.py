@@ -57,7 +57,10 @@ def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool
 
 def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
+
+    from ..inputs import load_processor
+    from ..inputs.processor import reason
 
     path = Path(name).expanduser()
     if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
@@ -66,16 +69,17 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     source = str(path) if path.is_dir() else name
     where = {"device_map": "auto"} if torch.cuda.is_available() else {}
     try:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor = load_processor(source, trust_remote_code=trust_remote_code)
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype="auto", trust_remote_code=trust_remote_code, **where
         )
     except Exception as error:  # whatever a user's files make transformers raise is bad input, not a bug of ours
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise VlmpruneError(
-            f"{option} {name!r} cannot be loaded as an image-text model ({reason}); "
-            "give a directory or an id that holds its config, weights and processor"
-        ) from error
+        why = reason(error)
+        # A package that lacks comes with its own remedy.
+        remedy = (
+            "" if "pip install" in why else "; give a directory or an id that holds its config, weights and processor"
+        )
+        raise VlmpruneError(f"{option} {name!r} cannot be loaded as an image-text model ({why}){remedy}") from error
     return model.eval(), processor
 
 

@@ -382,9 +382,9 @@ def _collapsed(ids: Tensor, valid: Tensor, layout: SampleLayout) -> list[int]:
 
 
 def _processor(folder: str) -> Any:
-    from transformers import AutoProcessor
+    from ..inputs import load_processor
 
-    return AutoProcessor.from_pretrained(folder)
+    return load_processor(folder)
 
 
 def _loaded(folder: str, options: Mapping[str, Any]) -> Any:

@@ -66,6 +66,12 @@ def find_sinks(
         try:
             with torch.no_grad():
                 plain(**{**inputs, "use_cache": False})
+        except ValueError as error:  # transformers': other image tokens than the images have features
+            if isinstance(error, VlmpruneError) or "do not match" not in str(error):
+                raise
+            raise VlmpruneError(
+                f"The prompt does not fit its images ({error}); pass what the processor returns for them."
+            ) from error
         finally:
             session.detach()
     return reader.report()

@@ -1,0 +1,163 @@
+"""Loading a saved model's processor, also where torchvision is missing: then without its video part."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from typing import Any
+
+from transformers.utils import PushToHubMixin, cached_file
+
+from ..errors import VlmpruneError
+
+CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "config.json")
+VIDEO_CONFIGS = ("video_preprocessor_config.json", "preprocessor_config.json")
+LONGEST_REASON = 400  # characters of what transformers says, cut between sentences
+
+
+class MissingVideo(PushToHubMixin):
+    """Stands where a processor keeps its video part: its settings can be read and saved, and videos are refused.
+
+    The video parts of transformers need torchvision, images and text do not.
+    """
+
+    model_input_names = ()
+    _auto_class = None
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "settings":
+            raise AttributeError(name)
+        # Processors read such values (SmolVLM its `fps`) for images too; what is unset is None there.
+        return self.settings.get(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise VlmpruneError(
+            "This processor was loaded without its video part, because torchvision cannot be imported; install the "
+            "torchvision that belongs to your torch, or pass images."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the video part itself is saved."""
+        return dict(self.settings)
+
+
+def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's processor, from a folder or the Hub.
+
+    Where torchvision is missing or broken, a processor with a video part is put together without it: from the
+    tokenizer, the image processor that works on Pillow, and the chat template. It asks about images as the whole one.
+
+    Raises:
+        VlmpruneError: it cannot be loaded; where a package is missing, the sentence names it and how to install it.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # whatever a user's files make transformers raise is bad input, not a bug of ours
+        first = error
+    if not has_torchvision():
+        try:
+            found = _class_of(source)
+            if found is not None and "video_processor" in found.get_attributes():
+                return _without_video(found, source, trust_remote_code)
+        except Exception as error:
+            first = error
+    raise VlmpruneError(reason(first)) from first
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision can be imported: a wheel made for another torch is there and does not load."""
+    if sys.modules.get("torchvision") is not None:
+        return True
+    try:
+        if importlib.util.find_spec("torchvision") is None:
+            return False
+        import torchvision  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+    except Exception:  # "operator torchvision::nms does not exist" is a RuntimeError
+        return False
+    return True
+
+
+def _class_of(source: str) -> Any:
+    """The class of a saved processor, None where it comes with the model as code or is unknown."""
+    from transformers import AutoConfig
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+
+    for name in CONFIGS:
+        if found := _json(source, name).get("processor_class"):
+            return processor_class_from_name(found)
+    return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source)), None)
+
+
+def _without_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
+    """The processor with `MissingVideo` in the place of its video part."""
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
+
+    def lenient(self: Any, name: str, part: Any) -> Any:
+        return type(part) if isinstance(part, MissingVideo) else kind.check_argument_for_proper_class(self, name, part)
+
+    saved, _ = kind.get_processor_dict(source)
+    loaders = {
+        # A broken torchvision counts as there, and its image processors would be chosen.
+        "image_processor": lambda: AutoImageProcessor.from_pretrained(
+            source, trust_remote_code=trust_remote_code, backend="pil"
+        ),
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code),
+        "feature_extractor": lambda: AutoFeatureExtractor.from_pretrained(source, trust_remote_code=trust_remote_code),
+        "video_processor": lambda: MissingVideo(_video_settings(source)),
+    }
+    parts = [loaders[name]() for name in kind.get_attributes()]
+    # Its own check of types would refuse the stand-in. Afterwards the object is one of the real class.
+    changed = {"check_argument_for_proper_class": lenient, "__module__": kind.__module__}
+    made: Any = type(kind.__name__, (kind,), changed)
+    processor = made.from_args_and_dict(parts, saved)
+    processor.__class__ = kind
+    return processor
+
+
+def _video_settings(source: str) -> dict[str, Any]:
+    inside = _json(source, CONFIGS[0]).get("video_processor")
+    return inside or next((found for name in VIDEO_CONFIGS if (found := _json(source, name))), {})
+
+
+def _json(source: str, name: str) -> dict[str, Any]:
+    """A file of the model, {} where there is none."""
+    path = cached_file(
+        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    if path is None:
+        return {}
+    with open(path, encoding="utf-8") as file:
+        found = json.load(file)
+    return found if isinstance(found, dict) else {}
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong as one whole sentence or several, on one line; a missing package with how to install it."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]  # None ends the loop
+    for one in chain:
+        if isinstance(one, ImportError) and (package := _package(one)):
+            return f"it needs the package {package}; install it with pip install {package}"
+    text = " ".join(str(chain[0]).split()) or type(chain[0]).__name__
+    if len(text) > LONGEST_REASON:
+        whole = text[:LONGEST_REASON].rfind(". ")
+        text = text[: whole + 1] if whole > 0 else text.partition(". ")[0]
+    return text.rstrip(". ")
+
+
+def _package(error: ImportError) -> str | None:
+    """The package that an import error misses, as transformers or Python words it."""
+    if found := re.search(r"pip install ([A-Za-z0-9_\-\[\]]+)", str(error)):
+        return found.group(1)
+    if found := re.search(r"requires the (\w+) library", str(error)):
+        return found.group(1).lower()
+    return error.name.partition(".")[0] if error.name and not error.name.startswith("transformers") else None
