@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,59 @@ def test_hugging_face_matchers(kind: str) -> None:
     assert scores[1] == pytest.approx(scores[4], abs=1e-5)  # a pair's score does not depend on its batch
     alone = [score for pair in pairs for score in matcher([pair])]
     assert scores == pytest.approx(alone, abs=1e-5)
+
+
+def cosine_of(image: torch.Tensor, text: torch.Tensor) -> float:
+    """Of two vectors, written out."""
+    a, b = image.double().tolist(), text.double().tolist()
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / (sum(x * x for x in a) ** 0.5 * sum(y * y for y in b) ** 0.5)
+
+
+def by_parts(kind: str, model: Any, image: Image.Image, text: str) -> tuple[float, float]:
+    """The cosine and the matching probability of one pair, from the model's encoders, projections and heads.
+
+    BLIP's are those of its paper's retrieval model (arXiv 2201.12086): a unimodal text encoder for the cosine, the same
+    encoder grounded in the image for the matching head, whose second logit is "match".
+    """
+    inputs = Letters()([image], [text], "max_length" if kind == "siglip" else True)
+    ids, pixels = inputs["input_ids"], inputs["pixel_values"]
+    with torch.no_grad():
+        if kind == "blip":
+            seen = model.vision_model(pixels).last_hidden_state
+            alone = model.text_encoder(ids).last_hidden_state
+            grounded = model.text_encoder(ids, encoder_hidden_states=seen).last_hidden_state
+            no, yes = model.itm_head(grounded[0, 0]).tolist()
+            cosine = cosine_of(model.vision_proj(seen[0, 0]), model.text_proj(alone[0, 0]))
+            return cosine, math.exp(yes) / (math.exp(yes) + math.exp(no))
+        seen, said = model.vision_model(pixels).pooler_output[0], model.text_model(ids).pooler_output[0]
+        if kind == "clip":
+            return cosine_of(model.visual_projection(seen), model.text_projection(said)), 0.0
+        logit = model.logit_scale.exp().item() * cosine_of(seen, said) + model.logit_bias.item()
+        return cosine_of(seen, said), 1 / (1 + math.exp(-logit))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "blip"])
+def test_scores_of_matchers_are_those_of_their_papers(kind: str) -> None:
+    """BLIP: (matching probability + cosine) / 2 (Patch Matters); SigLIP so with its sigmoid; CLIP 2.5 x cosine."""
+    signs = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = matching_model(kind).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():  # the usual 0.02 leaves every probability at one half
+                parameter.mul_(5)
+            if kind == "siglip":
+                model.logit_scale.fill_(1.0)
+        pairs = [(GREY, "a dog"), (Image.new("RGB", (32, 32), "red"), "a cab"), (GREY, "zebra")]
+        wanted = []
+        for image, text in pairs:
+            cosine, matching = by_parts(kind, model, image, text)
+            signs.add(cosine > 0.05)
+            found = max(0.0, cosine)
+            wanted.append(min(1.0, 2.5 * found) if kind == "clip" else (matching + found) / 2)
+        assert HFMatcher(model, Letters())(pairs) == pytest.approx(wanted, abs=1e-5)
+    assert signs == {True, False}  # cosines that count and such that do not
 
 
 def test_other_models_do_not_match(small: tuple[Any, Any]) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from vlmprune import VlmpruneError
 from vlmprune.captioner.divide import (
-    ADJACENT,
     QUADRANTS,
     Box,
     Detection,
+    Patch,
     adjacent_pairs,
     area,
     assign,
@@ -216,9 +216,23 @@ def test_only_patches_side_by_side_are_paired() -> None:
     # The object joins both upper quadrants: (0, 0, 90, 50) and (10, 0, 100, 50), IoU 80 / 100 = 0.8.
     patches = spatial_patches([Detection((10, 10, 90, 40))], SIZE)
     assert adjacent_pairs(patches) == [(0, 1)]
-    whole = [type(patches[0])(name, (0, 0, 100, 100)) for name in QUADRANTS]
-    assert adjacent_pairs(whole) == list(ADJACENT)  # never (0, 3) or (1, 2), the diagonals
     assert adjacent_pairs(spatial_patches([Detection((1, 1, 5, 5))], SIZE)) == []
+
+
+@pytest.mark.parametrize("size", [(100, 100), (7, 3)])
+def test_adjacent_patches_are_those_whose_quadrants_share_a_side(size: tuple[int, int]) -> None:
+    """Patch Matters (arXiv 2504.06666, "Aggregate") fuses *adjacent* patches: the quadrants meet in a line. Those
+    across the corner meet in a point, however much of each other their patches cover."""
+
+    def share_a_side(a: Box, b: Box) -> bool:
+        across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        return (across == 0 and down > 0) or (down == 0 and across > 0)
+
+    parts = quadrants(size)
+    wanted = [(i, j) for i in range(4) for j in range(i + 1, 4) if share_a_side(parts[i], parts[j])]
+    assert wanted == [(0, 1), (0, 2), (1, 3), (2, 3)]
+    everything = [Patch(name, (0.0, 0.0, float(size[0]), float(size[1]))) for name in QUADRANTS]
+    assert sorted(adjacent_pairs(everything)) == wanted
 
 
 def test_the_semantic_patch_by_hand() -> None:

@@ -82,6 +82,58 @@ def test_tiles_with_a_whole_image_keep_the_mass_and_share_the_hot_spot():
     assert all(i < 16 or i >= 96 for i in lit)
 
 
+Cell = tuple[float, float, float, float]
+
+
+def tiles_by_hand(side: int, rows: int, columns: int) -> list[Cell]:
+    """(left, top, right, bottom) of every token's cell: the tiles in raster order, each in raster order, then the
+    whole image on `side` x `side` cells."""
+    cells = []
+    parts = [(c / columns, r / rows, 1 / columns, 1 / rows) for r in range(rows) for c in range(columns)]
+    for left, top, width, height in [*parts, (0.0, 0.0, 1.0, 1.0)]:
+        for y in range(side):
+            for x in range(side):
+                x0, y0 = left + width * x / side, top + height * y / side
+                cells.append((x0, y0, x0 + width / side, y0 + height / side))
+    return cells
+
+
+def grid_by_hand(h: int, w: int) -> list[Cell]:
+    return [(x / w, y / h, (x + 1) / w, (y + 1) / h) for y in range(h) for x in range(w)]
+
+
+def spread(scores: torch.Tensor, source: list[Cell], target: list[Cell]) -> torch.Tensor:
+    """Each cell's importance lies evenly on its area; a target cell collects what lies on it. In the end the image has
+    its sum again."""
+    out = torch.zeros(len(target))
+    for score, (x0, y0, x1, y1) in zip(scores.tolist(), source, strict=True):
+        for i, (u0, v0, u1, v1) in enumerate(target):
+            across, down = min(x1, u1) - max(x0, u0), min(y1, v1) - max(y0, v0)
+            if across > 0 and down > 0:
+                out[i] += score * (across * down) / ((x1 - x0) * (y1 - y0))
+    return out * scores.sum() / out.sum()
+
+
+@pytest.mark.parametrize("to_tiles", [False, True])
+def test_cells_of_mixed_size_count_by_what_lies_on_their_area(to_tiles: bool) -> None:
+    """Small cells of tiles and large ones of the whole image, over each other: a density, not a sum of tokens."""
+    scores = torch.rand(4 * 4 * 7, generator=torch.Generator().manual_seed(0))
+    target, cells = plain_grid(5, 7), grid_by_hand(5, 7)
+    if to_tiles:
+        target, cells = tiled_grid(3, 1, 2), tiles_by_hand(3, 1, 2)
+    moved = onto(scores, span(tiled_grid(4, 2, 3)), span(target))
+    torch.testing.assert_close(moved, spread(scores, tiles_by_hand(4, 2, 3), cells), rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_cell_and_a_small_one_by_hand() -> None:
+    """Two tiles side by side and the whole image, 2 x 2 cells each. The first tile's first cell is as wide as one of
+    four columns and holds 6; the whole image's first cell is as wide as two of them and holds 6, so 3 in each."""
+    scores = torch.zeros(12)
+    scores[0] = scores[8] = 6.0
+    moved = onto(scores, span(tiled_grid(2, 1, 2)), span(plain_grid(1, 4)))
+    torch.testing.assert_close(moved, torch.tensor([9.0, 3.0, 0.0, 0.0]))
+
+
 def test_cells_of_tiles_are_smaller_than_those_of_the_whole_image():
     sizes = cell_sizes(span(tiled_grid(4, 2, 3)))
     torch.testing.assert_close(sizes[0], torch.tensor([1 / 12, 1 / 8]))

@@ -75,11 +75,9 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
         )
     except Exception as error:  # whatever a user's files make transformers raise is bad input, not a bug of ours
         why = reason(error)
-        # A package that lacks comes with its own remedy.
-        remedy = (
-            "" if "pip install" in why else "; give a directory or an id that holds its config, weights and processor"
-        )
-        raise VlmpruneError(f"{option} {name!r} cannot be loaded as an image-text model ({why}){remedy}") from error
+        if "pip install" not in why:
+            why += "; give a directory or an id that holds its config, weights and processor"
+        raise VlmpruneError(f"{option} {name!r} cannot be loaded as an image-text model: {why}") from error
     return model.eval(), processor
 
 
