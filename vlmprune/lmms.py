@@ -14,6 +14,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from .cli.inputs import number
 from .cli.models import load_models, make
 from .errors import VlmpruneError
+from .inputs.placeholders import placeholders
 from .wrap import wrap
 
 IMAGE_MARK = "<image>"  # some tasks write it into their questions; the chat template places the pictures itself
@@ -71,7 +72,9 @@ class PrunedModel(lmms):
         if not greedy:
             generation |= {name: options[name] for name in ("temperature", "top_p") if options.get(name) is not None}
         generation["max_new_tokens"] = options.get("max_new_tokens", 64)
-        text = self.pruned.ask(list(shown), context.replace(IMAGE_MARK, " ").strip(), **generation).text
+        for mark in (IMAGE_MARK, *placeholders(self.pruned.processor)):
+            context = context.replace(mark, " ")
+        text = self.pruned.ask(list(shown), context.strip(), **generation).text
         until = options.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text

@@ -22,7 +22,10 @@ def placeholders(processor: Any) -> frozenset[str]:
     They come from the processor itself: its attributes and its tokenizer's that name a token of an image or a video,
     and the added tokens that its chat template writes for an image or a video and not for text.
     """
-    found = _KNOWN.get(processor)
+    try:
+        found = _KNOWN.get(processor)
+    except TypeError:  # a user's own, which cannot be a key
+        return frozenset(_named(processor) | _written(processor))
     if found is None:
         found = _KNOWN[processor] = frozenset(_named(processor) | _written(processor))
     return found
@@ -73,8 +76,8 @@ def _named(processor: Any) -> set[str]:
         if holder is None:
             continue
         extra = getattr(holder, "_special_tokens_map", None) or getattr(holder, "special_tokens_map", None) or {}
-        for name, value in (*vars(holder).items(), *extra.items()):
-            parts = name.lower().strip("_").split("_")
+        for name, value in (*getattr(holder, "__dict__", {}).items(), *extra.items()):
+            parts = str(name).lower().strip("_").split("_")
             if parts[-1] in ("token", "tag") and _VISUAL & set(parts) and value is not None:
                 found.add(str(value).strip())
     return found - {""}

@@ -92,7 +92,10 @@ def _class_of(source: str) -> Any:
     for name in CONFIGS:
         if found := _json(source, name).get("processor_class"):
             return processor_class_from_name(found)
-    return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source)), None)
+    try:
+        return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source)), None)
+    except Exception:  # what AutoProcessor said is the better reason
+        return None
 
 
 def _without_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
