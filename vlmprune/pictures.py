@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,11 +13,47 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# Pillow's names of the formats that are opened. It knows some forty more: EPS starts Ghostscript, others have decoders
+# that nobody has tried on hostile files.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+OWN_FORMATS = (*FORMATS, "PPM")  # of a user's own files: PGM and PPM too
+_UNKNOWN = "{!r} is not an image of a format that is read here; give a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+
+
 def suffixes() -> set[str]:
     """The lower-case endings of files that can be read, ".png" among them."""
     from PIL import Image
 
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in OWN_FORMATS}
+
+
+def size_of(source: Path | IO[bytes], name: str) -> tuple[int, int]:
+    """Width and height as the header of a file says; nothing is unpacked.
+
+    Raises:
+        VlmpruneError: it is no image of an allowed format.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(source, formats=FORMATS) as opened:
+            return opened.size
+    except Exception as error:  # decoders raise whatever a forged header leads them to
+        raise unreadable(name, error) from None
+
+
+def unreadable(name: str, error: Exception) -> VlmpruneError:
+    """What an exception of Pillow's says about a file, in one sentence."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, VlmpruneError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return VlmpruneError(_UNKNOWN.format(name))
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return VlmpruneError(f"{name!r} has more pixels than are unpacked here; make it smaller first")
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return VlmpruneError(f"{name!r} cannot be read as an image ({reason}); check the file")
 
 
 def picture(path: Path) -> Image.Image:
@@ -26,17 +62,19 @@ def picture(path: Path) -> Image.Image:
         raise VlmpruneError(f"there is no file {str(path)!r}; give the path of an image")
     if not path.is_file():
         raise VlmpruneError(f"{str(path)!r} is not a file; give the path of an image")
-    return decoded(path, str(path))
+    return decoded(path, str(path), formats=OWN_FORMATS)
 
 
-def decoded(source: Path | IO[bytes], name: str, *, most_pixels: int | None = None) -> Image.Image:
+def decoded(
+    source: Path | IO[bytes], name: str, *, most_pixels: int | None = None, formats: Sequence[str] = FORMATS
+) -> Image.Image:
     """The image in a file or in bytes, as `picture` shows it.
 
     Args:
         name: what messages call it. most_pixels: refuse larger ones before they are unpacked; Pillow's limit unless
-            given.
+            given. formats: those that are opened.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     limit = most_pixels or Image.MAX_IMAGE_PIXELS
     too_large = f"{name!r} has more than {limit:,} pixels; make it smaller first"
@@ -44,18 +82,14 @@ def decoded(source: Path | IO[bytes], name: str, *, most_pixels: int | None = No
         with warnings.catch_warnings():
             # Pillow only warns between one and two times its limit; such a picture fills the memory all the same.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as opened:
+            with Image.open(source, formats=formats) as opened:
                 if limit is not None and opened.width * opened.height > limit:
                     raise VlmpruneError(too_large)
                 return as_rgb(opened, name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise VlmpruneError(too_large) from None
-    except UnidentifiedImageError:
-        raise VlmpruneError(f"{name!r} is not an image; give a PNG, JPEG or WebP file") from None
-    except VlmpruneError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a damaged file
-        raise VlmpruneError(f"{name!r} cannot be read as an image ({error}); check the file") from None
+    except Exception as error:  # decoders raise whatever a forged file leads them to
+        raise unreadable(name, error) from None
 
 
 def as_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
@@ -70,27 +104,27 @@ def as_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     Raises:
         VlmpruneError: the file behind it is damaged, floats that are not finite, or a mode without colours.
     """
-    from PIL import ImageOps
-
     try:
         image.load()
         # A 16-bit PGM comes as 32-bit integers, and a turned image has forgotten which file it was.
         sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-        image = _turned(image, ImageOps.exif_transpose)
+        image = _turned(image)
         if image.mode == "F" or image.mode.startswith("I"):
             return _grey(image, name, sixteen)
         if image.mode == "LAB":
             return _from_lab(image)
         return _on_white(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, VlmpruneError):
-            raise
-        raise VlmpruneError(f"{name!r} cannot be read as an image ({error}); check the file") from None
+    except Exception as error:  # a file's image is unpacked here, and decoders raise whatever it leads them to
+        raise unreadable(name, error) from None
 
 
-def _turned(image: Image.Image, transpose: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _turned(image: Image.Image) -> Image.Image:
+    from PIL import ExifTags, ImageOps
+
     try:
-        return transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # transposing would copy it, and one of 24 megapixels takes 96 MB
+        return ImageOps.exif_transpose(image)
     except Exception:  # a damaged EXIF block raises whatever its bytes lead to, and the picture is good without it
         return image
 
@@ -102,7 +136,7 @@ def _on_white(image: Image.Image) -> Image.Image:
         # Pillow knows no way from La to RGBA but the one through LA.
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey(image: Image.Image, name: str, sixteen: bool) -> Image.Image:

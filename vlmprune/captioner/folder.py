@@ -59,7 +59,7 @@ def picture_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
                 raise VlmpruneError(f"{one!r:.80} is no path; map() takes paths, so that a later run finds the same.")
             paths.append(Path(one))
     if not paths:
-        raise VlmpruneError(f"There are no pictures in {images!r:.80}; give PNG, JPEG or WebP files.")
+        raise VlmpruneError(f"There are no pictures in {images!r:.80}; give PNG, JPEG, WebP, GIF, BMP or TIFF files.")
     return paths
 
 
