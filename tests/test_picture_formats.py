@@ -60,7 +60,7 @@ def test_only_their_endings_are_looked_for_in_folders() -> None:
     [
         RuntimeError("decoder"), NotImplementedError("mode"), SyntaxError("broken PNG file"), struct.error("unpack"),
         OSError("truncated"), EOFError(), ValueError("bad"), IndexError("range"), KeyError("tag"), TypeError("none"),
-        ZeroDivisionError("by zero"), OverflowError("large"), MemoryError(), AttributeError("no tile"), AssertionError(),
+        ZeroDivisionError("by zero"), OverflowError("large"), MemoryError(), AttributeError("tile"), AssertionError(),
         Image.DecompressionBombError("large"), Image.DecompressionBombWarning("large"), UserWarning("odd\nEXIF\tdata"),
     ],
     ids=repr,

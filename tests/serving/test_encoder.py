@@ -125,9 +125,10 @@ def test_bad_questions(pair: Any) -> None:
 def test_how_an_engine_is_started(pair: Any) -> None:
     config = pair[0].config
     assert engine_options(config, "compact", raw_images=0) == {
-        "enable_mm_embeds": True, "limit_mm_per_prompt": {"image": 0}
+        "enable_mm_embeds": True, "allowed_media_domains": ["none.invalid"], "limit_mm_per_prompt": {"image": 0}
     }  # fmt: skip
-    assert engine_arguments(config)[:2] == ["--enable-mm-embeds", "--hf-overrides"]
+    arguments = ["--enable-mm-embeds", "--allowed-media-domains", "none.invalid", "--hf-overrides"]
+    assert engine_arguments(config)[:4] == arguments
     with pytest.raises(vlmprune.VlmpruneError, match="raw_images=-1"):
         engine_options(config, raw_images=-1)
 

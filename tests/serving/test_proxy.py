@@ -163,7 +163,7 @@ def test_stock_vllm_takes_as_many_rows_of_every_image(pair: Any, engine: str) ->
     large, small, processor = pair
     compact = Encoder(large, "sgl", guide=small, keep=KEEP, processor=processor, positions="compact")
     assert compact.rows_of_an_image == 39
-    with proxy(compact, engine) as (client, _):
+    with proxy(compact, engine, embeddings=True) as (client, _):
         got = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0), vlmprune={"keep": 0.5}))
         assert (got.status_code, "keep" in message_of(got)) == (400, True)
         part = compact.chat_part(picture(0), QUESTIONS[0], keep=7)
@@ -186,14 +186,14 @@ def test_two_images_and_requests_without_any(any_encoder: Encoder, engine: str) 
 
 def test_parts_that_a_client_encoded(encoder: Encoder, engine: str) -> None:
     image, question = picture(3), QUESTIONS[0]
-    with proxy(encoder, engine) as (client, _):
+    with proxy(encoder, engine, embeddings=True) as (client, _):
         whole = text_of(client.post("/v1/chat/completions", json=chat(question, image)))
         part = encoder.chat_part(image, question)
         assert text_of(client.post("/v1/chat/completions", json=chat(question, part))) == whole
         rows = torch.zeros(5, encoder.tower.width)
         nan = rows.clone()
         nan[2, 3] = float("nan")
-        for bad, said in ((nan, "NaN"), (rows[:, 1:], "shape"), (rows[None], "shape"), (rows.long(), "floating")):
+        for bad, said in ((nan, "NaN"), (rows[:, 1:], "shape"), (rows[None], "shape"), (rows.int(), "floating")):
             value = part["image_embeds"]
             made = {**value, "image_embeds": encoded(bad)} if isinstance(value, dict) else encoded(bad)
             bad_part = {"type": "image_embeds", "image_embeds": made}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from transformers import AutoProcessor
 
 import vlmprune
+from tests.serving.payloads import odd_grid, odd_kept, odd_rows, odd_visual
 from tests.serving.support import QUESTIONS
 from tests.support.engines import picture, qwen_for_engine, save_for_engine
 from tests.support.tiny_families import make_inputs, row
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_options
+from vlmprune.serving.wire import GRID, KEPT, ROWS, VISUAL
 from vlmprune.wrap import batched, prepare, talk_about
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
@@ -231,6 +234,37 @@ def test_qwen_rows_of_another_width_are_refused(qwen: Engine) -> None:
         with pytest.raises(ValueError, match="embedding"):
             qwen.answers([prompt])
     assert qwen.answers([encoder.encode_inputs(inputs)[0].prompt()]) == before
+
+
+def test_qwen_mutated_fields_are_refused(qwen: Engine) -> None:
+    """Grids above all: vLLM makes as many placeholders of one as it says."""
+    encoder, inputs = qwen.encoder("uniform", keep=0.4), make_inputs(qwen.model, images=(1,), text_lengths=(6,))
+
+    def prompt() -> dict[str, Any]:
+        return encoder.encode_inputs(inputs)[0].prompt()
+
+    before, rng = qwen.answers([prompt()]), random.Random(0)
+    for _ in range(100):
+        made = prompt()
+        data = {name: list(column) for name, column in made["multi_modal_data"]["image"].items()}
+        rows, kept, visual, grid = (data[name][0] for name in (ROWS, KEPT, VISUAL, GRID))
+        name = rng.choice([ROWS, KEPT, VISUAL, GRID, GRID])
+        if name == GRID:
+            odd = odd_grid(rng, grid)
+        elif name == ROWS:
+            odd = odd_rows(rng, rows)
+        else:
+            odd = odd_kept(rng, kept, int(visual)) if name == KEPT else odd_visual(rng, int(visual), len(kept))
+        made["multi_modal_data"]["image"] = {**data, name: [odd]}
+        with pytest.raises(ValueError, match=r"image|visual|kept|grid"):
+            qwen.answers([made])
+    huge = torch.tensor([[1000, 1000, 1000]])
+    whole = {ROWS: [torch.zeros(6, encoder.tower.row_width)], GRID: huge}  # as stock vLLM takes them
+    video = {"video_embeds": torch.zeros(6, encoder.tower.row_width), "video_grid_thw": huge}
+    for data in ({"image": whole}, {"video": video}):
+        with pytest.raises(ValueError, match=r"grid|video"):
+            qwen.answers([{**prompt(), "multi_modal_data": data}])
+    assert qwen.answers([prompt()]) == before
 
 
 def test_a_batch_here_is_a_batch_there(llava: Engine) -> None:

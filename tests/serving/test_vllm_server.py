@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 import vlmprune
+from tests.serving.mutants import counting_site, requests
+from tests.serving.payloads import mutated
 from tests.serving.support import (
     ASKED,
     KEEP,
@@ -23,6 +26,7 @@ from tests.serving.support import (
     events,
     free_port,
     here,
+    image_part,
     message_of,
     proxy,
     streamed,
@@ -93,7 +97,7 @@ def test_two_hundred_requests_at_concurrency_sixteen(server: Any, pair: Any) -> 
 
 def test_two_images_and_parts_that_a_client_encoded(server: Any) -> None:
     address, encoder, _ = server
-    with proxy(encoder, address) as (client, _):
+    with proxy(encoder, address, embeddings=True) as (client, _):
         got = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0), picture(1)))
         text = text_of(got)
         parts = encoder.encode_many([([picture(0), picture(1)], QUESTIONS[0])])[0].parts()
@@ -108,7 +112,7 @@ def test_bad_embeddings_leave_the_engine_alive(server: Any) -> None:
     good = chat(QUESTIONS[0], picture(0))
     part = encoder.chat_part(picture(0), QUESTIONS[0])
     rows = torch.zeros(39, encoder.tower.width)
-    with proxy(encoder, address) as (client, _):
+    with proxy(encoder, address, embeddings=True) as (client, _):
         before = text_of(client.post("/v1/chat/completions", json=good))
         for bad in (rows * float("nan"), rows[:, 1:], rows[None, None]):
             value = part["image_embeds"]
@@ -119,6 +123,55 @@ def test_bad_embeddings_leave_the_engine_alive(server: Any) -> None:
                 got = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=600)
                 assert got.status_code == 400, got.text
         assert text_of(client.post("/v1/chat/completions", json=good)) == before
+
+
+def test_three_hundred_mutated_embeddings(server: Any) -> None:
+    """Through the proxy, and straight to the engine where the plugin reads them: each is a client's error in one
+    sentence, the process lives, and what it answers is the same as before."""
+    address, encoder, process = server
+    if encoder.positions == "compact":
+        pytest.skip("the plugin is not used there, and stock vLLM does not look at what it gets")
+    image, question = picture(0), QUESTIONS[0]
+    part = encoder.chat_part(image, question)
+
+    def post(to: str, made: Any) -> httpx.Response:
+        body = chat(question, {"type": "image_embeds", "image_embeds": made})
+        return httpx.post(f"{to}/v1/chat/completions", json=body, timeout=120, trust_env=False)
+
+    with proxy(encoder, address, embeddings=True) as (client, _), ThreadPoolExecutor(4) as pool:
+        ways = {"proxy": str(client.base_url), "engine": address}
+        before = {way: text_of(post(to, part["image_embeds"])) for way, to in ways.items()}
+        for seed, (way, to) in enumerate(ways.items()):
+            for (name, _), got in pool.map(
+                lambda one, to=to: (one, post(to, one[1])), mutated(part["image_embeds"], 300, seed)
+            ):
+                assert 400 <= got.status_code < 500, (way, name, got.text)
+                assert message_of(got).count("\n") == 0, (way, name, got.text)
+        assert process.poll() is None
+        assert {way: text_of(post(to, part["image_embeds"])) for way, to in ways.items()} == before
+        # Images are put together before a model's code sees them: 300,000 x 1 and 1 x 300,000 made 335 GiB.
+        for shapes in (((300_000, 1), (1, 300_000)), ((39, 192), (39, 191)), ((39, 192), (1,))):
+            each = [{**part["image_embeds"], "image_embeds": encoded(torch.zeros(shape))} for shape in shapes]
+            body = chat(question, *[{"type": "image_embeds", "image_embeds": one} for one in each])
+            got = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=120, trust_env=False)
+            assert got.status_code == 400, got.text
+        assert text_of(post(address, part["image_embeds"])) == before["engine"]
+
+
+def test_nobody_is_visited(server: Any) -> None:
+    address, encoder, _ = server
+    with counting_site() as (site, hits), proxy(encoder, address) as (client, _):
+        for body in requests(site, 200, seed=2):
+            assert client.post("/v1/chat/completions", json=body).status_code in (200, 400, 403)
+        assert hits == []
+        # Straight to the engine, its option for allowed domains is what protects.
+        for part in (
+            image_part(f"{site}/1.png"),
+            {"type": "text", "text": "x", "uuid": "u", "image_url": f"{site}/2.png"},
+        ):
+            got = httpx.post(f"{address}/v1/chat/completions", json=chat("x", part), timeout=60, trust_env=False)
+            assert 400 <= got.status_code < 500, got.text
+        assert hits == []
 
 
 def test_an_engine_killed_in_the_middle_of_a_stream(server: Any) -> None:

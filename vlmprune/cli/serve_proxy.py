@@ -55,7 +55,31 @@ def serve_proxy(
     image_urls: Annotated[
         bool, typer.Option("--allow-image-urls", help="Fetch pictures from the web; off by default, files never.")
     ] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--allow-embeddings", help="Take images that clients encoded themselves; off by default.")
+    ] = False,
     requests: Annotated[int, typer.Option("--max-requests", help="Requests at once; more are told to return.")] = 64,
+    images: Annotated[int, typer.Option("--max-images", help="Images of a request.")] = 8,
+    pixels: Annotated[float, typer.Option("--max-megapixels", metavar="MP", help="Of an image.")] = 24,
+    request_pixels: Annotated[
+        float,
+        typer.Option(
+            "--max-request-megapixels",
+            metavar="MP",
+            help="Of a request's images, and unpacked at once: about 12 MB of memory for each.",
+        ),
+    ] = 48,
+    open_pixels: Annotated[
+        float,
+        typer.Option(
+            "--max-open-megapixels", metavar="MP", help="Of all requests that wait for guide and tower; then 503."
+        ),
+    ] = 256,
+    body: Annotated[float, typer.Option("--max-megabytes", metavar="MB", help="Of a request.")] = 32,
+    open_bodies: Annotated[
+        float, typer.Option("--max-open-megabytes", metavar="MB", help="Of all requests that are open; then 503.")
+    ] = 256,
+    text: Annotated[int, typer.Option("--max-text", metavar="N", help="Characters of a request's texts.")] = 1_000_000,
     batch: Annotated[int, typer.Option("--batch", help="The most pictures guide and tower see at once.")] = 8,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds the engine may be silent.")] = 120.0,
     trust_remote_code: TrustOption = False,
@@ -75,7 +99,17 @@ def serve_proxy(
     from ..serving.encoder import Encoder
     from ..serving.proxy import Settings, create_app, serve
 
-    limits = Limits(requests=requests, engine=timeout)
+    limits = Limits(
+        requests=requests,
+        engine=timeout,
+        images=images,
+        pixels=_counted("--max-megapixels", pixels, 10**6),
+        request_pixels=_counted("--max-request-megapixels", request_pixels, 10**6),
+        open_pixels=_counted("--max-open-megapixels", open_pixels, 10**6),
+        body=_counted("--max-megabytes", body, 2**20),
+        open_bodies=_counted("--max-open-megabytes", open_bodies, 2**20),
+        text=text,
+    )
     with quiet(), spinner("loading"):
         # The bundled pair, or a guide of the user's: the same rules as everywhere.
         pair = load_models(None, guide, trust_remote_code=trust_remote_code)
@@ -89,8 +123,21 @@ def serve_proxy(
             if model is None
             else Encoder(model, method, **given)
         )
-        settings = Settings(engine.rstrip("/").removesuffix("/v1"), engine_key, exit_at, image_urls, batch=batch,
-                            limits=limits)  # fmt: skip
+        settings = Settings(
+            engine.rstrip("/").removesuffix("/v1"),
+            engine_key,
+            exit_at,
+            image_urls=image_urls,
+            embeddings=embeddings,
+            batch=batch,
+            limits=limits,
+        )
         app = create_app(encoder, settings)
     note(f"listening on http://{host}:{port}/v1")
     serve(app, host, port)
+
+
+def _counted(option: str, value: float, unit: int) -> int:
+    if not 0 < value < 1e9:
+        raise VlmpruneError(f"{option} {value:g} is out of range; give a number above 0")
+    return max(1, int(value * unit))

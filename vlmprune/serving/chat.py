@@ -4,47 +4,45 @@ from __future__ import annotations
 
 import base64
 import binascii
-import copy
 import io
-import json
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VlmpruneError
 from ..flow.select import check_keep
-from ..pictures import decoded
+from ..pictures import decoded, size_of
+from .fields import Refused, message, read_json, request_fields
 
 if TYPE_CHECKING:
     from PIL import Image
 
 # Where every field is one of these, an answer that the guide gave greedily is what was asked for.
 _PLAIN = {
-    "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream",
-    "stream_options", "user", "n", "vlmprune",
+    "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream", "stream_options", "user",
+    "n",
 }  # fmt: skip
-
-
-class Refused(VlmpruneError):
-    """A request that is answered with an error: `status` is HTTP's."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may ask of everybody's server.
+    """What one client may ask of everybody's server, and all of them together.
 
-    `body`: bytes of a request. `pixels`: of an image. `images`: in a request. `requests`: in the house at once; more
-    are told to come back. `tokens`: of an answer. Seconds: `upload` for the request to arrive, `prepare` for guide and
-    tower, their queues included, `engine` for the engine to say anything, `drain` for a shutdown to wait.
+    `body`: bytes of a request, and of all images that are fetched for one. `open_bodies`: of all requests in the house,
+    until their images have become embeddings. `pixels`: of an image. `request_pixels`: of all images of a request, and
+    of what is unpacked at once. `open_pixels`: of all requests that wait for guide and tower; more are told to come
+    back. `images`: in a request. `text`: characters. `requests`: in the house at once. `tokens`: of an answer. Seconds:
+    `upload` for the request to arrive, `prepare` for guide and tower, their queues included, `engine` for the engine to
+    say anything, `drain` for a shutdown to wait.
     """
 
     body: int = 32 * 2**20
+    open_bodies: int = 256 * 2**20
     pixels: int = 24_000_000
+    request_pixels: int = 48_000_000
+    open_pixels: int = 256_000_000
     images: int = 8
+    text: int = 1_000_000
     requests: int = 64
     tokens: int = 4096
     upload: float = 30.0
@@ -54,96 +52,171 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not (isinstance(value, int | float) and not isinstance(value, bool) and value > 0):
+            if not (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf):
                 raise VlmpruneError(f"The limit {name}={value!r} is not positive; give a number above 0.")
+        for name, larger in (
+            ("pixels", "request_pixels"), ("request_pixels", "open_pixels"), ("body", "open_bodies")
+        ):  # fmt: skip
+            if getattr(self, name) > getattr(self, larger):
+                raise VlmpruneError(
+                    f"The limit {larger}={getattr(self, larger):,} is below {name}={getattr(self, name):,}; raise it."
+                )
+
+
+class Shared:
+    """An amount that all open requests share. Used on one thread.
+
+    Args:
+        most: of it. what: the sentence for a request that finds too little left.
+    """
+
+    def __init__(self, most: int, what: str) -> None:
+        self.most, self.what, self.used = most, what, 0
+
+    def claim(self) -> Claim:
+        return Claim(self)
+
+
+class Claim:
+    """One request's part of a `Shared` amount, given back at the end of its `with`."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared, self._own = shared, 0
+
+    def add(self, amount: int) -> None:
+        """Take more.
+
+        Raises:
+            Refused: there is not as much left.
+        """
+        if self._shared.used + amount > self._shared.most:
+            raise Refused(f"{self._shared.what}; come back in a second.", 503)
+        self._shared.used += amount
+        self._own += amount
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._shared.used -= self._own
+        self._own = 0
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image part: which message and part it is, and its address, a data URL or a web address."""
+    """An image part: which message and part it is, the bytes of its file or the web address they are at, and how many
+    pixels the file says it has."""
 
     message: int
     part: int
-    url: str
+    content: bytes = field(default=b"", repr=False)
+    url: str | None = None
+    pixels: int = 0
 
 
 @dataclass(frozen=True)
 class Chat:
     """A request that was read.
 
-    `body`: what goes to the engine, without our own field. `pictures`: to be pruned; `embedded`: parts that a client
-    has encoded itself. `plain`: whether a greedy answer of the guide may stand for the engine's.
+    `body`: what goes to the engine, rebuilt from the fields that are known; where a picture was is `None`. `pictures`:
+    to be pruned. `embedded`: what image parts hold that a client has encoded itself, and where they are. `plain`:
+    whether a greedy answer of the guide may stand for the engine's.
     """
 
     body: dict[str, Any]
     pictures: tuple[Picture, ...] = ()
-    embedded: tuple[dict[str, Any], ...] = ()
+    embedded: tuple[tuple[Picture, Any], ...] = ()
     keep: float | int | None = None
     exit_at: float | None = None
     max_tokens: int | None = None
     plain: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def stream(self) -> bool:
-        return self.body.get("stream") is True
+    def pixels(self) -> int:
+        return sum(picture.pixels for picture in self.pictures)
 
     def talk(self, images: list[Image.Image]) -> list[dict[str, Any]]:
         """The conversation as Hugging Face processors take it, with the pictures in their places."""
         places = {(one.message, one.part): image for one, image in zip(self.pictures, images, strict=True)}
         talk = []
-        for number, message in enumerate(self.body["messages"]):
-            content = message.get("content")
+        for number, one in enumerate(self.body["messages"]):
+            content = one.get("content")
             parts = [{"type": "text", "text": content or ""}] if not isinstance(content, list) else content
             made = [
                 {"type": "image", "image": places[number, at]} if (number, at) in places else
                 {"type": "text", "text": part["text"]}
                 for at, part in enumerate(parts)
             ]  # fmt: skip
-            talk.append({"role": message["role"], "content": made})
+            talk.append({"role": one["role"], "content": made})
         return talk
 
     def with_parts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """The body with every picture replaced by what stands for it."""
-        body = copy.deepcopy({**self.body, "messages": self.body["messages"]})
-        for picture, part in zip(self.pictures, parts, strict=True):
-            body["messages"][picture.message]["content"][picture.part] = part
-        return body
+        """The body with what stands for its images, pictures or embedded, in their places."""
+        messages = [
+            {**one, "content": list(one["content"])} if isinstance(one.get("content"), list) else one
+            for one in self.body["messages"]
+        ]
+        places = self.pictures or tuple(place for place, _ in self.embedded)
+        for place, part in zip(places, parts, strict=True):
+            messages[place.message]["content"][place.part] = part
+        return {**self.body, "messages": messages}
 
 
-def read_chat(raw: bytes, limits: Limits, exit_at: float | None = None) -> Chat:
+def read_chat(
+    raw: bytes | bytearray, limits: Limits, exit_at: float | None = None, *, embeddings: bool = False
+) -> Chat:
     """Check a request's body.
 
     Args:
-        exit_at: the server's own, where the request names none.
+        raw: a bytearray is emptied when it was read, so that images are not held twice. exit_at: the server's own,
+            where the request names none. embeddings: whether clients may send images that they encoded themselves.
     Raises:
         Refused: anything in it that is not understood or not allowed.
     """
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise Refused("The request's body is no JSON; send a chat completion request.") from None
+    body = read_json(raw)
+    if isinstance(raw, bytearray):
+        raw.clear()
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
         raise Refused("The request has no messages; send an object with a list 'messages'.")
-    own = body.pop("vlmprune", None)
-    keep, exit_at = _own_options(own, exit_at)
-    pictures: list[Picture] = []
-    embedded: list[dict[str, Any]] = []
-    for number, message in enumerate(body["messages"]):
-        _check_message(message)
-        for at, part in enumerate(message["content"] if isinstance(message.get("content"), list) else []):
-            kind = _kind(part)
-            if kind == "image_url":
-                pictures.append(Picture(number, at, part["image_url"]["url"]))
-            elif kind == "image_embeds":
-                embedded.append(part)
-    if len(pictures) + len(embedded) > limits.images:
-        raise Refused(f"The request has {len(pictures) + len(embedded)} images; send at most {limits.images}.")
-    if pictures and embedded:
-        raise Refused("The request has images and finished embeddings; send either of them.")
-    longest = _max_tokens(body, limits)
-    plain = body.keys() <= _PLAIN and body.get("n") in (None, 1)
-    return Chat(body, tuple(pictures), tuple(embedded), keep, exit_at, longest, plain)
+    keep, exit_at = _own_options(body.pop("vlmprune", None), exit_at)
+    messages = [message(one) for one in body.pop("messages")]
+    fields = request_fields(body)
+    found = _images(messages, limits)
+    if any(kind == "image_embeds" for _, _, kind, _ in found):
+        if not embeddings:
+            raise Refused("Image embeddings are not taken by this server; send the picture itself as a data URL.", 403)
+        if any(kind == "image_url" for _, _, kind, _ in found):
+            raise Refused("The request has images and finished embeddings; send either of them.")
+        embedded = tuple((Picture(number, at), value) for number, at, _, value in found)
+        return Chat({**fields, "messages": messages}, (), embedded, keep, exit_at, _max_tokens(fields, limits))
+    pictures = []
+    while found:
+        number, at, _, url = found.pop(0)
+        pictures.append(_picture(number, at, url, limits))
+        check_pixels(sum(picture.pixels for picture in pictures), limits)
+    plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
+    longest = _max_tokens(fields, limits)
+    return Chat({**fields, "messages": messages}, tuple(pictures), (), keep, exit_at, longest, plain)
+
+
+def _images(messages: list[dict[str, Any]], limits: Limits) -> list[tuple[int, int, str, Any]]:
+    """The images of rebuilt messages, taken out of them: message, part, kind, and what the part held."""
+    found, text = [], 0
+    for number, one in enumerate(messages):
+        content: Any = one.get("content")
+        for at, part in enumerate(content if isinstance(content, list) else []):
+            if part["type"] == "text":
+                text += len(part["text"])
+            else:
+                value = part["image_url"]["url"] if part["type"] == "image_url" else part["image_embeds"]
+                found.append((number, at, part["type"], value))
+                content[at] = None
+        text += len(content) if isinstance(content, str) else 0
+    if text > limits.text:
+        raise Refused(f"The request has {text:,} characters of text; send at most {limits.text:,}.", 413)
+    if len(found) > limits.images:
+        raise Refused(f"The request has {len(found)} images; send at most {limits.images}.")
+    return found
 
 
 def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, float | None]:
@@ -165,42 +238,21 @@ def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, f
     return keep, exit_at
 
 
-def _check_message(message: Any) -> None:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise Refused("A message has no role; send objects with 'role' and 'content'.")
-    content = message.get("content")
-    if content is not None and not isinstance(content, str | list):
-        raise Refused("A message's content is neither a text nor a list of parts; send one of these.")
-
-
-def _kind(part: Any) -> str:
-    """What a content part is. Others than these could make the engine fetch something itself."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return "text"
-    address = part.get("image_url") if kind == "image_url" else None
-    if isinstance(address, dict) and isinstance(address.get("url"), str):
-        return "image_url"
-    if kind == "image_embeds" and part.get("image_embeds") is not None:
-        return "image_embeds"
-    raise Refused(f"A content part of type {kind!r:.40} is not understood; send 'text', 'image_url' or 'image_embeds'.")
-
-
-def _max_tokens(body: dict[str, Any], limits: Limits) -> int | None:
+def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
     """The longest answer that was asked for."""
-    asked = [body[name] for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
+    asked = [fields[name] for name in ("max_completion_tokens", "max_tokens") if name in fields]
     for value in asked:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limits.tokens:
+        if not 1 <= value <= limits.tokens:
             raise Refused(f"max_tokens={value!r:.40} is no length of an answer; use 1 to {limits.tokens:,}.")
     return asked[0] if asked else None
 
 
-def data_image(url: str, limits: Limits) -> Image.Image:
-    """The picture in a data URL.
+# -- pictures ----------------------------------------------------------------------------------------------------------
 
-    Raises:
-        Refused: it is none, damaged, or too large.
-    """
+
+def _picture(number: int, at: int, url: str, limits: Limits) -> Picture:
+    if url.startswith(("http://", "https://")):
+        return Picture(number, at, url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
         raise Refused("An image is no data URL of the form data:image/png;base64,...; send the picture itself.")
@@ -208,16 +260,49 @@ def data_image(url: str, limits: Limits) -> Image.Image:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused("An image's base64 text is damaged; encode the file again.") from None
-    return image_of(content, limits)
+    return Picture(number, at, content, None, pixels_of(content, limits))
 
 
-def image_of(content: bytes, limits: Limits) -> Image.Image:
+def pixels_of(content: bytes, limits: Limits) -> int:
+    """How many pixels a picture's file says it has.
+
+    Raises:
+        Refused: more than an image may have, or it is no picture.
+    """
+    try:
+        width, height = size_of(io.BytesIO(content), "the image")
+    except VlmpruneError as error:
+        raise Refused(_sentence(error)) from None
+    if width * height > limits.pixels:
+        raise Refused(f"An image has {width * height:,} pixels; send at most {limits.pixels:,}.")
+    return width * height
+
+
+def check_pixels(total: int, limits: Limits) -> None:
+    """Of all images of a request.
+
+    Raises:
+        Refused: too many.
+    """
+    if total > limits.request_pixels:
+        raise Refused(
+            f"The request's images have {total:,} pixels together; send at most {limits.request_pixels:,}, or smaller "
+            "images.",
+            413,
+        )
+
+
+def unpacked(content: bytes, limits: Limits) -> Image.Image:
     """The picture in a file's bytes.
 
     Raises:
-        Refused: as `data_image`.
+        Refused: it is none, damaged, or too large.
     """
     try:
         return decoded(io.BytesIO(content), "the image", most_pixels=limits.pixels)
     except VlmpruneError as error:
-        raise Refused(f"{error}.".replace("..", ".")) from None
+        raise Refused(_sentence(error)) from None
+
+
+def _sentence(error: VlmpruneError) -> str:
+    return f"{error}.".replace("..", ".")

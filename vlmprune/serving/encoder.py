@@ -28,7 +28,7 @@ from ..methods.registry import make_method
 from ..methods.sgl import SGL
 from ..wrap import batched, plain_model, talk_about
 from .tower import Tower, check_positions, load_vision
-from .wire import GRID, KEPT, ROWS, VISUAL, check_rows, part
+from .wire import GRID, KEPT, ROWS, VISUAL, Bounds, check_rows, part
 
 MAX_NEW_TOKENS = 64  # the guide's answer ranks too, so its length is part of the result; `ask` has the same default
 
@@ -182,6 +182,18 @@ class Encoder:
         compact = self.positions == "compact"
         return count_for(self.method.keep, self.tower.image_tokens()) if compact else None
 
+    @property
+    def bounds(self) -> Bounds:
+        """How large what a client encoded itself can be."""
+        config = self.tower.config
+        longest = int(config.get_text_config().max_position_embeddings)
+        merge = getattr(config.vision_config, "spatial_merge_size", None)
+        if merge is None:
+            return Bounds(self.tower.row_width, self.tower.image_tokens(), True, longest)
+        size = self._needed(self.processor).image_processor.size
+        cell = (config.vision_config.patch_size * merge) ** 2  # pixels that become one token
+        return Bounds(self.tower.row_width, max(1, size["longest_edge"] // cell), False, longest, merge)
+
     # -- one question ------------------------------------------------------------------------------------------
 
     def encode(self, image: Any, question: str, *, keep: float | int | None = None) -> dict[str, Any]:
@@ -257,7 +269,12 @@ class Encoder:
         Args:
             exits: whether its answers may be used, so that how sure it is has to be measured.
         """
-        inputs = batched(self._needed(self._guide_processor), list(talks))
+        return self._rank(self.inputs(talks, guide=True), max_new_tokens, exits)
+
+    def rank_inputs(
+        self, inputs: Mapping[str, Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False
+    ) -> list[Ranking]:
+        """`rank` of what `inputs` made."""
         return self._rank(inputs, max_new_tokens, exits)
 
     def embed(
@@ -268,7 +285,25 @@ class Encoder:
         Args:
             rankings: one a talk, of a guided method. keeps: one a talk, None for the method's.
         """
-        return self._embed(batched(self._needed(self.processor), list(talks)), rankings, keeps)
+        return self._embed(self.inputs(talks), rankings, keeps)
+
+    def embed_inputs(
+        self,
+        inputs: Mapping[str, Any],
+        rankings: Sequence[Ranking] | None,
+        keeps: Sequence[float | int | None],
+    ) -> list[Encoded]:
+        """`embed` of what `inputs` made."""
+        return self._embed(inputs, rankings, keeps)
+
+    def inputs(self, talks: Sequence[Any], *, guide: bool = False) -> Mapping[str, Any]:
+        """What the model's or the guide's processor makes of conversations; their images are not needed any more.
+
+        Raises:
+            VlmpruneError: there is no processor.
+        """
+        made: Mapping[str, Any] = batched(self._needed(self._guide_processor if guide else self.processor), list(talks))
+        return made
 
     def _needed(self, processor: Any) -> Any:
         if processor is None:

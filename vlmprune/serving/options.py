@@ -15,6 +15,8 @@ ARCHITECTURES = {
     "qwen3_vl": ("VlmpruneQwen3VL", "vlmprune.serving.plugin.qwen3_vl:KeptQwen3VL"),
 }
 PLUGIN = "vlmprune"  # its entry point in vllm.general_plugins, for VLLM_PLUGINS
+# vLLM fetches any address that a request names, unless domains are listed. This one cannot exist (RFC 2606).
+NO_DOMAIN = "none.invalid"
 
 
 def engine_options(model: Any, positions: str = "original", *, raw_images: int | None = None) -> dict[str, Any]:
@@ -24,6 +26,9 @@ def engine_options(model: Any, positions: str = "original", *, raw_images: int |
         model: its directory or Hub id, or its config. positions: those of the encoder; "original" needs vlmprune
             installed beside vLLM. raw_images: how many images a prompt may bring unpruned; 0 leaves the vision tower
             unloaded, None is vLLM's own limit.
+
+    The engine fetches nothing from the web: of `allowed_media_domains` there is only one that cannot exist.
+
     Raises:
         UnsupportedModelError: an engine takes no embeddings of this family. VlmpruneError: not these positions.
     """
@@ -34,7 +39,7 @@ def engine_options(model: Any, positions: str = "original", *, raw_images: int |
     check_positions(config.model_type, positions)
     if raw_images is not None and (isinstance(raw_images, bool) or not isinstance(raw_images, int) or raw_images < 0):
         raise VlmpruneError(f"raw_images={raw_images!r} is no number of images; use 0 or more, or None.")
-    options: dict[str, Any] = {"enable_mm_embeds": True}
+    options: dict[str, Any] = {"enable_mm_embeds": True, "allowed_media_domains": [NO_DOMAIN]}
     if raw_images is not None:
         options["limit_mm_per_prompt"] = {"image": raw_images}
     if positions == "original":
@@ -52,5 +57,8 @@ def engine_arguments(model: Any, positions: str = "original", *, raw_images: int
     arguments = []
     for name, value in engine_options(model, positions, raw_images=raw_images).items():
         option = f"--{name.replace('_', '-')}"
-        arguments += [option] if value is True else [option, json.dumps(value)]
+        if isinstance(value, list):
+            arguments += [option, *value]
+        else:
+            arguments += [option] if value is True else [option, json.dumps(value)]
     return arguments

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from ..errors import VlmpruneError
-from .chat import Chat, Limits, Refused, data_image
+from .chat import Chat, Claim, Limits, Picture, check_pixels, pixels_of, unpacked
 from .encoder import MAX_NEW_TOKENS, Encoded, Encoder, Ranking
+from .fields import Refused
 from .stages import Stage
 from .wire import BadEmbeddings
 
 if TYPE_CHECKING:
     import httpx
-    from PIL import Image
 
     from .metrics import Metrics
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Work for the guide."""
+    """Work for the guide. Pictures are files yet: what waits takes no more memory than it came with."""
 
-    talk: Any
+    chat: Chat
     max_new_tokens: int
     exits: bool
 
@@ -35,9 +37,8 @@ class _Ranked:
 class _Seen:
     """Work for the tower."""
 
-    talk: Any
+    chat: Chat
     ranking: Ranking | None
-    keep: float | int | None
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,18 @@ class Pipeline:
     ) -> None:
         self.encoder, self.limits, self.metrics, self.fetch = encoder, limits, metrics, fetch
         self.guide_tokens = guide_tokens
+        self._unpacking = threading.Lock()
         self._guide: Stage[_Ranked, Ranking] = Stage(
-            "guide", self._rank, most=batch, alike=lambda job: (job.max_new_tokens, job.exits)
+            "guide",
+            self._rank,
+            most=batch,
+            alike=lambda job: (job.max_new_tokens, job.exits),
+            weight=lambda job: job.chat.pixels,
+            heaviest=limits.request_pixels,
         )
-        self._vision: Stage[_Seen, Encoded] = Stage("vision", self._embed, most=batch)
+        self._vision: Stage[_Seen, Encoded] = Stage(
+            "vision", self._embed, most=batch, weight=lambda job: job.chat.pixels, heaviest=limits.request_pixels
+        )
 
     @property
     def alive(self) -> bool:
@@ -82,43 +91,55 @@ class Pipeline:
         self._guide.close()
         self._vision.close()
 
+    def _inputs(self, chats: Sequence[Chat], guide: bool) -> Mapping[str, Any]:
+        """What a processor makes of these conversations. Only here pictures are unpacked, by one stage at a time."""
+        with self._unpacking:
+            talks = [chat.talk([unpacked(picture.content, self.limits) for picture in chat.pictures]) for chat in chats]
+            return self.encoder.inputs(talks, guide=guide)
+
     def _rank(self, jobs: list[_Ranked]) -> list[Ranking]:
         first = jobs[0]
-        return self.encoder.rank([job.talk for job in jobs], max_new_tokens=first.max_new_tokens, exits=first.exits)
+        inputs = self._inputs([job.chat for job in jobs], True)
+        return self.encoder.rank_inputs(inputs, max_new_tokens=first.max_new_tokens, exits=first.exits)
 
     def _embed(self, jobs: list[_Seen]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]
-        return self.encoder.embed([job.talk for job in jobs], rankings or None, [job.keep for job in jobs])
+        inputs = self._inputs([job.chat for job in jobs], False)
+        return self.encoder.embed_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
 
-    async def prepare(self, chat: Chat) -> Encoded | Exit:
+    async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Exit:
         """What the engine is handed for a request with pictures, or the guide's answer.
 
+        Args:
+            held, pixels: the request's part of what all may hold, to which fetched pictures are added.
         Raises:
             Refused: a picture cannot be had, guide or tower fail, or they take too long.
         """
         try:
             async with asyncio.timeout(self.limits.prepare):
-                images = [await self._image(picture.url) for picture in chat.pictures]
-                return await self._through(chat, chat.talk(images))
+                if any(picture.url is not None for picture in chat.pictures):
+                    chat = await self._fetched(chat, held)
+                pixels.add(chat.pixels)
+                return await self._through(chat)
         except TimeoutError:
             raise Refused(
                 f"Guide and vision tower took longer than {self.limits.prepare:g} seconds; try again later.", 504
             ) from None
 
-    async def _through(self, chat: Chat, talk: Any) -> Encoded | Exit:
+    async def _through(self, chat: Chat) -> Encoded | Exit:
         ranking = None
         if self.encoder.guided:
             longest = min(chat.max_tokens or self.guide_tokens, self.guide_tokens)
             exit_at = chat.exit_at if chat.plain else None
             start = time.perf_counter()
-            job = _Ranked(talk, longest, exit_at is not None)
+            job = _Ranked(chat, longest, exit_at is not None)
             ranking = await self._result(self._guide.submit(job), "guide")
             self.metrics.guide.observe((time.perf_counter() - start) * 1e3)
             whole = ranking.finished or (chat.max_tokens is not None and chat.max_tokens <= longest)
             if whole and ranking.exits(exit_at):
                 return Exit(ranking, not ranking.finished)
         start = time.perf_counter()
-        encoded: Encoded = await self._result(self._vision.submit(_Seen(talk, ranking, chat.keep)), "vision tower")
+        encoded: Encoded = await self._result(self._vision.submit(_Seen(chat, ranking)), "vision tower")
         self.metrics.vision.observe((time.perf_counter() - start) * 1e3)
         return encoded
 
@@ -128,6 +149,8 @@ class Pipeline:
             return await asyncio.wrap_future(future)
         except BadEmbeddings as error:
             raise Refused(f"The {what} failed: {error}", 500) from error
+        except Refused:
+            raise
         except VlmpruneError as error:
             raise Refused(str(error)) from error
         except jinja2.TemplateError as error:
@@ -135,14 +158,21 @@ class Pipeline:
         except Exception as error:
             raise Refused(f"The {what} failed on this request ({type(error).__name__}); see the log.", 500) from error
 
-    async def _image(self, url: str) -> Image.Image:
-        if url.startswith(("http://", "https://")):
-            return await self._web_image(url)
-        return await asyncio.to_thread(data_image, url, self.limits)
+    async def _fetched(self, chat: Chat, held: Claim) -> Chat:
+        """The request with its pictures on the web fetched."""
+        pictures: list[Picture] = []
+        left = self.limits.body
+        for picture in chat.pictures:
+            if picture.url is not None:
+                content = await self._web_file(picture.url, left)
+                held.add(len(content))
+                left -= len(content)
+                picture = replace(picture, content=content, url=None, pixels=pixels_of(content, self.limits))
+            pictures.append(picture)
+            check_pixels(sum(one.pixels for one in pictures), self.limits)
+        return replace(chat, pictures=tuple(pictures))
 
-    async def _web_image(self, url: str) -> Image.Image:
-        from .chat import image_of
-
+    async def _web_file(self, url: str, most: int) -> bytes:
         if self.fetch is None:
             raise Refused(
                 "Images on the web are not fetched by this server; send the picture itself as a data URL.", 403
@@ -156,8 +186,8 @@ class Pipeline:
                     raise Refused(f"The image's address answers with status {answer.status_code}; check it.")
                 async for piece in answer.aiter_bytes():
                     content += piece
-                    if len(content) > self.limits.body:
-                        raise Refused(f"The image has more than {self.limits.body:,} bytes; send a smaller one.", 413)
+                    if len(content) > most:
+                        raise Refused(f"The images have more than {self.limits.body:,} bytes; send smaller ones.", 413)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Refused(f"The image cannot be fetched ({type(error).__name__}); check its address.") from None
-        return await asyncio.to_thread(image_of, bytes(content), self.limits)
+        return bytes(content)

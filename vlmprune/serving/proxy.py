@@ -20,14 +20,16 @@ import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from .chat import Chat, Limits, Refused, read_chat
-from .encoder import MAX_NEW_TOKENS, Encoder
+from .chat import Chat, Claim, Limits, Shared, read_chat
+from .encoder import MAX_NEW_TOKENS, Encoded, Encoder
+from .fields import Refused
 from .metrics import Metrics
 from .pipeline import Exit, Pipeline
-from .wire import BadEmbeddings, check_part
+from .wire import BadEmbeddings, checked_parts
 
 _log = logging.getLogger(__name__)
 _SSE = "text/event-stream"
+_RETRY = {"Retry-After": "1"}
 R = TypeVar("R")
 
 
@@ -36,13 +38,15 @@ class Settings:
     """How a proxy runs.
 
     `engine`: the server's address, "http://127.0.0.1:8000". `key`: sent to it in place of a client's. `exit_at`: where
-    a request names none; None is the method's. `image_urls`: whether pictures are fetched from the web.
+    a request names none; None is the method's. `image_urls`: whether pictures are fetched from the web. `embeddings`:
+    whether clients may send images that they encoded themselves.
     """
 
     engine: str
     key: str | None = field(default=None, repr=False)
     exit_at: float | None = None
     image_urls: bool = False
+    embeddings: bool = False
     guide_tokens: int = MAX_NEW_TOKENS
     batch: int = 8
     limits: Limits = field(default_factory=Limits)
@@ -56,6 +60,9 @@ class Proxy:
         self.exit_at = settings.exit_at if settings.exit_at is not None else encoder.exit_at
         self.metrics = Metrics()
         self.busy = 0
+        self.bodies = Shared(self.limits.open_bodies, "The server holds as many bytes of requests as it may")
+        self.pixels = Shared(self.limits.open_pixels, "The server has as many pixels waiting as it may")
+        self._reading = asyncio.Semaphore(1)  # a request's text is held three times while it is read
         timeout = httpx.Timeout(self.limits.engine, connect=5.0, pool=self.limits.engine)
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.requests)
         # Neither client follows a redirect or reads proxies from the environment.
@@ -89,44 +96,67 @@ class Proxy:
     def _failed(self, refused: Refused) -> JSONResponse:
         if refused.status >= 500:
             _log.warning("%s: %s", refused.status, refused, exc_info=refused.__cause__)
-        return JSONResponse(error_body(refused), refused.status)
+        return JSONResponse(error_body(refused), refused.status, _RETRY if refused.status == 503 else None)
 
     async def _answer(self, request: Request) -> Response:
-        chat = read_chat(await self._body(request), self.limits, self.exit_at)
-        if chat.keep is not None and self.encoder.rows_of_an_image is not None:
-            raise Refused("vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image.")
-        for part in chat.embedded:
-            try:
-                check_part(part, self.encoder.tower.row_width, self.encoder.positions, self.encoder.rows_of_an_image)
-            except BadEmbeddings as error:
-                raise Refused(str(error)) from None
-        if not chat.pictures:
-            return await self._forward(request, chat, chat.body, {})
-        ready = await while_there(request, self.pipeline.prepare(chat))
-        if isinstance(ready, Exit):
-            self.metrics.exits.inc()
-            return exit_response(chat, ready)
+        with self.bodies.claim() as held:
+            chat = await self._chat(request, held)
+            if chat.keep is not None and self.encoder.rows_of_an_image is not None:
+                raise Refused(
+                    "vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image."
+                )
+            if chat.embedded:
+                parts = await asyncio.to_thread(self._checked, chat)
+                return await self._forward(request, chat.with_parts(parts), {})
+            if not chat.pictures:
+                return await self._forward(request, chat.body, {})
+            with self.pixels.claim() as pixels:
+                ready = await while_there(request, self.pipeline.prepare(chat, held, pixels))
+            if isinstance(ready, Exit):
+                self.metrics.exits.inc()
+                return exit_response(chat.body, ready)
+            body = await asyncio.to_thread(_with_images, chat, ready)
+            del chat  # its pictures, while the engine answers
         self.metrics.tokens_in.inc(ready.visual_tokens)
         self.metrics.tokens_kept.inc(ready.kept_tokens)
         told = {
             "x-vlmprune-visual-tokens": str(ready.visual_tokens), "x-vlmprune-kept-tokens": str(ready.kept_tokens)
         }  # fmt: skip
-        return await self._forward(request, chat, await asyncio.to_thread(chat.with_parts, ready.parts()), told)
+        return await self._forward(request, body, told)
 
-    async def _body(self, request: Request) -> bytes:
+    def _checked(self, chat: Chat) -> list[dict[str, Any]]:
+        """The parts of images that a client encoded."""
+        encoder = self.encoder
+        try:
+            return checked_parts(
+                [content for _, content in chat.embedded], encoder.bounds, encoder.positions, encoder.rows_of_an_image
+            )
+        except BadEmbeddings as error:
+            raise Refused(str(error)) from None
+
+    async def _chat(self, request: Request, held: Claim) -> Chat:
+        """The request, read."""
+        content = await self._body(request, held)
+        async with self._reading:
+            return await asyncio.to_thread(
+                read_chat, content, self.limits, self.exit_at, embeddings=self.settings.embeddings
+            )
+
+    async def _body(self, request: Request, held: Claim) -> bytearray:
         too_large = Refused(f"The request has more than {self.limits.body:,} bytes; send smaller images.", 413)
-        if int(request.headers.get("content-length") or 0) > self.limits.body:
+        if _length(request) > self.limits.body:
             raise too_large
         content = bytearray()
         try:
             async with asyncio.timeout(self.limits.upload):
                 async for piece in request.stream():
-                    content += piece
-                    if len(content) > self.limits.body:
+                    if len(content) + len(piece) > self.limits.body:
                         raise too_large
+                    held.add(len(piece))
+                    content += piece
         except TimeoutError:
             raise Refused(f"The request took longer than {self.limits.upload:g} seconds to arrive.", 408) from None
-        return bytes(content)
+        return content
 
     # -- the engine --------------------------------------------------------------------------------------------
 
@@ -134,13 +164,16 @@ class Proxy:
         key = f"Bearer {self.settings.key}" if self.settings.key else request.headers.get("authorization")
         return {"Content-Type": "application/json"} | ({"Authorization": key} if key else {})
 
-    async def _forward(self, request: Request, chat: Chat, body: Any, told: dict[str, str]) -> Response:
-        content = json.dumps(body).encode()
+    async def _forward(self, request: Request, body: dict[str, Any], told: dict[str, str]) -> Response:
+        try:
+            content = json.dumps(body, allow_nan=False).encode()
+        except ValueError:  # a number such as 1e999 in a schema
+            raise Refused("The request holds a number that is not finite; leave it out.") from None
         outgoing = self.engine.build_request(
             "POST", "/v1/chat/completions", content=content, headers=self._headers(request)
         )
         answer = await while_there(request, self._sent(outgoing))
-        if chat.stream and answer.status_code == 200:
+        if body.get("stream") is True and answer.status_code == 200:
             return StreamingResponse(self._relayed(answer), 200, told, _SSE)
         try:
             said = await while_there(request, _read(answer))
@@ -215,7 +248,7 @@ class Door:
 
         if proxy.busy >= proxy.limits.requests:
             full = Refused(f"The server has {proxy.busy} requests already; come back in a second.", 503)
-            await JSONResponse(error_body(full), 503, {"Retry-After": "1"})(scope, receive, counted)
+            await JSONResponse(error_body(full), 503, _RETRY)(scope, receive, counted)
             return
         proxy.busy += 1
         proxy.metrics.in_flight.inc()
@@ -224,6 +257,16 @@ class Door:
         finally:
             proxy.busy -= 1
             proxy.metrics.in_flight.dec()
+
+
+def _with_images(chat: Chat, ready: Encoded) -> dict[str, Any]:
+    return chat.with_parts(ready.parts())
+
+
+def _length(request: Request) -> int:
+    """What a request says about its length; nothing is believed but that it is too long."""
+    said = request.headers.get("content-length") or "0"
+    return int(said) if said.isascii() and said.isdecimal() and len(said) < 20 else 0
 
 
 async def _read(answer: httpx.Response) -> bytes:
@@ -271,17 +314,17 @@ def error_body(refused: Refused) -> dict[str, Any]:
     return {"error": {"message": str(refused), "type": kind, "code": refused.status}}
 
 
-def exit_response(chat: Chat, ready: Exit) -> Response:
+def exit_response(body: dict[str, Any], ready: Exit) -> Response:
     """The guide's answer in the form of the engine's."""
     ranking, reason = ready.ranking, "length" if ready.length else "stop"
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": chat.body.get("model")}
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.get("model")}
     usage = {
         "prompt_tokens": ranking.prompt_tokens,
         "completion_tokens": ranking.tokens,
         "total_tokens": ranking.prompt_tokens + ranking.tokens,
     }
     told = {"x-vlmprune-exited": "1", "x-vlmprune-sure": f"{ranking.sure:.4f}"}
-    if not chat.stream:
+    if body.get("stream") is not True:
         message = {"role": "assistant", "content": ranking.text}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage}, 200, told)
@@ -292,7 +335,7 @@ def exit_response(chat: Chat, ready: Exit) -> Response:
         for delta, ending in deltas:
             choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}
             yield f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
-        if (chat.body.get("stream_options") or {}).get("include_usage"):
+        if (body.get("stream_options") or {}).get("include_usage"):
             yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n".encode()
         yield b"data: [DONE]\n\n"
 

@@ -17,7 +17,7 @@ class Stage(Generic[T, R]):
 
     Args:
         work: a batch of items to their results, in order. most: the largest batch. alike: items of one batch agree in
-            this.
+            this. weight: of an item; those of a batch weigh no more than `heaviest` together, unless it is one alone.
     """
 
     def __init__(
@@ -27,8 +27,10 @@ class Stage(Generic[T, R]):
         *,
         most: int = 8,
         alike: Callable[[T], Hashable] = lambda item: None,
+        weight: Callable[[T], int] = lambda item: 0,
+        heaviest: int = 0,
     ) -> None:
-        self._work, self._most, self._alike = work, most, alike
+        self._work, self._most, self._alike, self._weight, self._heaviest = work, most, alike, weight, heaviest
         self._queue: queue.SimpleQueue[tuple[T, Future[R]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"vlmprune-{name}", daemon=True)
         self._thread.start()
@@ -62,6 +64,7 @@ class Stage(Generic[T, R]):
                     open_ = False
                 else:
                     waiting.append(entry)
+                del entry  # an idle stage would keep the last one's images
             waiting = [entry for entry in waiting if not entry[1].cancelled()]
             if waiting:
                 waiting = self._batch(waiting)
@@ -71,9 +74,12 @@ class Stage(Generic[T, R]):
         key = self._alike(waiting[0][0])
         batch: list[tuple[T, Future[R]]] = []
         others: list[tuple[T, Future[R]]] = []
+        weight = 0
         for entry in waiting:
-            fits = len(batch) < self._most and self._alike(entry[0]) == key
+            more = weight + self._weight(entry[0])
+            fits = not batch or (len(batch) < self._most and more <= self._heaviest and self._alike(entry[0]) == key)
             (batch if fits else others).append(entry)
+            weight = more if fits else weight
         self._finish([entry for entry in batch if entry[1].set_running_or_notify_cancel()])
         return others
 

@@ -1,6 +1,7 @@
 """How an image's kept tokens travel to an engine, and the checks at both ends.
 
-Bad embeddings can end an engine's process, so nothing leaves or enters without `check_rows`.
+Bad embeddings can end an engine's process, and numbers that nobody bounds fill its memory, so nothing leaves or enters
+without these checks. Each looks at sizes before it touches numbers.
 
 Shapes: K kept tokens of an image, V all of them, R width of a row (`tower`).
 """
@@ -10,7 +11,11 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
+import pickletools
 import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,24 +25,70 @@ from ..errors import VlmpruneError
 
 # The fields of an image's entry. A bare tensor is what stock vLLM takes; the plugin takes these by name.
 ROWS, KEPT, VISUAL, GRID = "image_embeds", "kept", "visual", "image_grid_thw"
+WHOLE = (torch.int32, torch.int64)
+FLOATING = (torch.float32, torch.float16, torch.bfloat16)
+
+# What torch.save writes of one plain tensor. Everything else that its reader knows makes something of a few bytes that
+# is larger than they are (bytearray, sparse and meta tensors), or no plain tensor (nested, quantised, Parameter).
+_GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"} | {
+    f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Int", "Long")
+}
+_OPCODES = {
+    "PROTO", "GLOBAL", "MARK", "REDUCE", "STOP", "BINPERSID", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE",
+    "BINPUT", "BINGET", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWTRUE", "NEWFALSE",
+}  # fmt: skip
+_LONGEST_PICKLE = 10_000  # bytes; that of a plain tensor has about 200
+_SEND = "send base64 of torch.save(tensor)"
 
 
 class BadEmbeddings(VlmpruneError):
     """What stands for an image cannot be handed to an engine."""
 
 
-def check_rows(rows: Any, width: int) -> Tensor:
+@dataclass(frozen=True)
+class Bounds:
+    """How large what stands for an image can be.
+
+    `width`: R. `visual`: V of the family's largest image. `fixed`: every image has just as many. `prompt`: the tokens
+    that a prompt may have before pruning, which its images share. `merge`: patches of the grid that a token has on a
+    side, None for families without grids.
+    """
+
+    width: int
+    visual: int
+    fixed: bool
+    prompt: int
+    merge: int | None = None
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor that is nothing but its numbers."""
+    return (
+        type(value) is Tensor
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized or value.is_nested or value.requires_grad or value.is_neg())
+    )
+
+
+def check_rows(rows: Any, width: int, most: int | None = None) -> Tensor:
     """Embeddings of one image, [K, R].
 
+    Args:
+        most: the largest K.
     Raises:
         BadEmbeddings: no tensor of floating-point numbers, another shape, or a number that is not finite.
     """
-    if not isinstance(rows, Tensor) or not rows.is_floating_point() or rows.layout != torch.strided:
-        raise BadEmbeddings("The image embeddings are no tensor of floating-point numbers; send what Encoder returns.")
+    if not is_plain(rows) or rows.dtype not in FLOATING:
+        raise BadEmbeddings(
+            "The image embeddings are no plain tensor of floating-point numbers (float32, float16 or bfloat16); send "
+            "what Encoder returns."
+        )
     if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
         raise BadEmbeddings(
-            f"The image embeddings have the shape {tuple(rows.shape)}; send one row of {width} numbers for every token."
+            f"The image embeddings have the shape {_shape(rows)}; send one row of {width} numbers for every token."
         )
+    if most is not None and len(rows) > most:
+        raise BadEmbeddings(f"The image has {len(rows)} rows, and this model's largest image has {most} tokens.")
     if not bool(torch.isfinite(rows).all()):
         raise BadEmbeddings(
             "The image embeddings hold NaN or infinity; check the precision of the vision tower (float16 overflows in "
@@ -46,21 +97,85 @@ def check_rows(rows: Any, width: int) -> Tensor:
     return rows
 
 
-def check_kept(kept: Any, rows: int, visual: Any) -> Tensor:
+def check_visual(visual: Any, bounds: Bounds) -> int:
+    """V of an image.
+
+    Raises:
+        BadEmbeddings: no whole number, or not that of an image of this model.
+    """
+    plain = is_plain(visual) and visual.dtype in WHOLE and visual.dim() <= 1 and visual.numel() == 1
+    if not plain:
+        raise BadEmbeddings("The number of visual tokens is no tensor of one whole number; send what Encoder returns.")
+    count = int(visual)
+    if bounds.fixed and count != bounds.visual:
+        raise BadEmbeddings(f"The image has {count} visual tokens, and every image of this model has {bounds.visual}.")
+    if not 1 <= count <= bounds.visual:
+        raise BadEmbeddings(f"The image has {count} visual tokens; images of this model have 1 to {bounds.visual}.")
+    return count
+
+
+def check_kept(kept: Any, rows: int, visual: int) -> Tensor:
     """Which of an image's V tokens its rows are: [K], ascending in 0..V-1.
 
     Raises:
         BadEmbeddings: anything else.
     """
-    whole = isinstance(kept, Tensor) and kept.dtype in (torch.int32, torch.int64) and kept.dim() == 1
-    total = int(visual) if isinstance(visual, int) or (isinstance(visual, Tensor) and visual.numel() == 1) else 0
-    if not whole or len(kept) != rows or total < rows:
+    if not is_plain(kept) or kept.dtype not in WHOLE or kept.dim() != 1 or len(kept) != rows or visual < rows:
         raise BadEmbeddings(
-            f"The kept indices do not fit: {rows} rows of {total} tokens need {rows} whole numbers below {total}."
+            f"The kept indices do not fit: {rows} rows of {visual} tokens need {rows} whole numbers below {visual}."
         )
-    if rows and (int(kept[0]) < 0 or int(kept[-1]) >= total or bool((torch.diff(kept) < 1).any())):
-        raise BadEmbeddings(f"The kept indices are not ascending within 0..{total - 1}; send what Encoder returns.")
+    # The range first: differences of numbers outside of it can overflow and come out positive.
+    inside = not bool(((kept < 0) | (kept >= visual)).any())
+    if not inside or bool((torch.diff(kept) < 1).any()):
+        raise BadEmbeddings(f"The kept indices are not ascending within 0..{visual - 1}; send what Encoder returns.")
     return kept
+
+
+def check_grid(grid: Any, visual: int, merge: int) -> Tensor:
+    """The patches (t, h, w) of an image of V tokens.
+
+    Raises:
+        BadEmbeddings: no three whole numbers, or those of an image with another number of tokens.
+    """
+    if not is_plain(grid) or grid.dtype not in WHOLE or tuple(grid.shape) != (3,):
+        raise BadEmbeddings(f"{GRID} is no tensor of three whole numbers (t, h, w); send what Encoder returns.")
+    t, h, w = (int(one) for one in grid)  # Python's numbers, whose product does not overflow
+    if t != 1 or min(h, w) < merge or h % merge or w % merge or h * w != visual * merge**2:
+        raise BadEmbeddings(f"{GRID}=({t}, {h}, {w}) is not the grid of an image with {visual} visual tokens.")
+    return grid
+
+
+def check_image(fields: Mapping[str, Any], bounds: Bounds) -> int:
+    """One image's fields, each by itself and with the others; returns V.
+
+    Raises:
+        BadEmbeddings: a field is missing or unknown, or does not fit.
+    """
+    needed = {ROWS, KEPT, VISUAL} | ({GRID} if bounds.merge is not None else set())
+    if not all(isinstance(name, str) for name in fields) or fields.keys() != needed:
+        raise BadEmbeddings(
+            f"image_embeds has the fields {sorted(map(str, fields))!s:.80}; it must have {', '.join(sorted(needed))}."
+        )
+    visual = check_visual(fields[VISUAL], bounds)
+    if bounds.merge is not None:
+        check_grid(fields[GRID], visual, bounds.merge)
+    rows = check_rows(fields[ROWS], bounds.width, visual)
+    check_kept(fields[KEPT], len(rows), visual)
+    return visual
+
+
+def check_prompt(visual: Iterable[int], bounds: Bounds) -> None:
+    """All images of a prompt, by their V.
+
+    Raises:
+        BadEmbeddings: together they reach further than the model's positions.
+    """
+    total = sum(visual)
+    if total > bounds.prompt:
+        raise BadEmbeddings(
+            f"The images have {total} visual tokens together, and the model's positions end at {bounds.prompt}; send "
+            "fewer images."
+        )
 
 
 def encoded(tensor: Tensor) -> str:
@@ -71,39 +186,70 @@ def encoded(tensor: Tensor) -> str:
 
 
 def decoded(text: Any) -> Tensor:
-    """The tensor in such a text; nothing in it is executed.
+    """The tensor in such a text; nothing in it is executed, and no more memory is taken than the text has.
 
     Raises:
         BadEmbeddings: there is none.
     """
+    if not isinstance(text, str):
+        raise BadEmbeddings(f"The image embeddings are no text; {_SEND}.")
     try:
         content = base64.b64decode(text, validate=True)
-        # torch.save does not compress; an archive that does, or a tensor larger than it, is meant to fill the memory.
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("compressed")
-        value = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-        if isinstance(value, Tensor) and value.numel() * value.element_size() > len(content):
-            raise ValueError("larger than its file")
-    except (
-        zipfile.BadZipFile,
-        binascii.Error,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        OSError,
-    ):
-        value = None
+    except (binascii.Error, ValueError):
+        raise BadEmbeddings(f"The image embeddings are no base64 text; {_SEND}.") from None
+    try:
+        clean, size = _repacked(content)
+        value = torch.load(clean, weights_only=True, map_location="cpu")
+    except BadEmbeddings:
+        raise
     except Exception as error:  # UnpicklingError and whatever else a forged archive brings about
+        raise BadEmbeddings(f"The image embeddings cannot be read ({type(error).__name__}); {_SEND}.") from None
+    if type(value) is not Tensor:
+        raise BadEmbeddings(f"The image embeddings are no tensor; {_SEND}.")
+    # A stride of 0 shows one number as often as one likes, and torch believes the pickle about the storage's length.
+    if math.prod(value.shape) * value.element_size() > size or value.untyped_storage().nbytes() != size:
         raise BadEmbeddings(
-            f"The image embeddings cannot be read ({type(error).__name__}); send base64 of torch.save(tensor)."
-        ) from None
-    if not isinstance(value, Tensor):
-        raise BadEmbeddings("The image embeddings cannot be read; send base64 of torch.save(tensor).")
+            f"The image embeddings have the shape {_shape(value)}, and their file holds {size:,} bytes; {_SEND}."
+        )
     return value
+
+
+def _repacked(content: bytes) -> tuple[io.BytesIO, int]:
+    """The archive of one plain tensor, written again, and the bytes of its numbers. Written again, because torch reads
+    archives in another way than this check, and what was checked has to be what is read."""
+    clean, size = io.BytesIO(), None
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(clean, "w") as again:
+        entries = archive.infolist()
+        # torch.save does not compress; an archive that does is meant to fill the memory.
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > len(content):
+            raise BadEmbeddings(f"The image embeddings are compressed, or larger than their file; {_SEND}.")
+        for entry in entries:
+            if entry.filename.endswith("/data.pkl"):
+                _check_pickle(archive.read(entry) if entry.file_size <= _LONGEST_PICKLE else b"")
+            elif "/data/" in entry.filename:
+                if size is not None:
+                    raise BadEmbeddings(f"The image embeddings are more than one tensor; {_SEND}.")
+                size = entry.file_size
+            again.writestr(entry.filename, archive.read(entry))
+    if size is None:
+        raise BadEmbeddings(f"The image embeddings hold no numbers; {_SEND}.")
+    clean.seek(0)
+    return clean, size
+
+
+def _check_pickle(pickled: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name not in _OPCODES or (opcode.name == "GLOBAL" and argument not in _GLOBALS):
+            what = str(argument if opcode.name == "GLOBAL" else opcode.name).replace(" ", ".")
+            raise BadEmbeddings(
+                f"The image embeddings hold {what!r:.60}, which is no part of a plain tensor of float32, float16, "
+                f"bfloat16, int32 or int64; {_SEND}."
+            )
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape[:6]))}{', ...' if tensor.dim() > 6 else ''})"
 
 
 def part(fields: dict[str, Tensor] | Tensor) -> dict[str, Any]:
@@ -113,27 +259,37 @@ def part(fields: dict[str, Tensor] | Tensor) -> dict[str, Any]:
     return {"type": "image_embeds", "image_embeds": {name: encoded(value) for name, value in fields.items()}}
 
 
-def check_part(content: dict[str, Any], width: int, positions: str, count: int | None = None) -> None:
-    """A part that a client made itself (`Encoder.chat_part` on its own machine).
+def checked_parts(
+    contents: Iterable[Any], bounds: Bounds, positions: str, count: int | None = None
+) -> list[dict[str, Any]]:
+    """The parts of images that a client encoded itself (`Encoder.chat_part` on its own machine), written again from
+    what was read of them.
 
     Args:
-        count: how many rows it must have, None for any number.
+        contents: what the parts hold, of all images of a prompt. count: how many rows each must have, None for any
+            number.
     Raises:
-        BadEmbeddings: it does not hold what an engine with these positions takes.
+        BadEmbeddings: one does not hold what an engine with these positions takes.
     """
-    value = content.get("image_embeds")
+    parts, visual = [], []
     wanted = "a base64 text" if positions == "compact" else f"an object with {ROWS!r}, {KEPT!r} and {VISUAL!r}"
-    if isinstance(value, dict) != (positions == "original"):
-        raise BadEmbeddings(f"This server keeps {positions} positions, so image_embeds must be {wanted}.")
-    if not isinstance(value, dict):
-        rows = check_rows(decoded(value), width)
+    for content in contents:
+        if isinstance(content, dict) != (positions == "original"):
+            raise BadEmbeddings(f"This server keeps {positions} positions, so image_embeds must be {wanted}.")
+        if isinstance(content, dict):
+            unknown = content.keys() - {ROWS, KEPT, VISUAL, GRID}
+            if unknown:
+                raise BadEmbeddings(f"image_embeds has the field {min(unknown)!r:.40}; it must be {wanted}.")
+            fields = {name: decoded(text) for name, text in content.items()}
+            visual.append(check_image(fields, bounds))
+            parts.append(part(fields))
+            continue
+        rows = check_rows(decoded(content), bounds.width, bounds.visual)
         if count is not None and len(rows) != count:
             raise BadEmbeddings(
                 f"The image has {len(rows)} rows, and this server's engine takes {count} of every image."
             )
-        return
-    if not {ROWS, KEPT, VISUAL} <= value.keys() <= {ROWS, KEPT, VISUAL, GRID}:
-        raise BadEmbeddings(f"image_embeds has the fields {sorted(value)}; it must be {wanted}.")
-    fields = {name: decoded(text) for name, text in value.items()}
-    rows = check_rows(fields[ROWS], width)
-    check_kept(fields[KEPT], len(rows), fields[VISUAL])
+        visual.append(len(rows))
+        parts.append(part(rows))
+    check_prompt(visual, bounds)
+    return parts

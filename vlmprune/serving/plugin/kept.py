@@ -15,7 +15,8 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement
 
-from ..wire import KEPT, ROWS, VISUAL, check_kept, check_rows
+from ..wire import GRID, KEPT, ROWS, VISUAL, BadEmbeddings, Bounds, check_grid, check_image, check_prompt, check_rows
+from .decode import expect
 
 
 def kept_fields(*more: str) -> dict[str, MultiModalFieldConfig]:
@@ -24,40 +25,110 @@ def kept_fields(*more: str) -> dict[str, MultiModalFieldConfig]:
     return {ROWS: MultiModalFieldConfig.batched("image"), **on_cpu}
 
 
-def kept_items(data: Mapping[str, Any], width: int | None, *more: str) -> DictEmbeddingItems:
+def bounds_of(info: Any, width: int | None, merge: int | None = None) -> Bounds | None:
+    """What images of the served model can be like, which the decoder of embeddings is told too; None where the engine
+    takes no embeddings.
+
+    Args:
+        info: vLLM's knowledge of the model. width: R. merge: `Bounds.merge`.
+    """
+    if width is None:
+        return None
+    config = info.ctx.model_config
+    longest = int(getattr(config.hf_text_config, "max_position_embeddings", 0))
+    bounds = Bounds(width, int(info.get_max_image_tokens()), merge is None, max(longest, config.max_model_len), merge)
+    expect(bounds)
+    return bounds
+
+
+def columns_of(data: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """The fields of each image, from one sequence or tensor a field.
+
+    Raises:
+        BadEmbeddings: a field is neither, or they are of different numbers of images.
+    """
+    lengths = set()
+    for name, column in data.items():
+        if not isinstance(column, list | tuple | Tensor) or (isinstance(column, Tensor) and column.dim() == 0):
+            raise BadEmbeddings(f"The field {name!r:.40} of the images is no list of tensors; send one an image.")
+        lengths.add(len(column))
+    if len(lengths) != 1 or not max(lengths):
+        raise BadEmbeddings(f"The fields of the images have {sorted(lengths)} entries; send one for every image.")
+    return [{name: column[number] for name, column in data.items()} for number in range(max(lengths))]
+
+
+def _needed(bounds: Bounds | None) -> Bounds:
+    if bounds is None:
+        raise BadEmbeddings("This engine takes no image embeddings; start it with --enable-mm-embeds.")
+    return bounds
+
+
+def kept_items(data: Mapping[str, Any], bounds: Bounds | None) -> DictEmbeddingItems:
     """The images of one prompt, checked: what is wrong with them must not reach the engine.
 
     Args:
-        data: `image_embeds`, `kept`, `visual` and `more`, one entry an image. width: D of the language model.
+        data: `image_embeds`, `kept`, `visual`, and `image_grid_thw` of families with grids, one entry an image.
     Raises:
-        VlmpruneError: a field is missing, or does not fit.
+        BadEmbeddings: a field is missing, or does not fit.
     """
-    names = {ROWS, KEPT, VISUAL, *more}
-    items = DictEmbeddingItems(
-        data, modality="image", required_fields=names, fields_factory=lambda _: kept_fields(*more)
+    bounds = _needed(bounds)
+    check_prompt([check_image(fields, bounds) for fields in columns_of(data)], bounds)
+    more = () if bounds.merge is None else (GRID,)
+    return DictEmbeddingItems(
+        data, modality="image", required_fields=set(data), fields_factory=lambda _: kept_fields(*more)
     )
-    for image in items.get_all():
-        rows = check_rows(image[ROWS], width if width is not None else image[ROWS].shape[-1])
-        check_kept(image[KEPT], len(rows), image[VISUAL])
-    return items
+
+
+def check_bare(data: Any, bounds: Bounds | None) -> None:
+    """Embeddings of whole images, as stock vLLM takes them: rows alone, or rows and grid.
+
+    Raises:
+        BadEmbeddings: they do not fit.
+    """
+    bounds = _needed(bounds)
+    if isinstance(data, Mapping) and (bounds.merge is None or data.keys() != {ROWS, GRID}):
+        raise BadEmbeddings(f"The images have the fields {sorted(map(str, data))!s:.80}; send what Encoder returns.")
+    if not isinstance(data, Mapping):
+        data = {ROWS: data}
+    visual = []
+    for fields in columns_of(data):
+        rows = check_rows(fields[ROWS], bounds.width, bounds.visual)
+        if bounds.merge is not None:
+            check_grid(fields.get(GRID), len(rows), bounds.merge)
+        visual.append(len(rows))
+    check_prompt(visual, bounds)
+
+
+def is_tensors(data: Any) -> bool:
+    """Whether images or videos come as tensors, which is how embeddings come out of a chat request."""
+    listed = isinstance(data, list | tuple) and any(isinstance(one, Tensor) for one in data)
+    return listed or isinstance(data, Tensor | Mapping)
+
+
+def refuse_videos(data: Any) -> None:
+    """Videos come as frames: the checks of embeddings know images.
+
+    Raises:
+        BadEmbeddings: they come as embeddings.
+    """
+    if is_tensors(data):
+        raise BadEmbeddings("This engine takes no embeddings of videos; send the frames.")
 
 
 class KeptParser(MultiModalDataParser):
-    """Reads images as pixels, as bare embeddings, or as kept rows.
-
-    Args:
-        more: fields beside those that every family has.
-    """
+    """Reads images as pixels, as bare embeddings, or as kept rows."""
 
     embedding_fields: ClassVar = {"image": {ROWS: "values", KEPT: "metadata", VISUAL: "metadata"}}
 
-    def __init__(self, *more: str, **options: Any) -> None:
+    def __init__(self, bounds: Bounds | None, **options: Any) -> None:
         super().__init__(**options)
-        self._more = more
+        self._bounds = bounds
 
     def _parse_image_data(self, data: Any) -> Any:
-        if isinstance(data, dict):
-            return kept_items(data, self.expected_hidden_size, *self._more)
+        if isinstance(data, Mapping):
+            return kept_items(data, self._bounds)
+        if is_tensors(data):
+            check_bare(data, self._bounds)
         return super()._parse_image_data(data)
 
 

@@ -17,13 +17,15 @@ from vllm.model_executor.models.llava import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import DictEmbeddingItems
 
-from .kept import KeptParser, kept_fields, positions_of_kept, rows_given, rows_in_place
+from .kept import KeptParser, bounds_of, kept_fields, positions_of_kept, rows_given, rows_in_place
 
 
 class _Info(LlavaProcessingInfo):
     def get_data_parser(self) -> KeptParser:
+        width = self._get_expected_hidden_size()
         return KeptParser(
-            expected_hidden_size=self._get_expected_hidden_size(),
+            bounds_of(self, width),
+            expected_hidden_size=width,
             allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
         )
 

@@ -12,8 +12,18 @@ from torch import Tensor
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import DictEmbeddingItems
 
-from ..wire import GRID, KEPT
-from .kept import kept_fields, kept_items, positions_of_kept, rows_given, rows_in_place
+from ..wire import GRID, KEPT, Bounds
+from .kept import (
+    bounds_of,
+    check_bare,
+    is_tensors,
+    kept_fields,
+    kept_items,
+    positions_of_kept,
+    refuse_videos,
+    rows_given,
+    rows_in_place,
+)
 
 
 def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inputs: Any, levels: bool = False) -> Any:
@@ -27,10 +37,18 @@ def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inpu
     class Parser(parser):
         """Images as kept rows; everything else as the model's own parser reads it."""
 
+        bounds: Bounds | None = None
+
         def _parse_image_data(self, data: Any) -> Any:
-            if isinstance(data, dict) and KEPT in data:
-                return kept_items(data, self.expected_hidden_size, GRID)
+            if isinstance(data, Mapping) and KEPT in data:
+                return kept_items(data, self.bounds)
+            if is_tensors(data):
+                check_bare(data, self.bounds)
             return super()._parse_image_data(data)
+
+        def _parse_video_data(self, data: Any) -> Any:
+            refuse_videos(data)
+            return super()._parse_video_data(data)
 
     class Info(info):
         def get_data_parser(self) -> Any:
@@ -38,12 +56,14 @@ def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inpu
             width = self._get_expected_hidden_size()
             if levels and width is not None:
                 width *= 1 + len(vision.deepstack_visual_indexes)
-            return Parser(
+            parser = Parser(
                 vision.spatial_merge_size,
                 video_needs_metadata=True,
                 expected_hidden_size=width,
                 allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
             )
+            parser.bounds = bounds_of(self, width, vision.spatial_merge_size)
+            return parser
 
     class Processor(processor):
         def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:

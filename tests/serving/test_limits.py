@@ -1,0 +1,227 @@
+"""What the requests of all clients together may take: pixels, bytes and memory, of the real proxy process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.serving.support import (
+    QUESTIONS,
+    ROOT,
+    chat,
+    data_url,
+    free_port,
+    image_part,
+    message_of,
+    text_of,
+    tiny_engine,
+    wait_for,
+)
+from tests.support.engines import picture
+from vlmprune import VlmpruneError
+from vlmprune.serving.chat import Limits, Shared, read_chat
+from vlmprune.serving.fields import Refused
+from vlmprune.serving.stages import Stage
+
+MB = 2**20
+
+
+def solid(width: int, height: int) -> dict[str, Any]:
+    """A part whose picture is large and whose file is small."""
+    return image_part(data_url(Image.new("RGB", (width, height), "red")))
+
+
+def read(body: dict[str, Any], **limits: int) -> Any:
+    return read_chat(bytearray(json.dumps(body).encode()), Limits(**limits))
+
+
+# --- of a request --------------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_read_from_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = chat("x", solid(300, 200), solid(10, 20))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
+    found = read(body)
+    assert [picture.pixels for picture in found.pictures] == [60_000, 200]
+    assert found.pixels == 60_200
+
+
+def test_a_request_and_its_images_have_limits_of_their_own() -> None:
+    limits = {"pixels": 1000, "request_pixels": 2500, "open_pixels": 10_000}
+    part = solid(25, 40)
+    assert read(chat("x", part, part), **limits).pixels == 2000
+    with pytest.raises(Refused, match="3,000 pixels together; send at most 2,500") as caught:
+        read(chat("x", part, part, part), **limits)
+    assert caught.value.status == 413
+    with pytest.raises(Refused, match="1,040 pixels; send at most 1,000"):
+        read(chat("x", solid(26, 40)), **limits)
+
+
+def test_one_header_that_lies_about_its_size_unpacks_nothing() -> None:
+    content = bytearray(base64.b64decode(data_url(Image.new("1", (8, 8))).partition(",")[2]))
+    content[16:24] = struct.pack(">II", 60_000, 60_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    with pytest.raises(Refused, match="pixels") as caught:
+        read(chat("x", image_part("data:image/png;base64," + base64.b64encode(content).decode())))
+    assert "\n" not in str(caught.value)
+
+
+def test_texts_and_values_are_counted() -> None:
+    with pytest.raises(Refused, match="characters of text") as caught:
+        read(chat("x" * 11), text=10)
+    assert caught.value.status == 413
+    for many in (b"[" + b"[]," * 600_000 + b"1]", b'{"a":' * 600_000, b"[" + b"1," * 600_000 + b"1]"):
+        with pytest.raises(Refused, match="more than 500,000 values"):
+            read_chat(many, Limits())
+
+
+def test_a_file_is_held_once() -> None:
+    """The body is emptied, and of the base64 text nothing is left in what was read."""
+    raw = bytearray(json.dumps(chat("x", picture(0))).encode())
+    found = read_chat(raw, Limits())
+    assert not raw
+    assert found.pictures[0].content.startswith(b"\x89PNG")
+    assert "base64" not in repr(found.body)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"pixels": 0}, "pixels=0"),
+        ({"text": float("nan")}, "text=nan"),
+        ({"request_pixels": 10}, "request_pixels=10 is below pixels"),
+        ({"open_pixels": 10}, "open_pixels=10 is below request_pixels"),
+        ({"open_bodies": 10}, "open_bodies=10 is below body"),
+    ],
+)
+def test_limits_that_contradict_each_other(limits: dict[str, Any], said: str) -> None:
+    with pytest.raises(VlmpruneError, match=said):
+        Limits(**limits)
+
+
+# --- of all open requests ------------------------------------------------------------------------------------------
+
+
+def test_what_is_shared_is_given_back() -> None:
+    shared = Shared(10, "The house is full")
+    with shared.claim() as first, shared.claim() as second:
+        first.add(6)
+        with pytest.raises(Refused, match="The house is full; come back in a second") as caught:
+            second.add(5)
+        second.add(4)
+        assert (caught.value.status, shared.used) == (503, 10)
+    assert shared.used == 0
+
+
+def test_a_batch_weighs_no_more_than_it_may() -> None:
+    batches: list[list[int]] = []
+
+    def work(items: list[int]) -> list[int]:
+        batches.append(items)
+        return items
+
+    stage: Stage[int, int] = Stage("test", work, most=8, weight=lambda item: item, heaviest=10)
+    stage._batch([(item, stage_future()) for item in (6, 5, 4, 20)])
+    assert batches == [[6, 4]]
+    stage._batch([(20, stage_future()), (1, stage_future())])
+    assert batches[1:] == [[20]]
+    stage.close()
+
+
+def stage_future() -> Any:
+    from concurrent.futures import Future
+
+    return Future()
+
+
+class Process:
+    """The command `vlmprune serve-proxy` in a process of its own, with its limits as they come."""
+
+    def __init__(self, engine: str, *arguments: str) -> None:
+        self.address = f"http://127.0.0.1:{(port := free_port())}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", engine, "--port", str(port), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        wait_for(f"{self.address}/health", self.process)
+
+    def memory(self, name: str) -> float:
+        """In MB: "VmRSS" now, "VmHWM" the most since `forget`."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith(f"{name}:")]
+        return int(line.split()[1]) * 1024 / MB
+
+    def forget(self) -> None:
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def post(self, body: Any) -> httpx.Response:
+        return httpx.post(f"{self.address}/v1/chat/completions", json=body, timeout=120, trust_env=False)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the memory of a process is read from Linux' /proc")
+    with tiny_engine() as (engine, _):
+        server = Process(engine)
+        try:
+            text_of(server.post(chat(QUESTIONS[0], picture(0))))
+            yield server
+        finally:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.mark.parametrize(("count", "images"), [(8, 8), (3, 2)])
+def test_large_solid_pictures(server: Process, count: int, images: int) -> None:
+    """Eight requests of 8 times 24 megapixels, which is more than one may have, and three of 2 times, which is as many
+    as it may: all at once, and ordinary ones beside them."""
+    heavy, light = chat(QUESTIONS[0], *[solid(6000, 4000)] * images), chat(QUESTIONS[0], picture(0))
+    server.forget()
+    idle = server.memory("VmRSS")
+    with ThreadPoolExecutor(16) as pool:
+        large = [pool.submit(server.post, heavy) for _ in range(count)]
+        small = [pool.submit(server.post, light) for _ in range(8)]
+        states = [one.result() for one in large]
+        assert {text_of(one.result()) for one in small} == {text_of(server.post(light))}
+    print(f"\n{images} images: {server.memory('VmHWM') - idle:.0f} MB over {idle:.0f} MB")
+    assert server.memory("VmHWM") - idle < 1000
+    if images == 8:
+        assert {one.status_code for one in states} == {413}
+        assert "192,000,000 pixels" not in message_of(states[0])  # it ends at the first image that is too many
+    else:
+        assert {one.status_code for one in states} <= {200, 503}
+        assert 200 in {one.status_code for one in states}
+        assert {one.headers["retry-after"] for one in states if one.status_code == 503} <= {"1"}
+
+
+def test_bodies_of_all_requests_together(server: Process) -> None:
+    body = b'{"messages": [{"role": "user", "content": "' + b"a" * (30 * MB) + b'"}]}'
+    server.forget()
+    idle = server.memory("VmRSS")
+
+    def post(number: int) -> int:
+        return httpx.post(
+            f"{server.address}/v1/chat/completions", content=body, timeout=120, trust_env=False
+        ).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        states = list(pool.map(post, range(12)))
+    print(f"\n{server.memory('VmHWM') - idle:.0f} MB over {idle:.0f} MB")
+    assert set(states) <= {413, 503}
+    assert server.memory("VmHWM") - idle < 1000
+    text_of(server.post(chat(QUESTIONS[0], picture(0))))

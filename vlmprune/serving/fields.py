@@ -1,0 +1,240 @@
+"""Which fields of a chat request go on to an engine: everything is rebuilt from the keys that its kind may have.
+
+An engine reads more than OpenAI's API has, and some of it fetches addresses, loads files or runs templates: vLLM takes
+a part for an image, whatever its `type`, where it has a `uuid`. So an unknown key is refused, unless it is empty (null,
+[] or {}), as clients send what an answer brought them; then it is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import VlmpruneError
+
+
+class Refused(VlmpruneError):
+    """A request that is answered with an error: `status` is HTTP's."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+MOST_VALUES = 500_000  # in a request's JSON: each takes some hundred bytes of memory, and two in the request
+DEEPEST = 64
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def read_json(raw: bytes | bytearray) -> Any:
+    """A request's body.
+
+    Raises:
+        Refused: no JSON, the same key twice in an object, or more values than a request needs.
+    """
+    if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise Refused(f"The request's JSON has more than {MOST_VALUES:,} values; send a smaller one.", 413)
+    try:
+        body = json.loads(raw, object_pairs_hook=_object, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused("The request's body is no JSON; send a chat completion request.") from None
+    _check_depth(body, DEEPEST)
+    return body
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise Refused("An object in the request has the same key twice; send each once.")
+    return made
+
+
+def _constant(name: str) -> Any:
+    raise Refused(f"The request holds {name}, which is no number in JSON; leave it out.")
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not isinstance(value, dict | list):
+        return
+    if left == 0:
+        raise Refused(f"The request's JSON is nested deeper than {DEEPEST} levels; send a flatter one.")
+    for one in value.values() if isinstance(value, dict) else value:
+        _check_depth(one, left - 1)
+
+
+# -- kinds of values ---------------------------------------------------------------------------------------------------
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _number(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _map_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
+
+
+def _having(**kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Objects of these keys and no others."""
+    return lambda value: (
+        isinstance(value, dict)
+        and value.keys() <= kinds.keys()
+        and all(one is None or kinds[name](one) for name, one in value.items())
+    )
+
+
+def _any_of(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: any(kind(value) for kind in kinds)
+
+
+def _schema(value: Any) -> bool:
+    """A JSON schema that refers to nothing outside of itself."""
+    if isinstance(value, list):
+        return all(map(_schema, value))
+    if not isinstance(value, dict):
+        return True
+    outside = [value[name] for name in ("$ref", "$dynamicRef", "$recursiveRef") if name in value]
+    return all(isinstance(one, dict | list) or str(one).startswith("#") for one in outside) and all(
+        map(_schema, value.values())
+    )
+
+
+_FUNCTION = _having(name=_text, description=_text, parameters=_schema, strict=_flag)
+_FORMAT = _having(name=_text, description=_text, schema=_schema, strict=_flag)
+
+# OpenAI's fields, and vLLM's for sampling. Not among them: chat_template, chat_template_kwargs, documents,
+# mm_processor_kwargs, media_io_kwargs, kv_transfer_params, ec_transfer_params, vllm_xargs, logits_processors, priority,
+# request_id, functions, audio, prediction, web_search_options.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(
+        ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+         "length_penalty"),
+        _number,
+    ),
+    **dict.fromkeys(
+        ("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs", "top_k", "min_tokens", "prompt_logprobs"),
+        _whole,
+    ),
+    **dict.fromkeys(
+        ("stream", "logprobs", "parallel_tool_calls", "store", "ignore_eos", "include_stop_str_in_output",
+         "skip_special_tokens", "spaces_between_special_tokens", "use_beam_search", "echo", "add_generation_prompt",
+         "continue_final_message", "add_special_tokens", "include_reasoning", "return_tokens_as_token_ids",
+         "return_token_ids"),
+        _flag,
+    ),
+    **dict.fromkeys(
+        ("model", "user", "reasoning_effort", "service_tier", "cache_salt", "safety_identifier", "prompt_cache_key",
+         "verbosity"),
+        _text,
+    ),
+    "stop": _any_of(_text, _list_of(_text)),
+    "bad_words": _list_of(_text),
+    "modalities": lambda value: value == ["text"],
+    "stop_token_ids": _list_of(_whole),
+    "allowed_token_ids": _list_of(_whole),
+    "logit_bias": _map_of(_number),
+    "metadata": _map_of(_text),
+    "stream_options": _having(include_usage=_flag, continuous_usage_stats=_flag, include_obfuscation=_flag),
+    "response_format": _having(type=_text, json_schema=_FORMAT),
+    "structured_outputs": _having(
+        json=_schema, regex=_text, choice=_list_of(_text), grammar=_text, json_object=_flag
+    ),
+    "tools": _list_of(_having(type=_text, function=_FUNCTION)),
+    "tool_choice": _any_of(_text, _having(type=_text, function=_having(name=_text))),
+}  # fmt: skip
+
+_CALL = _having(id=_text, type=_text, function=_having(name=_text, arguments=_text), index=_whole)
+_MESSAGE: dict[str, Callable[[Any], bool]] = {"role": lambda value: value in ROLES, "name": _text}
+_OF_ROLE: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "assistant": {"tool_calls": _list_of(_CALL), "reasoning": _text, "reasoning_content": _text},
+    "tool": {"tool_call_id": _text},
+}
+
+
+def _rebuilt(given: dict[str, Any], kinds: dict[str, Callable[[Any], bool]], what: str) -> dict[str, Any]:
+    made = {}
+    for name, value in given.items():
+        if value is None or value == [] or value == {}:
+            continue
+        if name not in kinds:
+            raise Refused(f"{what} has the field {name!r:.60}, which this server does not pass on; leave it out.")
+        if not kinds[name](value):
+            raise Refused(f"{what} has {name}={value!r:.60}, which this field does not take; correct or leave it out.")
+        made[name] = value
+    return made
+
+
+def request_fields(body: dict[str, Any]) -> dict[str, Any]:
+    """A request's fields beside its messages.
+
+    Raises:
+        Refused: an unknown one, or a value of another kind than it has.
+    """
+    return _rebuilt(body, FIELDS, "The request")
+
+
+def message(given: Any) -> dict[str, Any]:
+    """A message whose content is a text, a list of parts (`part`) or absent.
+
+    Raises:
+        Refused: as `request_fields`.
+    """
+    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
+        raise Refused("A message has no role; send objects with 'role' and 'content'.")
+    role, content = given["role"], given.get("content")
+    if role not in ROLES:
+        raise Refused(f"A message has the role {role!r:.40}; use {', '.join(ROLES)}.")
+    if content is not None and not isinstance(content, str | list):
+        raise Refused("A message's content is neither a text nor a list of parts; send one of these.")
+    others = {name: value for name, value in given.items() if name != "content"}
+    made = _rebuilt(others, {**_MESSAGE, **_OF_ROLE.get(role, {})}, "A message")
+    if content is None:
+        # Left out where it may be: templates of Hugging Face differ in what they make of null.
+        return made if made.get("tool_calls") else {**made, "content": ""}
+    return {**made, "content": [part(one) for one in content] if isinstance(content, list) else content}
+
+
+def part(given: Any) -> dict[str, Any]:
+    """A content part of a kind that cannot make an engine fetch anything.
+
+    Raises:
+        Refused: another kind, an unknown key, or a value of another kind than it has.
+    """
+    kind = given.get("type") if isinstance(given, dict) else None
+    kinds: dict[str, Callable[[Any], bool]] = {"type": _text}
+    if kind == "text" and isinstance(given.get("text"), str):
+        made = _rebuilt(given, {**kinds, "text": _text}, "A text part")
+    elif kind == "image_url" and isinstance(given.get("image_url"), dict):
+        address = _rebuilt(given["image_url"], {"url": _text, "detail": _text}, "An image's address")
+        if "url" not in address:
+            raise Refused("An image part has no url; send {'type': 'image_url', 'image_url': {'url': ...}}.")
+        _rebuilt(given, {**kinds, "image_url": lambda value: True}, "An image part")
+        made = {"type": kind, "image_url": {"url": address["url"]}}
+    elif kind == "image_embeds" and given.get("image_embeds") is not None:
+        made = _rebuilt(given, {**kinds, "image_embeds": lambda value: True}, "An image part")
+        if "image_embeds" not in made:
+            raise Refused("An image part holds no embeddings; send what Encoder.chat_part returns.")
+    else:
+        raise Refused(
+            f"A content part of type {kind!r:.40} is not understood; send 'text', 'image_url' or 'image_embeds'."
+        )
+    return made
