@@ -123,6 +123,9 @@ def test_what_is_shared_is_given_back() -> None:
             second.add(5)
         second.add(4)
         assert (caught.value.status, shared.used) == (503, 10)
+        second.keep(1)
+        second.keep(7)
+        assert shared.used == 7
     assert shared.used == 0
 
 

@@ -94,6 +94,12 @@ class Claim:
         self._shared.used += amount
         self._own += amount
 
+    def keep(self, amount: int) -> None:
+        """Give back what is more than this."""
+        spare = max(0, self._own - amount)
+        self._shared.used -= spare
+        self._own -= spare
+
     def __enter__(self) -> Claim:
         return self
 
@@ -130,6 +136,10 @@ class Chat:
     exit_at: float | None = None
     max_tokens: int | None = None
     plain: bool = True
+
+    @property
+    def stream(self) -> bool:
+        return self.body.get("stream") is True
 
     @property
     def pixels(self) -> int:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
-import uuid
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from .answers import SSE, engine_failure, error_body, exit_response
 from .chat import Chat, Claim, Limits, Shared, read_chat
 from .encoder import MAX_NEW_TOKENS, Encoded, Encoder
 from .fields import Refused
@@ -28,7 +27,6 @@ from .pipeline import Exit, Pipeline
 from .wire import BadEmbeddings, checked_parts
 
 _log = logging.getLogger(__name__)
-_SSE = "text/event-stream"
 _RETRY = {"Retry-After": "1"}
 R = TypeVar("R")
 
@@ -105,34 +103,38 @@ class Proxy:
                 raise Refused(
                     "vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image."
                 )
+            told: dict[str, str] = {}
             if chat.embedded:
-                parts = await asyncio.to_thread(self._checked, chat)
-                return await self._forward(request, chat.with_parts(parts), {})
-            if not chat.pictures:
-                return await self._forward(request, chat.body, {})
-            with self.pixels.claim() as pixels:
-                ready = await while_there(request, self.pipeline.prepare(chat, held, pixels))
-            if isinstance(ready, Exit):
-                self.metrics.exits.inc()
-                return exit_response(chat.body, ready)
-            body = await asyncio.to_thread(_with_images, chat, ready)
-            del chat  # its pictures, while the engine answers
-        self.metrics.tokens_in.inc(ready.visual_tokens)
-        self.metrics.tokens_kept.inc(ready.kept_tokens)
-        told = {
-            "x-vlmprune-visual-tokens": str(ready.visual_tokens), "x-vlmprune-kept-tokens": str(ready.kept_tokens)
-        }  # fmt: skip
-        return await self._forward(request, body, told)
+                content = await asyncio.to_thread(self._with_embedded, chat)
+            elif not chat.pictures:
+                content = await asyncio.to_thread(_written, chat.body)
+            else:
+                with self.pixels.claim() as pixels:
+                    ready = await while_there(request, self.pipeline.prepare(chat, held, pixels))
+                if isinstance(ready, Exit):
+                    self.metrics.exits.inc()
+                    return exit_response(chat.body, ready)
+                self.metrics.tokens_in.inc(ready.visual_tokens)
+                self.metrics.tokens_kept.inc(ready.kept_tokens)
+                told["x-vlmprune-visual-tokens"] = str(ready.visual_tokens)
+                told["x-vlmprune-kept-tokens"] = str(ready.kept_tokens)
+                content = await asyncio.to_thread(_with_images, chat, ready)
+                del ready
+            stream = chat.stream
+            del chat  # while the engine answers, only what it was sent is kept
+            held.keep(len(content))
+            return await self._forward(request, content, stream, told)
 
-    def _checked(self, chat: Chat) -> list[dict[str, Any]]:
-        """The parts of images that a client encoded."""
+    def _with_embedded(self, chat: Chat) -> bytes:
+        """The request with images that a client encoded, checked and written again."""
         encoder = self.encoder
         try:
-            return checked_parts(
+            parts = checked_parts(
                 [content for _, content in chat.embedded], encoder.bounds, encoder.positions, encoder.rows_of_an_image
             )
         except BadEmbeddings as error:
             raise Refused(str(error)) from None
+        return _written(chat.with_parts(parts))
 
     async def _chat(self, request: Request, held: Claim) -> Chat:
         """The request, read."""
@@ -164,17 +166,13 @@ class Proxy:
         key = f"Bearer {self.settings.key}" if self.settings.key else request.headers.get("authorization")
         return {"Content-Type": "application/json"} | ({"Authorization": key} if key else {})
 
-    async def _forward(self, request: Request, body: dict[str, Any], told: dict[str, str]) -> Response:
-        try:
-            content = json.dumps(body, allow_nan=False).encode()
-        except ValueError:  # a number such as 1e999 in a schema
-            raise Refused("The request holds a number that is not finite; leave it out.") from None
+    async def _forward(self, request: Request, content: bytes, stream: bool, told: dict[str, str]) -> Response:
         outgoing = self.engine.build_request(
             "POST", "/v1/chat/completions", content=content, headers=self._headers(request)
         )
         answer = await while_there(request, self._sent(outgoing))
-        if body.get("stream") is True and answer.status_code == 200:
-            return StreamingResponse(self._relayed(answer), 200, told, _SSE)
+        if stream and answer.status_code == 200:
+            return StreamingResponse(self._relayed(answer), 200, told, SSE)
         try:
             said = await while_there(request, _read(answer))
         finally:
@@ -259,8 +257,15 @@ class Door:
             proxy.metrics.in_flight.dec()
 
 
-def _with_images(chat: Chat, ready: Encoded) -> dict[str, Any]:
-    return chat.with_parts(ready.parts())
+def _written(body: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, allow_nan=False).encode()
+    except ValueError:  # a number such as 1e999 in a schema
+        raise Refused("The request holds a number that is not finite; leave it out.") from None
+
+
+def _with_images(chat: Chat, ready: Encoded) -> bytes:
+    return _written(chat.with_parts(ready.parts()))
 
 
 def _length(request: Request) -> int:
@@ -297,49 +302,6 @@ async def while_there(request: Request, work: Coroutine[Any, Any, R]) -> R:
         task.cancel()
         watch.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
-
-
-def engine_failure(error: httpx.HTTPError, seconds: float) -> Refused:
-    """What a client is told when the engine does not answer."""
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return Refused("The engine cannot be reached; try again later.", 503)
-    if isinstance(error, httpx.TimeoutException):
-        return Refused(f"The engine was silent for {seconds:g} seconds; try again later.", 504)
-    return Refused(f"The engine broke off its answer ({type(error).__name__}); try again.", 502)
-
-
-def error_body(refused: Refused) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if refused.status < 500 else "server_error"
-    return {"error": {"message": str(refused), "type": kind, "code": refused.status}}
-
-
-def exit_response(body: dict[str, Any], ready: Exit) -> Response:
-    """The guide's answer in the form of the engine's."""
-    ranking, reason = ready.ranking, "length" if ready.length else "stop"
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.get("model")}
-    usage = {
-        "prompt_tokens": ranking.prompt_tokens,
-        "completion_tokens": ranking.tokens,
-        "total_tokens": ranking.prompt_tokens + ranking.tokens,
-    }
-    told = {"x-vlmprune-exited": "1", "x-vlmprune-sure": f"{ranking.sure:.4f}"}
-    if body.get("stream") is not True:
-        message = {"role": "assistant", "content": ranking.text}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage}, 200, told)
-    chunk = {**head, "object": "chat.completion.chunk"}
-
-    async def pieces() -> AsyncIterator[bytes]:
-        deltas = [({"role": "assistant", "content": ""}, None), ({"content": ranking.text}, None), ({}, reason)]
-        for delta, ending in deltas:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}
-            yield f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
-        if (body.get("stream_options") or {}).get("include_usage"):
-            yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n".encode()
-        yield b"data: [DONE]\n\n"
-
-    return StreamingResponse(pieces(), 200, told, _SSE)
 
 
 def create_app(encoder: Encoder, settings: Settings) -> FastAPI:

@@ -1,0 +1,60 @@
+"""What the proxy itself answers, in the form of the engine's: errors, and what the guide is sure of."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from .fields import Refused
+from .pipeline import Exit
+
+SSE = "text/event-stream"
+
+
+def engine_failure(error: httpx.HTTPError, seconds: float) -> Refused:
+    """What a client is told when the engine does not answer."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return Refused("The engine cannot be reached; try again later.", 503)
+    if isinstance(error, httpx.TimeoutException):
+        return Refused(f"The engine was silent for {seconds:g} seconds; try again later.", 504)
+    return Refused(f"The engine broke off its answer ({type(error).__name__}); try again.", 502)
+
+
+def error_body(refused: Refused) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if refused.status < 500 else "server_error"
+    return {"error": {"message": str(refused), "type": kind, "code": refused.status}}
+
+
+def exit_response(body: dict[str, Any], ready: Exit) -> Response:
+    """The guide's answer in the form of the engine's."""
+    ranking, reason = ready.ranking, "length" if ready.length else "stop"
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.get("model")}
+    usage = {
+        "prompt_tokens": ranking.prompt_tokens,
+        "completion_tokens": ranking.tokens,
+        "total_tokens": ranking.prompt_tokens + ranking.tokens,
+    }
+    told = {"x-vlmprune-exited": "1", "x-vlmprune-sure": f"{ranking.sure:.4f}"}
+    if body.get("stream") is not True:
+        message = {"role": "assistant", "content": ranking.text}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage}, 200, told)
+    chunk = {**head, "object": "chat.completion.chunk"}
+
+    async def pieces() -> AsyncIterator[bytes]:
+        deltas = [({"role": "assistant", "content": ""}, None), ({"content": ranking.text}, None), ({}, reason)]
+        for delta, ending in deltas:
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}
+            yield f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n".encode()
+        yield b"data: [DONE]\n\n"
+
+    return StreamingResponse(pieces(), 200, told, SSE)
