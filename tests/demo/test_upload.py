@@ -61,6 +61,7 @@ def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
         (b"hello", "is not an image"),
         (b"", "is not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "is not an image"),
         (good.getvalue()[:60], "cannot be read|is not an image"),
         (b"\x89PNG\r\n\x1a\n" + b"0" * LARGEST_FILE, "larger than 20 MB"),
     ):

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from PIL import Image
 
+import vlmprune
 from tests.serving.support import (
     QUESTIONS,
     ROOT,
@@ -26,6 +27,7 @@ from tests.serving.support import (
     free_port,
     image_part,
     message_of,
+    proxy,
     text_of,
     tiny_engine,
     wait_for,
@@ -33,6 +35,7 @@ from tests.serving.support import (
 from tests.support.engines import picture
 from vlmprune import VlmpruneError
 from vlmprune.serving.chat import Limits, Shared, read_chat
+from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.fields import Refused
 from vlmprune.serving.stages import Stage
 
@@ -127,6 +130,25 @@ def test_what_is_shared_is_given_back() -> None:
         second.keep(7)
         assert shared.used == 7
     assert shared.used == 0
+
+
+def test_who_finds_nothing_left_is_told_to_come_back() -> None:
+    """No engine is there: what is let in gets as far as that."""
+    large, _, processor = vlmprune.load_tiny()
+    encoder = Encoder(large, "uniform", keep=0.2, processor=processor)
+    with proxy(encoder, "http://127.0.0.1:9") as (client, state):
+
+        def post() -> tuple[int, str, str | None]:
+            got = client.post("/v1/chat/completions", json=chat("x", picture(0)))
+            return got.status_code, message_of(got), got.headers.get("retry-after")
+
+        for shared, said in ((state.pixels, "many pixels waiting"), (state.bodies, "many bytes of requests")):
+            with shared.claim() as others:
+                others.add(shared.most - 1000)
+                status, message, retry = post()
+                assert (status, said in message, retry) == (503, True, "1")
+            assert "engine cannot be reached" in post()[1]
+            assert shared.used == 0
 
 
 def test_a_batch_weighs_no_more_than_it_may() -> None:

@@ -451,6 +451,9 @@ def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
         (["--engine", "http://127.0.0.1:1", "--method", "fastv"], "inside the language model"),
         (["--engine", "http://127.0.0.1:1", "--method", "uniform", "--exit-at", "0.5"], "takes no --exit-at"),
         (["--engine", "http://127.0.0.1:1", "--positions", "none"], "unknown"),
+        (["--engine", "http://127.0.0.1:1", "--max-megapixels", "0"], "--max-megapixels 0 is out of range"),
+        (["--engine", "http://127.0.0.1:1", "--max-open-megabytes", "nan"], "--max-open-megabytes nan is out of range"),
+        (["--engine", "http://127.0.0.1:1", "--max-request-megapixels", "10"], "request_pixels=10,000,000 is below"),
     ],
 )
 def test_bad_options_are_one_line(arguments: list[str], said: str) -> None:

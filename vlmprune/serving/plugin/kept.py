@@ -99,10 +99,14 @@ def check_bare(data: Any, bounds: Bounds | None) -> None:
     check_prompt(visual, bounds)
 
 
-def is_tensors(data: Any) -> bool:
-    """Whether images or videos come as tensors, which is how embeddings come out of a chat request."""
-    listed = isinstance(data, list | tuple) and any(isinstance(one, Tensor) for one in data)
-    return listed or isinstance(data, Tensor | Mapping)
+def is_embedded(data: Any) -> bool:
+    """Whether images come as embeddings: whatever vLLM takes for these, and every tensor but a batch of pixels."""
+    pixels = isinstance(data, Tensor) and data.dim() == 4
+    return (
+        isinstance(data, Mapping)
+        or MultiModalDataParser.is_embeddings(data)
+        or (isinstance(data, Tensor) and not pixels)
+    )
 
 
 def refuse_videos(data: Any) -> None:
@@ -111,7 +115,7 @@ def refuse_videos(data: Any) -> None:
     Raises:
         BadEmbeddings: they come as embeddings.
     """
-    if is_tensors(data):
+    if isinstance(data, Mapping) or MultiModalDataParser.is_embeddings(data):
         raise BadEmbeddings("This engine takes no embeddings of videos; send the frames.")
 
 
@@ -127,7 +131,7 @@ class KeptParser(MultiModalDataParser):
     def _parse_image_data(self, data: Any) -> Any:
         if isinstance(data, Mapping):
             return kept_items(data, self._bounds)
-        if is_tensors(data):
+        if is_embedded(data):
             check_bare(data, self._bounds)
         return super()._parse_image_data(data)
 

@@ -16,7 +16,7 @@ from ..wire import GRID, KEPT, Bounds
 from .kept import (
     bounds_of,
     check_bare,
-    is_tensors,
+    is_embedded,
     kept_fields,
     kept_items,
     positions_of_kept,
@@ -42,7 +42,7 @@ def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inpu
         def _parse_image_data(self, data: Any) -> Any:
             if isinstance(data, Mapping) and KEPT in data:
                 return kept_items(data, self.bounds)
-            if is_tensors(data):
+            if is_embedded(data):
                 check_bare(data, self.bounds)
             return super()._parse_image_data(data)
 
