@@ -52,7 +52,7 @@ def test_ghostscript_is_never_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_only_their_endings_are_looked_for_in_folders() -> None:
     assert {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"} <= suffixes()
-    assert not {".eps", ".ps", ".mpg", ".mpeg", ".pdf", ".ico", ".wmf", ".h5", ".ppm"} & suffixes()
+    assert not {".eps", ".ps", ".mpg", ".mpeg", ".pdf", ".ico", ".wmf", ".h5"} & suffixes()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from vlmprune import VlmpruneError
 from vlmprune.captioner.pipeline import checked_picture
 from vlmprune.pictures import as_rgb, decoded, picture
 from vlmprune.ray import read
-from vlmprune.serving.chat import Limits, data_image
+from vlmprune.serving.chat import Limits, read_chat, unpacked
 
 # 0 to 65,535 in 256 steps from left to right, four rows of it; in 8 bits the steps are 0, 1, ..., 255.
 RAMP = np.tile(np.arange(256) * 257, (4, 1))
@@ -187,6 +188,14 @@ def test_a_picture_is_left_as_it_was() -> None:
     assert mine.getpixel((0, 0)) == (0, 0, 0)
 
 
+def sent(url: str) -> Image.Image:
+    """What the proxy unpacks of a chat request with this image."""
+    part = {"type": "image_url", "image_url": {"url": url}}
+    body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
+    (given,) = read_chat(json.dumps(body).encode(), Limits()).pictures
+    return unpacked(given.content, Limits())
+
+
 # -- every way in ------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +212,7 @@ def test_every_way_in_sees_the_same(tmp_path: Path, way: str) -> None:
         "ray path": lambda: read(str(tmp_path / "a.png")),
         "ray array": lambda: read(RAMP.astype("u2")),
         "captioner": lambda: checked_picture(array("u2")),
-        "data URL": lambda: data_image(url, Limits()),
+        "data URL": lambda: sent(url),
     }[way]()
     assert np.array_equal(np.asarray(seen), np.repeat(EIGHT[..., None], 3, axis=2))
 

@@ -85,7 +85,7 @@ def decoded(
             with Image.open(source, formats=formats) as opened:
                 if limit is not None and opened.width * opened.height > limit:
                     raise VlmpruneError(too_large)
-                return as_rgb(opened, name)
+                return _rgb(opened, name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise VlmpruneError(too_large) from None
     except Exception as error:  # decoders raise whatever a forged file leads them to
@@ -104,6 +104,12 @@ def as_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     Raises:
         VlmpruneError: the file behind it is damaged, floats that are not finite, or a mode without colours.
     """
+    made = _rgb(image, name)
+    return image.copy() if made is image else made
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """The same, which may be the image itself: a copy of 24 megapixels takes 72 MB."""
     try:
         image.load()
         # A 16-bit PGM comes as 32-bit integers, and a turned image has forgotten which file it was.
