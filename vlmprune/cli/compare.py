@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import VlmpruneError
+from ..plan.hardware import machine
 from ..scoring import exact_match
 from .ask import prompt
 from .inputs import number
-from .measure import Contender, at_least_one, backend, in_turns, machine
+from .measure import Contender, at_least_one, backend, in_turns
 from .models import Models, load_models, make, options_of, quiet
 from .options import (
     EXIT_AT,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -93,22 +91,6 @@ def backend(model: Any) -> str:
     """What computed it: attention kernel, precision, device."""
     precision = str(model.dtype).removeprefix("torch.")
     return f"{getattr(model.config, '_attn_implementation', None) or 'eager'} attention, {precision}, {model.device}"
-
-
-def machine() -> str:
-    """The processor, its cores and torch's threads."""
-    import os
-
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores of which {torch.get_num_threads()} used, torch {torch.__version__}"
 
 
 def stage_cell(contender: Contender, stage: str) -> str:

@@ -1,8 +1,11 @@
-"""The hardware that plans are made for: vendors' data-sheet peaks, or a user's own numbers."""
+"""The hardware that plans are made for: vendors' data-sheet peaks, or a user's own numbers; and this machine's name."""
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import VlmpruneError, nearest
 
@@ -68,3 +71,17 @@ def hardware(
     if known:
         raise VlmpruneError(f"The peaks of {name!r} are known, but {known[0]} was given; use --hardware custom.")
     return HARDWARE[name]
+
+
+def machine() -> str:
+    """The processor, its cores and torch's threads."""
+    import torch  # plans for other machines need none
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores of which {torch.get_num_threads()} used, torch {torch.__version__}"

@@ -1,0 +1,1 @@
+"""Everything about vlmprune that only a GPU can show, in one command of at most five minutes."""

@@ -1,0 +1,377 @@
+"""What every kernel is tried on: problems with the answers of their naive twins, for the interpreter and for a GPU.
+
+Problems are drawn on the CPU, so that every device gets the same; twins run on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from tests.kernels.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from vlmprune import kernels
+from vlmprune.flow.compact import Compaction, compaction
+
+SINGLE, HALVES = torch.float32, (torch.bfloat16, torch.float16)
+FORMS = ("none", "all", "padding", "bool", "additive", "window", "capped")
+SHARES = {"p": 0.4, "rho": 0.5, "gate": 0.2}
+
+EXACT = (0.0, 0.0, "numbers are moved or compared, none is computed")
+SUMS = (2e-5, 1e-4, "sums in fp32 in another order; half formats are exact in tf32, fp32 takes three tf32 products")
+ROUNDED = {
+    SINGLE: SUMS,
+    torch.bfloat16: (2**-7, 2**-7, "the one rounding of the result to bf16 may fall to the other side"),
+    torch.float16: (2**-9, 2**-9, "the result is rounded to fp16, and the weights of its change to tf32, both 2^-11"),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """`run` gives what the package computes, `wanted` what its twin says. `tolerance`: absolute, relative, and why."""
+
+    run: Callable[[], Sequence[Tensor]]
+    wanted: Callable[[], Sequence[Tensor]]
+    tolerance: tuple[float, float, str]
+
+    def check(self) -> dict[str, Any]:
+        """Worst difference, as a share of what is allowed too, and whether all is well."""
+        bound, relative, reason = self.tolerance
+        worst = share = 0.0
+        same = True
+        for got, wanted in zip(self.run(), self.wanted(), strict=True):
+            same &= got.shape == wanted.shape and (bound > 0 or got.dtype == wanted.dtype)
+            if not same or not wanted.numel():
+                continue
+            got, wanted = got.cpu().double(), wanted.cpu().double()
+            apart = torch.where(got == wanted, 0.0, (got - wanted).abs())  # infinities are equal, NaN never
+            worst = max(worst, float(apart.nan_to_num(nan=math.inf).max()))
+            allowed = bound + relative * wanted.abs()
+            share = max(share, float((apart / allowed).nan_to_num(nan=math.inf).max()) if bound else worst)
+        numbers = {"worst": worst, "of_allowed": share, "absolute": bound, "relative": relative}
+        return {**numbers, "reason": reason, "ok": same and share <= 1.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem of a kernel: `make(dtype, device)`. `dtypes`: what the interpreter is given. `tokens`: its size."""
+
+    kernel: str
+    name: str
+    make: Callable[[torch.dtype, str], Work]
+    tokens: int
+    dtypes: tuple[torch.dtype, ...] = (SINGLE, torch.bfloat16)
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.name}"
+
+
+@contextmanager
+def filled() -> Iterator[None]:
+    """Kernels write into tensors full of NaN (or of absurd integers), so that what they leave out shows."""
+
+    def fill(tensor: Tensor) -> Tensor:
+        return tensor.fill_(math.nan if tensor.is_floating_point() else 77)
+
+    empty, new_empty = torch.empty, Tensor.new_empty
+    with (
+        patch.object(torch, "empty", lambda *a, **k: fill(empty(*a, **k))),
+        patch.object(Tensor, "new_empty", lambda self, *a, **k: fill(new_empty(self, *a, **k))),
+    ):
+        yield
+
+
+def keep(batch: int, length: int, share: float = 0.4) -> Compaction:
+    """A ragged choice."""
+    mask = torch.rand(batch, length) < share
+    mask[:, -1] = True
+    return compaction(mask)
+
+
+def visibility(form: str, batch: int, queries: int, keys: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Mask arguments of an attention call."""
+    if form == "padding":
+        mask = torch.ones(batch, keys, dtype=torch.long)
+        mask[-1, : keys // 3] = 0
+        return {"mask": mask}
+    if form in ("bool", "additive"):
+        seen = torch.rand(batch, 1, queries, keys + 3) < 0.7
+        seen[..., 0] = True
+        return {"mask": seen if form == "bool" else torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -1e4)}
+    return {"none": {}, "all": {"causal": False}, "window": {"window": 15}, "capped": {"softcap": 2.0}}[form]
+
+
+def moved(options: dict[str, Any], device: str) -> dict[str, Any]:
+    """The options with their tensors on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+# --- compact -------------------------------------------------------------------------------------------------------
+
+
+def _compacted(device: str, chosen: Compaction, hidden: Tensor, **beside: Any) -> list[Tensor]:
+    """What `compact` makes of tensors on the CPU, on a device: all results that there are."""
+    given = {name: tuple(t.to(device) for t in part) if name == "rotary" else part for name, part in beside.items()}
+    there = chosen.to(torch.device(device))
+    got = kernels.compact(hidden, there.index, there.real, **moved(given, device))
+    return [part for part in (got.hidden, *got.rotary, got.positions, got.mask) if part is not None]
+
+
+def _compact(length: int, width: int, rotary: int, dtype: torch.dtype, device: str) -> Work:
+    batch = 1 if length == 2880 else 3
+    chosen = keep(batch, length, 20 / length)  # the interpreter runs program after program
+    hidden = torch.randn(length, batch, width * 2).to(dtype)
+    turns = (torch.randn(1, length, rotary), torch.randn(batch, length, rotary).to(dtype))
+    positions, mask = torch.randint(0, 1 << 40, (1, length)), torch.rand(batch, length) < 0.8
+
+    def strided(device: str) -> Tensor:
+        return hidden.to(device).transpose(0, 1)[..., ::2]  # no stride as usual
+
+    return Work(
+        lambda: _compacted(device, chosen, strided(device), rotary=turns, positions=positions, mask=mask),
+        lambda: compact_twin(strided("cpu"), chosen.index, chosen.real, turns, positions, mask),
+        EXACT,
+    )
+
+
+def _compact_axes(dtype: torch.dtype, device: str) -> Work:
+    """Several axes of positions, and rows that were compacted before."""
+    chosen = keep(2, 40)
+    hidden = torch.randn(2, 40, 24).to(dtype)
+    turns = tuple(torch.randn(3, 2, 40, 16) for _ in range(2))
+    positions, mask = torch.randint(0, 99, (4, 2, 40)), torch.ones(2, 40, dtype=torch.long)
+    inner = torch.randint(0, 12, chosen.index.shape)
+
+    def wanted() -> Sequence[Tensor]:
+        def rows(tensor: Tensor, index: Tensor) -> Tensor:
+            return compact_twin(tensor, index, chosen.real, (), None, None)[0]
+
+        axes = [torch.stack([rows(axis, chosen.index) for axis in part]) for part in (*turns, positions)]
+        return rows(hidden, inner), *axes, chosen.real.long()
+
+    beside = {"inner": inner, "rotary": turns, "positions": positions, "mask": mask}
+    return Work(lambda: _compacted(device, chosen, hidden.to(device), **beside), wanted, EXACT)
+
+
+def _compact_wide(dtype: torch.dtype, device: str) -> Work:
+    """Hidden states alone, wider than one program's part."""
+    chosen, hidden = keep(2, 33), torch.randn(2, 33, 5000).to(dtype)
+    return Work(
+        lambda: _compacted(device, chosen, hidden.to(device)),
+        lambda: compact_twin(hidden, chosen.index, chosen.real, (), None, None),
+        EXACT,
+    )
+
+
+def _compact_kv(length: int, heads: int, width: int, dtype: torch.dtype, device: str) -> Work:
+    index = keep(2, length).index
+    key, value = torch.randn(2, length, heads, width).to(dtype), torch.randn(2, heads, length, width // 2).to(dtype)
+
+    def run() -> Sequence[Tensor]:
+        return kernels.compact_kv(key.to(device).transpose(1, 2), value.to(device), index.to(device))
+
+    return Work(run, lambda: compact_kv_twin(key.transpose(1, 2), value, index), EXACT)
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+def _columns_form(form: str, weighted: bool, dtype: torch.dtype, device: str) -> Work:
+    query, key = torch.randn(2, 4, 9, 80).to(dtype), torch.randn(2, 2, 21, 80).to(dtype)
+    rows = torch.tensor([[8, 5, 7], [8, 6, 6]])
+    options = {"scaling": 80**-0.5, **visibility(form, 2, 9, 21, dtype)}
+    weight = torch.tensor([[1.0, 0.5, 2.0], [1.0, 1.0, 0.0]]) if weighted else None
+
+    def run() -> Sequence[Tensor]:
+        states = (query.to(device), key.to(device), rows.to(device))
+        return (kernels.column_sums(*states, **moved({"weight": weight, **options}, device)),)
+
+    return Work(run, lambda: (columns_twin(query, key, rows, weight, **options),), SUMS)
+
+
+def _columns_shape(
+    length: int, heads: int, groups: int, width: int, count: int, dtype: torch.dtype, device: str
+) -> Work:
+    query, key = torch.randn(1, length, heads, width).to(dtype), torch.randn(1, groups, length, width).to(dtype)
+    rows, scaling = torch.randint(0, length, (1, count)), width**-0.5
+
+    def run() -> Sequence[Tensor]:
+        states = (query.to(device).transpose(1, 2), key.to(device), rows.to(device))
+        got = kernels.column_sums(*states, scaling=scaling)
+        return got, got.sum(dim=1)
+
+    def wanted() -> Sequence[Tensor]:
+        columns = columns_twin(query.transpose(1, 2), key, rows, None, scaling=scaling)
+        return columns, torch.tensor([float(count * heads)])  # every row's weights add up to one
+
+    return Work(run, wanted, SUMS)
+
+
+def edited(
+    batch: int, heads: int, groups: int, length: int, width: int, dtype: torch.dtype
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """An attention call, and marks with some sinks that outweigh the rest in some heads."""
+    states = [torch.randn(batch, heads, length, width), torch.randn(batch, groups, length, width)]
+    states += [torch.randn(batch, groups, length, width), torch.randn(batch, length, heads, width)]
+    visual = torch.zeros(batch, length, dtype=torch.bool)
+    visual[:, 1 : max(2, length * 2 // 3)] = True
+    sinks = torch.rand(batch, length) < 0.2
+    sinks[:, 0] = True
+    return [state.to(dtype) for state in states], {"sinks": sinks, "visual": visual}
+
+
+def _redistribute(states: list[Tensor], rows: Tensor, options: dict[str, Any], dtype: torch.dtype, device: str) -> Work:
+    query, key, value, output = states
+
+    def run() -> Sequence[Tensor]:
+        own = output.to(device, copy=True)
+        given = [state.to(device) for state in (query, key, value, rows)]
+        got = kernels.redistribute(own, *given, **moved(options, device))
+        assert got is own
+        return (got,)
+
+    def wanted() -> Sequence[Tensor]:
+        after = redistribute_twin(output, query, key, value, rows, **options)
+        assert len(rows[0]) < 3 or not torch.equal(after, output)
+        return (after,)
+
+    return Work(run, wanted, ROUNDED[dtype])
+
+
+def _redistribute_form(form: str, dtype: torch.dtype, device: str) -> Work:
+    states, marks = edited(2, 4, 2, 24, 80, dtype)
+    rows = torch.tensor([[23, 20, 22], [-1, 21, 23]])
+    options = {**marks, **visibility(form, 2, 24, 24, dtype), **SHARES, "scaling": 80**-0.5}
+    return _redistribute(states, rows, options, dtype, device)
+
+
+def _redistribute_shape(length: int, heads: int, groups: int, width: int, dtype: torch.dtype, device: str) -> Work:
+    states, marks = edited(1, heads, groups, length, width, dtype)
+    marks = {name: mark[:, : max(1, length - 5)] for name, mark in marks.items()}  # text after the prompt is unmarked
+    rows = torch.arange(max(0, length - 18), length, 1 + length // 600)[None]
+    return _redistribute(states, rows, {**marks, **SHARES, "scaling": width**-0.5}, dtype, device)
+
+
+# --- top k ---------------------------------------------------------------------------------------------------------
+
+
+def _top_k(lengths: tuple[int, ...], dtype: torch.dtype, device: str) -> Work:
+    total = sum(lengths)
+    scores = (torch.randn(total) * 4).round().to(dtype) / 4  # many ties
+    scores[::7] = 0.0
+    scores[3::7] *= -0.0
+    order = torch.randperm(total) if len(lengths) > 1 else torch.arange(total)
+    spans = [torch.sort(part).values for part in order.split(lengths)]
+    counts = [[round(share * length) for length in lengths] for share in (0.0, 0.3, 1.0)]
+    # Strided scores, infinities, and one token each.
+    wide, one = torch.stack([scores, scores], dim=1), [1] * len(spans)
+    wide[0], wide[-1] = math.inf, -math.inf
+
+    def run() -> Sequence[Tensor]:
+        places = [span.to(device) for span in spans]
+        plain = [kernels.top_k(scores.to(device), places, count) for count in counts]
+        return *plain, kernels.top_k(wide.to(device)[:, 0], places, one)
+
+    def wanted() -> Sequence[Tensor]:
+        return *(top_k_twin(scores, spans, count) for count in counts), top_k_twin(wide[:, 0], spans, one)
+
+    return Work(run, wanted, EXACT)
+
+
+# --- addresses beyond 2^31 -----------------------------------------------------------------------------------------
+
+FAR = (1 << 31) + 4096  # numbers; 4 GiB in half precision, of which only what is read is ever touched on a CPU
+
+
+def _far(rows: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """[rows, width] random numbers, the last row 2^31 numbers or more behind the first; and the same on the CPU."""
+    room = torch.empty_strided((1,), (1,), dtype=dtype, device=device).resize_(FAR + width)
+    stride = FAR // (rows - 1)
+    spread = room.as_strided((rows, width), (stride, 1))
+    near = torch.randn(rows, width).to(dtype)
+    spread.copy_(near)
+    return spread, near
+
+
+def _far_compact(dtype: torch.dtype, device: str) -> Work:
+    index, real = torch.tensor([[0, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
+
+    def run() -> Sequence[Tensor]:
+        torch.manual_seed(1)
+        hidden = _far(4, 64, dtype, device)[0][None]
+        return (kernels.compact(hidden, index.to(device), real.to(device)).hidden,)
+
+    def wanted() -> Sequence[Tensor]:
+        torch.manual_seed(1)
+        return (torch.randn(4, 64).to(dtype)[index],)
+
+    return Work(run, wanted, EXACT)
+
+
+def _far_keys(kernel: str, dtype: torch.dtype, device: str) -> Work:
+    """Keys (and values) whose entries lie that far apart."""
+    query, output = torch.randn(1, 2, 5, 64).to(dtype), torch.randn(1, 5, 2, 64).to(dtype)
+    rows, scaling = torch.tensor([[4, 3, 2]]), 0.125
+    marks = {"sinks": torch.tensor([[1, 0, 0, 0, 0]]).bool(), "visual": torch.tensor([[0, 1, 1, 1, 0]]).bool()}
+    options: dict[str, Any] = {"scaling": scaling, "p": 0.4, "rho": 0.0, "gate": 0.0}
+
+    def run() -> Sequence[Tensor]:
+        torch.manual_seed(1)
+        key = _far(5, 64, dtype, device)[0][None, None]
+        if kernel == "column_sums":
+            return (kernels.column_sums(query.to(device), key, rows.to(device), scaling=scaling),)
+        if kernel == "compact_kv":
+            return kernels.compact_kv(key, key, rows.flip(1).to(device))
+        own = [output.to(device, copy=True), query.to(device), key, key, rows.to(device)]
+        return (kernels.redistribute(*own, **moved(marks, device), **options),)
+
+    def wanted() -> Sequence[Tensor]:
+        torch.manual_seed(1)
+        key = torch.randn(5, 64).to(dtype)[None, None]
+        if kernel == "column_sums":
+            return (columns_twin(query, key, rows, None, scaling=scaling),)
+        if kernel == "compact_kv":
+            return compact_kv_twin(key, key, rows.flip(1))
+        return (redistribute_twin(output, query, key, key, rows, **marks, **options),)
+
+    tolerance = {"column_sums": SUMS, "compact_kv": EXACT, "redistribute": ROUNDED[dtype]}[kernel]
+    return Work(run, wanted, tolerance)
+
+
+def _cases() -> Iterator[Case]:
+    """The most telling first: the shapes of models, the forms of masks, what lies far apart."""
+    for length, width, rotary in ((1, 64, 64), (63, 96, 80), (577, 160, 96), (2880, 32, 128)):
+        yield Case("compact", f"{length} x {width}, rotary {rotary}", partial(_compact, length, width, rotary), length)
+    yield Case("compact", "axes of positions, compacted before", _compact_axes, 40, (SINGLE,))
+    yield Case("compact", "5,000 wide, hidden states alone", _compact_wide, 33, (SINGLE,))
+    for length, heads, width in ((1, 2, 64), (63, 3, 80), (577, 1, 96), (64, 2, 128)):
+        yield Case("compact_kv", f"{length} x {heads} x {width}", partial(_compact_kv, length, heads, width), length)
+    for sizes in ((1, 2, 2, 64, 1), (63, 4, 1, 96, 20), (577, 2, 2, 128, 1), (2880, 1, 1, 80, 3)):
+        name = "{} keys, {} heads on {}, width {}, {} rows".format(*sizes)
+        yield Case("column_sums", name, partial(_columns_shape, *sizes), sizes[0])
+    for form in FORMS:
+        for weighted in (False, True):
+            name = f"mask {form}{', weighted' if weighted else ''}"
+            yield Case("column_sums", name, partial(_columns_form, form, weighted), 21, (SINGLE,))
+    for shape in ((1, 2, 2, 64), (63, 4, 1, 96), (577, 2, 1, 128), (2880, 1, 1, 80)):
+        dtypes = {577: (SINGLE,), 2880: (torch.bfloat16,)}.get(shape[0], (SINGLE, torch.bfloat16))
+        name = "{} keys, {} heads on {}, width {}".format(*shape)
+        yield Case("redistribute", name, partial(_redistribute_shape, *shape), shape[0], dtypes)
+    for form in FORMS:
+        yield Case("redistribute", f"mask {form}", partial(_redistribute_form, form), 24, (SINGLE,))
+    for lengths in ((1,), (63, 577), (2880,), (5, 1, 16)):
+        name = f"spans of {', '.join(map(str, lengths))}"
+        yield Case("top_k", name, partial(_top_k, lengths), sum(lengths))
+    far = {"compact": _far_compact, **{k: partial(_far_keys, k) for k in ("compact_kv", "column_sums", "redistribute")}}
+    for kernel, make in far.items():
+        yield Case(kernel, "addresses beyond 2^31", make, 5, (torch.bfloat16,))
+
+
+CASES = tuple(_cases())
