@@ -42,9 +42,13 @@ def main() -> int:
     # Looking for a GPU without touching it, so that forked processes can still use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
-    from .processes import run_group
-    from .run import STAGES, run_stages, summary
-    from .stage import Setting
+    try:
+        from .processes import run_group
+        from .run import STAGES, run_stages, summary
+        from .stage import Setting
+    except ModuleNotFoundError as error:
+        needs = "a checkout on PYTHONPATH, torch, triton, transformers, numpy, packaging, pillow and safetensors"
+        parser.error(f"there is no module {error.name!r} here; this needs {needs}")
 
     if order:
         run_group(STAGES[order["stage"]], order["group"], Setting(**order["setting"]), order["sink"])

@@ -201,7 +201,7 @@ def var(timed: Timed, size: str, setting: Setting, emit: Emit) -> None:
         embedding.weight[1, dims] = 50.0
     handle = model.model.multi_modal_projector.register_forward_hook(plant)
     try:
-        for images in (1, 5):
+        for images in (1,) if setting.tiny else (1, 5):
             inputs, visual = prompt(model, 1, images, setting)
             contenders = [Contender("unwrapped", None), Contender("VAR", vlmprune.VAR(sink_dims=PLANTED))]
             title = f"{size}, VAR, {visual} visual tokens"
@@ -216,7 +216,7 @@ def sgl(timed: Timed, size: str, setting: Setting, emit: Emit) -> None:
     """A guide of one billion on the same tower, ranking from the prompt alone and from eight tokens of its answer."""
     guide = random_model("tiny" if setting.tiny else "guide", setting)
     guide.model.vision_tower.load_state_dict(timed.model.model.vision_tower.state_dict())
-    for images in (1, 5):
+    for images in (1,) if setting.tiny else (1, 5):
         inputs, visual = prompt(timed.model, 1, images, setting)
         contenders = [Contender("unwrapped", None)]
         for steps in GUIDE_STEPS:

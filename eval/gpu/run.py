@@ -11,8 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from eval.provenance import provenance
 from eval.record import write_text
+from vlmprune.kernels.dispatch import runs_triton
 
 from . import bandwidth, conformance, end_to_end, kernels
 from .measure import about_device
@@ -33,6 +36,7 @@ def about(group: str, setting: Setting, emit: Emit) -> None:
         triton = "absent"
     facts = {
         **about_device(setting.device), "seed": setting.seed, "tiny": setting.tiny, "triton": triton,
+        "kernels": "triton" if runs_triton(torch.zeros(1, device=setting.device)) else "torch",
         "python": sys.version.split()[0], "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     emit({"point": "about", "status": MEASURED, **provenance(**facts)})
@@ -43,9 +47,11 @@ def run_stages(names: Sequence[str], out: Path, *, tiny: bool, ends: float, scal
     facts: list[Point] = []
     ask = Stage("about", 30, lambda _: ["about"], about)
     run_stage(ask, Setting(tiny, time.monotonic() + ask.limit * scale), facts.append)
-    known = facts[0] if facts else {}
-    known = {name: value for name, value in known.items() if name not in ("group", "point", "status")}
-    outcomes = {}
+    known = {name: value for name, value in facts[0].items() if name not in ("group", "point", "status")}
+    if facts[0]["status"] != MEASURED:
+        print(f"eval.gpu: there is no GPU to use ({facts[0]['error']}); --tiny runs on a CPU", file=sys.stderr)
+        return 2
+    outcomes: dict[str, str] = {}
     for number, name in enumerate(names):
         later = sum(STAGES[one].limit * scale for one in names[number + 1 :])
         record = StageRecord(STAGES[name], out, known)

@@ -121,3 +121,14 @@ print(pruned.report.kept_tokens)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[49]"
+
+
+def test_where_triton_cannot_run_a_kernel_pytorch_does_and_says_so() -> None:
+    """It is installed here, and there is no GPU: whatever keeps it from running is a warning, not an error."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if torch.cuda.is_available() or dispatch.interpreted():
+        pytest.skip("Triton runs here")
+    dispatch.works.cache_clear()
+    with pytest.warns(UserWarning, match=r"does not run on cpu \(.+\); vlmprune's kernels run in PyTorch"):
+        assert not dispatch.works(torch.device("cpu"))
+    dispatch.works.cache_clear()

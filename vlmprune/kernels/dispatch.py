@@ -6,6 +6,8 @@ Triton is imported only when one of its kernels is about to run; without it ever
 from __future__ import annotations
 
 import os
+import warnings
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -24,9 +26,9 @@ def use(backend: str) -> None:
     """Choose the implementation for this process; it goes before the environment variable VLMPRUNE_KERNELS.
 
     Args:
-        backend: "auto" (Triton for tensors on a GPU, PyTorch elsewhere), "torch" or "triton". Whatever is chosen,
-            PyTorch runs where a gradient is needed, under `torch.compile`, and for number formats that the kernels
-            do not have.
+        backend: "auto" (Triton for tensors on a GPU where it works, PyTorch elsewhere), "torch" or "triton". Whatever
+            is chosen, PyTorch runs where a gradient is needed, under `torch.compile`, and for number formats that the
+            kernels do not have.
     Raises:
         VlmpruneError: an unknown name, or "triton" where Triton cannot run.
     """
@@ -62,6 +64,27 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and installed()
 
 
+@cache
+def works(device: torch.device) -> bool:
+    """Whether Triton compiles and runs kernels on a device; it is tried once, and a failure is warned about.
+
+    Having it installed is not enough: it starts a C compiler, which images made for inference lack, and its ptxas must
+    know the card.
+    """
+    from .trial_triton import trial
+
+    try:
+        trial(device)
+    except Exception as error:  # whatever it is, PyTorch computes the same
+        warnings.warn(
+            f"Triton is installed but does not run on {device} ({type(error).__name__}: {str(error)[:200]}); "
+            "vlmprune's kernels run in PyTorch. Often gcc is missing: install it, or use VLMPRUNE_KERNELS=torch.",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
 def runs_triton(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors runs as a Triton kernel; floating-point tensors first."""
     backend = chosen()
@@ -73,5 +96,5 @@ def runs_triton(*tensors: Tensor) -> bool:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     if first.device.type == "cuda":
-        return installed()
+        return installed() and (backend == "triton" or works(first.device))
     return backend == "triton" and interpreted()
