@@ -64,4 +64,4 @@ def headlines(points: Sequence[Point]) -> list[str]:
     return [f"{name}: worst {one['worst']:.1e}{allowed.get(name, '')}" for name, one in worst.items()]
 
 
-STAGE = Stage("kernels", 80, groups, run, side_by_side=min(8, os.cpu_count() or 1))
+STAGE = Stage("kernels", 80, groups, run, side_by_side=min(12, os.cpu_count() or 1))

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from .stage import CUT, FAILED, Point, Setting, Stage, short
 
 DONE = {"done": True}  # the last line of a group that came to its end
@@ -85,8 +87,6 @@ def _start(stage: Stage, group: str, setting: Setting) -> tuple[int, int]:
 
 def _become(stage: Stage, group: str, setting: Setting, sink: int) -> None:
     """A fork that cannot use the GPU, because something imported has looked for one, starts Python anew."""
-    import torch
-
     if setting.device == "cpu" or not getattr(torch.cuda, "_is_in_bad_fork", lambda: False)():
         return
     os.set_inheritable(sink, True)
@@ -102,6 +102,7 @@ def run_group(stage: Stage, group: str, setting: Setting, sink: int) -> None:
         while data:
             data = data[os.write(sink, data) :]
 
+    torch.set_num_threads(1)  # groups run side by side
     try:
         stage.run(group, setting, emit)
     except Exception as error:  # the record says what it was

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +209,17 @@ def test_every_case_is_in_one_group_of_each_precision() -> None:
         assert sorted(map(str, found)) == sorted(map(str, CASES))
 
 
-def test_a_forced_attention_kernel_that_cannot_run_is_named() -> None:
-    """The flash kernel takes no mask on any device; other errors are failures."""
+def test_what_the_plain_model_cannot_do_either_is_absent_and_all_else_failed() -> None:
+    def breaks() -> Any:
+        raise KeyError(0)
+
+    assert conformance.checked(breaks)["status"] == FAILED
+    assert conformance.checked(breaks, lambda: None)["status"] == FAILED
+    assert conformance.checked(breaks, breaks)["status"] == ABSENT
     setting = Setting(True, time.monotonic() + 600)
-    work = partial(conformance.check_kernel, "llava", "fp32", "flash", "padded", 2, setting)
-    point = conformance.checked(work, "flash")
-    assert point["status"] in (ABSENT, PASSED)  # a CPU's flash kernel is another one
-    broken = conformance.checked(lambda: {}[0], "flash")  # type: ignore[index]
-    assert (broken["status"], broken["error"].partition(" [")[0]) == (FAILED, "KeyError: 0")
+    conformance.run_plain("llava", "fp32", "math", "padded", setting)
+    with pytest.raises(RuntimeError):  # no CPU has it
+        conformance.run_plain("llava", "fp32", "cudnn", "alone", setting)
 
 
 def test_the_stages_fit_five_minutes() -> None:
