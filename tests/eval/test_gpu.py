@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -222,8 +223,10 @@ def test_what_the_plain_model_cannot_do_either_is_absent_and_all_else_failed() -
         conformance.run_plain("llava", "fp32", "cudnn", "alone", setting)
 
 
-def test_the_stages_fit_five_minutes() -> None:
+def test_the_stages_fit_five_minutes_and_the_document_says_how() -> None:
     assert sum(stage.limit for stage in STAGES.values()) <= command.SECONDS < 300
+    told = re.findall(r"^- `(\w+)` \((\d+) s\): ", (ROOT / "eval/README.md").read_text(), flags=re.MULTILINE)
+    assert told == [(name, str(stage.limit)) for name, stage in STAGES.items()]
 
 
 def test_bad_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
