@@ -46,7 +46,7 @@ STEPS, LAYERS = 4, (0, 2)
 SINGLE_BOUND = 1e-4
 SINGLE_REASON = "of the largest logit: fp32 sums in another order, TF32 off; on a CPU the tests allow 1e-5"
 HALF_TIMES = 3
-HALF_REASON = f"{HALF_TIMES} times what bf16 changes in the unpruned or the masked model: both sides are off by that much"
+HALF_REASON = f"{HALF_TIMES} times what bf16 changes in the unpruned or the masked model: each side is off by that"
 
 
 def groups(tiny: bool) -> list[str]:

@@ -36,7 +36,7 @@ WORDS, TEXT, DECODED = 32064, 64, 4
 GUIDE_STEPS = (1, 8)  # the prompt alone, and with a decode; the guide takes no more than the caller asks for
 KEEPS = (0.25, 0.10, 0.50, 0.05, 1.0)  # most telling first
 SGL_KEEP = 0.18  # the paper's middle budget
-PLANTED, EVERY = (5, 40), 9  # sink dimensions, and every which visual token is one
+PLANTED, HEIGHT, EVERY = (5, 40), 1000.0, 9  # sink dimensions, and every which visual token is one
 
 
 @dataclass
@@ -193,12 +193,12 @@ def var(timed: Timed, size: str, setting: Setting, emit: Emit) -> None:
     embedding = model.get_input_embeddings()
 
     def plant(module: Any, args: Any, output: Tensor) -> Tensor:
-        output[..., ::EVERY, dims] = 50.0
+        output[..., ::EVERY, dims] = HEIGHT
         return output
 
     with torch.no_grad():
         before = embedding.weight[1].clone()
-        embedding.weight[1, dims] = 50.0
+        embedding.weight[1, dims] = HEIGHT
     handle = model.model.multi_modal_projector.register_forward_hook(plant)
     try:
         for images in (1,) if setting.tiny else (1, 5):

@@ -207,7 +207,8 @@ def test_every_case_is_in_one_group_of_each_precision() -> None:
     for dtype in kernels.DTYPES:
         groups = [group for group in kernels.groups(False) if group.split()[1] == dtype]
         found = [case for group in groups for case in kernels.cases_of(group, False)]
-        assert sorted(map(str, found)) == sorted(map(str, CASES))
+        wanted = [case for case in CASES if dtype == "bf16" or "2^31" not in case.name]
+        assert sorted(map(str, found)) == sorted(map(str, wanted))
 
 
 def test_what_the_plain_model_cannot_do_either_is_absent_and_all_else_failed() -> None:
