@@ -42,11 +42,18 @@ def about(group: str, setting: Setting, emit: Emit) -> None:
     emit({"point": "about", "status": MEASURED, **provenance(**facts)})
 
 
+ABOUT = Stage("about", 30, lambda _: ["about"], about)
+
+
+def stage_of(name: str) -> Stage:
+    """A stage by its name, the one before them all too."""
+    return {**STAGES, ABOUT.name: ABOUT}[name]
+
+
 def run_stages(names: Sequence[str], out: Path, *, tiny: bool, ends: float, scale: float) -> int:
     """Run them in order; what one leaves of its time goes to the next. 1 where one failed."""
     facts: list[Point] = []
-    ask = Stage("about", 30, lambda _: ["about"], about)
-    run_stage(ask, Setting(tiny, time.monotonic() + ask.limit * scale), facts.append)
+    run_stage(ABOUT, Setting(tiny, time.monotonic() + ABOUT.limit * scale), facts.append)
     known = {name: value for name, value in facts[0].items() if name not in ("group", "point", "status")}
     if facts[0]["status"] != MEASURED:
         print(f"eval.gpu: there is no GPU to use ({facts[0]['error']}); --tiny runs on a CPU", file=sys.stderr)
