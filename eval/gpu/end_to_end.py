@@ -21,7 +21,7 @@ import vlmprune
 from eval.speed.models import IMAGE_TOKEN, random_prompt
 
 from .measure import Clock, card, fresh, memory, ratio, spread
-from .stage import ABSENT, MEASURED, Emit, Setting, Stage
+from .stage import ABSENT, CUT, FAILED, MEASURED, Emit, Setting, Stage, short
 
 # Width, width inside, layers, heads, key heads: Vicuna's two sizes; TinyLlama's as a guide of one billion.
 SIZES = {
@@ -36,6 +36,7 @@ WORDS, TEXT, DECODED = 32064, 64, 4
 GUIDE_STEPS = (1, 8)  # the prompt alone, and with a decode; the guide takes no more than the caller asks for
 KEEPS = (0.25, 0.10, 0.50, 0.05, 1.0)  # most telling first
 SGL_KEEP = 0.18  # the paper's middle budget
+LEAST_LEFT = 3.0  # seconds; the longest run takes one or two
 PLANTED, HEIGHT, EVERY = (5, 40), 1000.0, 9  # sink dimensions, and every which visual token is one
 
 
@@ -115,24 +116,29 @@ def compete(
     timed: Timed, title: str, contenders: Sequence[Contender], inputs: dict[str, Tensor], rounds: int, setting: Setting,
     emit: Emit, tokens: int = DECODED,
 ) -> None:  # fmt: skip
-    """All contenders in turns; the first one, plain, is what the others are compared with."""
-    try:
-        for turn in range(rounds + 1):  # the first round warms up and compiles
-            for one in contenders:
-                if setting.left() < 1.0:
-                    return
+    """All contenders in turns; the first one, plain, is what the others are compared with. One that breaks leaves."""
+    running = list(contenders)
+    for turn in range(rounds + 1):  # the first round warms up and compiles
+        for one in tuple(running):
+            if setting.left() < LEAST_LEFT:
+                if turn < 2:  # no round is whole
+                    emit({"point": f"{title}: whole", "status": CUT, "error": "the stage's time was over"})
+                return
+            try:
                 with one.on(timed.model) as handle:
                     taken = timed.run(inputs, tokens)
                     one.report = None if handle is None else handle.report
-                one.peak = memory(setting.device)
-                for name, value in taken.items() if turn else ():
-                    one.taken.setdefault(name, []).append(value)
-            if turn:
-                for one in contenders:
-                    emit(point_of(title, one, contenders[0]))
-    except torch.OutOfMemoryError:
-        emit({"point": f"{title}: whole", "status": ABSENT, "error": "it does not fit the memory of this device"})
-        torch.cuda.empty_cache()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # the others are measured all the same
+                emit({"point": f"{title}: {one.name}", "status": FAILED, "error": short(error)})
+                running.remove(one)
+                continue
+            one.peak = memory(setting.device)
+            for name, value in taken.items() if turn else ():
+                one.taken.setdefault(name, []).append(value)
+        for one in running if turn else ():
+            emit(point_of(title, one, contenders[0]))
 
 
 def point_of(title: str, one: Contender, plain: Contender) -> dict[str, Any]:
@@ -140,14 +146,16 @@ def point_of(title: str, one: Contender, plain: Contender) -> dict[str, Any]:
     point: dict[str, Any] = {"point": f"{title}: {one.name}", "status": MEASURED}
     point["milliseconds"] = {name: spread(values) for name, values in one.taken.items()}
     point.update(one.peak)
-    if one is not plain:
+    if one is not plain and plain.taken:
         point["faster"] = {name: ratio(values, plain.taken[name]) for name, values in one.taken.items()}
     if one.report is not None:
         report = one.report
         ideal = report.prefill_flops_full / report.prefill_flops
         point |= {"visual_tokens": report.visual_tokens[0], "kept_tokens": report.kept_tokens[0]}
         point |= {"prefill_flops": report.prefill_flops, "prefill_flops_full": report.prefill_flops_full}
-        point |= {"ideal_faster": round(ideal, 4), "of_ideal": round(point["faster"]["prefill"] / ideal, 4)}
+        point["ideal_faster"] = round(ideal, 4)
+        if "faster" in point:
+            point["of_ideal"] = round(point["faster"]["prefill"] / ideal, 4)
         busy = report.prefill_flops / statistics.median(one.taken["prefill"]) * 1000
         point["teraflops_a_second"] = round(busy / 1e12, 2)
         point["report_seconds"] = {name: round(value, 5) for name, value in report.seconds.items()}
@@ -237,7 +245,7 @@ def run(group: str, setting: Setting, emit: Emit) -> None:
     if setting.left() < 20.0:
         emit({"point": group, "status": ABSENT, "error": "no time was left for this size"})
         return
-    emit({"point": "card before", "status": MEASURED, "card": card()})
+    emit({"point": "card, idle", "status": MEASURED, "card": card()})
     try:
         timed = Timed(group, setting)
     except torch.OutOfMemoryError:
@@ -251,8 +259,15 @@ def run(group: str, setting: Setting, emit: Emit) -> None:
     steps += [(grid, (8, 1)), (grid, (8, 5))]
     with torch.no_grad():
         for step, sizes in steps[:1] + steps[2:-2] if setting.tiny else steps:
-            step(timed, group, *sizes, setting, emit)
-    emit({"point": "card after", "status": MEASURED, "card": card()})
+            name = " ".join(map(str, (step.__name__, *sizes)))
+            try:
+                step(timed, group, *sizes, setting, emit)
+            except torch.OutOfMemoryError:
+                emit({"point": name, "status": ABSENT, "error": "it does not fit the memory of this device"})
+                torch.cuda.empty_cache()
+            except Exception as error:  # the next step may still run
+                emit({"point": name, "status": FAILED, "error": short(error)})
+            emit({"point": f"card, after {name}", "status": MEASURED, "card": card()})
 
 
 def headlines(points: Sequence[dict[str, Any]]) -> list[str]:

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 import eval.provenance
+import vlmprune
 from eval.gpu import __main__ as command
-from eval.gpu import conformance, kernels
+from eval.gpu import conformance, end_to_end, kernels
 from eval.gpu.processes import DONE, run_stage
 from eval.gpu.record import StageRecord, outcome
 from eval.gpu.run import STAGES, summary
@@ -221,6 +222,28 @@ def test_what_the_plain_model_cannot_do_either_is_absent_and_all_else_failed() -
     conformance.run_plain("llava", "fp32", "math", "padded", setting)
     with pytest.raises(RuntimeError):  # no CPU has it
         conformance.run_plain("llava", "fp32", "cudnn", "alone", setting)
+
+
+def test_a_contender_that_breaks_does_not_take_the_others_along() -> None:
+    points: dict[str, Point] = {}
+    setting = Setting(True, time.monotonic() + 600)
+    timed = end_to_end.Timed("tiny", setting)
+    inputs, _ = end_to_end.prompt(timed.model, 2, 1, setting)
+    ways = {"plain": None, "breaks": vlmprune.FastV(keep=0.5, layer=9), "works": vlmprune.Uniform(keep=0.5, layer=0)}
+    contenders = [end_to_end.Contender(name, method) for name, method in ways.items()]
+
+    def emit(point: Point) -> None:
+        points[point["point"]] = point
+
+    with torch.no_grad():
+        end_to_end.compete(timed, "made", contenders, inputs, 2, setting, emit)
+    assert {name: point["status"] for name, point in points.items()} == {
+        "made: plain": MEASURED, "made: breaks": FAILED, "made: works": MEASURED,
+    }  # fmt: skip
+    assert "layer" in points["made: breaks"]["error"]
+    works = points["made: works"]
+    assert works["milliseconds"]["prefill"]["rounds"] == 2
+    assert works["kept_tokens"] * 2 == works["visual_tokens"]
 
 
 def test_the_stages_fit_five_minutes_and_the_document_says_how() -> None:
