@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
 import vlmprune
+from tests.full.__main__ import summary
 from tests.full.grids import GRIDS, OLDEST_PINS, RECORDS, ROOT
+from tests.full.journal import read
 from tests.test_package import PROJECT
 from vlmprune.runtime.compatibility import NEWEST, OLDEST
 
@@ -50,3 +53,23 @@ def test_the_oldest_versions_are_those_that_are_declared() -> None:
     assert pins["transformers"].startswith(f"{OLDEST}.")
     ranges = {one.name: one.specifier for one in map(Requirement, PROJECT["dependencies"])}
     assert all(ranges[name].contains(pin) for name, pin in pins.items() if name in ranges)
+
+
+def test_a_torn_journal_is_read_and_summed_up(tmp_path: Path) -> None:
+    """What a killed run leaves: the last line of a test counts, half a line does not, a test's own method neither."""
+    head = {"commit": "c", "dirty": False, "transformers": "5", "torch": "2", "machine": "m"}
+    lines = [
+        head,
+        {"test": "a", "outcome": "failed", "wrapped": [["llava", "fastv"]], "cpu": 30.0},
+        {"test": "a", "outcome": "passed", "wrapped": [["llava", "fastv"], ["llava", "planted"]], "cpu": 30.0},
+        {"test": "b", "outcome": "failed", "wrapped": [["gemma3", "fastv"]], "cpu": 30.0},
+        {"test": "c", "outcome": "skipped", "wrapped": [], "cpu": 0.0},
+    ]
+    journal = tmp_path / "one.jsonl"
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"test": "d", "outc')
+    found = summary("one", *read(journal))
+    assert found["tests"] == {"passed": 1, "failed": 1, "skipped": 1}
+    assert found["failed"] == ["b"]
+    assert found["families"] == {"llava": {"fastv": 1}}
+    assert found["methods"] == {"fastv": {"llava": 1}}
+    assert found["cpu_minutes"] == 1.0
