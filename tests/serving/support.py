@@ -38,8 +38,8 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: float = 600) -> None:
-    """Until a server answers."""
+def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: float = 900) -> None:
+    """Until a server answers, which takes minutes where the machine is busy."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process is None or process.poll() is None, f"the server of {url} ended with {process.returncode}"

@@ -67,7 +67,7 @@ def server(
         cwd=ROOT, env={**quiet, **os.environ}, start_new_session=True,
     )  # fmt: skip
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, 300)
+        wait_for(f"http://127.0.0.1:{port}/health", process)
         encoder = Encoder(str(folder), "sgl", guide=small, keep=KEEP, processor=processor, positions=request.param)
         yield f"http://127.0.0.1:{port}", encoder, process
     finally:
