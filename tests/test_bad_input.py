@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -131,6 +132,70 @@ def test_unknown_option():
     sentence(lambda: vlmprune.wrap(shared("llava"), "random", kep=0.5), "kep", "random")
 
 
+@pytest.mark.parametrize("method", sorted(vlmprune.methods()))
+def test_unknown_and_missing_options_of_every_method(method):
+    wrap = lambda **options: vlmprune.wrap(shared("llava"), method, **options)  # noqa: E731
+    given = {"guide": shared("llava")} if method == "sgl" else {}
+    message = sentence(lambda: wrap(sharpness=3, **given), repr(method), "'sharpness'")
+    assert "__init__" not in message
+    if method not in ("none", "var", "act"):
+        sentence(lambda: wrap(kep=0.5, **given), repr(method), "'kep'", "did you mean 'keep'?")
+        sentence(lambda: wrap(keep="0.5", **given), "keep='0.5'", "float")
+        sentence(lambda: wrap(keep=True, **given), "keep=True")
+        sentence(lambda: wrap(positions="orignal", **given), "'orignal'", "'original'")
+    if method not in ("none", "var", "act", "sgl", "fastv-oracle"):
+        sentence(lambda: wrap(layer="two"), "layer='two'")
+    sentence(lambda: vlmprune.wrap(shared("llava"), method, 0.5), "0.5", "by name")
+
+
+def test_missing_options():
+    for given in ({}, {"keep": 0.5}):
+        message = sentence(lambda g=given: vlmprune.wrap(shared("llava"), "sgl", **g), "'sgl'", "guide=")
+        assert "__init__" not in message
+    sentence(lambda: vlmprune.wrap(shared("llava"), "sgl", guide=None), "guide=None", "small")
+    sentence(lambda: vlmprune.wrap(shared("llava"), "sgl", guide="small"), "guide='small'", "small")
+    sentence(lambda: vlmprune.wrap(shared("llava"), "sgl", guide=3), "3")
+    sentence(lambda: vlmprune.wrap(shared("llava"), "sgl", guide=shared("llava")), "the model itself")
+    sentence(lambda: vlmprune.wrap(shared("llava"), "sgl", gide=shared("llava")), "'gide'", "'guide'")
+
+
+def test_options_that_go_with_no_list():
+    for methods in (["random", "var"], ["random"], [vlmprune.Random(), "var"]):
+        sentence(lambda m=methods: vlmprune.wrap(shared("llava"), m, keep=0.5), "'keep'", "list", "FastV(keep=0.25)")
+    sentence(lambda: vlmprune.wrap(shared("llava"), [None, "var"]), "None")
+    sentence(lambda: vlmprune.wrap(shared("llava"), ["random", ["var"]]), "['var']")
+    sentence(lambda: vlmprune.wrap(shared("llava"), ["randm", "var"]), "'randm'", "'random'")
+
+
+def test_a_third_argument():
+    for third in (0.5, object(), vlmprune.VAR()):
+        sentence(lambda t=third: vlmprune.wrap(shared("llava"), "random", t), "third", "keep=0.25")
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("random", {"layer": None}),
+        ("random", {"seed": "x"}),
+        ("random", {"seed": True}),
+        ("fastv", {"layer": [2]}),
+        ("fastv", {"exclude_sinks": "yes"}),
+        ("var", {"p": "0.4"}),
+        ("var", {"rho": None}),
+        ("var", {"tau": "20"}),
+        ("var", {"sink_dims": 3}),
+        ("act", {"beta": True}),
+        ("act", {"heads": [3]}),
+        ("pyramiddrop", {"keep": None}),
+    ],
+    ids=str,
+)
+def test_options_of_another_type(method, options):
+    ((name, value),) = options.items()
+    message = sentence(lambda: vlmprune.wrap(shared("llava"), method, **options), f"{name}={value!r}")
+    assert "__init__" not in message
+
+
 def test_options_beside_an_object():
     sentence(lambda: vlmprune.wrap(shared("llava"), vlmprune.Random(), keep=0.5), "keep", "Random")
 
@@ -240,11 +305,56 @@ def test_ask():
     with vlmprune.wrap(large, "random") as pruned:
         sentence(lambda: pruned.ask(picture, question), "processor")
     with vlmprune.wrap(large, "random", processor=processor) as pruned:
-        for bad in (None, "star.png", 3, [picture, "x"]):
+        for bad in (None, 3, [picture, None], b"\x89PNG", np.zeros((4, 4, 3)), torch.zeros(3, 4, 4)):
             sentence(lambda b=bad: pruned.ask(b, question), "PIL")
         sentence(lambda: pruned.ask([], question), "empty")
         for bad in ("", "  ", None):
             sentence(lambda b=bad: pruned.ask(picture, b), f"question={bad!r}")
+
+
+def test_ask_takes_paths(tmp_path, monkeypatch):
+    """A str, a Path, and lists of these and pictures; whatever is no image file is said in one sentence."""
+    from PIL import Image
+
+    from vlmprune.tiny import example
+
+    large, _, processor = vlmprune.load_tiny()
+    picture, question = example()
+    monkeypatch.chdir(tmp_path)
+    picture.save("star.png")
+    Path("notes.txt").write_text("no picture")
+    Path("empty.png").touch()
+    Path("half.png").write_bytes(Path("star.png").read_bytes()[:400])
+    Path("folder").mkdir()
+    Path("clip.mp4").touch()
+    with vlmprune.wrap(large, "fastv", processor=processor) as pruned:
+
+        def kept(image: object) -> tuple[str, list[list[int]]]:
+            answer = pruned.ask(image, question, max_new_tokens=2)
+            return answer.text, [some.tolist() for some in answer.report.kept]
+
+        with Image.open("star.png") as opened:
+            expected = kept(opened.convert("RGB"))
+        for image in ("star.png", Path("star.png"), tmp_path / "star.png", ["star.png"], (Path("star.png"),)):
+            assert kept(image) == expected
+        assert kept(["star.png", picture]) == kept([picture, picture]) != expected
+        for bad, named in {
+            "moon.png": "'moon.png'",
+            "folder": "'folder'",
+            "notes.txt": "'notes.txt'",
+            "empty.png": "'empty.png'",
+            "half.png": "'half.png'",
+            "clip.mp4": "video",
+            "": "",
+            "a\0b.png": "",
+            "x" * 5000: "",
+            "http://example.org/star.png": "web address",
+            "https://example.org/star.png": "download",
+            "file:///star.png": "address",
+            "data:image/png;base64,iVBORw0KGgo=": "address",
+        }.items():
+            for image in (bad, [picture, bad]) if bad else (bad,):
+                sentence(lambda i=image: pruned.ask(i, question), named)
 
 
 def test_a_report_before_any_call():

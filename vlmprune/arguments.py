@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import VIDEO, VlmpruneError
 from .runtime.compatibility import CACHE as CACHE  # names of this module, too
 from .runtime.compatibility import CACHE_NAMES as CACHE_NAMES
 
@@ -49,6 +50,19 @@ def encoded(given: dict[str, Any], kind: str) -> bool:
     """Whether features of images or videos were handed over, as `generate` does after its own vision stage."""
     outputs = given.get("mm_encoder_outputs")
     return outputs is not None and (not isinstance(outputs, dict) or outputs.get(kind) is not None)
+
+
+def refuse_video(given: Mapping[str, Any]) -> None:
+    """Raise where a forward or a `generate` is given a video, as pixels or as features.
+
+    The frames of SmolVLM's and InternVL's videos come as `pixel_values` between image tokens, like so many images;
+    nothing but the words around them differs, so these run, every frame as an image.
+
+    Raises:
+        VlmpruneError: there is one.
+    """
+    if given.get("pixel_values_videos") is not None or encoded(dict(given), "video"):
+        raise VlmpruneError(VIDEO)
 
 
 def has_image(given: dict[str, Any]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+VIDEO = "The prompt has a video, which is not supported yet; ask about its frames as a list of images."
+
 
 class VlmpruneError(ValueError):
     """Base class of all errors raised for user input."""

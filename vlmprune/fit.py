@@ -19,6 +19,8 @@ def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
             made for that.
     """
     name = type(pruner).__name__
+    if type(pruner).select is Pruner.select and type(pruner).score is Pruner.score:
+        raise VlmpruneError(f"The method {name} has neither score() nor select(); define one of them.")
     if family.cross_attention and stages > 1:
         raise VlmpruneError(
             f"{name} drops tokens at several layers, which {family.model_type!r} with its cross-attention layers does "

@@ -23,7 +23,8 @@ from .errors import VlmpruneError
 from .families import Family
 from .flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
 from .flow.locate import SampleLayout
-from .flow.select import Selection, check_ranked
+from .flow.returned import checked_selection
+from .flow.select import Selection
 from .kernels import compact
 from .methods.base import Prompt, Pruner, last_valid
 from .sinks.watcher import VisualSinkWatcher
@@ -151,16 +152,10 @@ class Prefill:
     def _select(self, prompt: Prompt) -> Selection:
         assert self.pruner is not None
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
-        selection = Selection(host_copies(selection.kept), selection.merged)
-        for kept, layout in zip(selection.kept, prompt.layouts, strict=True):
-            check_ranked(kept)
-            steps = torch.diff(kept, prepend=torch.tensor([-1]), append=torch.tensor([layout.count]))
-            if layout.count and (len(kept) == 0 or bool((steps < 1).any())):
-                raise VlmpruneError(
-                    f"The method {type(self.pruner).__name__} kept {len(kept)} of {layout.count} visual tokens; a "
-                    "method must keep at least one, as ascending indices below that number, none twice."
-                )
-        return selection
+        kept = selection.kept if isinstance(selection, Selection) else None
+        if isinstance(kept, list) and kept and all(isinstance(some, Tensor) for some in kept):
+            selection = Selection(host_copies(kept), selection.merged)
+        return checked_selection(selection, prompt.layouts, prompt.hidden.shape[-1], type(self.pruner).__name__)
 
     def _decide(self, layer: int, hidden: Tensor) -> Stage:
         """Run the pruner on what is left, and turn its choice into a gather index over the sequence."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from .errors import VlmpruneError
+from .errors import VIDEO, VlmpruneError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 OWN_FORMATS = (*FORMATS, "PPM")  # of a user's own files: PGM and PPM too
 _UNKNOWN = "{!r} is not an image of a format that is read here; give a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+_VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v"}
 
 
 def suffixes() -> set[str]:
@@ -58,6 +58,8 @@ def unreadable(name: str, error: Exception) -> VlmpruneError:
 
 def picture(path: Path) -> Image.Image:
     """The image in a file as a person sees it: turned as its EXIF tag says, transparency on white, RGB."""
+    if path.suffix.lower() in _VIDEOS:
+        raise VlmpruneError(VIDEO)
     if not path.exists():
         raise VlmpruneError(f"there is no file {str(path)!r}; give the path of an image")
     if not path.is_file():
@@ -66,7 +68,7 @@ def picture(path: Path) -> Image.Image:
 
 
 def decoded(
-    source: Path | IO[bytes], name: str, *, most_pixels: int | None = None, formats: Sequence[str] = FORMATS
+    source: Path | IO[bytes], name: str, *, most_pixels: int | None = None, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
     """The image in a file or in bytes, as `picture` shows it.
 

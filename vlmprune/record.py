@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from .flops import ModelCost
 from .flow.locate import SampleLayout
@@ -120,3 +121,15 @@ def exited_report(
         seconds=part.seconds if part else {},
         notes=part.notes if part else [],
     )
+
+
+def carry(output: Any, report: Report) -> None:
+    """Let what a call returns, a tensor or a model's output, carry the call's report as its attribute `report`."""
+    if isinstance(output, Tensor | ModelOutput):
+        output.report = report  # type: ignore[union-attr]  # both take attributes
+    if isinstance(output, Tensor):
+        output.__dict__["__getstate__"] = _no_state  # saved without it: `torch.load` reads tensors only
+
+
+def _no_state() -> None:
+    return None

@@ -1,8 +1,8 @@
 """The hooks of one wrapped model: they run the flow inside its forwards and write the record of what happened.
 
 Everything is put on this one instance and taken off again by `detach`: native hooks on the model, its base model, its
-language model, vision tower and decoder layers; two shadowed methods (`generate`, the base model's
-`get_image_features`); and, for methods that read attention, the config of the probed layer.
+language model, vision tower and decoder layers; shadowed methods (`generate`, the base model's `get_image_features`);
+and, for methods that read attention, the config of the probed layer. Copies of the model leave all of it out (`hook`).
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .arguments import cache_in, encoded, has_image, host_copies, padding_mask, small
+from .arguments import cache_in, encoded, has_image, host_copies, padding_mask, refuse_video, small
 from .attention.masks import windows_of
 from .attention.probe import ProbedLayer, clear_observers, observe
 from .attention.tower import TowerReader
-from .attention.watcher import Watcher
-from .cache_state import is_filled, recall
+from .attention.watcher import Watcher, check_watcher, edited
+from .cache_state import is_filled, note, noted, recall
 from .decode import Decode
-from .errors import VlmpruneError
+from .errors import InactiveHandleError, VlmpruneError
 from .families import Family, Media
 from .fit import check_fit, read_layers
 from .flops import model_cost
 from .flow.locate import SampleLayout, layouts_from_mask
 from .forward import CrossPrefill, Prefill
-from .hook import Hook, shadow
+from .hook import Hook, conceal, refuse_replica, replica, shadow
 from .loss import kept_labels, with_loss
 from .methods.base import Method, Pruner
 from .methods.combined import parts_of
-from .record import prompt_report
+from .record import carry, prompt_report
 from .report import Report
 from .sinks.watcher import VisualSinkWatcher
-from .turnstile import Turnstile
+from .turnstile import BASE, MODEL, turnstile_of
 
 
 class Session:
@@ -59,12 +59,15 @@ class Session:
         self.layers = self.pruner.stage_layers(len(self.text.layers)) if self.pruner else (0,)
         self.windows = windows_of(family.attentions(model), self.text.config)
         self.cost = model_cost(family, model)
-        self.turnstile = Turnstile()
-        self.report: Report | None = None
+        self.turnstile = turnstile_of(model)
+        self.replaced = False  # by another wrap of the model
+        self._latest: Report | None = None
         self._local = threading.local()
         self._recomputed = WeakIdKeyDictionary()
         self._signatures = {module: inspect.signature(module.forward) for module in (self.model, self.base)}
         self._read: list[int] = []
+        for watcher in watchers:
+            check_watcher(watcher, self.seeing)
         if self.pruner is not None:
             check_fit(self.pruner, family, len(self.layers))
             if self._prunes:
@@ -79,9 +82,7 @@ class Session:
         self.tower: TowerReader | None = None
         if self.pruner and self._prunes and self.pruner.reads_vision:
             name = type(self.pruner).__name__
-            self.tower = TowerReader(
-                family.tower_attention(model), family.class_token(model), name, family.model_type
-            )
+            self.tower = TowerReader(family.tower_attention(model), family.class_token(model), name, family.model_type)
         self._probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
         self._undo: list[Callable[[], None]] = []
 
@@ -95,19 +96,24 @@ class Session:
     # -- on and off --------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Put hooks, shadows and the probe on the model."""
+        """Put hooks, shadows and the probe on the model; the caller holds the turnstile where others may call it."""
         model, base = self.model, self.base
 
         def pre(module: nn.Module, function: Callable[..., Any]) -> None:
-            handle = module.register_forward_pre_hook(Hook(function), with_kwargs=True, prepend=True)
-            self._undo.append(handle.remove)
+            self._undo.append(conceal(module))
+            hook = Hook(self._awake(function))
+            self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
 
         def post(module: nn.Module, function: Callable[..., Any], always: bool = False) -> None:
-            handle = module.register_forward_hook(Hook(function), with_kwargs=True, always_call=always)
-            self._undo.append(handle.remove)
+            hook = Hook(self._awake(function))
+            self._undo.append(module.register_forward_hook(hook, with_kwargs=True, always_call=always).remove)
 
+        self.turnstile.sessions.append(self)
+        self._undo.append(functools.partial(self.turnstile.sessions.remove, self))
         pre(model, self._enter_model)
+        pre(model, self._enter_call)  # in front of the one before
         post(model, self._leave_model)
+        post(model, self._leave_call, always=True)
         pre(base, self._enter_base)
         post(base, self._leave_base, always=True)
         pre(self.text, self._enter_text)
@@ -119,6 +125,7 @@ class Session:
             if self.family.deepstack:
                 post(layer, functools.partial(self._leave_layer, i))
         self._undo.append(shadow(model, "generate", self._generate))
+        self._undo.append(shadow(model, "_replicate_for_data_parallel", replica))
         if hasattr(base, "get_image_features"):
             self._undo.append(shadow(base, "get_image_features", self._image_features))
         for module in [*self._probed.values(), *([self.tower.module] if self.tower else [])]:
@@ -153,35 +160,61 @@ class Session:
     # -- generate ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _asleep(self) -> Iterator[None]:
+    def asleep(self) -> Iterator[None]:
         """Within the block this thread's calls of the model run as if it were not wrapped."""
-        self._local.asleep = True
+        before, self._local.asleep = self._get("asleep", False), True
         try:
             yield
         finally:
-            self._local.asleep = False
+            self._local.asleep = before
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._get("asleep"):
             return original(*args, **kwargs)
         with self.turnstile.generating():
-            ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
-            self._local.prompts, self._local.prompt_length = ids.shape if isinstance(ids, Tensor) else (None, None)
-            self._local.vision = 0.0
-            before, self.report = self.report, None
-            start = self._now()
-            try:
-                out = original(*args, **kwargs)
-            finally:
-                self._local.prompts = self._local.prompt_length = None
-                self._clear()
-            if self.report is None:  # a later turn on a filled cache: the report of its prompt stands
-                self.report = before
-            else:
-                spent = self.report.seconds
-                spent["total"] = self._now() - start
-                spent["decode"] = max(0.0, spent["total"] - sum(v for k, v in spent.items() if k != "total"))
-            return out
+            if not self._undo:  # taken off while this call waited: ask whatever is on the model now
+                return self.model.generate(*args, **kwargs)
+            out, report = self._reported(original, args, kwargs)
+            return self._publish(out, report)
+
+    def _reported(self, original: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> tuple[Any, Report | None]:
+        """What `generate` returns, and the report of its prompt: on a filled cache, of the prompt that filled it."""
+        refuse_video(kwargs)
+        ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+        self._local.prompts, self._local.prompt_length = ids.shape if isinstance(ids, Tensor) else (None, None)
+        self._local.vision = 0.0
+        self._local.made = self._local.stands = None
+        self._local.generating = True
+        start = self._now()
+        try:
+            out = original(*args, **kwargs)
+        finally:
+            self._local.generating = False
+            self._local.prompts = self._local.prompt_length = None
+            self._local.media = {}
+            self._clear()
+        report: Report | None = self._get("made")
+        if report is None:
+            return out, self._get("stands")
+        spent = report.seconds
+        spent["total"] = self._now() - start
+        spent["decode"] = max(0.0, spent["total"] - sum(v for k, v in spent.items() if k != "total"))
+        return out, report
+
+    # -- reports -----------------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Report | None:
+        """Of this thread's last call; in a thread that made none, of any thread's."""
+        report: Report | None = self._get("report")
+        return self._latest if report is None else report
+
+    def _publish(self, out: Any, report: Report | None) -> Any:
+        """The output of a call, which carries the call's report as `report`."""
+        if report is not None:
+            self._local.report = self._latest = report
+            carry(out, report)
+        return out
 
     # -- vision ------------------------------------------------------------------------------------------------
 
@@ -199,7 +232,40 @@ class Session:
         if self.tower is not None:
             self.tower.end()
 
-    # -- the whole model: labels -------------------------------------------------------------------------------
+    # -- the whole model: one call at a time; labels -----------------------------------------------------------
+
+    def _awake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook that does nothing where this thread is asleep, or where it belongs to a wrap that is gone."""
+
+        def hook(module: nn.Module, *given: Any) -> Any:
+            return None if self._get("asleep") or not self._undo else function(module, *given)
+
+        return hook
+
+    def _taken(self, module: nn.Module, level: int) -> bool:
+        """Wait for this thread's turn; False where the wrap was taken off while it waited.
+
+        Raises:
+            VlmpruneError: the module is a replica of `DataParallel`, or another wrap took this one's place.
+        """
+        if getattr(module, "_is_replica", False):
+            refuse_replica()
+        self.turnstile.enter(level)
+        if self._undo:
+            return True
+        self.turnstile.leave(level)
+        if self.replaced:
+            raise InactiveHandleError("The model was wrapped again while this call waited for it; call it again.")
+        return False
+
+    def _enter_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._taken(module, MODEL):
+            refuse_video(self._arguments(self.model, args, kwargs))
+
+    def _leave_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if output is not None and not self._get("generating"):
+            self._publish(output, self._get("made") or self._get("stands"))
+        self.turnstile.leave(MODEL)
 
     def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Take `labels` out: a pruned prompt has fewer rows of logits, so the loss is computed on the kept ones."""
@@ -225,17 +291,18 @@ class Session:
     # -- the base model: a forward begins and ends -------------------------------------------------------------
 
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if self._get("asleep"):
+        if not self._taken(module, BASE):
             return
-        self.turnstile.enter()
         self._clear()
         self._local.given = None
+        if not (inside := self._get("generating", False)):
+            self._local.made = None
         given = self._arguments(self.base, args, kwargs)
+        refuse_video(given)
         cache = cache_in(given)
         if cache is not None and not hasattr(cache, "layers"):
             cache = None
-        if self.pruner is not None and (given.get("pixel_values_videos") is not None or encoded(given, "video")):
-            raise VlmpruneError("The prompt has a video, which cannot be pruned yet; ask about its frames as images.")
+        self._local.stands = None if cache is None else noted(cache, "report")
         state = recall(cache) if cache is not None else None
         if state is not None:
             self._refuse_later_image(given)
@@ -244,7 +311,7 @@ class Session:
             self._refuse_later_image(given)
             self._local.active = "continued"
         ids = given.get("input_ids")
-        if self._get("active") is None or self._get("prompts") is None:  # `generate` itself times its steps
+        if self._get("active") is None or not inside:  # `generate` itself times its steps
             self._local.start, self._local.vision_before = self._now(), self._get("vision", 0.0)
         if self._get("active") is not None:
             for watcher in self.watchers:
@@ -259,7 +326,7 @@ class Session:
         """Let the watchers see the attention calls of this forward."""
         for watcher, layers in zip(self.watchers, self._watched, strict=True):
             for i in layers:
-                observe(self._probed[i], functools.partial(watcher.attention, i))
+                observe(self._probed[i], functools.partial(edited, watcher, i))
 
     def _refuse_later_image(self, given: dict[str, Any]) -> None:
         ids = given.get("input_ids")
@@ -357,30 +424,37 @@ class Session:
         return [SampleLayout(own, once[i // repeats].images) for i, own in enumerate(slots)]
 
     def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._get("asleep"):
-            return
         active = self._get("active")
         self._local.given = None
         self._clear()
-        again = self._get("prompts") is not None and self.report is not None  # use_cache=False: a prompt every step
+        inside = self._get("generating", False)
+        again = inside and self._get("made") is not None  # use_cache=False: a prompt every step
+        report: Report | None = self._get("stands")
         if output is not None and isinstance(active, Prefill) and not again:
             self._local.last = active
             repeats = len(active.layouts) // (self._get("prompts") or len(active.layouts))
-            self.report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)
-            self.report.notes += [note for watcher in self.watchers for note in watcher.notes()]
-            self._finish(self.report)
+            report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)
+            report.notes += [line for watcher in self.watchers for line in watcher.notes()]
+            self._finish(report)
             vision = self._get("vision", 0.0) - self._local.vision_before
             if self._get("vision", 0.0):
-                self.report.seconds["vision"] = self._local.vision
-            self.report.seconds["prefill"] = self._now() - self._local.start - vision
-            if self._get("prompts") is None:
-                self.report.seconds["total"] = sum(self.report.seconds.values())
+                report.seconds["vision"] = self._local.vision
+            report.seconds["prefill"] = self._now() - self._local.start - vision
+            if not inside:
+                report.seconds["total"] = sum(report.seconds.values())
                 self._local.vision = 0.0
-        elif output is not None and isinstance(active, Decode) and self.report and self._get("prompts") is None:
-            spent = self.report.seconds
+            if active.cache is not None:
+                note(active.cache, "report", report)
+            self._local.made = report
+        elif output is not None and isinstance(active, Decode) and report is not None and not inside:
+            spent = report.seconds
             spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
         if isinstance(active, Prefill | Decode):
             active.cache = None  # `last` outlives the forward, and must not keep a cache alive
+        if not inside:
+            self._local.media = {}
+            if output is not None:
+                self._publish(output, report)
         self.turnstile.leave()
 
     def _finish(self, report: Report) -> None:

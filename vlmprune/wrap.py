@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +16,20 @@ from PIL import Image
 from torch import nn
 
 from .arguments import on
-from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
+from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of, inner_model
 from .guide.session import GuidedSession
+from .hook import HANDLE
 from .inputs import check_conversation
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
-from .pictures import as_rgb
+from .pictures import as_rgb, picture
 from .report import Report
 from .runtime.compatibility import check_transformers
 from .session import Session
-
-_HANDLE = "_vlmprune_handle"
+from .turnstile import bare, turnstile_of
 
 
 @dataclass(frozen=True)
@@ -48,39 +50,44 @@ class PrunedModel:
         self.model, self.method, self.processor = model, session.method, processor
         self._plain, self._session = session.model, session
         self._active = True
-        self._put_on()
+        session.attach()
+        self._plain.__dict__[HANDLE] = self
 
     # -- use ---------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`model(...)`, wrapped."""
-        self._check_active()
-        return self.model(*args, **kwargs)
+        with self._mine():
+            return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate(...)`, wrapped."""
-        self._check_active()
-        return self.model.generate(*args, **kwargs)
+        with self._mine():
+            return self.model.generate(*args, **kwargs)
 
     def ask(self, image: Any, question: str, **generation_kwargs: Any) -> Answer:
         """Answer a question about a picture.
 
         Args:
-            image: a PIL image of any mode, or a list of them; turned as its EXIF tag says, transparency on white.
+            image: a PIL image of any mode, the path of an image file, or a list of these; turned as its EXIF tag says,
+                transparency on white.
             question: plain text; the processor's chat template is applied.
             generation_kwargs: for `generate`; `max_new_tokens` is 64 unless given.
         Raises:
             VlmpruneError: no processor, no image, or an empty question.
         """
-        self._check_active()
-        if self.processor is None:
-            raise VlmpruneError("ask() needs the model's processor; pass wrap(model, method, processor=processor).")
-        inputs = on(self._plain, prepare(self.processor, image, question))
-        guided = self.for_guide(lambda processor: prepare(processor, image, question))
-        out = self.model.generate(**inputs, **guided, **{"max_new_tokens": 64, **generation_kwargs})
-        sequences = out if isinstance(out, torch.Tensor) else out.sequences
-        new = sequences[0, inputs["input_ids"].shape[1] :]
-        return Answer(self.processor.decode(new, skip_special_tokens=True).strip(), self.report)
+        with self._mine():  # the processor too: a tokenizer refuses to be used by two threads at once
+            if self.processor is None:
+                raise VlmpruneError("ask() needs the model's processor; pass wrap(model, method, processor=processor).")
+            if generation_kwargs.keys() & {"video", "videos", "frames"}:
+                raise VlmpruneError(VIDEO)
+            image = opened(image)
+            inputs = on(self._plain, prepare(self.processor, image, question))
+            guided = self.for_guide(lambda processor: prepare(processor, image, question))
+            out = self.model.generate(**inputs, **guided, **{"max_new_tokens": 64, **generation_kwargs})
+            sequences = out if isinstance(out, torch.Tensor) else out.sequences
+            new = sequences[0, inputs["input_ids"].shape[1] :]
+            return Answer(self.processor.decode(new, skip_special_tokens=True).strip(), out.report)
 
     def for_guide(self, make: Callable[[Any], Any]) -> dict[str, Any]:
         """What `generate` needs beside its inputs: those of a guide that reads other ids or pixels, made by `make` from
@@ -90,37 +97,44 @@ class PrunedModel:
             return {"guide_inputs": make(session.guide_processor)}
         return {}
 
+    def get_base_model(self) -> Any:
+        """The transformers model; PEFT's name for it, so that a handle stands for its model wherever one is taken."""
+        return self._plain
+
     @property
     def report(self) -> Report:
-        """Of the last call.
+        """Of this thread's last call; in a thread that made none, of the last call of any.
+
+        Every call's own is the `report` of what it returned: of an answer, of the output of `generate` or a forward.
 
         Raises:
             VlmpruneError: there was none yet.
         """
-        if self._session.report is None:
+        report = self._session.report
+        if report is None:
             raise VlmpruneError("There is no report yet; call the model first.")
-        return self._session.report
+        return report
 
     # -- on and off --------------------------------------------------------------------------------------------
-
-    def _put_on(self) -> None:
-        self._session.attach()
-        self._plain.__dict__.update({_HANDLE: self, "__deepcopy__": self._deepcopy})
-
-    def _take_off(self) -> None:
-        self._session.detach()
-        del self._plain.__dict__[_HANDLE], self._plain.__dict__["__deepcopy__"]
 
     @property
     def active(self) -> bool:
         return self._active
 
     def unwrap(self) -> Any:
-        """Take everything off the model and return it; calling it again does nothing."""
-        if self._active:
-            self._active = False
-            self._take_off()
+        """Take everything off the model and return it, once the calls that run are done; again, it does nothing."""
+        with self._session.turnstile.generating():
+            if self._active:
+                self._active = False
+                self._session.detach()
+                if self._plain.__dict__.get(HANDLE) is self:
+                    del self._plain.__dict__[HANDLE]
         return self.model
+
+    def replace(self) -> None:
+        """Make room for another wrap of the model; calls that wait for their turn are told."""
+        self._session.replaced = True
+        self.unwrap()
 
     def __enter__(self) -> PrunedModel:
         return self
@@ -139,29 +153,48 @@ class PrunedModel:
                 "call wrap() again."
             )
 
-    def _deepcopy(self, memo: dict[int, Any]) -> Any:
-        """`copy.deepcopy(model)` sees the plain model: off, copy, on again."""
-        with self.off():
-            return copy.deepcopy(self._plain, memo)
+    @contextmanager
+    def _mine(self) -> Iterator[None]:
+        """Within the block the model is this thread's, and the handle stays active."""
+        with self._session.turnstile.generating():
+            self._check_active()
+            yield
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within the block the model is plain; other threads' calls wait."""
-        with self._session.turnstile.generating():
-            self._take_off()
+        """Within the block the model runs plain, for this thread; other threads' calls wait until it ends.
+
+        Raises:
+            InactiveHandleError: it is plain already.
+        """
+        with self._mine(), bare(self._plain):
+            del self._plain.__dict__[HANDLE]  # other methods may be put on and taken off meanwhile
             try:
                 yield
             finally:
-                self._put_on()
+                if (left := self._plain.__dict__.pop(HANDLE, None)) is not None:
+                    left.unwrap()
+                if self._active:
+                    self._plain.__dict__[HANDLE] = self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise VlmpruneError(
+            "A handle cannot be copied or pickled; copy its model, which comes out plain, and wrap the copy."
+        )
 
 
 def wrap(
-    model: Any, method: Method | str | type[Method] | Sequence[Any], *, processor: Any = None, **options: Any
+    model: Any,
+    method: Method | str | type[Method] | Sequence[Any],
+    *more: Any,
+    processor: Any = None,
+    **options: Any,
 ) -> PrunedModel:
     """Wrap a loaded Hugging Face vision-language model, in place and on this instance only.
 
     Args:
-        model: an image-text-to-text model of a supported family (see `families()`); PEFT and quantised ones too.
+        model: an image-text-to-text model of a supported family (see `families()`); PEFT and quantised ones too, and a
+            wrapped model's handle.
         method: a method object, its registered name plus `options`, or a list with at most one pruner
             and any number of interventions.
         processor: the model's processor, needed by `ask`.
@@ -175,21 +208,29 @@ def wrap(
         UserWarning: once, where transformers is newer than the newest that was tested.
     """
     check_transformers()
+    if more:
+        raise VlmpruneError(
+            f"wrap() takes a model and a method, and got {more[0]!r:.60} as a third; give options and processor by "
+            "name, for example wrap(model, 'fastv', keep=0.25)."
+        )
+    if isinstance(model, PrunedModel):
+        model = model.model
     plain = plain_model(model)
     family = family_of(plain)
-    older: PrunedModel | None = plain.__dict__.get(_HANDLE)
-    if older is not None and processor is None:
-        processor = older.processor
     made = one_method(method, options)
-    # Raises before the older handle goes.
-    watchers = [part.watcher(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
-    if any(isinstance(part, Guided) for part in parts_of(made)):
-        session: Session = GuidedSession(plain, family, made, watchers, processor=processor)
-    else:
-        session = Session(plain, family, made, watchers)
-    if older is not None:
-        older.unwrap()
-    return PrunedModel(model, session, processor)
+    with turnstile_of(plain).generating():
+        older: PrunedModel | None = plain.__dict__.get(HANDLE)
+        if older is not None and processor is None:
+            processor = older.processor
+        # Raises before the older handle goes.
+        watchers = [part.watcher(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
+        if any(isinstance(part, Guided) for part in parts_of(made)):
+            session: Session = GuidedSession(plain, family, made, watchers, processor=processor)
+        else:
+            session = Session(plain, family, made, watchers)
+        if older is not None:
+            older.replace()
+        return PrunedModel(model, session, processor)
 
 
 def plain_model(model: Any) -> Any:
@@ -208,7 +249,7 @@ def plain_model(model: Any) -> Any:
 
 def unwrapped(plain: Any) -> AbstractContextManager[None]:
     """Within the block a model, wrapped or not, is plain."""
-    handle: PrunedModel | None = plain.__dict__.get(_HANDLE)
+    handle: PrunedModel | None = plain.__dict__.get(HANDLE)
     return nullcontext() if handle is None else handle.off()
 
 
@@ -222,10 +263,36 @@ def one_method(method: Method | str | type[Method] | Sequence[Any], options: dic
         return make_method(method, **options)
     if not isinstance(method, Sequence):
         raise VlmpruneError(f"{method!r} is no method; pass a method object, a registered name, or a list of them.")
-    made = [make_method(one, **options) for one in method]
+    if options:
+        raise VlmpruneError(
+            f"The option {sorted(options)[0]!r} does not go with a list; set it on a method in it, for example "
+            "[vlmprune.FastV(keep=0.25), vlmprune.VAR()]."
+        )
+    made = [make_method(one) for one in method]
     if not made:
         raise VlmpruneError("The list of methods is empty; pass a pruner, interventions such as VAR(), or both.")
     return made[0] if len(made) == 1 else Combined(tuple(made))
+
+
+def opened(image: Any) -> Any:
+    """Pictures whose files are read; what is no path is left to `talk_about`.
+
+    Only for what the caller's own program passes: a path that a stranger sent would be read too.
+
+    Raises:
+        VlmpruneError: a file that is missing or no image, a video, or a web address.
+    """
+    if isinstance(image, list | tuple):
+        return [opened(one) for one in image]
+    if not isinstance(image, str | os.PathLike):
+        return image
+    if re.match(r"[a-z]+:/|data:", str(image), re.IGNORECASE):
+        raise VlmpruneError(f"{str(image)!r:.80} is a web address; download the picture and pass the path of its file.")
+    try:
+        return picture(Path(image))
+    except (VlmpruneError, OSError, ValueError) as error:  # a path with a null byte, or one too long
+        reason = str(error)
+        raise VlmpruneError(f"{reason[:1].upper()}{reason[1:].rstrip('.')}.") from None
 
 
 def prepare(processor: Any, image: Any, question: str) -> Any:
@@ -248,12 +315,21 @@ def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
     images = list(image) if isinstance(image, list | tuple) else [image]
     for one in images:
         if not isinstance(one, Image.Image):
-            raise VlmpruneError(f"{one!r:.80} is no picture; pass a PIL image or a list of PIL images.")
+            array = hasattr(one, "__array__") and not isinstance(one, torch.Tensor)
+            made = ", made by PIL.Image.fromarray() for example" if array else ""
+            raise VlmpruneError(f"{_named(one)} is no picture; pass a PIL image{made}, or a list of PIL images.")
     if not images:
         raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
     if not isinstance(question, str) or not question.strip():
         raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
     return conversation(images, question)
+
+
+def _named(thing: Any) -> str:
+    """A thing in one line: arrays and bytes by their type."""
+    if hasattr(thing, "shape"):
+        return f"A {type(thing).__name__} of shape {tuple(thing.shape)}"
+    return f"An object of type {type(thing).__name__!r}" if isinstance(thing, bytes) else f"{thing!r:.80}"
 
 
 def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ def test_bad_layers(options: dict) -> None:
 
 
 def test_bad_options() -> None:
-    with pytest.raises(VlmpruneError, match="'none' cannot be made"):
+    with pytest.raises(VlmpruneError, match="'none' has no option 'keep'"):
         make_method("none", keep=0.5)
     with pytest.raises(VlmpruneError, match="set them on the FastV object"):
         make_method(vlmprune.FastV(), keep=0.5)

@@ -3,7 +3,7 @@
 A fused kernel (SDPA, FlashAttention) never writes the attention map. Only a few query rows are ever needed (FastV:
 one a sample), so the probe lets the kernel run as it is and computes the softmax of those rows alone.
 
-Attention modules look their kernel up by name in `self.config` at every call. `ProbedLayer` gives one module a copy of
+Attention modules look their kernel up by name in `self.config` at every call. `ProbedLayer` gives one module a view of
 its config that names our dispatcher; the language model's own config, and so its masks, stay untouched.
 
 Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head width.
@@ -12,6 +12,7 @@ Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head wi
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -24,6 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import VlmpruneError
+from ..hook import conceal
 from ..kernels import column_sums as received
 from ..kernels import redistribute
 from .masks import block_rows
@@ -174,27 +176,50 @@ def clear_observers(modules: Iterable[nn.Module]) -> None:
         by_module.pop(module, None)
 
 
+@functools.cache
+def _view_of(kind: type[Any]) -> type[Any]:
+    """A config class whose instances show another config's attributes, but our kernel; their copies are that other's.
+
+    `vlmprune_original`, the other config, has a slot: the attributes are the other's very dictionary.
+    """
+
+    class View(kind):
+        __slots__ = ("vlmprune_original",)
+
+        _attn_implementation = property(lambda self: DISPATCHER)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return copy.copy, (self.vlmprune_original,)
+
+    View.__name__, View.__qualname__, View.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    return View
+
+
 class ProbedLayer:
     """Route one attention module's calls through the dispatcher until `remove()`.
 
-    The module's `config` attribute is exchanged for a copy; nothing else is touched. The dispatcher's name is entered
-    into transformers' table of kernels (an added entry, no replacement) while any module is probed.
+    The module's `config` attribute is exchanged for a view of it; nothing else is touched. The dispatcher's name is
+    entered into transformers' table of kernels (an added entry, no replacement) while any module is probed.
     """
 
     def __init__(self, module: Any) -> None:
         self.module = module
         self.original = module.config
-        renamed: Any = copy.copy(self.original)
-        renamed._attn_implementation_internal = DISPATCHER
-        renamed.vlmprune_original = getattr(self.original, "vlmprune_original", self.original)  # probes may nest
+        original = getattr(self.original, "vlmprune_original", self.original)  # probes may nest
+        kind: Any = type(original)
+        view = object.__new__(_view_of(kind))
+        object.__setattr__(view, "__dict__", original.__dict__)
+        object.__setattr__(view, "vlmprune_original", original)
         global _attached
         with _attached_lock:
             ALL_ATTENTION_FUNCTIONS[DISPATCHER] = _dispatch
             _attached += 1
-        module.config = renamed
+        module.config = view
+        self._reveal = conceal(module)
 
     def remove(self) -> None:
         global _attached
+        self._reveal()
         self.module.config = self.original
         with _attached_lock:
             _attached -= 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..errors import VlmpruneError
 from .probe import AttentionCall
 
 if TYPE_CHECKING:
@@ -51,3 +52,40 @@ class Watcher:
     def notes(self) -> list[str]:
         """What a reader of the report of the prompt that just ended should know."""
         return []
+
+
+def check_watcher(watcher: Any, seeing: Sequence[int]) -> None:
+    """Check what an intervention's `watcher()` returned.
+
+    Raises:
+        VlmpruneError: no watcher, or one of layers that do not see the image.
+    """
+    if not isinstance(watcher, Watcher):
+        raise VlmpruneError(f"An intervention's watcher() returned {watcher!r:.60}; return a Watcher.")
+    layers = watcher.layers(seeing)
+    if not isinstance(layers, Sequence) or any(type(i) is not int or i not in seeing for i in layers):
+        raise VlmpruneError(
+            f"{type(watcher).__name__}.layers() returned {layers!r:.60}; choose of the layers that see the image, "
+            f"{', '.join(map(str, seeing))}."
+        )
+
+
+def edited(watcher: Watcher, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
+    """What a watcher makes of an attention call's output, None where it leaves it.
+
+    Raises:
+        VlmpruneError: something that cannot take the output's place.
+    """
+    made: Any = watcher.attention(layer, call, output)
+    if made is None:
+        return None
+    same = isinstance(made, Tensor) and (made.shape, made.dtype, made.device) == (
+        output.shape, output.dtype, output.device
+    )  # fmt: skip
+    if not same:
+        what = f"{made.dtype} {tuple(made.shape)} on {made.device}" if isinstance(made, Tensor) else f"{made!r:.60}"
+        raise VlmpruneError(
+            f"{type(watcher).__name__}.attention() returned {what} in layer {layer}, in the place of {output.dtype} "
+            f"{tuple(output.shape)} on {output.device}; return a tensor like that, or None."
+        )
+    return made

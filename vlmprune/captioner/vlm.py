@@ -18,8 +18,8 @@ from transformers import LogitsProcessorList
 from ..arguments import on
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
+from ..hook import HANDLE
 from ..methods.combined import parts_of
-from ..wrap import _HANDLE as HANDLE
 from ..wrap import PrunedModel, batched, conversation, plain_model, warn_unknown_words
 from .sampling import SeededSampler, SharedPrefill
 

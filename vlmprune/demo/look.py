@@ -18,6 +18,7 @@ from ..flow.score import visual_columns
 from ..methods.base import last_valid
 from ..methods.none import Unpruned
 from ..session import Session
+from ..turnstile import attached
 from ..wrap import plain_model
 
 if TYPE_CHECKING:
@@ -43,16 +44,11 @@ class _Looking(Watcher):
 def attention_by_layer(model: Any, inputs: Any) -> dict[int, Tensor]:
     """Of every decoder layer that sees the image, attention of the last prompt token to the visual tokens [V].
 
-    This is what FastV ranks by, in every layer instead of one. The model must not be wrapped.
+    This is what FastV ranks by, in every layer instead of one. A wrapped model is looked at as if it were not wrapped.
     """
     plain = plain_model(model)
     family = family_of(plain)
     looking = _Looking(causal=not family.cross_attention)
-    session = Session(plain, family, Unpruned(), [looking])
-    session.attach()
-    try:
-        with torch.no_grad():
-            plain(**on(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
-    finally:
-        session.detach()
+    with attached(Session(plain, family, Unpruned(), [looking])), torch.no_grad():
+        plain(**on(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
     return looking.found

@@ -40,8 +40,24 @@ def families() -> tuple[str, ...]:
     return tuple(FAMILIES)
 
 
+_PARALLEL = {
+    "DataParallel": "wrap its .module and use DistributedDataParallel, since DataParallel calls replicas",
+    "DistributedDataParallel": "wrap its .module",
+    "FullyShardedDataParallel": "wrap its .module",
+}
+
+
 def inner_model(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
+    """The transformers model inside a PEFT wrapper or a handle of ours, or the model itself.
+
+    Raises:
+        UnsupportedModelError: it is inside one that runs it on several devices.
+    """
+    for kind in type(model).__mro__:  # by name, since importing FSDP takes long; FSDP shows the model's own attributes
+        if kind.__name__ in _PARALLEL:
+            raise UnsupportedModelError(
+                f"{kind.__name__} cannot be wrapped, only the model in it; {_PARALLEL[kind.__name__]}."
+            )
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

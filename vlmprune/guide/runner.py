@@ -7,15 +7,11 @@ sequence, V visual tokens of a sample, n tokens of its answer.
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..arguments import on
@@ -27,6 +23,7 @@ from ..methods.none import Unpruned
 from ..scoring import sureness
 from ..session import Session
 from ..sinks.watcher import VisualSinkWatcher
+from ..turnstile import attached, bare
 from .inputs import end_ids, with_answers
 from .vision import VisionMemo
 
@@ -80,25 +77,8 @@ class _Confidence(LogitsProcessor):
         return scores
 
 
-@dataclass
-class _Locks:
-    """One run of a guide at a time, however many models it guides."""
-
-    by_model: Any = field(default_factory=WeakIdKeyDictionary)
-    guard: threading.Lock = field(default_factory=threading.Lock)
-
-    def of(self, model: Any) -> threading.Lock:
-        with self.guard:
-            if model not in self.by_model:
-                self.by_model[model] = threading.Lock()
-            return cast(threading.Lock, self.by_model[model])
-
-
-_LOCKS = _Locks()
-
-
 class Guide:
-    """A small model made ready for ranking; nothing is on it between two runs.
+    """A small model made ready for ranking; nothing is on it between two runs, and one run goes at a time.
 
     Args:
         steps: count at most this many of its tokens (None: all). normalise: geometric mean of the answer tokens'
@@ -120,9 +100,7 @@ class Guide:
         self.model, self.normalise, self.check = model, normalise, check
         self.family = family_of(model)
         self.steps = steps
-        self.watcher = ImportanceWatcher(
-            self.family.visual_ids(model.config), causal=not self.family.cross_attention
-        )
+        self.watcher = ImportanceWatcher(self.family.visual_ids(model.config), causal=not self.family.cross_attention)
         self._sinks = VisualSinkWatcher(self.family, model) if exclude_sinks else None
         self._watching = Session(
             model, self.family, Unpruned(), [self.watcher, self._sinks] if self._sinks else [self.watcher]
@@ -140,21 +118,13 @@ class Guide:
             for scores, sinks in zip(importance, self._sinks.often(), strict=True)
         ]
 
-    @contextmanager
-    def _on(self, session: Session) -> Iterator[None]:
-        session.attach()
-        try:
-            yield
-        finally:
-            session.detach()
-
     def rank(self, inputs: dict[str, Any]) -> Guidance:
         """Importance from the prompt's rows alone."""
         inputs = on(self.model, inputs)
         vision = VisionMemo()
-        with _LOCKS.of(self.model), torch.no_grad():
+        with bare(self.model), torch.no_grad():
             self.watcher.expect(ends=[], steps=0)
-            with self._on(self._watching), vision.recording(self.family.vision_tower(self.model)):
+            with attached(self._watching), vision.recording(self.family.vision_tower(self.model)):
                 self.model(**inputs, use_cache=False, logits_to_keep=1)
             importance, layouts = self._importance(), self.watcher.layouts
         return Guidance(importance, layouts, self._prompt_flops(inputs, layouts), vision)
@@ -171,10 +141,10 @@ class Guide:
         ends = end_ids(config.eos_token_id)
         vision = VisionMemo()
         tower = self.family.vision_tower(self.model)
-        with _LOCKS.of(self.model), torch.no_grad():
+        with bare(self.model), torch.no_grad():
             self.watcher.expect(ends=ends, steps=None if self.steps is None else self.steps - 1)
             record = _Confidence()
-            with self._on(self._watching), vision.recording(tower):
+            with attached(self._watching), vision.recording(tower):
                 sequences = self.model.generate(
                     **inputs, generation_config=config, logits_processor=LogitsProcessorList([record])
                 )
@@ -210,7 +180,7 @@ class Guide:
         fed = [answer[:-1].masked_fill(torch.isin(answer[:-1], visual), pad) for answer in answers]
         given = with_answers(inputs, fed, pad)
         longest = max(len(answer) for answer in answers)
-        with self._on(self._checking), vision.replaying(self.family.vision_tower(self.model)):
+        with attached(self._checking), vision.replaying(self.family.vision_tower(self.model)):
             self._checking.rank_by(importance)
             logits = self.model(**given, use_cache=False, logits_to_keep=longest).logits
         scores = []

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..arguments import cache_in, has_image, padding_mask, small
+from ..arguments import cache_in, has_image, padding_mask, refuse_video, small
 from ..attention.watcher import Watcher
 from ..cache_state import is_filled
 from ..errors import VlmpruneError
@@ -73,9 +73,12 @@ class GuidedSession(Session):
         if self._get("asleep"):
             return original(*args, **kwargs)
         kwargs.update(zip(generate_parameters(), args, strict=False))
+        given = dict(kwargs)
         guide_inputs = kwargs.pop("guide_inputs", None)
         if kwargs.get("inputs") is not None:
             kwargs["input_ids"] = kwargs.pop("inputs")
+        for inputs in (kwargs, guide_inputs or {}):
+            refuse_video(inputs)
         cache = cache_in(kwargs)
         if not has_image(kwargs) or (cache is not None and is_filled(cache)):
             return super()._generate(original, **kwargs)
@@ -83,6 +86,8 @@ class GuidedSession(Session):
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
         self._refuse_extras(kwargs)
         with self.turnstile.generating():
+            if not self._undo:  # taken off while this call waited
+                return self.model.generate(**given)
             start = self._now()
             self._local.media = {}
             guidance = self._ask_guide(kwargs, guide_inputs)
@@ -93,21 +98,21 @@ class GuidedSession(Session):
             alike = self.same and guide_inputs is None and bool(self._shared)
             guided = self._now() - start
             running = [i for i, gone in enumerate(exited) if not gone]
+            vision = guidance.vision if alike else None
             try:
-                out = self._run(original, kwargs, running, layouts, importance, guidance.vision if alike else None)
+                out, report = self._run(original, kwargs, running, layouts, importance, vision)
             finally:
                 self.rank_by(None)
             if any(exited):
-                part = self.report if running else None
                 columns = self.family.cross_columns
                 keys = columns(self.model.config, Media(small(kwargs))) if columns else 0
-                self.report = exited_report(
-                    part, running, layouts, self._valid(kwargs), keys, self.method, self.cost
-                )
-            assert self.report is not None
-            self._note(self.report, guidance, exited, guided)
-            self.report.seconds["total"] = self._now() - start
-            return out if not any(exited) else self._merged(out, guidance, exited, kwargs)
+                valid = self._valid(kwargs)
+                report = exited_report(report, running, layouts, valid, keys, self.method, self.cost)
+                out = self._merged(out, guidance, exited, kwargs)
+            assert report is not None, "what ran has a report"
+            self._note(report, guidance, exited, guided)
+            report.seconds["total"] = self._now() - start
+            return self._publish(out, report)
 
     def _refuse_extras(self, kwargs: dict[str, Any]) -> None:
         asked = [name for name in _EXTRAS if setting(self.model, kwargs, name)]
@@ -142,7 +147,7 @@ class GuidedSession(Session):
                 f"guide_inputs holds {len(inputs['input_ids'])} prompts and the call {len(kwargs['input_ids'])}; give "
                 "the same prompts to both."
             )
-        with self._asleep():
+        with self.asleep():
             guidance: Guidance = self.guide.answer(inputs, settings, whole=self.exit_at is not None)
         return guidance
 
@@ -160,10 +165,10 @@ class GuidedSession(Session):
         layouts: list[SampleLayout],
         importance: list[Tensor],
         vision: VisionMemo | None,
-    ) -> Any:
+    ) -> tuple[Any, Report | None]:
         """The model itself, for the samples that need it; `vision` stands in for its tower where given."""
         if not running:
-            return None
+            return None, None
         rows = None
         if len(running) < len(layouts):
             own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
@@ -172,7 +177,7 @@ class GuidedSession(Session):
         tower = self.family.vision_tower(self.model)
         seen: AbstractContextManager[None] = vision.replaying(tower, rows) if vision is not None else nullcontext()
         with seen:
-            return super()._generate(original, **kwargs)
+            return self._reported(original, (), kwargs)
 
     def _note(self, report: Report, guidance: Guidance, exited: list[bool], seconds: float) -> None:
         report.exited, report.guide_flops = exited, guidance.flops
@@ -222,7 +227,7 @@ class GuidedSession(Session):
 
     def _enter_model(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         changed = super()._enter_model(module, args, kwargs)
-        if self._get("asleep") or self._get("prompts") is not None:
+        if self._get("generating"):
             return changed
         given = self._arguments(self.model, args, kwargs)
         self.rank_by(None)
@@ -232,7 +237,7 @@ class GuidedSession(Session):
             return changed
         self._refuse_stranger()
         start = self._now()
-        with self._asleep():
+        with self.asleep():
             guidance = self.guide.rank(prompt_inputs(given))
         self._local.media = {}
         layouts = self._layouts(given, given["input_ids"], self._valid(given))
@@ -241,7 +246,7 @@ class GuidedSession(Session):
         return changed
 
     def _finish(self, report: Report) -> None:
-        if self._get("prompts") is None and (guided := self._get("guided")) is not None:
+        if not self._get("generating") and (guided := self._get("guided")) is not None:
             guidance, seconds = guided
             self._note(report, guidance, [False] * len(guidance.importance), seconds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -27,11 +28,13 @@ class VisionMemo:
 
     @contextmanager
     def recording(self, tower: nn.Module) -> Iterator[None]:
-        """Remember the tower's outputs within the block."""
+        """Remember what the tower returns to this thread within the block."""
+        me = threading.get_ident()
 
         def remember(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             # Qwen writes into the output object it gets back.
-            self._calls.append((*_shapes_and_options(args, kwargs), copy.copy(output)))
+            if threading.get_ident() == me:
+                self._calls.append((*_shapes_and_options(args, kwargs), copy.copy(output)))
 
         handle = tower.register_forward_hook(remember, with_kwargs=True)
         try:
@@ -41,15 +44,17 @@ class VisionMemo:
 
     @contextmanager
     def replaying(self, tower: Any, rows: Tensor | None = None) -> Iterator[None]:
-        """Answer the tower's calls within the block from memory, in the order in which they were recorded.
+        """Answer this thread's calls of the tower within the block from memory, in the order they were recorded in.
 
         Args:
             rows: the entries of the recorded inputs' first axis that are asked for now, None for all. Outputs whose
                 first axis is another one are computed.
         """
-        left = iter(self._calls)
+        left, me = iter(self._calls), threading.get_ident()
 
         def forward(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != me:
+                return compute(*args, **kwargs)
             options, shapes, output = next(left, ({}, (), None))
             now = _shapes_and_options(args, kwargs)
             if output is None or now[0] != options:

@@ -48,6 +48,7 @@ class ACT(Intervention):
     heads: Sequence[tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share("beta", self.beta)
         check_share("threshold", self.threshold)
         if self.heads is not None:

@@ -6,6 +6,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width, L decoder lay
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
+from ..flow.returned import checked_scores
 from ..flow.select import Selection, check_keep, top_k_per_image
+from .declared import check_names, check_options
 
 if TYPE_CHECKING:
     from ..attention.tower import VisionStats
@@ -73,6 +76,23 @@ class Method:
 
     name: ClassVar[str] = ""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        base = next((part for part in cls.__mro__[1:] if part.__name__ in ("Pruner", "Intervention")), None)
+        if base is not None:
+            check_names(cls, base)
+
+    def __post_init__(self) -> None:
+        """Numbers of numpy become Python's, so that reports can be written as JSON; subclasses check their options."""
+        check_options(type(self), Method)
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(option.default, bool) and not isinstance(value, bool):
+                raise VlmpruneError(f"{option.name}={value!r:.60} is neither True nor False; use one of them.")
+            if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+                plain_number = int(value) if isinstance(value, numbers.Integral) else float(value)
+                object.__setattr__(self, option.name, plain_number)
+
     @property
     def title(self) -> str:
         """What the method is called, registered or not."""
@@ -102,7 +122,7 @@ class Intervention(Method):
         Raises:
             VlmpruneError: the method and the model do not fit.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs watcher()")
+        raise VlmpruneError(f"The intervention {type(self).__name__} has no watcher(); define it.")
 
 
 @dataclass(frozen=True)
@@ -128,6 +148,7 @@ class Pruner(Method):
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_keep(self.keep)
         self.check_layer()
         if self.positions not in ("original", "compact"):
@@ -186,8 +207,9 @@ class Pruner(Method):
 
     def select(self, prompt: Prompt) -> Selection:
         """Which visual tokens stay; the best-scored of every image by default."""
-        pairs = zip(self.score(prompt), prompt.layouts, strict=True)
-        return Selection([top_k_per_image(scores, layout.images, self.keep) for scores, layout in pairs])
+        scores = checked_scores(self.score(prompt), prompt.layouts, type(self).__name__)
+        pairs = zip(scores, prompt.layouts, strict=True)
+        return Selection([top_k_per_image(own, layout.images, self.keep) for own, layout in pairs])
 
 
 def check_layer(layer: int | float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from .act import ACT
 from .base import Method
 from .cdpruner import CDPruner
 from .dart import Dart
+from .declared import check_options
 from .divprune import DivPrune
 from .downsample import Downsample
 from .fastv import FastV
@@ -75,6 +77,7 @@ def register_method(name: str, method: M | None = None) -> M | Callable[[M], M]:
     def add(cls: M) -> M:
         if not (isinstance(cls, type) and issubclass(cls, Method)):
             raise VlmpruneError(f"{cls!r} is no method class; derive it from vlmprune.Pruner.")
+        check_options(cls, Method)
         cls.name = name
         _methods[name] = cls
         return cls
@@ -94,6 +97,7 @@ def make_method(method: Method | str | type[Method], **options: Any) -> Method:
                 f"The options {', '.join(sorted(options))} go with a method's name; set them on the "
                 f"{type(method).__name__} object instead."
             )
+        check_options(type(method), Method)
         return method
     if isinstance(method, str):
         if method not in _methods:
@@ -101,7 +105,14 @@ def make_method(method: Method | str | type[Method], **options: Any) -> Method:
         method = _methods[method]
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise VlmpruneError(f"{method!r} is no method; pass a method object or one of {', '.join(sorted(_methods))}.")
-    try:
-        return method(**options)
-    except TypeError as error:
-        raise VlmpruneError(f"The method {method.name!r} cannot be made from these options: {error}.") from None
+    check_options(method, Method)
+    parameters = inspect.signature(method).parameters
+    title = method.name or method.__name__
+    for name in options:
+        if name not in parameters:
+            remedy = nearest(name, parameters) if parameters else "it takes none, so leave it out."
+            raise VlmpruneError(f"The method {title!r} has no option {name!r}; {remedy}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise VlmpruneError(f"The method {title!r} needs {name}=; pass wrap(model, {title!r}, {name}=...).")
+    return method(**options)

@@ -52,6 +52,7 @@ class VAR(Intervention):
     sink_dims: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for option in ("p", "rho", "gate"):
             check_share(option, getattr(self, option))
         check_tau(self.tau)

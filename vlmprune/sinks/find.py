@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import refuse_video
 from ..attention.correction import check_readable, gated, marks_of, masses, row_chunks
 from ..attention.editor import Columns, columns_of
 from ..attention.probe import AttentionCall
@@ -20,7 +21,8 @@ from ..families import Family, family_of
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
 from ..methods.none import Unpruned
 from ..session import Session
-from ..wrap import plain_model, unwrapped
+from ..turnstile import attached
+from ..wrap import plain_model
 from .dims import SinkDims
 from .report import SampleSinks, SinkReport
 
@@ -53,6 +55,7 @@ def find_sinks(
     plain = plain_model(model)
     family = family_of(plain)
     reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
+    refuse_video(inputs)
     ids = inputs.get("input_ids")
     visual = torch.tensor(family.visual_ids(plain.config))
     if ids is None or not bool(torch.isin(ids.cpu(), visual).any()):
@@ -60,20 +63,15 @@ def find_sinks(
             "The prompt has no image tokens, so there are no visual sinks to find; pass what the processor returns for "
             "an image and a question."
         )
-    with unwrapped(plain):
-        session = Session(plain, family, Unpruned(), [reader])
-        session.attach()
-        try:
-            with torch.no_grad():
-                plain(**{**inputs, "use_cache": False})
-        except ValueError as error:  # transformers': other image tokens than the images have features
-            if isinstance(error, VlmpruneError) or "do not match" not in str(error):
-                raise
-            raise VlmpruneError(
-                f"The prompt does not fit its images ({error}); pass what the processor returns for them."
-            ) from error
-        finally:
-            session.detach()
+    try:
+        with attached(Session(plain, family, Unpruned(), [reader])), torch.no_grad():
+            plain(**{**inputs, "use_cache": False})
+    except ValueError as error:  # transformers': other image tokens than the images have features
+        if isinstance(error, VlmpruneError) or "do not match" not in str(error):
+            raise
+        raise VlmpruneError(
+            f"The prompt does not fit its images ({error}); pass what the processor returns for them."
+        ) from error
     return reader.report()
 
 

@@ -1,0 +1,67 @@
+"""What a method's class declares, checked: a misspelt word on a user's class is an error, never silence."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import MISSING, fields
+from typing import Any
+
+from ..errors import VlmpruneError
+
+FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text")
+SWITCHES = (*FLAGS, "exclude_sinks")
+_NEAR = 0.85  # "scores" is near "score"; "selection" is a word of its own beside "select"
+
+
+def check_names(cls: type[Any], base: type[Any]) -> None:
+    """Check the names in the body of a class as it is defined.
+
+    Args:
+        base: the class that declares what methods of this kind have.
+    Raises:
+        VlmpruneError: a name nearly like one of the base, or a declaration of another type than the base's.
+    """
+    body: dict[str, Any] = {**dict.fromkeys(inspect.get_annotations(cls)), **vars(cls)}
+    inherited = {name for part in cls.__mro__[1:] for name in vars(part)}
+    words = [name for name in dir(base) if not name.startswith("_") and callable(getattr(base, name))]
+    for name, value in body.items():
+        if name in FLAGS and not isinstance(value, bool):
+            raise VlmpruneError(f"{cls.__name__} declares {name} = {value!r}; make it True or False.")
+        if name.startswith("_") or name in inherited or name in SWITCHES:
+            continue
+        call = callable(value) or isinstance(value, property | classmethod | staticmethod)
+        close = difflib.get_close_matches(name, words if call else SWITCHES, n=1, cutoff=_NEAR)
+        # A helper called `scores` beside a `score` of its own is fine.
+        own = call and close and getattr(cls, close[0]) is not getattr(base, close[0])
+        if close and not own:
+            raise VlmpruneError(
+                f"{cls.__name__} declares {name!r}, which means nothing to {base.__name__}; did you mean {close[0]!r}?"
+            )
+        if name.startswith("reads_") and not call:
+            raise VlmpruneError(
+                f"{cls.__name__} declares {name!r}, which no method can read; choose of {', '.join(FLAGS)}."
+            )
+
+
+def check_options(cls: type[Any], root: type[Any]) -> None:
+    """Check that every option of a finished class is one: of a dataclass, with a type.
+
+    Raises:
+        VlmpruneError: an option that the constructor would not take, or a default that it would not use.
+    """
+    options = {field.name: field for field in fields(cls)}
+    for part in cls.__mro__[: cls.__mro__.index(root)]:
+        for name, kind in inspect.get_annotations(part).items():
+            if name not in options and "ClassVar" not in str(kind) and not name.startswith("_"):
+                raise VlmpruneError(
+                    f"{part.__name__} declares the option {name!r} but is no dataclass, so nobody could set it; put "
+                    "@dataclass(frozen=True) above the class, below register_method."
+                )
+        for name, value in part.__dict__.items():
+            default = options[name].default if name in options else MISSING
+            if default is not MISSING and value is not default and not hasattr(value, "__get__") and part is cls:
+                raise VlmpruneError(
+                    f"{part.__name__} sets {name} = {value!r} without a type, which its constructor does not see; "
+                    f"write {name}: {type(value).__name__} = {value!r}, under @dataclass(frozen=True)."
+                )
