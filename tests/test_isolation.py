@@ -136,3 +136,44 @@ def test_a_bad_second_wrap_leaves_the_first_in_place(family, bad):
         assert first.active
         model(**inputs)
         assert all(torch.equal(a, b) for a, b in zip(first.report.kept, kept, strict=True))
+
+
+def test_what_was_put_around_a_wrapped_forward_stays():
+    """accelerate shadows `forward` too: taking ours off from under it leaves its own in place."""
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    model, plain = build("llava"), shared("llava")
+    inputs = make_inputs(model)
+    seen: list[str] = []
+
+    class Counts(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append("forward")
+            return args, kwargs
+
+    pruned = vlmprune.wrap(model, "uniform", keep=0.3)
+    short = model(**inputs).logits.shape[1]
+    add_hook_to_module(model, Counts())
+    with pruned.off():
+        assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+    assert model(**inputs).logits.shape[1] == short
+    pruned.unwrap()
+    assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+    assert len(seen) == 3
+    remove_hook_from_module(model)
+    assert torch.equal(model(**inputs).logits, plain(**inputs).logits)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("method", ["fastv", "sgl"])
+def test_peft_calls_forward_itself(method):
+    """Its tuners call `model.forward`, where hooks on the model do not run: a guide has to all the same."""
+    peft = pytest.importorskip("peft")
+    model = build("llava")
+    inputs = make_inputs(model)
+    made = vlmprune.SGL(guide=build("llava", seed=1), keep=0.4) if method == "sgl" else vlmprune.FastV(keep=0.4)
+    with vlmprune.wrap(model, made):
+        expected = model(**inputs, logits_to_keep=2).logits
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"])).eval()
+    with vlmprune.wrap(tuned, made):
+        assert_near(tuned(**inputs, logits_to_keep=2).logits, expected)

@@ -79,4 +79,4 @@ def padding_mask(mask: Any, ids: Tensor) -> Tensor:
     if mask.dim() == 4:  # what is no padding sees itself, whatever window or chunk it looks through
         own = mask[:, 0].diagonal(dim1=1, dim2=2)[:, : ids.shape[1]]
         mask = (own if own.dtype == torch.bool else own == 0).expand(len(ids), -1)
-    return mask[:, -ids.shape[1] :].bool()
+    return mask[:, : ids.shape[1]].bool()  # one that is wider covers pieces of the prompt that come later

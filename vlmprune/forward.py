@@ -24,9 +24,10 @@ from .families import Family
 from .flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
 from .flow.locate import SampleLayout
 from .flow.returned import checked_selection
-from .flow.select import Selection
+from .flow.select import Selection, with_last
 from .kernels import compact
 from .methods.base import Prompt, Pruner, last_valid
+from .rows import Rows
 from .sinks.watcher import VisualSinkWatcher
 from .stage import Stage, merged, remaining
 
@@ -75,16 +76,17 @@ class Prefill:
         The last prompt token reads, or the text tokens that the method named.
         """
         assert self.pruner is not None
-        valid = self._now_valid()
+        cross = self.family.cross_attention
         if self.pruner.reads_keys:
             # A static cache has room for more than the prompt; keys of cross attention are no positions of it.
-            length = call.key.shape[2] if self.family.cross_attention else valid.shape[1]
+            length = call.key.shape[2] if cross else self._now_valid().shape[1]
             self.keys = call.key.detach()[:, :, :length]
-        if self.readers is None:
-            rows = last_valid(valid)[:, None]
-            self.attention = call.received(rows, causal=not self.family.cross_attention) / call.query.shape[1]
-            return
         where = self._inverse()
+        if self.readers is None:
+            rows = last_valid(self.prompt_valid)[:, None]
+            rows = rows if cross else where.gather(1, rows)
+            self.attention = call.received(rows, causal=not cross) / call.query.shape[1]
+            return
         longest = max(len(readers) for readers in self.readers)
         rows = torch.stack(
             [where[row, readers][torch.arange(longest) % len(readers)] for row, readers in enumerate(self.readers)]
@@ -108,6 +110,16 @@ class Prefill:
     def _chosen_on_host(self) -> Compaction | None:
         return self.stages[-1].on_host if self.stages else None
 
+    @property
+    def rows(self) -> Rows:
+        """What the last layers saw; the keys of cross attention are no rows."""
+        return Rows(self.valid, None if self.family.cross_attention else self._chosen_on_host)
+
+    @property
+    def prompt_valid(self) -> Tensor:
+        """The padding mask [B, S] less what comes after the prompt: generated tokens, or candidates for them."""
+        return self.valid & (torch.arange(self.valid.shape[1]) < self.prompt_length)
+
     def _now_valid(self) -> Tensor:
         """The padding mask of the sequence as the stages so far have left it."""
         chosen = self._chosen_on_host
@@ -124,7 +136,7 @@ class Prefill:
 
     def _prompt(self, layer: int, hidden: Tensor) -> Prompt:
         """What the pruner sees: the layouts as earlier stages have left them."""
-        layouts, ids = self.layouts, self.input_ids
+        layouts, ids, valid = self.layouts, self.input_ids, self.prompt_valid
         chosen = self._chosen_on_host
         if chosen is not None:
             where = self._inverse()
@@ -133,11 +145,12 @@ class Prefill:
                 for row, (layout, kept) in enumerate(zip(self.layouts, self.stages[-1].kept, strict=True))
             ]
             ids = torch.gather(ids, 1, chosen.index)
+            valid = torch.gather(valid, 1, chosen.index) & chosen.real
         return Prompt(
             layouts,
             hidden,
             ids,
-            self._now_valid(),
+            valid,
             layer,
             self.attention,
             self.importance,
@@ -155,7 +168,9 @@ class Prefill:
         kept = selection.kept if isinstance(selection, Selection) else None
         if isinstance(kept, list) and kept and all(isinstance(some, Tensor) for some in kept):
             selection = Selection(host_copies(kept), selection.merged)
-        return checked_selection(selection, prompt.layouts, prompt.hidden.shape[-1], type(self.pruner).__name__)
+        name, width = type(self.pruner).__name__, prompt.hidden.shape[-1]
+        selection = checked_selection(selection, prompt.layouts, width, name)
+        return with_last(selection, prompt.layouts, prompt.hidden)
 
     def _decide(self, layer: int, hidden: Tensor) -> Stage:
         """Run the pruner on what is left, and turn its choice into a gather index over the sequence."""
@@ -192,9 +207,10 @@ class Prefill:
             [layout.count - len(kept) for layout, kept in zip(self.layouts, stage.kept, strict=True)]
         )
         shift = dropped.to(stage.chosen.index.device) if self.pruner.positions == "compact" else None
-        return PrunedPrompt(
-            stage.layer, self.valid.shape[1], stage.chosen.columns, stage.chosen.ragged, shift
-        )
+        # What comes after the prompt are candidates: `generate` takes those it rejects from the cache again.
+        rows = stage.chosen.index.shape[1] - (self.valid.shape[1] - self.prompt_length)
+        columns = stage.chosen.columns[:, :rows]
+        return PrunedPrompt(stage.layer, self.prompt_length, columns, stage.chosen.ragged, shift)
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if self.pruner is None:

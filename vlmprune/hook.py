@@ -39,14 +39,19 @@ def shadow(instance: Any, name: str, around: Callable[..., Any]) -> Callable[[],
     own = instance.__dict__.get(name, _MISSING)
     original = getattr(instance, name)
 
+    on = [True]
+
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
+        return around(original, *args, **kwargs) if on else original(*args, **kwargs)
 
     call.__dict__["vlmprune_original"] = own
     setattr(instance, name, call)
 
     def undo() -> None:
+        on.clear()
+        if instance.__dict__.get(name) is not call:  # accelerate has put its own `forward` around this one since
+            return
         delattr(instance, name)
         if own is not _MISSING:
             setattr(instance, name, own)
@@ -81,7 +86,7 @@ def refuse_replica(*args: Any, **kwargs: Any) -> None:
 def replica(original: Callable[..., Any]) -> Any:
     """A replica of a wrapped model, whose `generate` refuses too; the original's would run on the original."""
     made = original()
-    made.__dict__["generate"] = refuse_replica
+    made.__dict__["generate"] = made.__dict__["forward"] = refuse_replica
     return made
 
 

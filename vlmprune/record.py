@@ -73,6 +73,7 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
         kv_bytes=cost.kv_bytes(lengths, batch),
         kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
+        rows=prefill.rows.positions()[::repeats],
         notes=[] if any(visual) else ["no image in the prompt: nothing to prune, the model ran as it is"],
     )
 
@@ -96,12 +97,13 @@ def exited_report(
     visual = [layout.count for layout in layouts]
     rows = valid.sum(dim=1).tolist()
     kept = [torch.zeros(0, dtype=torch.long) for _ in layouts]
+    seen = list(kept)
     images = [[span.with_kept(none) for span in layout.images] for layout, none in zip(layouts, kept, strict=True)]
     share = len(running) / batch
     full = [columns if layer.cross else valid.shape[1] for layer in cost.layers]
     if part is not None:
         for place, sample in enumerate(running):
-            kept[sample], images[sample] = part.kept[place], part.images[place]
+            kept[sample], images[sample], seen[sample] = part.kept[place], part.images[place], part.rows[place]
     average = share * part.layer_avg_tokens if part else 0.0
     mean_visual = sum(visual) / batch
     return Report(
@@ -118,6 +120,7 @@ def exited_report(
         kv_bytes=part.kv_bytes if part else 0,
         kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
+        rows=seen,
         seconds=part.seconds if part else {},
         notes=part.notes if part else [],
     )

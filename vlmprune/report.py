@@ -31,8 +31,10 @@ class Report:
     over the batch. `prefill_flops`: of the language model, counted from shapes, summed over the batch. `kv_bytes`:
     cache after prefill. `*_full`: the same unpruned. `exited`, `confidence`, `consistency`: of guided methods, per
     sample whether the guide answered alone, and how sure it was; a sample that exited has nothing kept. `guide_flops`:
-    of the guide's language model. `seconds`: the stages that took place. `notes`: what a reader should know, for
-    example that there was nothing to prune.
+    of the guide's language model. `rows`: per sample, ascending, the positions of `input_ids` that the last layers
+    saw; a pruned forward's logits are right-aligned, so `logits[b, -len(rows[b]):]` belongs to them (an output's own
+    `rows` say the same of that output, and where labels or training lined the logits up, of all positions). `seconds`:
+    the stages that took place. `notes`: what a reader should know, for example that there was nothing to prune.
     """
 
     visual_tokens: list[int]
@@ -52,6 +54,7 @@ class Report:
     confidence: list[float] | None = None
     consistency: list[float] | None = None
     guide_flops: int | None = None
+    rows: list[Tensor] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -59,6 +62,7 @@ class Report:
         """JSON-serialisable; coordinates that do not exist are null."""
         record = dict(vars(self))
         record["kept"] = [kept.tolist() for kept in self.kept]
+        record["rows"] = [rows.tolist() for rows in self.rows]
         record["images"] = [[span_dict(span) for span in spans] for spans in self.images]
         record["seconds"] = dict(self.seconds)
         record["notes"] = list(self.notes)

@@ -30,14 +30,15 @@ from .errors import InactiveHandleError, VlmpruneError
 from .families import Family, Media
 from .fit import check_fit, read_layers
 from .flops import model_cost
-from .flow.locate import SampleLayout, layouts_from_mask
+from .flow.locate import SampleLayout, ending, layouts_from_mask
 from .forward import CrossPrefill, Prefill
 from .hook import Hook, conceal, refuse_replica, replica, shadow
-from .loss import kept_labels, with_loss
-from .methods.base import Method, Pruner
+from .methods.base import Method, Pruner, last_valid
 from .methods.combined import parts_of
+from .pieces import RANKED, Ranked, check_later, refuse_part, run_whole, silent
 from .record import carry, prompt_report
 from .report import Report
+from .rows import Asked, Rows, asked_for, labelled
 from .sinks.watcher import VisualSinkWatcher
 from .turnstile import BASE, MODEL, turnstile_of
 
@@ -110,10 +111,9 @@ class Session:
 
         self.turnstile.sessions.append(self)
         self._undo.append(functools.partial(self.turnstile.sessions.remove, self))
-        pre(model, self._enter_model)
-        pre(model, self._enter_call)  # in front of the one before
-        post(model, self._leave_model)
-        post(model, self._leave_call, always=True)
+        # Not hooks: PEFT and users call `model.forward`, which runs none.
+        self._undo.append(conceal(model))
+        self._undo.append(shadow(model, "forward", self._forward))
         pre(base, self._enter_base)
         post(base, self._leave_base, always=True)
         pre(self.text, self._enter_text)
@@ -184,7 +184,10 @@ class Session:
         self._local.prompts, self._local.prompt_length = ids.shape if isinstance(ids, Tensor) else (None, None)
         self._local.vision = 0.0
         self._local.made = self._local.stands = None
-        self._local.generating = True
+        self._local.generating = self._local.begins = True
+        whole = None
+        if has_image(kwargs) and (self._prunes or self.watchers):
+            whole = run_whole(self.model, args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
         start = self._now()
         try:
             out = original(*args, **kwargs)
@@ -196,6 +199,7 @@ class Session:
         report: Report | None = self._get("made")
         if report is None:
             return out, self._get("stands")
+        report.notes += [whole] if whole else []
         spent = report.seconds
         spent["total"] = self._now() - start
         spent["decode"] = max(0.0, spent["total"] - sum(v for k, v in spent.items() if k != "total"))
@@ -232,7 +236,7 @@ class Session:
         if self.tower is not None:
             self.tower.end()
 
-    # -- the whole model: one call at a time; labels -----------------------------------------------------------
+    # -- the whole model: one call at a time; labels, and which rows the caller wants --------------------------
 
     def _awake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A hook that does nothing where this thread is asleep, or where it belongs to a wrap that is gone."""
@@ -258,35 +262,69 @@ class Session:
             raise InactiveHandleError("The model was wrapped again while this call waited for it; call it again.")
         return False
 
-    def _enter_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if self._taken(module, MODEL):
-            refuse_video(self._arguments(self.model, args, kwargs))
+    @torch.compiler.disable
+    def _enter_call(self, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether this call is ours to answer: False where the model is to run as if it were not wrapped."""
+        if self._get("asleep") or not self._taken(self.model, MODEL):
+            return False
+        refuse_video(self._arguments(self.model, args, kwargs))
+        return True
 
-    def _leave_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    @torch.compiler.disable
+    def _leave_call(self, output: Any) -> None:
         if output is not None and not self._get("generating"):
             self._publish(output, self._get("made") or self._get("stands"))
         self.turnstile.leave(MODEL)
 
-    def _enter_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Take `labels` out: a pruned prompt has fewer rows of logits, so the loss is computed on the kept ones."""
-        self._local.labels = None
-        if not self._prunes or not (args or kwargs.get("labels") is not None):
-            return None
-        bound = self._signatures[self.model].bind_partial(*args, **kwargs)
-        labels = bound.arguments.pop("labels", None)
-        if labels is None:
-            return None
-        self._local.labels = labels
-        return bound.args, bound.kwargs
+    def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._enter_call(args, kwargs):
+            return original(*args, **kwargs)
+        output = asked = None
+        try:
+            asked, args, kwargs = self._enter_model(args, kwargs)
+            if asked is not None:
+                self._local.asked = asked
+            output = original(*args, **kwargs)
+            if asked is not None:
+                output = self._leave_model(asked, output)
+            return output
+        except (ValueError, RuntimeError) as error:
+            self._explain(error, args, kwargs)
+            raise
+        finally:
+            if asked is not None:
+                self._local.asked = None
+            self._leave_call(output)
 
-    def _leave_model(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        labels, self._local.labels = self._get("labels"), None
-        if labels is None:
-            return None
-        prefill, self._local.last = self._get("last"), None
-        if isinstance(prefill, Prefill) and prefill.chosen is not None and not self.family.cross_attention:
-            labels = kept_labels(labels, prefill.chosen)
-        return with_loss(module, output, labels, kwargs)
+    @torch.compiler.disable
+    def _enter_model(self, args: Any, kwargs: dict[str, Any]) -> tuple[Asked | None, Any, dict[str, Any]]:
+        """Take out what depends on the rows that a prompt will have: its labels, and which of its logits to keep."""
+        given = self._arguments(self.model, args, kwargs)
+        cache = cache_in(given)
+        if hasattr(cache, "layers") and is_filled(cache):  # a step has all its rows
+            return None, args, kwargs
+        bound = self._signatures[self.model].bind_partial(*args, **kwargs)
+        prunes = self._prunes and has_image(given)
+        lines_up = self.model.training and not self._get("generating")
+        changes_rows = prunes and not self.family.cross_attention
+        asked = asked_for(bound, prunes=prunes, changes_rows=changes_rows, lined_up=lines_up)
+        return asked, bound.args, bound.kwargs
+
+    @torch.compiler.disable
+    def _explain(self, error: Exception, args: Any, kwargs: dict[str, Any]) -> None:
+        """Say it in our words where a prompt failed whose text and images do not add up: it may be a piece of one."""
+        given = self._arguments(self.model, args, kwargs)
+        ids = given.get("input_ids")
+        if isinstance(error, VlmpruneError) or ids is None or not (self._prunes or self.watchers):
+            return
+        try:
+            self._layouts(given, ids, padding_mask(given.get("attention_mask"), ids))
+        except VlmpruneError as ours:
+            raise ours from error
+
+    @torch.compiler.disable
+    def _leave_model(self, asked: Asked, output: Any) -> Any:
+        return asked.finish(self.model, output)
 
     # -- the base model: a forward begins and ends -------------------------------------------------------------
 
@@ -304,8 +342,11 @@ class Session:
             cache = None
         self._local.stands = None if cache is None else noted(cache, "report")
         state = recall(cache) if cache is not None else None
+        begins, self._local.begins = inside and self._get("begins", False), False
         if state is not None:
             self._refuse_later_image(given)
+            came = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+            check_later(noted(cache, RANKED), came.shape[1], generating=inside, begins=begins)
             self._local.active = Decode(state, self.text, self.windows, given.get("attention_mask"))
         elif cache is not None and is_filled(cache):
             self._refuse_later_image(given)
@@ -380,6 +421,8 @@ class Session:
         prefill = kind(pruner, layers, self.family, self.text, self.windows, ids, valid, layouts, importance)
         prefill.device = device
         prefill.sink_watcher = self._sink_watcher
+        if pruner is not None and pruner.asks:
+            refuse_part(type(pruner).__name__, ids, given.get("attention_mask"))
         prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
         if pruner is not None and self.tower is not None:
             prefill.vision = self.tower.take(layouts, self._rows_per_image(given, len(ids)))
@@ -421,17 +464,20 @@ class Session:
         grids = self.family.grids(self.model.config, Media(arguments, ids[::repeats], visual[::repeats]))
         once = layouts_from_mask(visual[::repeats], grids)
         slots = [row.nonzero()[:, 0] for row in visual]
-        return [SampleLayout(own, once[i // repeats].images) for i, own in enumerate(slots)]
+        layouts = [SampleLayout(own, once[i // repeats].images) for i, own in enumerate(slots)]
+        last = last_valid(valid[:, :length]).tolist()
+        return [ending(layout, at) for layout, at in zip(layouts, last, strict=True)]
 
-    def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         active = self._get("active")
         self._local.given = None
         self._clear()
         inside = self._get("generating", False)
         again = inside and self._get("made") is not None  # use_cache=False: a prompt every step
         report: Report | None = self._get("stands")
+        if output is not None and isinstance(active, Prefill) and active.cache is not None:
+            note(active.cache, RANKED, self._ranked(active))
         if output is not None and isinstance(active, Prefill) and not again:
-            self._local.last = active
             repeats = len(active.layouts) // (self._get("prompts") or len(active.layouts))
             report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)
             report.notes += [line for watcher in self.watchers for line in watcher.notes()]
@@ -450,12 +496,29 @@ class Session:
             spent = report.seconds
             spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
         if isinstance(active, Prefill | Decode):
-            active.cache = None  # `last` outlives the forward, and must not keep a cache alive
+            active.cache = None  # watchers outlive the forward, and must not keep a cache alive
         if not inside:
             self._local.media = {}
             if output is not None:
                 self._publish(output, report)
         self.turnstile.leave()
+        return self._with_rows(active.rows, output) if output is not None and isinstance(active, Prefill) else None
+
+    def _with_rows(self, rows: Rows, output: Any) -> Any:
+        """The base model's output, with the rows that the caller of the whole model wants."""
+        asked: Asked | None = self._get("asked")
+        if asked is None:
+            return labelled(output, Asked(rows=rows).row_positions())
+        asked.rows = rows
+        return asked.taken(output)
+
+    def _ranked(self, prompt: Prefill) -> Ranked | None:
+        """What pieces that come later on the prompt's cache must know of it."""
+        if prompt.pruner is None or not prompt.pruner.asks:
+            return None
+        ids, over = prompt.input_ids, bool(self._get("generating"))
+        name = type(prompt.pruner).__name__
+        return Ranked(name, silent(ids, prompt.prompt_valid, self._visual(ids), self.model.config), over)
 
     def _finish(self, report: Report) -> None:
         """Add to the report of a prompt what only a special session knows."""

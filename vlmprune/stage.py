@@ -43,7 +43,7 @@ def remaining(layout: SampleLayout, kept: Tensor, where: Tensor) -> SampleLayout
     for span in layout.images:
         mine = torch.isin(span.positions, kept)
         positions = torch.searchsorted(kept, span.positions[mine])
-        images.append(ImageSpan(span.image, positions, len(positions), span.grid, span.xy[mine]))
+        images.append(ImageSpan(span.image, positions, len(positions), span.grid, span.xy[mine], ends=span.ends))
     return SampleLayout(where[layout.slots[kept]], tuple(images))
 
 

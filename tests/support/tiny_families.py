@@ -411,10 +411,10 @@ def _image_ids(model: PreTrainedModel, ids: list[int]) -> Tensor:
     return out.masked_fill(out == IMAGE, model.config.image_token_id)
 
 
-def _collate(model_type: str, samples: list[Sample]) -> Inputs:
+def _collate(model_type: str, samples: list[Sample], right: int | None = None) -> Inputs:
     longest = max(len(sample.ids) for sample in samples)
-    ids = torch.stack([_left_pad(sample.ids, longest) for sample in samples])
-    mask = torch.stack([_left_pad(torch.ones_like(sample.ids), longest) for sample in samples])
+    ids = torch.stack([_padded(sample.ids, longest, right) for sample in samples])
+    mask = torch.stack([_padded(torch.ones_like(sample.ids), longest, right) for sample in samples])
     inputs = Inputs(input_ids=ids, attention_mask=mask)
     if any(sample.images for sample in samples):
         placeholders = ids.masked_fill(ids == VOCAB, IMAGE)
@@ -424,8 +424,21 @@ def _collate(model_type: str, samples: list[Sample]) -> Inputs:
     return inputs
 
 
-def _left_pad(tensor: Tensor, length: int) -> Tensor:
-    return torch.cat([tensor.new_full((length - len(tensor),), PAD), tensor])
+def _padded(tensor: Tensor, length: int, right: int | None) -> Tensor:
+    """Padding on the left, `right` of it on the right; with 0 all of it."""
+    missing = length - len(tensor)
+    behind = 0 if right is None else min(missing, right or missing)
+    return torch.cat([tensor.new_full((missing - behind,), PAD), tensor, tensor.new_full((behind,), PAD)])
+
+
+def padded(inputs: Inputs, side: str) -> Inputs:
+    """The batch padded on the "left", the "right", or on "both" sides (two places at most on the right)."""
+    return _collate(inputs.model_type, inputs.samples, {"left": None, "right": 0, "both": 2}[side])
+
+
+def of_ids(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """The batch with other ids in every sample; the placeholders of its images must stay."""
+    return _collate(inputs.model_type, [Sample(change(sample.ids), sample.images) for sample in inputs.samples])
 
 
 def row(inputs: Inputs, i: int) -> Inputs:

@@ -25,7 +25,8 @@ _LARGEST_MAP = 1 << 25  # attention weights made at once: 128 MiB in fp32
 class ImportanceWatcher(Watcher):
     """Sums, over every watched layer and all heads, the attention of text rows to each key, in fp32.
 
-    Rows of the prompt: every text token after the sample's last visual token. Rows of the steps: one each, until the
+    Rows of the prompt: every text token after the sample's last visual token; where there is none, that visual token
+    itself, from which the answer is read. Rows of the steps: one each, until the
     sample has generated one of `ends`; the last generated token is never fed back and has no row.
 
     Args:
@@ -49,7 +50,10 @@ class ImportanceWatcher(Watcher):
         visual = torch.isin(ids, torch.tensor(self._visual_ids)) & valid
         # A sample's text rows begin after its last visual token; one without an image has none.
         behind = visual.int().flip(1).cumsum(1).flip(1) == 0
-        self._set_rows(behind & visual.any(dim=1, keepdim=True) & valid, prefill.device)
+        counts = behind & visual.any(dim=1, keepdim=True) & valid
+        for row in (visual.any(dim=1) & ~counts.any(dim=1)).nonzero()[:, 0].tolist():
+            counts[row, int(visual[row].nonzero()[-1])] = True
+        self._set_rows(counts, prefill.device)
         self._awake = torch.ones(len(ids), dtype=torch.bool, device=prefill.device)
 
     def _set_rows(self, counts: Tensor, device: torch.device) -> None:

@@ -35,7 +35,8 @@ class ImageSpan:
     """One image of one sample.
 
     `image`: its number inside the sample; `positions` [count]: indices into the sample's visual tokens, 0..V-1;
-    `grid` and `xy` as in `ImageGrid`; `kept`: the kept ones among `positions` (in a report), else None.
+    `grid` and `xy` as in `ImageGrid`; `kept`: the kept ones among `positions` (in a report), else None. `ends`: its
+    last token is the last of the prompt, from which the next one is predicted, so that it always stays.
     """
 
     image: int
@@ -44,6 +45,7 @@ class ImageSpan:
     grid: tuple[int, int, int]
     xy: Tensor
     kept: Tensor | None = None
+    ends: bool = False
 
     def with_kept(self, kept: Tensor) -> ImageSpan:
         """The same span with the members of `kept` (indices 0..V-1) that belong to it."""
@@ -89,6 +91,13 @@ def visual_runs(visual: Tensor) -> list[tuple[int, int]]:
     return [(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
+def ending(layout: SampleLayout, last: int) -> SampleLayout:
+    """A sample's layout, its last image marked where the prompt's last token, at position `last`, belongs to it."""
+    if not layout.count or int(layout.slots[-1]) != last:
+        return layout
+    return replace(layout, images=(*layout.images[:-1], replace(layout.images[-1], ends=True)))
+
+
 def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[SampleLayout]:
     """Deal the images out to the samples in order.
 
@@ -108,8 +117,8 @@ def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[Sample
             if not remaining or start + remaining[0].count > len(slots):
                 raise VlmpruneError(
                     f"The prompt has {len(slots)} visual tokens in a sample, but its images give "
-                    f"{start + (remaining[0].count if remaining else 0)}; prepare text and images with the model's "
-                    "own processor."
+                    f"{start + (remaining[0].count if remaining else 0)}; run the prompt whole if this is a piece of "
+                    "it, and prepare text and images with the model's own processor."
                 )
             grid = remaining.pop(0)
             positions = torch.arange(start, start + grid.count)

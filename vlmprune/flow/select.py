@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..kernels import top_k
-from .locate import ImageSpan
+from .locate import ImageSpan, SampleLayout
 
 UNRANKED = -(1 << 62)  # no index that a method could mean: stands for those of scores that hold NaN
 
@@ -57,8 +57,32 @@ def count_for(keep: float | int, visual: int) -> int:
     return min(visual, max(1, math.floor(round(keep * visual, 9) + 0.5)))
 
 
+def with_last(selection: Selection, layouts: Sequence[SampleLayout], hidden: Tensor) -> Selection:
+    """A selection in which the last token of every prompt stays, also where it is visual.
+
+    Whatever the method, where it kept others it gives up the last of these in the same image, so the count stays; a
+    merged state that stood there goes with it, and the last token keeps its own.
+
+    Args:
+        hidden: [B, S, D], the states that the layouts' slots point into.
+    """
+    kept, merged = list(selection.kept), None if selection.merged is None else list(selection.merged)
+    for sample, layout in enumerate(layouts):
+        last = layout.count - 1
+        if not layout.count or not layout.images[-1].ends or int(kept[sample][-1]) == last:
+            continue
+        kept[sample] = torch.cat([kept[sample][:-1], torch.tensor([last])])
+        if merged is not None:
+            own = hidden[sample, int(layout.slots[-1])]
+            states = merged[sample]
+            merged[sample] = torch.cat([states[:-1], own[None].to(states.device, states.dtype)])
+    return Selection(kept, merged)
+
+
 def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | int) -> Tensor:
     """The highest `count_for(keep, count)` scores of every image; ties go to the earlier token.
+
+    The last token of a prompt, where it is visual, is ranked first.
 
     Args:
         scores: [V], one sample's.
@@ -69,6 +93,9 @@ def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | i
     """
     if scores.device.type == "cpu":
         check_ranked(scores)
+    if ending := [int(span.positions[-1]) for span in images if span.ends]:
+        scores = scores.clone()
+        scores[ending] = math.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).max
     kept = top_k(scores, [span.positions for span in images], [count_for(keep, span.count) for span in images])
     return kept if scores.device.type == "cpu" else torch.where(torch.isnan(scores).any(), UNRANKED, kept)
 

@@ -28,6 +28,7 @@ _NOT_PROMPT = {
     "output_hidden_states",
     "logits_to_keep",
     "num_items_in_batch",
+    "shift_labels",
     "cache_position",
     "inputs",
 }

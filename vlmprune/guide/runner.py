@@ -182,13 +182,21 @@ class Guide:
         longest = max(len(answer) for answer in answers)
         with attached(self._checking), vision.replaying(self.family.vision_tower(self.model)):
             self._checking.rank_by(importance)
-            logits = self.model(**given, use_cache=False, logits_to_keep=longest).logits
+            logits = self.model(**given, use_cache=False, logits_to_keep=self._rows(given, answers, longest)).logits
         scores = []
         for row, answer in zip(logits.float(), answers, strict=True):
             logs = torch.log_softmax(row[-len(answer) :], dim=-1)
             each = logs.gather(1, answer.to(logs.device)[:, None])
             scores.append(float((each.mean() if self.normalise else each.sum()).exp()))
         return scores
+
+    def _rows(self, given: dict[str, Any], answers: list[Tensor], longest: int) -> int | Tensor:
+        """What predicts every answer: its last rows, at most `longest`; a short one's repeat, as the rows before may be
+        of dropped visual tokens: [B, longest]."""
+        if self.family.cross_attention:  # nothing is dropped from the rows
+            return longest
+        length, back = given["input_ids"].shape[1], torch.arange(longest, 0, -1)
+        return torch.stack([length - back.clamp(max=len(answer)) for answer in answers])
 
     # -- cost --------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from ..methods.combined import parts_of
 from ..methods.guided import Guided
 from ..record import exited_report
 from ..report import Report
+from ..rows import Asked
 from ..session import Session
 from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples
 from .runner import Guidance
@@ -225,8 +226,9 @@ class GuidedSession(Session):
 
     # -- a forward of its own ----------------------------------------------------------------------------------
 
-    def _enter_model(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        changed = super()._enter_model(module, args, kwargs)
+    @torch.compiler.disable
+    def _enter_model(self, args: Any, kwargs: dict[str, Any]) -> tuple[Asked | None, Any, dict[str, Any]]:
+        changed = super()._enter_model(args, kwargs)
         if self._get("generating"):
             return changed
         given = self._arguments(self.model, args, kwargs)

@@ -61,12 +61,17 @@ class Prompt:
         return self.hidden[sample, self.layouts[sample].slots.to(self.hidden.device)]
 
     def question(self, sample: int) -> Tensor:
-        """Positions 0..S-1 of one sample's text tokens after its last visual token; of all its text if none follow."""
+        """Positions 0..S-1 of one sample's text tokens after its last visual token.
+
+        Of all its text if none follow, and the last token's, though it is visual, of a prompt without any text.
+        """
         text = self.valid[sample].clone()
         slots = self.layouts[sample].slots
         text[slots] = False
         after = text.clone()
         after[: int(slots.max()) + 1 if len(slots) else 0] = False
+        if not bool(text.any()):
+            return last_valid(self.valid[sample : sample + 1])
         return (after if after.any() else text).nonzero()[:, 0]
 
 
@@ -129,6 +134,9 @@ class Intervention(Method):
 class Pruner(Method):
     """Drops visual tokens just before one decoder layer.
 
+    The last token of a prompt stays whatever the method says, also where it is visual: it takes one of the places of
+    its image.
+
     Args:
         keep: float in (0, 1] = share of each image's visual tokens; int >= 1 = tokens per image.
         layer: int k = just before 0-based decoder layer k (0 = before the language model); float f = int(f * L).
@@ -146,6 +154,7 @@ class Pruner(Method):
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
+    reads_question: ClassVar[bool] = False  # the text behind the image in any other way, `Prompt.question` included
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,6 +166,11 @@ class Pruner(Method):
     def check_layer(self) -> None:
         """Validate the layer by itself; whether the model has it is known at wrap time."""
         check_layer(self.layer)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the ranking depends on the text behind the image, so that it is wrong without it."""
+        return self.reads_question or self.reads_text or self.reads_attention
 
     @property
     def keeps_all(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ class Guided(Pruner):
     the share is that of the batch, sum(K) / sum(V).
     """
 
+    reads_question: ClassVar[bool] = True
     layer: int | float | None = None  # type: ignore[assignment]  # None is a rule, not a layer
 
     def check_layer(self) -> None:

@@ -1,0 +1,272 @@
+"""The rows of an output: which prompt position each holds, rows by position, and the loss of the kept ones.
+
+A pruned prompt has fewer rows of logits than positions, right-aligned, while a caller counts positions of `input_ids`.
+Shapes: B batch, S sequence, C rows after pruning (S without), N rows asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import VlmpruneError
+from .flow.compact import Compaction, gather_positions
+
+IGNORED = -100  # the label that transformers' losses leave out
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the positions of a prompt stand in its output; everything on the CPU.
+
+    `valid` [B, S]: the padding mask. `chosen`: what is left after the last pruning layer, None where nothing was
+    dropped.
+    """
+
+    valid: Tensor
+    chosen: Compaction | None = None
+
+    @property
+    def kept(self) -> Tensor:
+        """Bool [B, S]: the real positions that have a row."""
+        if self.chosen is None:
+            return self.valid
+        return torch.zeros_like(self.valid).scatter(1, self.chosen.index, self.chosen.real)
+
+    @property
+    def where(self) -> Tensor:
+        """[B, S]: the row of each position.
+
+        One that was dropped, or is padding behind the prompt, has that of the nearest kept position before it, which
+        predicts what comes next; padding before the prompt, that of the first.
+        """
+        if self.chosen is None:
+            return torch.arange(self.valid.shape[1]).expand(len(self.valid), -1)
+        order = self.kept.cumsum(1)
+        return self.chosen.index.shape[1] - order[:, -1:] + (order - 1).clamp(min=0)
+
+    def positions(self) -> list[Tensor]:
+        """Per sample, ascending, the positions that have a row."""
+        return [row.nonzero()[:, 0] for row in self.kept]
+
+    def check(self, sample: Tensor, position: Tensor) -> None:
+        """Refuse positions whose row was dropped.
+
+        Raises:
+            VlmpruneError: there is one.
+        """
+        gone = (self.valid & ~self.kept)[sample, position]
+        if bool(gone.any()):
+            raise VlmpruneError(
+                f"logits_to_keep asks for position {int(position[gone][0])} of sample {int(sample[gone][0])}, a visual "
+                "token that was dropped and has no logits; ask for positions that report.rows lists."
+            )
+
+
+def wanted(keep: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Sample and position of every row that `logits_to_keep` asks for, [B, N] each, or [N] for a mask [B, S].
+
+    All of these count columns of `input_ids` as the caller wrote them. A column of padding behind a prompt stands for
+    the last row before it, so that under right padding too the last column predicts the prompt's next token.
+
+    Args:
+        keep: as transformers takes it: the last `keep` columns (0: all), positions [N] or [B, N], or a bool mask.
+    Raises:
+        VlmpruneError: no such position.
+    """
+    if isinstance(keep, Tensor) and is_mask(keep):
+        sample, position = keep.cpu().nonzero(as_tuple=True)
+        return sample, position
+    every = torch.arange(length)
+    try:
+        position = every[slice(-keep, None) if isinstance(keep, int) else torch.as_tensor(keep).cpu()]
+    except IndexError:
+        raise VlmpruneError(
+            f"logits_to_keep={keep!r:.80} asks for a position that a prompt of {length} does not have; use 0 to "
+            f"{length - 1}."
+        ) from None
+    position = position.expand(batch, -1)
+    return torch.arange(batch)[:, None].expand_as(position), position
+
+
+def is_mask(keep: Tensor) -> bool:
+    """Whether `logits_to_keep` is a mask [B, S], for which transformers returns rows [N] of all samples together."""
+    return keep.dim() == 2 and keep.dtype == torch.bool
+
+
+@dataclass
+class Asked:
+    """What a call of the whole model asked for, taken out of its arguments, since only we know which rows are left.
+
+    `keep` is `logits_to_keep`, left to the model where `changes_rows` is False. `lined_up`: the caller takes a loss of
+    its own from the logits, so they have to stand at the positions of `input_ids`. `beside`: the call's other options,
+    which a loss function gets too. `rows`: of the prompt that ran.
+    """
+
+    labels: Tensor | None = None
+    shift_labels: Tensor | None = None
+    keep: Any = None
+    lined_up: bool = False
+    changes_rows: bool = True
+    beside: dict[str, Any] = field(default_factory=dict)
+    rows: Rows | None = None
+
+    def taken(self, output: Any) -> Any:
+        """The base model's output with the last hidden states that `logits_to_keep` asks for: [B, N, D], or [N, D].
+
+        Raises:
+            VlmpruneError: one of them was dropped.
+        """
+        if self.keep is None or not self.changes_rows:
+            return output
+        assert self.rows is not None, "the base model ran"
+        if isinstance(output, tuple):
+            return (self._take(output[0], self.rows), *output[1:])
+        output.last_hidden_state = self._take(output.last_hidden_state, self.rows)
+        return output
+
+    def _take(self, hidden: Tensor, rows: Rows) -> Tensor:
+        if rows.chosen is None and isinstance(self.keep, int):  # a view, as the model itself would take
+            return hidden[:, -self.keep :]
+        sample, position = wanted(self.keep, *rows.valid.shape)
+        if not self.lined_up:
+            rows.check(sample, position)
+        taken = hidden[sample.to(hidden.device), rows.where[sample, position].to(hidden.device)]
+        return taken if sample.dim() > 1 else taken[None]  # of one row of samples, for `finish` to take off
+
+    def finish(self, model: Any, output: Any) -> Any:
+        """The output with the loss of the kept rows, its logits where the caller looks for them, and `rows`."""
+        rows = self.rows
+        assert rows is not None, "the base model ran"
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        changes: dict[str, Any] = {}
+        if self.labels is not None:
+            changes["loss"] = self._loss(model, logits, rows)
+        spread = self.lined_up and self.keep is None and rows.chosen is not None
+        if spread:
+            sample = torch.arange(len(logits), device=logits.device)[:, None]
+            changes["logits"] = logits[sample, rows.where.to(logits.device)]
+        if self.changes_rows and isinstance(self.keep, Tensor) and is_mask(self.keep):
+            changes["logits"] = logits[0]
+        output = remade(output, changes)
+        return labelled(output, self.row_positions(spread))
+
+    def row_positions(self, spread: bool = False) -> list[Tensor]:
+        """Per sample the positions that the output's last rows hold, ascending unless the caller asked otherwise."""
+        assert self.rows is not None, "the base model ran"
+        valid = self.rows.valid
+        batch, length = valid.shape
+        if self.keep is not None:
+            sample, position = wanted(self.keep, batch, length)
+            return [position[sample == i] for i in range(batch)]
+        if spread:
+            return [torch.arange(length) for _ in range(batch)]
+        if self.rows.chosen is None:  # padding behind a prompt keeps its rows
+            return [torch.arange(int(first), length) for first in valid.int().argmax(dim=1)]
+        return self.rows.positions()
+
+    def _loss(self, model: Any, logits: Tensor, rows: Rows) -> Tensor:
+        """The model's own loss: every kept row predicts the kept position after it.
+
+        Raises:
+            VlmpruneError: there are as many labels as neither positions nor rows.
+        """
+        labels, beside = self.labels, dict(self.beside)
+        assert labels is not None, "asked for"
+        if self.keep is not None:
+            labels = self._labels_asked(rows, labels)
+        elif rows.chosen is not None:
+            labels = kept_labels(labels, rows)
+        if self.shift_labels is not None:
+            cut = rows.chosen if self.keep is None else None
+            beside["shift_labels"] = self.shift_labels if cut is None else kept_shifted(self.shift_labels, cut)
+        vocabulary = model.config.get_text_config().vocab_size
+        loss: Tensor = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **beside)
+        return loss
+
+    def _labels_asked(self, rows: Rows, labels: Tensor) -> Tensor:
+        """Labels [B, N] of the rows that were asked for, less those of dropped positions, which nothing predicts."""
+        _, position = wanted(self.keep, *rows.valid.shape)
+        if position.shape != labels.shape:
+            raise VlmpruneError(
+                f"logits_to_keep asks for rows {list(position.shape)} and labels are {list(labels.shape)}; give each "
+                "row a label, or leave logits_to_keep out."
+            )
+        if rows.chosen is None:
+            return labels
+        real = rows.kept & (rows.kept.cumsum(1) > 1)
+        return labels.masked_fill(~real.gather(1, position).to(labels.device), IGNORED)
+
+
+def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool, lined_up: bool) -> Asked:
+    """What a forward of the whole model was asked for, taken out of its bound arguments where we have to answer it.
+
+    Args:
+        prunes: whether prompts lose visual tokens. changes_rows: and with them rows; else the model answers by itself.
+        lined_up: whether the caller takes a loss of its own, labels or not.
+    """
+    given = bound.arguments
+    keep = given.get("logits_to_keep")
+    if isinstance(keep, int) and keep == 0:  # everything
+        keep = None
+    if not changes_rows:
+        if prunes and given.get("labels") is not None:
+            given["labels"] = unpredicted(given["labels"], given.get("attention_mask"))
+        return Asked(keep=keep, changes_rows=False)
+    given.pop("logits_to_keep", None)
+    rest = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    beside = dict(given.get(rest, {}))
+    labels = given.pop("labels", None)
+    shift_labels = beside.pop("shift_labels", None) if labels is not None else None
+    if shift_labels is not None:
+        given[rest] = dict(beside)
+    lined_up = lined_up or labels is not None or beside.get("num_items_in_batch") is not None
+    return Asked(labels, shift_labels, keep, lined_up, beside=beside)
+
+
+def unpredicted(labels: Tensor, mask: Any) -> Tensor:
+    """Labels [B, S] without those of first real positions, which only padding could predict."""
+    if not isinstance(mask, Tensor) or mask.shape != labels.shape:
+        return labels
+    real = mask.to(labels.device).bool()
+    return labels.masked_fill(real & (real.cumsum(1) == 1), IGNORED)
+
+
+def kept_labels(labels: Tensor, rows: Rows) -> Tensor:
+    """Labels [B, S] of the kept rows [B, C]; a loss that shifts them has each row predict the next.
+
+    Fillers are ignored, and so is the first kept position, which no kept row predicts but a filler would.
+    """
+    assert rows.chosen is not None, "something was dropped"
+    real = rows.chosen.real
+    predicted = (real & (real.cumsum(1) > 1)).to(labels.device)
+    return gather_positions(labels, rows.chosen.index.to(labels.device)).masked_fill(~predicted, IGNORED)
+
+
+def kept_shifted(labels: Tensor, chosen: Compaction) -> Tensor:
+    """Of labels [B, S] that are shifted already (each stands one to the left), those of the kept rows [B, C]."""
+    following = torch.cat([chosen.index[:, 1:], chosen.index[:, -1:] + 1], dim=1)  # the next kept position
+    before = (following - 1).clamp(min=0).to(labels.device)
+    return gather_positions(labels, before).masked_fill(~chosen.real.to(labels.device), IGNORED)
+
+
+def remade(output: Any, changes: dict[str, Any]) -> Any:
+    """A forward's output, an object with fields or a tuple, with another loss or other logits."""
+    if not changes:
+        return output
+    if hasattr(output, "logits"):
+        # Made anew: a loss that is added to a finished output stands behind the logits, where nobody looks for it.
+        return type(output)(**{**{f.name: getattr(output, f.name) for f in fields(output)}, **changes})
+    parts = (changes.get("logits", output[0]), *output[1:])
+    return (changes["loss"], *parts) if "loss" in changes else parts
+
+
+def labelled(output: Any, rows: list[Tensor]) -> Any:
+    """The output with `rows` as an attribute; a tuple has no place for it."""
+    if not isinstance(output, tuple):
+        output.rows = rows
+    return output
