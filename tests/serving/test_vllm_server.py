@@ -149,7 +149,7 @@ def test_three_hundred_mutated_embeddings(server: Any) -> None:
                 assert message_of(got).count("\n") == 0, (way, name, got.text)
         assert process.poll() is None
         assert {way: text_of(post(to, part["image_embeds"])) for way, to in ways.items()} == before
-        # Images are put together before a model's code sees them: 300,000 x 1 and 1 x 300,000 made 335 GiB.
+        # Images are put together before a model's code sees them: 300,000 x 1 and 1 x 300,000 would be 335 GiB.
         for shapes in (((300_000, 1), (1, 300_000)), ((39, 192), (39, 191)), ((39, 192), (1,))):
             each = [{**part["image_embeds"], "image_embeds": encoded(torch.zeros(shape))} for shape in shapes]
             body = chat(question, *[{"type": "image_embeds", "image_embeds": one} for one in each])
