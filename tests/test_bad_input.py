@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -99,7 +98,7 @@ def test_unknown_family_lists_the_supported_ones(monkeypatch):
 
 @pytest.mark.parametrize("version", ["4.57.0", "5.13.1", "5.14.0.dev0"])
 def test_transformers_older_than_supported(monkeypatch, version):
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(compatibility.transformers, "__version__", version)
     sentence(lambda: vlmprune.wrap(shared("llava"), "random"), version, OLDEST, "upgrade")
 
 
@@ -110,7 +109,7 @@ def test_transformers_newer_than_tested_warns_once(monkeypatch):
     newer = f"{major}.{minor + 1}.0"
     said = []
     for version in (f"{NEWEST}.9", newer, newer, f"{OLDEST}.0", newer):
-        monkeypatch.setattr(transformers, "__version__", version)
+        monkeypatch.setattr(compatibility.transformers, "__version__", version)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             vlmprune.wrap(shared("llava"), "random").unwrap()

@@ -167,7 +167,7 @@ def body(**names: Any) -> Callable[[], object]:
         ({"reader": lambda self, prompt: []}, "readers"),
         ({"stages_layers": lambda self, layers: ()}, "stage_layers"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
 )
 def test_a_misspelt_declaration(names, meant):
     sentence(body(**names), "Mine", repr(next(iter(names))), repr(meant))

@@ -107,10 +107,11 @@ SAVED = {
         "Idefics3Processor", {**SQUARE, **_ONE}, _CROPS, template("<image>"), extra={"image_seq_len": 9}
     ),
     "smolvlm": Saved(
-        "SmolVLMProcessor", {**SQUARE, **_ONE, "image_processor_type": "SmolVLMImageProcessor"}, _CROPS,
+        "SmolVLMProcessor", {**SQUARE, **_ONE, "image_processor_type": "SmolVLMImageProcessor",
+                             "max_image_size": {"longest_edge": 18}, "size": {"longest_edge": 18}}, _CROPS,
         template("<image>"), extra={"image_seq_len": 9}, needs="num2words",
         video={"video_processor_type": "SmolVLMVideoProcessor", **SQUARE, "fps": 1, "num_frames": 64,
-               "size": {"longest_edge": 12}},
+               "size": {"longest_edge": 18}},
     ),
     "internvl": Saved(
         "InternVLProcessor",
