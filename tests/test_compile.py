@@ -48,6 +48,7 @@ def compiled(method: str, layers: int, backend: str) -> dict[str, dict[str, floa
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@only_full
 def test_graph_breaks() -> None:
     """Counted on 8 layers, 7 of them pruned, one read; dynamo breaks alike whatever compiles the graphs."""
     found = compiled("fastv", 8, "eager")

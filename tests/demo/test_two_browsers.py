@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from tests.support.grid import either
+from tests.support.grid import only_full
 
 from .conftest import FLAGS, PATIENCE, Served
 from .support import SETTINGS, Truth, names, questions, truth
 from .visitor import Visitor
 
-ROUNDS = either(range(1), range(8))  # of four questions for each browser
+ROUNDS = range(8)  # of four questions for each browser
 
 
+@only_full
 def test_two_browsers_never_see_each_other(chromium: str, demo: Served, engine: Any) -> None:
     plans = [
         [("fastv", 0), ("exit", 1), ("uniform", 2), ("fastv", 3)],

@@ -23,7 +23,7 @@ from eval.record import Record, good_lines, repair
 from eval.run import evaluate, main, parser, settings_of
 from eval.settings import Settings
 from tests.eval.data import BUILDERS, jpeg, put
-from tests.support.grid import either
+from tests.support.grid import either, only_full
 from vlmprune import VlmpruneError
 from vlmprune.cli.models import Models
 
@@ -117,6 +117,7 @@ def test_two_processes_equal_one(alone: dict[str, Any], tmp_path: Path, batch_si
     assert content(tmp_path / "two") == alone
 
 
+@only_full  # a cluster of actors; tests/test_ray.py keeps one in the short run
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is an optional extra")
 def test_ray_equals_one_process(alone: dict[str, Any], tmp_path: Path) -> None:
     import ray
