@@ -84,7 +84,7 @@ def wanted(keep: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:
     every = torch.arange(length)
     try:
         position = every[slice(-keep, None) if isinstance(keep, int) else torch.as_tensor(keep).cpu()]
-    except IndexError:
+    except (IndexError, TypeError):
         raise VlmpruneError(
             f"logits_to_keep={keep!r:.80} asks for a position that a prompt of {length} does not have; use 0 to "
             f"{length - 1}."
