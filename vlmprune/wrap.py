@@ -320,8 +320,12 @@ def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
             raise VlmpruneError(f"{_named(one)} is no picture; pass a PIL image{made}, or a list of PIL images.")
     if not images:
         raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
-    if not isinstance(question, str) or not question.strip():
+    if not isinstance(question, str):
+        raise VlmpruneError(f"question={question!r:.80} is no text; ask something about the picture as a str.")
+    if not question.strip():
         raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
+    if any("\ud800" <= letter <= "\udfff" for letter in question):
+        raise VlmpruneError(f"question={question!r:.80} holds half a surrogate pair; decode the text again.")
     return conversation(images, question)
 
 
@@ -344,6 +348,8 @@ def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
     Raises:
         VlmpruneError: a text holds a token that marks an image or a video.
     """
+    if not hasattr(processor, "apply_chat_template"):
+        raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
     check_conversation(processor, talk)
     # Tokenizing the rendered text apart would put a second BOS in front of the template's.
     return processor.apply_chat_template(
