@@ -9,6 +9,7 @@ Shapes: B batch, S prompt length before pruning, C prompt length after.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -90,6 +91,26 @@ def _logical_sizes(self: Any, query_length: int, layer_idx: int) -> tuple[Any, i
     return int(self.get_seq_length(layer_idx)) + query_length, 0
 
 
+def _reset(self: Any) -> None:
+    """A cache that was reset, as `generate` does with the static one it uses again, has forgotten the prompt."""
+    _forget(self)
+    self.reset()
+
+
+def _forget(cache: Any) -> None:
+    for name in list(vars(cache)):
+        if name.startswith(_ATTRIBUTE) or name in _ANSWERS:
+            delattr(cache, name)
+
+
+# What the cache of a pruned prompt does otherwise than its class.
+_ANSWERS: dict[str, Callable[..., Any]] = {
+    "get_seq_length": _logical_length,
+    "get_mask_sizes": _logical_sizes,
+    "reset": _reset,
+}
+
+
 def remember(cache: Any, state: PrunedPrompt) -> None:
     """Put the state on the cache.
 
@@ -106,18 +127,16 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
         last.deeper = state
         return
     setattr(cache, _ATTRIBUTE, state)
-    if not state.cross:
-        cache.get_seq_length = MethodType(_logical_length, cache)
-        cache.get_mask_sizes = MethodType(_logical_sizes, cache)
+    for name, answer in _ANSWERS.items():
+        if name == "reset" or not state.cross:
+            setattr(cache, name, MethodType(answer, cache))
 
 
 def recall(cache: Any) -> PrunedPrompt | None:
     """The state on a cache, or None; a cache that was reset has forgotten it."""
     state = getattr(cache, _ATTRIBUTE, None)
     if state is not None and not is_filled(cache):
-        delattr(cache, _ATTRIBUTE)
-        for name in ("get_seq_length", "get_mask_sizes"):
-            cache.__dict__.pop(name, None)
+        _forget(cache)
         return None
     return state
 
