@@ -318,14 +318,18 @@ def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
             array = hasattr(one, "__array__") and not isinstance(one, torch.Tensor)
             made = ", made by PIL.Image.fromarray() for example" if array else ""
             raise VlmpruneError(f"{_named(one)} is no picture; pass a PIL image{made}, or a list of PIL images.")
+        if not one.width or not one.height:
+            raise VlmpruneError(f"A picture of {one.width} x {one.height} pixels shows nothing; pass another one.")
     if not images:
         raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
     if not isinstance(question, str):
         raise VlmpruneError(f"question={question!r:.80} is no text; ask something about the picture as a str.")
     if not question.strip():
         raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
-    if any("\ud800" <= letter <= "\udfff" for letter in question):
-        raise VlmpruneError(f"question={question!r:.80} holds half a surrogate pair; decode the text again.")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise VlmpruneError(f"question={question!r:.80} holds half a surrogate pair; decode it again.") from None
     return conversation(images, question)
 
 

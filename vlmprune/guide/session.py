@@ -257,8 +257,11 @@ def same_vocabulary(ours: Any, theirs: Any) -> bool:
     """Whether two processors write the same token ids; unknown ones are taken at their models' word."""
     if ours is None or theirs is None or ours is theirs:
         return True
-    words = [getattr(processor, "tokenizer", processor).get_vocab() for processor in (ours, theirs)]
-    return bool(words[0] == words[1])
+    tokenizers = [getattr(processor, "tokenizer", processor) for processor in (ours, theirs)]
+    for one in tokenizers:
+        if not hasattr(one, "get_vocab"):
+            raise VlmpruneError(f"{one!r:.80} is no processor; pass the AutoProcessor of the model or of its guide.")
+    return bool(tokenizers[0].get_vocab() == tokenizers[1].get_vocab())
 
 
 def setting(model: Any, kwargs: dict[str, Any], name: str) -> Any:

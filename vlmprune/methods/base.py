@@ -160,8 +160,8 @@ class Pruner(Method):
         super().__post_init__()
         check_keep(self.keep)
         self.check_layer()
-        if self.positions not in ("original", "compact"):
-            raise VlmpruneError(f"positions={self.positions!r} is unknown; use 'original' or 'compact'.")
+        if not isinstance(self.positions, str) or self.positions not in ("original", "compact"):
+            raise VlmpruneError(f"positions={self.positions!r:.60} is unknown; use 'original' or 'compact'.")
 
     def check_layer(self) -> None:
         """Validate the layer by itself; whether the model has it is known at wrap time."""

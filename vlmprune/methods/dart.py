@@ -37,6 +37,10 @@ class Dart(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("visual_pivots", "text_pivots"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise VlmpruneError(f"{name}={value!r:.60} is no number of pivots; use an int of 0 or more.")
         if min(self.visual_pivots, self.text_pivots) < 0 or not self.visual_pivots + self.text_pivots:
             raise VlmpruneError(
                 f"visual_pivots={self.visual_pivots!r} and text_pivots={self.text_pivots!r} leave no pivot; use 0 or "

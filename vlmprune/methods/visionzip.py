@@ -32,8 +32,9 @@ class VisionZip(Merging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.contextual <= 1:
-            raise VlmpruneError(f"contextual={self.contextual!r} is no share of the budget; use a number from 0 to 1.")
+        number = isinstance(self.contextual, int | float) and not isinstance(self.contextual, bool)
+        if not number or not 0 <= self.contextual <= 1:
+            raise VlmpruneError(f"contextual={self.contextual!r:.60} is no share of the budget; use 0 to 1.")
 
     def merge(self, hidden: Tensor, received: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
         few = min(count - 1, round(self.contextual * count))

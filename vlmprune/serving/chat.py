@@ -240,11 +240,13 @@ def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, f
             check_keep(keep)
         except VlmpruneError as error:
             raise Refused(f"vlmprune: {error}") from None
+        if keep > 2**31:
+            raise Refused("vlmprune: keep is larger than any number of visual tokens; send a smaller one.")
     if "exit_at" in own:
         exit_at = own["exit_at"]
-        number = isinstance(exit_at, int | float) and not isinstance(exit_at, bool) and math.isfinite(exit_at)
+        number = isinstance(exit_at, int | float) and not isinstance(exit_at, bool)
         if exit_at is not None and not (number and 0 <= exit_at <= 1):
-            raise Refused(f"vlmprune: exit_at={exit_at!r} is no threshold; use a number from 0 to 1, or null.")
+            raise Refused(f"vlmprune: exit_at={exit_at!r:.40} is no threshold; use a number from 0 to 1, or null.")
     return keep, exit_at
 
 

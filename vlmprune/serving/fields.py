@@ -25,6 +25,9 @@ class Refused(VlmpruneError):
 
 MOST_VALUES = 500_000  # in a request's JSON: each takes some hundred bytes of memory, and two in the request
 DEEPEST = 64
+MOST_ANSWERS = 64  # `n`: an engine makes a request of its own for each
+MOST_LOGPROBS = 20  # OpenAI's own limit, and vLLM's
+MOST_STOPS = 256
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -78,7 +81,11 @@ def _number(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str)
+    """A text that can be written; JSON's escapes may leave half a surrogate pair."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _flag(value: Any) -> bool:
@@ -106,15 +113,33 @@ def _any_of(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: any(kind(value) for kind in kinds)
 
 
+def _up_to(most: int) -> Callable[[Any], bool]:
+    """Whole numbers that the engine can take at their word: it makes as many of something."""
+    return lambda value: _whole(value) and -1 <= value <= most
+
+
+def _few(kind: Callable[[Any], bool], most: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
+
+
 def _schema(value: Any) -> bool:
-    """A JSON schema that refers to nothing outside of itself."""
+    """A JSON schema, an object or its text, that refers to nothing outside of itself."""
+    if not isinstance(value, str):
+        return isinstance(value, dict | bool) and _closed(value)
+    try:
+        return _schema(read_json(value.encode()))
+    except (Refused, UnicodeEncodeError):
+        return False
+
+
+def _closed(value: Any) -> bool:
     if isinstance(value, list):
-        return all(map(_schema, value))
+        return all(map(_closed, value))
     if not isinstance(value, dict):
         return True
     outside = [value[name] for name in ("$ref", "$dynamicRef", "$recursiveRef") if name in value]
     return all(isinstance(one, dict | list) or str(one).startswith("#") for one in outside) and all(
-        map(_schema, value.values())
+        map(_closed, value.values())
     )
 
 
@@ -131,9 +156,12 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
         _number,
     ),
     **dict.fromkeys(
-        ("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs", "top_k", "min_tokens", "prompt_logprobs"),
+        ("max_tokens", "max_completion_tokens", "seed", "top_k"),
         _whole,
     ),
+    "n": _up_to(MOST_ANSWERS),
+    **dict.fromkeys(("top_logprobs", "prompt_logprobs"), _up_to(MOST_LOGPROBS)),
+    "min_tokens": _up_to(2**20),
     **dict.fromkeys(
         ("stream", "logprobs", "parallel_tool_calls", "store", "ignore_eos", "include_stop_str_in_output",
          "skip_special_tokens", "spaces_between_special_tokens", "use_beam_search", "echo", "add_generation_prompt",
@@ -146,10 +174,10 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
          "verbosity"),
         _text,
     ),
-    "stop": _any_of(_text, _list_of(_text)),
-    "bad_words": _list_of(_text),
+    "stop": _any_of(_text, _few(_text, MOST_STOPS)),
+    "bad_words": _few(_text, MOST_STOPS),
     "modalities": lambda value: value == ["text"],
-    "stop_token_ids": _list_of(_whole),
+    "stop_token_ids": _few(_whole, MOST_STOPS),
     "allowed_token_ids": _list_of(_whole),
     "logit_bias": _map_of(_number),
     "metadata": _map_of(_text),
@@ -203,7 +231,7 @@ def message(given: Any) -> dict[str, Any]:
     role, content = given["role"], given.get("content")
     if role not in ROLES:
         raise Refused(f"A message has the role {role!r:.40}; use {', '.join(ROLES)}.")
-    if content is not None and not isinstance(content, str | list):
+    if content is not None and not isinstance(content, list) and not _text(content):
         raise Refused("A message's content is neither a text nor a list of parts; send one of these.")
     others = {name: value for name, value in given.items() if name != "content"}
     made = _rebuilt(others, {**_MESSAGE, **_OF_ROLE.get(role, {})}, "A message")

@@ -162,9 +162,10 @@ class Proxy:
 
     # -- the engine --------------------------------------------------------------------------------------------
 
-    def _headers(self, request: Request) -> dict[str, str]:
+    def _headers(self, request: Request) -> dict[bytes, bytes]:
         key = f"Bearer {self.settings.key}" if self.settings.key else request.headers.get("authorization")
-        return {"Content-Type": "application/json"} | ({"Authorization": key} if key else {})
+        # In bytes, as it came: httpx would write a text in ASCII.
+        return {b"Content-Type": b"application/json"} | ({b"Authorization": key.encode("latin-1")} if key else {})
 
     async def _forward(self, request: Request, content: bytes, stream: bool, told: dict[str, str]) -> Response:
         outgoing = self.engine.build_request(
