@@ -15,6 +15,7 @@ import pytest
 
 import vlmprune
 from tests.support.engines import picture
+from tests.support.grid import only_full
 from vlmprune.errors import VlmpruneError
 from vlmprune.ray import Asker, map_images
 
@@ -37,6 +38,7 @@ class Mortal(vlmprune.Uniform):
         return super().select(prompt)
 
 
+@only_full  # a cluster of two actors, one of which is killed: a minute of both cores
 def test_two_actors_are_one_process_even_when_one_dies(tmp_path: Path) -> None:
     import ray
 

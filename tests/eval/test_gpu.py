@@ -129,7 +129,7 @@ def test_a_group_that_crashes_or_raises_takes_no_other_along() -> None:
         if group == "crashes":
             os.kill(os.getpid(), signal.SIGKILL)
         if group == "raises":
-            raise ValueError(f"in {ROOT}/vlmprune and {sys.prefix}/lib/file.so")
+            raise ValueError(f"in {ROOT}/vlmprune and /elsewhere/lib/file.so")
         emit({"point": "after", "status": PASSED})
 
     found = outcomes(run, ["crashes", "raises", "works"])
@@ -139,7 +139,7 @@ def test_a_group_that_crashes_or_raises_takes_no_other_along() -> None:
     assert found["crashes: end of the group"]["error"] == "the process ended by signal 9"
     error = found["raises: end of the group"]["error"]
     assert error.startswith("ValueError: in ./vlmprune and file.so [")
-    assert str(ROOT) not in error and sys.prefix not in error
+    assert str(ROOT) not in error and "elsewhere" not in error
 
 
 def test_a_group_that_hangs_ends_with_its_stage() -> None:

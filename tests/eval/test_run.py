@@ -117,7 +117,7 @@ def test_two_processes_equal_one(alone: dict[str, Any], tmp_path: Path, batch_si
     assert content(tmp_path / "two") == alone
 
 
-@only_full  # a cluster of actors; tests/test_ray.py keeps one in the short run
+@only_full  # a cluster of actors
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is an optional extra")
 def test_ray_equals_one_process(alone: dict[str, Any], tmp_path: Path) -> None:
     import ray
@@ -167,6 +167,7 @@ class TestSharing:
             )
 
 
+@only_full
 def test_torchrun(alone: dict[str, Any], tmp_path: Path) -> None:
     """Two processes that torchrun starts, each with the bundled models of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
