@@ -10,14 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import eval.worker
 import vlmprune
 from eval.record import Record, good_lines, repair
 from eval.run import evaluate, main, parser, settings_of
@@ -25,19 +23,12 @@ from eval.settings import Settings
 from tests.eval.data import BUILDERS, jpeg, put
 from tests.support.grid import either, only_full
 from vlmprune import VlmpruneError
-from vlmprune.cli.models import Models
 
 QUESTIONS = 24
 FORK = multiprocessing.get_context("fork")  # the models are loaded once, in this process
 
 
-@pytest.fixture(autouse=True, scope="module")
-def loaded_once() -> Iterator[None]:
-    large, small, processor = vlmprune.load_tiny()
-    models = Models("the bundled large model", large, processor, "the bundled small model", small, processor)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval.worker, "load_models", lambda *names, **options: models)
-        yield
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 def settings(out: Path, **changes: Any) -> Settings:

@@ -11,22 +11,18 @@ import base64
 import io
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-import eval.worker
-import vlmprune
 from eval.run import main
 from eval.tasks.base import Sample, Task
 from eval.tasks.load import Data, load
 from eval.tasks.registry import TASKS
 from tests.eval.data import BUILDERS, jpeg, parquet, put
 from vlmprune import VlmpruneError
-from vlmprune.cli.models import Models
 
 FILE = "mmbench_dev_en_20231003.tsv"
 MILLION = 1_000_000
@@ -225,13 +221,7 @@ def test_mme_can_be_read_twice(tmp_path: Path) -> None:
 # -- the harness ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True, scope="module")
-def loaded_once() -> Iterator[None]:
-    large, small, processor = vlmprune.load_tiny()
-    models = Models("the bundled large model", large, processor, "the bundled small model", small, processor)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval.worker, "load_models", lambda *names, **options: models)
-        yield
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 def run(root: Path, *more: str) -> tuple[int, dict[str, Any]]:
