@@ -364,3 +364,13 @@ def test_a_guide_that_others_use_alone():
 
         assert not Together().run(asking, small_alone)
     assert not wrong
+
+
+def test_a_refused_forward_gives_its_turn_back():
+    """Called without the module around it, no frame tells that it is over."""
+    model = shared("llava")
+    inputs = make_inputs(model)
+    with vlmprune.wrap(model, "random", keep=0.5):
+        with pytest.raises(vlmprune.VlmpruneError, match="video"):
+            model.forward(**inputs, pixel_values_videos=torch.zeros(1, 3, 12, 12))
+        assert not Together().run(lambda: model(**inputs))

@@ -263,12 +263,9 @@ class Session:
         return False
 
     @torch.compiler.disable
-    def _enter_call(self, args: Any, kwargs: dict[str, Any]) -> bool:
+    def _enter_call(self) -> bool:
         """Whether this call is ours to answer: False where the model is to run as if it were not wrapped."""
-        if self._get("asleep") or not self._taken(self.model, MODEL):
-            return False
-        refuse_video(self._arguments(self.model, args, kwargs))
-        return True
+        return not self._get("asleep") and self._taken(self.model, MODEL)
 
     @torch.compiler.disable
     def _leave_call(self, output: Any) -> None:
@@ -277,7 +274,7 @@ class Session:
         self.turnstile.leave(MODEL)
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._enter_call(args, kwargs):
+        if not self._enter_call():
             return original(*args, **kwargs)
         output = asked = None
         try:
@@ -300,6 +297,7 @@ class Session:
     def _enter_model(self, args: Any, kwargs: dict[str, Any]) -> tuple[Asked | None, Any, dict[str, Any]]:
         """Take out what depends on the rows that a prompt will have: its labels, and which of its logits to keep."""
         given = self._arguments(self.model, args, kwargs)
+        refuse_video(given)
         cache = cache_in(given)
         if hasattr(cache, "layers") and is_filled(cache):  # a step has all its rows
             return None, args, kwargs
