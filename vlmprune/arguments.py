@@ -80,3 +80,11 @@ def padding_mask(mask: Any, ids: Tensor) -> Tensor:
         own = mask[:, 0].diagonal(dim1=1, dim2=2)[:, : ids.shape[1]]
         mask = (own if own.dtype == torch.bool else own == 0).expand(len(ids), -1)
     return mask[:, : ids.shape[1]].bool()  # one that is wider covers pieces of the prompt that come later
+
+
+def setting(model: Any, kwargs: dict[str, Any], name: str) -> Any:
+    """A generation setting as `generate` would see it: from the call, its config, or the model's."""
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    value = getattr(kwargs.get("generation_config"), name, None)
+    return getattr(model.generation_config, name, None) if value is None else value

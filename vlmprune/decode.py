@@ -13,19 +13,9 @@ from torch import Tensor, nn
 
 from .arguments import cache_in
 from .attention.masks import Sizes, Window, check_window, own_mask, take_mask
-from .cache_state import PrunedPrompt, later_valid, physical_length, physical_sizes
+from .cache_state import PrunedPrompt, later_valid, physical_length, physical_sizes, repeated
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def cross_mask(mask: Tensor | None, columns: Tensor) -> Tensor | None:
-    """The kept columns [B, K] (-1 = filler) of an additive cross-attention mask [B, 1, S, T]: [B, 1, S, K]."""
-    if mask is None:
-        return None
-    columns = columns.to(mask.device)
-    index = columns.clamp(min=0)[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
-    filler = (columns < 0)[:, None, None, :]
-    return torch.gather(mask, 3, index).masked_fill(filler, torch.finfo(mask.dtype).min)
 
 
 class Decode:
@@ -44,22 +34,28 @@ class Decode:
             cross = kwargs.get("cross_attention_mask")
             if cross is None or i < self.state.layer:
                 return None
-            columns = self.state.rows(len(hidden)).columns
-            return args, {**kwargs, "cross_attention_mask": self._once(("cross",), lambda: cross_mask(cross, columns))}
+            cut = self._once(("cross",), lambda: self._cross(cross, len(hidden)))
+            return args, {**kwargs, "cross_attention_mask": cut}
         new = dict(kwargs)
         state, mask = self.state.at(i), kwargs.get("attention_mask")
         new["attention_mask"] = self._mask(i, state, mask, hidden, cache_in(kwargs))
         if state is None and new["attention_mask"] is mask:
             return None
         if state is not None and state.shift is not None:
-            shift = state.rows(len(hidden)).shift
-            assert shift is not None
-            ids = self._once(("ids", state.layer), lambda: kwargs["position_ids"] - shift[:, None])
+            shift = state.shift
+            ids = self._once(
+                ("ids", state.layer), lambda: kwargs["position_ids"] - repeated(shift, len(hidden))[:, None]
+            )
             new["position_ids"] = ids
             new["position_embeddings"] = self._once(
                 ("rotary", state.layer), lambda: rotary(self.text_model, hidden, ids)
             )
         return args, new
+
+    def _cross(self, mask: Tensor, batch: int) -> Any:
+        """The kept columns of an additive cross-attention mask [B, 1, S, T]: [B, 1, S, K]."""
+        state = self.state.rows(batch)
+        return take_mask(mask, None, state.columns, state.ragged)
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._built:

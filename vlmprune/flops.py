@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .attention.masks import Window, windows_of
 from .families import Family
 
-Rows = int | Tensor  # how many rows stand side by side, or their ascending positions [R] where some are missing
+RowCount = int | Tensor  # how many rows stand side by side, or their ascending positions [R] where some are missing
 _EXPERTS_USED = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
 
 
@@ -31,7 +31,7 @@ class LayerCost:
     window: Window | None
     cross: bool
 
-    def pairs(self, rows: Rows) -> int:
+    def pairs(self, rows: RowCount) -> int:
         """Query-key pairs that the rows of a prompt see, a window counted in their positions."""
         if self.window is not None:
             return self.window.pairs(rows)
@@ -47,7 +47,7 @@ class LayerCost:
         return length if self.window is None else min(length, self.window.size)
 
 
-def count(rows: Rows) -> int:
+def count(rows: RowCount) -> int:
     """How many rows these are."""
     return rows if isinstance(rows, int) else len(rows)
 
@@ -60,7 +60,7 @@ class ModelCost:
     head: int
     number_bytes: int
 
-    def flops(self, text: Sequence[Sequence[Rows]], visual: Sequence[Sequence[int]]) -> int:
+    def flops(self, text: Sequence[Sequence[RowCount]], visual: Sequence[Sequence[int]]) -> int:
         """Prefill FLOPs summed over the batch.
 
         Args:

@@ -18,7 +18,7 @@ from .attention.masks import Sizes, Window, check_window, own_mask, take_mask
 from .attention.probe import AttentionCall
 from .attention.tower import VisionStats
 from .cache_state import PrunedPrompt, physical_sizes, remember
-from .decode import Arguments, cross_mask, rotary
+from .decode import Arguments, rotary
 from .errors import VlmpruneError
 from .families import Family
 from .flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
@@ -378,8 +378,9 @@ class CrossPrefill(Prefill):
             return None
         new = dict(kwargs)
         new["cross_attention_states"] = self._compact(stage, states, {})
-        columns = stage.chosen.columns
-        new["cross_attention_mask"] = self._once("mask", stage, self.mask, lambda mask: cross_mask(mask, columns))
+        if self.mask is not None:
+            make = partial(take_mask, rows=None, columns=stage.chosen.columns, hides=stage.chosen.ragged)
+            new["cross_attention_mask"] = self._once("mask", stage, self.mask, make)
         return args, new
 
     @property

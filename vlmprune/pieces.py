@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import setting
 from .errors import VlmpruneError
 
 RANKED = "ranked"  # the name under which a cache keeps what follows
@@ -88,17 +89,15 @@ def refuse_part(method: str, ids: Tensor, mask: Any) -> None:
         )
 
 
-def run_whole(model: Any, config: Any, kwargs: dict[str, Any]) -> str | None:
+def run_whole(model: Any, kwargs: dict[str, Any], config: Any = None) -> str | None:
     """Have a `generate` with an image run its prompt in one piece, whatever its settings.
 
     Args:
-        config: the `generation_config` of the call, if any.
+        config: the call's `generation_config` where it is none of the `kwargs`.
     Returns:
         What the report says about it, None where nothing had to be changed.
     """
-    places = [kwargs.get("prefill_chunk_size")]
-    places += [getattr(one, "prefill_chunk_size", None) for one in (config, model.generation_config)]
-    size = next((place for place in places if place is not None), None)
+    size = setting(model, {"generation_config": config, **kwargs}, "prefill_chunk_size")
     if size is None:
         return None
     kwargs["prefill_chunk_size"] = None

@@ -198,8 +198,7 @@ class Asked:
             )
         if rows.chosen is None:
             return labels
-        real = rows.kept & (rows.kept.cumsum(1) > 1)
-        return labels.masked_fill(~real.gather(1, position).to(labels.device), IGNORED)
+        return labels.masked_fill(~predicted(rows.kept).gather(1, position).to(labels.device), IGNORED)
 
 
 def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool, lined_up: bool) -> Asked:
@@ -233,7 +232,12 @@ def unpredicted(labels: Tensor, mask: Any) -> Tensor:
     if not isinstance(mask, Tensor) or mask.shape != labels.shape:
         return labels
     real = mask.to(labels.device).bool()
-    return labels.masked_fill(real & (real.cumsum(1) == 1), IGNORED)
+    return labels.masked_fill(real & ~predicted(real), IGNORED)
+
+
+def predicted(real: Tensor) -> Tensor:
+    """Of real positions or rows [B, S] those that a real one before them predicts: all but the first."""
+    return real & (real.cumsum(1) > 1)
 
 
 def kept_labels(labels: Tensor, rows: Rows) -> Tensor:
@@ -242,9 +246,8 @@ def kept_labels(labels: Tensor, rows: Rows) -> Tensor:
     Fillers are ignored, and so is the first kept position, which no kept row predicts but a filler would.
     """
     assert rows.chosen is not None, "something was dropped"
-    real = rows.chosen.real
-    predicted = (real & (real.cumsum(1) > 1)).to(labels.device)
-    return gather_positions(labels, rows.chosen.index.to(labels.device)).masked_fill(~predicted, IGNORED)
+    seen = predicted(rows.chosen.real).to(labels.device)
+    return gather_positions(labels, rows.chosen.index.to(labels.device)).masked_fill(~seen, IGNORED)
 
 
 def kept_shifted(labels: Tensor, chosen: Compaction) -> Tensor:

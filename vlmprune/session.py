@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .arguments import cache_in, encoded, has_image, host_copies, padding_mask, refuse_video, small
-from .attention.masks import windows_of
 from .attention.probe import ProbedLayer, clear_observers, observe
 from .attention.tower import TowerReader
 from .attention.watcher import Watcher, check_watcher, edited
@@ -58,8 +57,8 @@ class Session:
         self.text: Any = family.language_model(model)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
         self.layers = self.pruner.stage_layers(len(self.text.layers)) if self.pruner else (0,)
-        self.windows = windows_of(family.attentions(model), self.text.config)
         self.cost = model_cost(family, model)
+        self.windows = [layer.window for layer in self.cost.layers]
         self.turnstile = turnstile_of(model)
         self.replaced = False  # by another wrap of the model
         self._latest: Report | None = None
@@ -187,7 +186,7 @@ class Session:
         self._local.generating = self._local.begins = True
         whole = None
         if has_image(kwargs) and (self._prunes or self.watchers):
-            whole = run_whole(self.model, args[1] if len(args) > 1 else kwargs.get("generation_config"), kwargs)
+            whole = run_whole(self.model, kwargs, config=args[1] if len(args) > 1 else None)
         start = self._now()
         try:
             out = original(*args, **kwargs)

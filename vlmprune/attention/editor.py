@@ -61,7 +61,7 @@ def columns_of(prefill: Prefill) -> Columns:
         visual[row, layout.slots] = True
         if layout.count:
             asking[row, int(layout.slots[-1]) + 1 :] = True
-    real = valid & (torch.arange(valid.shape[1]) < prefill.prompt_length)
+    real = prefill.prompt_valid
     return with_rows(visual & real, real, asking & valid)
 
 

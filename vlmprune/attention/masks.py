@@ -2,7 +2,7 @@
 
 A mask is a 4-D tensor (bool: True = visible, or additive), a 2-D padding mask (FlashAttention), FlexAttention's
 `BlockMask` (a function of positions), or None (plain causal attention). Windows, chunks and bidirectional blocks are in
-it already, counted in positions of the unpruned sequence, so nothing here asks a config for them but `window_of`, for
+it already, counted in positions of the unpruned sequence, so nothing here asks a config for them but `windows_of`, for
 kernels that apply a window by themselves.
 
 Shapes: B batch, S sequence before pruning, R rows, P columns, W width of a mask, T keys.

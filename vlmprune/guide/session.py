@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..arguments import cache_in, has_image, padding_mask, refuse_video, small
+from ..arguments import cache_in, has_image, padding_mask, refuse_video, setting, small
 from ..attention.watcher import Watcher
 from ..cache_state import is_filled
 from ..errors import VlmpruneError
@@ -262,11 +262,3 @@ def same_vocabulary(ours: Any, theirs: Any) -> bool:
         if not hasattr(one, "get_vocab"):
             raise VlmpruneError(f"{one!r:.80} is no processor; pass the AutoProcessor of the model or of its guide.")
     return bool(tokenizers[0].get_vocab() == tokenizers[1].get_vocab())
-
-
-def setting(model: Any, kwargs: dict[str, Any], name: str) -> Any:
-    """A generation setting as `generate` would see it: from the call, its config, or the model's."""
-    if kwargs.get(name) is not None:
-        return kwargs[name]
-    value = getattr(kwargs.get("generation_config"), name, None)
-    return getattr(model.generation_config, name, None) if value is None else value

@@ -92,8 +92,8 @@ def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(kind, value))
+def _list_of(kind: Callable[[Any], bool], most: int = MOST_VALUES) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
 
 
 def _map_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -116,10 +116,6 @@ def _any_of(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def _up_to(most: int) -> Callable[[Any], bool]:
     """Whole numbers that the engine can take at their word: it makes as many of something."""
     return lambda value: _whole(value) and -1 <= value <= most
-
-
-def _few(kind: Callable[[Any], bool], most: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
 
 
 def _schema(value: Any) -> bool:
@@ -174,10 +170,10 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
          "verbosity"),
         _text,
     ),
-    "stop": _any_of(_text, _few(_text, MOST_STOPS)),
-    "bad_words": _few(_text, MOST_STOPS),
+    "stop": _any_of(_text, _list_of(_text, MOST_STOPS)),
+    "bad_words": _list_of(_text, MOST_STOPS),
     "modalities": lambda value: value == ["text"],
-    "stop_token_ids": _few(_whole, MOST_STOPS),
+    "stop_token_ids": _list_of(_whole, MOST_STOPS),
     "allowed_token_ids": _list_of(_whole),
     "logit_bias": _map_of(_number),
     "metadata": _map_of(_text),
