@@ -16,6 +16,7 @@ from tests.support.running import shared
 from tests.support.tiny_families import make_inputs
 from tests.test_bad_input import sentence
 from vlmprune.attention.watcher import Watcher
+from vlmprune.methods.declared import FLAGS
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def body(**names: Any) -> Callable[[], object]:
         ({"reads_key": True}, "reads_keys"),
         ({"read_vision": True}, "reads_vision"),
         ({"reads_texts": True}, "reads_text"),
+        ({"read_question": True}, "reads_question"),
         ({"exclude_sink": True}, "exclude_sinks"),
         ({"scores": lambda self, prompt: []}, "score"),
         ({"selects": lambda self, prompt: []}, "select"),
@@ -320,3 +322,7 @@ def test_numbers_of_numpy(number):
     assert vlmprune.Random(keep=np.int32(3), seed=np.uint8(7)) == vlmprune.Random(keep=3, seed=7)
     assert vlmprune.VAR(p=np.float32(0.5)).describe() == vlmprune.VAR(p=0.5).describe()
     assert vlmprune.SGL(object(), exit_at=np.float32(0.5), guide_steps=np.int64(2)).guide_steps == 2
+
+
+def test_every_flag_of_a_pruner_is_known_to_the_check():
+    assert {name for name in vars(vlmprune.Pruner) if name.startswith("reads_")} == set(FLAGS)

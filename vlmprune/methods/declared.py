@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import VlmpruneError
 
-FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text")
+FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question")  # those of Pruner
 SWITCHES = (*FLAGS, "exclude_sinks")
 _NEAR = 0.85  # "scores" is near "score"; "selection" is a word of its own beside "select"
 
