@@ -13,6 +13,7 @@ from .flow.locate import SampleLayout
 from .forward import CrossPrefill, Prefill
 from .methods.base import Method
 from .report import Report
+from .stage import Stage
 
 
 def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:
@@ -33,6 +34,8 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
     pruned_from = stages[0][0].layer if stages else layers
     seeing = [i for i in range(layers) if cost.layers[i].cross or not cross]
 
+    left = {} if cross else {stage.layer: rows_left(prefill, stage, repeats) for stage, _ in stages}
+
     def visual_at(i: int) -> list[int]:
         return next((counts for stage, counts in reversed(stages) if stage.layer <= i), visual)
 
@@ -43,14 +46,7 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
 
     def rows_at(i: int, full: bool = False) -> list[Any]:
         stage = prefill.stage_at(i)
-        if cross or full or stage is None or stage.on_host is None:
-            return text_rows
-        if prefill.pruner is not None and prefill.pruner.positions == "compact":
-            return stage.on_host.real[::repeats].sum(dim=1).tolist()
-        # Where the rows that are left stood: a window is counted in original positions.
-        firsts = prefill.valid.int().argmax(dim=1)
-        left = zip(stage.on_host.index[::repeats], stage.on_host.real[::repeats], firsts[::repeats], strict=True)
-        return [index[real] - first for index, real, first in left]
+        return text_rows if cross or full or stage is None or stage.on_host is None else left[stage.layer]
 
     # The keys of cross-attention layers are pruned, the rows of the sequence in all other families.
     full = [prefill.columns if cost.layers[i].cross else length for i in range(layers)]  # type: ignore[attr-defined]  # only CrossPrefill has cross layers
@@ -76,6 +72,17 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
         rows=prefill.rows.positions()[::repeats],
         notes=[] if any(visual) else ["no image in the prompt: nothing to prune, the model ran as it is"],
     )
+
+
+def rows_left(prefill: Prefill, stage: Stage, repeats: int) -> list[Any]:
+    """Per sample the rows that a stage has left: where they stood, since a window is counted in original positions, or
+    how many they are where positions are re-indexed."""
+    assert stage.on_host is not None and prefill.pruner is not None, "something was dropped"
+    index, real = stage.on_host.index[::repeats], stage.on_host.real[::repeats]
+    if prefill.pruner.positions == "compact":
+        return real.sum(dim=1).tolist()
+    firsts = prefill.valid[::repeats].int().argmax(dim=1)
+    return [own[some] - first for own, some, first in zip(index, real, firsts, strict=True)]
 
 
 def exited_report(

@@ -253,8 +253,8 @@ class Encoder:
         if self.guided:
             if guide_inputs is None and not self._same:
                 raise VlmpruneError("The guide reads other token ids or pixels than the model; pass guide_inputs=.")
-            rankings = self._rank(inputs if guide_inputs is None else guide_inputs, max_new_tokens, exits=False)
-        return self._embed(inputs, rankings, [keep] * len(inputs["input_ids"]))
+            rankings = self.rank_inputs(inputs if guide_inputs is None else guide_inputs, max_new_tokens=max_new_tokens)
+        return self.embed_inputs(inputs, rankings, [keep] * len(inputs["input_ids"]))
 
     # -- the two steps -----------------------------------------------------------------------------------------
 
@@ -269,13 +269,7 @@ class Encoder:
         Args:
             exits: whether its answers may be used, so that how sure it is has to be measured.
         """
-        return self._rank(self.inputs(talks, guide=True), max_new_tokens, exits)
-
-    def rank_inputs(
-        self, inputs: Mapping[str, Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False
-    ) -> list[Ranking]:
-        """`rank` of what `inputs` made."""
-        return self._rank(inputs, max_new_tokens, exits)
+        return self.rank_inputs(self.inputs(talks, guide=True), max_new_tokens=max_new_tokens, exits=exits)
 
     def embed(
         self, talks: Sequence[Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
@@ -285,16 +279,7 @@ class Encoder:
         Args:
             rankings: one a talk, of a guided method. keeps: one a talk, None for the method's.
         """
-        return self._embed(self.inputs(talks), rankings, keeps)
-
-    def embed_inputs(
-        self,
-        inputs: Mapping[str, Any],
-        rankings: Sequence[Ranking] | None,
-        keeps: Sequence[float | int | None],
-    ) -> list[Encoded]:
-        """`embed` of what `inputs` made."""
-        return self._embed(inputs, rankings, keeps)
+        return self.embed_inputs(self.inputs(talks), rankings, keeps)
 
     def inputs(self, talks: Sequence[Any], *, guide: bool = False) -> Mapping[str, Any]:
         """What the model's or the guide's processor makes of conversations; their images are not needed any more.
@@ -310,7 +295,10 @@ class Encoder:
             raise VlmpruneError("The encoder needs the model's processor; pass Encoder(..., processor=processor).")
         return processor
 
-    def _rank(self, inputs: Mapping[str, Any], max_new_tokens: int, exits: bool) -> list[Ranking]:
+    def rank_inputs(
+        self, inputs: Mapping[str, Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False
+    ) -> list[Ranking]:
+        """`rank` of what `inputs` made."""
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
         if self._same:
             for name in ("eos_token_id", "pad_token_id"):
@@ -347,9 +335,10 @@ class Encoder:
                 f"{longest}; shorten it or send fewer images."
             )
 
-    def _embed(
+    def embed_inputs(
         self, inputs: Mapping[str, Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
     ) -> list[Encoded]:
+        """`embed` of what `inputs` made."""
         layouts = self.tower.layouts(inputs)
         importance = None
         if rankings is not None:
