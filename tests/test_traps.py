@@ -28,12 +28,12 @@ from tests.support.running import assert_near, generate, plan_of, reference, sha
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, row
 from tests.support.upstream import VERSION
 from vlmprune import cache_state, session
-from vlmprune.arguments import CACHE
 from vlmprune.attention.masks import Sizes, own_mask
 from vlmprune.cache_state import later_valid
 from vlmprune.decode import Decode
 from vlmprune.flow.compact import compaction, gather_positions, gather_rows
 from vlmprune.forward import Prefill
+from vlmprune.runtime.compatibility import CACHE
 from vlmprune.session import Session
 from vlmprune.tiny import example
 from vlmprune.wrap import prepare

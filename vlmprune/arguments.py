@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import VIDEO, VlmpruneError
-from .runtime.compatibility import CACHE as CACHE  # names of this module, too
-from .runtime.compatibility import CACHE_NAMES as CACHE_NAMES
+from .runtime.compatibility import CACHE_NAMES
 
 _PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
 

@@ -24,8 +24,8 @@ from transformers.masking_utils import (
     create_sliding_window_causal_mask,
 )
 
-from ..arguments import CACHE
 from ..errors import VlmpruneError
+from ..runtime.compatibility import CACHE
 
 IN_MASK = ("sdpa", "eager", "flex_attention")  # kernels that get windows in their mask
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from ..arguments import CACHE_NAMES
 from ..families import Family
 from ..flow.locate import SampleLayout
+from ..runtime.compatibility import CACHE_NAMES
 
 # Arguments of a forward that are no part of the prompt.
 _NOT_PROMPT = {
