@@ -194,15 +194,31 @@ def check_kernel(family: str, dtype: str, kernel: str, kind: str, layer: int, se
     beside = kernel if kernel in TAKES_A_MASK else "math"
     with forced(beside):
         wanted = masked(model, inputs, plan, layer, tokens)
-        found: Point = {"worst": apart(logits, wanted), "reference": f"masked, {beside}"}
-        if dtype == "fp32":
-            found |= {"bound": SINGLE_BOUND * max(1.0, float(wanted.abs().max())), "reason": SINGLE_REASON}
-        else:
+
+        def changed() -> dict[str, float]:
             everything = [range(count) for count in counts(model, inputs)]
             whole = apart(masked(model, inputs, everything, 0, tokens), masked(exact, inputs, everything, 0, tokens))
-            half = apart(wanted, masked(exact, inputs, plan, layer, tokens))
-            found |= {"bf16_of_unpruned": whole, "bf16_of_masked": half, "reason": HALF_REASON}
-            found["bound"] = HALF_TIMES * max(whole, half)
+            return {
+                "bf16_of_unpruned": whole, "bf16_of_masked": apart(wanted, masked(exact, inputs, plan, layer, tokens))
+            }  # fmt: skip
+
+        return judged(logits, wanted, dtype, f"masked, {beside}", changed)
+
+
+def judged(
+    logits: Tensor, wanted: Tensor, dtype: str, reference: str, changed: Callable[[], dict[str, float]]
+) -> Point:
+    """Logits beside those of the masked model.
+
+    Args:
+        changed: asked only in bf16: what that precision changes by itself, in each of the models compared.
+    """
+    found: Point = {"worst": apart(logits, wanted), "reference": reference}
+    if dtype == "fp32":
+        found |= {"bound": SINGLE_BOUND * max(1.0, float(wanted.abs().max())), "reason": SINGLE_REASON}
+    else:
+        halves = changed()
+        found |= {**halves, "reason": HALF_REASON, "bound": HALF_TIMES * max(halves.values())}
     return {"status": PASSED if found["worst"] <= found["bound"] else FAILED, **found}
 
 
@@ -292,14 +308,12 @@ def check_one_beside(implementation: str, dtype: str, kind: str, setting: Settin
     plan = plan_of(same, inputs, "ragged")
     logits, tokens = pruned(model, inputs, plan, 2, steps=2)
     with forced("math"):
-        wanted, truth = masked(same, inputs, plan, 2, tokens), masked(exact, inputs, plan, 2, tokens)
-    half = apart(wanted, truth)
-    found: Point = {"worst": apart(logits, wanted), "reference": "masked, math"}
-    if dtype == "fp32":
-        found |= {"bound": SINGLE_BOUND * max(1.0, float(wanted.abs().max())), "reason": SINGLE_REASON}
-    else:
-        found |= {"bf16_of_masked": half, "bound": HALF_TIMES * half, "reason": HALF_REASON}
-    return {"status": PASSED if found["worst"] <= found["bound"] else FAILED, **found}
+        wanted = masked(same, inputs, plan, 2, tokens)
+
+        def changed() -> dict[str, float]:
+            return {"bf16_of_masked": apart(wanted, masked(exact, inputs, plan, 2, tokens))}
+
+        return judged(logits, wanted, dtype, "masked, math", changed)
 
 
 def headlines(points: Sequence[Point]) -> list[str]:
