@@ -162,8 +162,7 @@ def test_a_huge_upload_is_refused(visitor: Visitor, tmp_path: Path, demo: Served
         file.write(b"\x89PNG\r\n\x1a\n")
         file.truncate(21 * 2**20)
     visitor.clear()
-    visitor.page.set_input_files("#ask-picture input[type=file]", huge)
-    visitor.page.wait_for_selector("text=/exceeds|too large|maximum/i")
+    visitor.hand_in(huge, "text=/exceeds|too large|maximum/i", "visible")
     assert "Traceback" not in visitor.page.locator("body").inner_text()
 
 

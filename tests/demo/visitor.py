@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlmprune.demo.engine import Setting
 
@@ -37,12 +37,31 @@ class Visitor:
         self.choose("ask-example", "My own picture")
         self.page.wait_for_selector("#ask-picture input[type=file]", state="attached")
 
+    def hand_in(self, file: Path, shows: str, state: Literal["attached", "visible"]) -> None:
+        """Choose a file until the page shows something of it.
+
+        While an answer of the server draws the upload box anew, a file put into the old box is lost; a person, who
+        sees that nothing happened, chooses it again.
+        """
+        from playwright.sync_api import TimeoutError as TooLong
+
+        for last in (False,) * 30 + (True,):
+            try:
+                self.page.set_input_files("#ask-picture input[type=file]", file, timeout=20_000)
+            except TooLong:  # the box is gone: taken, or being drawn anew
+                pass
+            try:
+                self.page.wait_for_selector(shows, state=state, timeout=20_000)
+                return
+            except TooLong:
+                if last:
+                    raise
+
     def upload(self, file: Path) -> None:
         """A picture of one's own, in place of whatever is there."""
         self.choose("ask-example", "My own picture")
         self.page.wait_for_selector("#ask-picture img", state="detached")
-        self.page.set_input_files("#ask-picture input[type=file]", file)
-        self.page.wait_for_selector("#ask-picture img", state="attached")
+        self.hand_in(file, "#ask-picture img", "attached")
         self.page.fill("#ask-question textarea", "What is in the picture?")
 
     def set_up(self, setting: Setting) -> None:
