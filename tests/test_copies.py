@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import vlmprune
+from tests.support.grid import grid
 from tests.support.running import outside, shared
 from tests.support.tiny_families import FAMILIES, build, make_inputs
 
@@ -71,8 +72,7 @@ METHODS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("way", ["deepcopy", "copy", "pickle"])
-@pytest.mark.parametrize("family", FAMILIES)
+@grid(family=FAMILIES, way=["deepcopy", "copy", "pickle"])
 def test_a_copy_of_the_model_is_the_plain_model(family, way):
     inputs = make_inputs(shared(family))
     model = build(family)

@@ -11,6 +11,7 @@ import zipfile
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -112,11 +113,11 @@ def test_the_versions_of_transformers_are_said_once() -> None:
     assert pins["transformers"].startswith(f"{NEWEST}.")
 
 
-def test_importing_changes_nothing_outside() -> None:
-    """No attention function registered, no class patched, no logging, warning or thread setting changed."""
-    seen = python(
-        """
-import json, logging, warnings
+@pytest.fixture(scope="module")
+def imported() -> dict[str, Any]:
+    """What importing vlmprune, and then its command line, did to a fresh interpreter."""
+    code = """
+import json, logging, sys, warnings
 import torch, transformers
 from torch import nn
 from transformers import masking_utils, modeling_utils
@@ -138,20 +139,34 @@ def state():
 
 before = state()
 import vlmprune
-print(json.dumps([i for i, (a, b) in enumerate(zip(before, state())) if a != b]))
+found = {"changed": [i for i, (a, b) in enumerate(zip(before, state())) if a != b]}
+found["with the library"] = sorted(sys.modules)
+import vlmprune.methods.fastv, vlmprune.families.llava
+found["functions"] = ["fastv" in vlmprune.methods(), "llava" in vlmprune.families()]
+import vlmprune.cli
+found["with the command line"] = sorted(sys.modules)
+print(json.dumps(found))
 """
-    )
-    assert json.loads(seen) == []
+    return dict(json.loads(python(code)))
 
 
-def test_importing_the_library_leaves_the_command_line_alone() -> None:
-    assert python("import sys, vlmprune; print('vlmprune.cli' in sys.modules)") == "False"
+def test_importing_changes_nothing_outside(imported: dict[str, Any]) -> None:
+    """No attention function registered, no class patched, no logging, warning or thread setting changed."""
+    assert imported["changed"] == []
 
 
-def test_functions_that_share_a_folders_name_stay_functions() -> None:
+def test_importing_the_library_leaves_the_command_line_alone(imported: dict[str, Any]) -> None:
+    assert "vlmprune.cli" not in imported["with the library"]
+
+
+@pytest.mark.parametrize("module", ["gradio", "fastapi", "ray", "datasets", "matplotlib", "skimage"])
+def test_extras_are_imported_by_those_who_use_them(imported: dict[str, Any], module: str) -> None:
+    assert module not in imported["with the command line"]
+
+
+def test_functions_that_share_a_folders_name_stay_functions(imported: dict[str, Any]) -> None:
     """`vlmprune.methods` and `vlmprune.families` are functions and folders; importing the folder must not win."""
-    code = "import vlmprune, vlmprune.methods.fastv, vlmprune.families.llava"
-    assert python(f"{code}; print('fastv' in vlmprune.methods(), 'llava' in vlmprune.families())") == "True True"
+    assert imported["functions"] == [True, True]
 
 
 def test_everything_public_is_there_and_documented() -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
+from tests.support.grid import only_full
 from vlmprune import VlmpruneError
 from vlmprune.captioner import CaptionConfig, PatchCaptioner
 from vlmprune.captioner.folder import write_whole
@@ -82,6 +83,7 @@ def said(records: list[dict[str, Any]]) -> list[tuple[str, str, Any]]:
     return [(Path(one["path"]).name, one["text"], one["sentences"]) for one in records]
 
 
+@only_full
 def test_kill_and_go_on(fifty: Path, tmp_path: Path) -> None:
     unbroken = captioner().map(fifty, tmp_path / "unbroken")
     assert len(unbroken) == 50

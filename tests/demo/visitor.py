@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -46,10 +47,8 @@ class Visitor:
         from playwright.sync_api import TimeoutError as TooLong
 
         for last in (False,) * 30 + (True,):
-            try:
+            with contextlib.suppress(TooLong):  # the box is gone: taken, or being drawn anew
                 self.page.set_input_files("#ask-picture input[type=file]", file, timeout=20_000)
-            except TooLong:  # the box is gone: taken, or being drawn anew
-                pass
             try:
                 self.page.wait_for_selector(shows, state=state, timeout=20_000)
                 return

@@ -26,6 +26,7 @@ from eval.gpu.record import StageRecord, outcome
 from eval.gpu.run import STAGES, summary
 from eval.gpu.stage import ABSENT, CUT, FAILED, MEASURED, PASSED, Emit, Point, Setting, Stage, short
 from tests.kernels.cases import CASES, EXACT, SUMS, Work
+from tests.support.grid import only_full
 
 ROOT = Path(__file__).parents[2]
 # What the machine with the GPU need not have: every package beside torch's, triton's and transformers' own.
@@ -60,6 +61,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
     return out, started("-c", BARE, "--tiny", "--out", str(out))
 
 
+@only_full
 def test_the_whole_script_runs_on_a_bare_installation(records: tuple[Path, Any]) -> None:
     out, done = records
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -67,6 +69,7 @@ def test_the_whole_script_runs_on_a_bare_installation(records: tuple[Path, Any])
     assert (out / "summary.md").read_text().strip() in done.stdout
 
 
+@only_full
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_record_says_where_it_comes_from(records: tuple[Path, Any], stage: str) -> None:
     text = (records[0] / f"{stage}.json").read_text()
@@ -79,6 +82,7 @@ def test_every_record_says_where_it_comes_from(records: tuple[Path, Any], stage:
     assert not any(str(path) in text for path in (ROOT, Path.home(), Path(sys.prefix)))
 
 
+@only_full
 def test_the_checks_are_there(records: tuple[Path, Any]) -> None:
     points = {name: json.loads((records[0] / f"{name}.json").read_text())["points"] for name in STAGES}
     assert {point["kernel"] for point in points["kernels"]} == {case.kernel for case in CASES}

@@ -67,6 +67,10 @@ GRIDS = {
         ),
         pins=OLDEST_PINS,
     ),
+    "serving": Grid(
+        "the proxy before an engine of the tests: many requests at once, large pictures, clients that hang up",
+        ("tests/serving",),
+    ),
     "browser": Grid(
         "the demo in a real browser, two people at once for longer",
         ("tests/demo",),

@@ -33,6 +33,7 @@ from tests.serving.support import (
     wait_for,
 )
 from tests.support.engines import picture
+from tests.support.grid import only_full
 from vlmprune import VlmpruneError
 from vlmprune.serving.chat import Limits, Shared, read_chat
 from vlmprune.serving.encoder import Encoder
@@ -211,6 +212,7 @@ def server() -> Iterator[Process]:
             server.process.wait()
 
 
+@only_full
 @pytest.mark.timeout(900)
 def test_eight_requests_of_eight_large_solid_pictures(server: Process) -> None:
     """More than a request may have; ordinary ones beside them go on."""
@@ -228,6 +230,7 @@ def test_eight_requests_of_eight_large_solid_pictures(server: Process) -> None:
     assert "72,000,000 pixels together" in message_of(large[0].result())  # it ends at the first that is too many
 
 
+@only_full
 @pytest.mark.timeout(900)
 def test_as_many_pixels_as_a_request_may_have(server: Process) -> None:
     """Two at once are unpacked one after the other. A machine that is busy may take longer than they may (504)."""
