@@ -19,9 +19,9 @@ import vlmprune
 from tests.support.planted import Planted
 from tests.support.running import shared
 from tests.support.tiny_families import FAMILIES, VIDEO, make_inputs
+from vlmprune.hf import compatibility
+from vlmprune.hf.compatibility import NEWEST, OLDEST
 from vlmprune.methods.base import Prompt, Pruner
-from vlmprune.runtime import compatibility
-from vlmprune.runtime.compatibility import NEWEST, OLDEST
 
 
 def sentence(call: Callable[[], object], *parts: str, kind: type[Exception] = vlmprune.VlmpruneError) -> str:

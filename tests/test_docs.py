@@ -9,7 +9,7 @@ import pytest
 
 import vlmprune
 from eval.tasks.registry import TASKS
-from vlmprune.runtime.compatibility import NEWEST, OLDEST
+from vlmprune.hf.compatibility import NEWEST, OLDEST
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,7 +14,7 @@ from tests.full.__main__ import summary
 from tests.full.grids import GRIDS, OLDEST_PINS, RECORDS, ROOT
 from tests.full.journal import read
 from tests.test_package import PROJECT
-from vlmprune.runtime.compatibility import NEWEST, OLDEST
+from vlmprune.hf.compatibility import NEWEST, OLDEST
 
 RUN = "run python -m tests.full {}, and commit its record"
 

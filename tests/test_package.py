@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import vlmprune
-from vlmprune.runtime.compatibility import NEWEST, OLDEST
+from vlmprune.hf.compatibility import NEWEST, OLDEST
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -11,7 +11,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, PngImagePlugin, PpmImagePlugin
 
 from vlmprune import VlmpruneError
-from vlmprune.pictures import decoded, picture, size_of, suffixes
+from vlmprune.inputs.images import decoded, picture, size_of, suffixes
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
 

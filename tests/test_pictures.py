@@ -19,7 +19,7 @@ import vlmprune
 from eval.tasks.base import Sample
 from vlmprune import VlmpruneError
 from vlmprune.captioner.pipeline import checked_picture
-from vlmprune.pictures import as_rgb, decoded, picture
+from vlmprune.inputs.images import as_rgb, decoded, picture
 from vlmprune.ray import read
 from vlmprune.serving.chat import Limits, read_chat, unpacked
 

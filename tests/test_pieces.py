@@ -15,7 +15,7 @@ from tests.support.planted import Planted
 from tests.support.reference import all_logits, visual_slots
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, of_ids, row
-from vlmprune.runtime.compatibility import CACHE
+from vlmprune.hf.compatibility import CACHE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -14,7 +14,7 @@ import vlmprune
 from tests.support.counting import Far, Waits, far
 from tests.support.sinks import PLANTED, planted
 from tests.support.tiny_families import build, make_inputs
-from vlmprune.arguments import host_copies
+from vlmprune.hf.arguments import host_copies
 
 IDS, KEPT = 1, 1  # copies to the host: a prompt's ids and padding, and what a stage has kept
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .imports import hide_broken_torchvision
+from .hf.imports import hide_broken_torchvision
 
 hide_broken_torchvision()  # before anything below imports transformers
 

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import cache_in, host_copies
 from .attention.masks import Sizes, Window, check_window, own_mask, take_mask
 from .attention.probe import AttentionCall
 from .attention.tower import VisionStats
-from .cache_state import PrunedPrompt, physical_sizes, remember
 from .decode import Arguments, rotary
 from .errors import VlmpruneError
 from .families import Family
@@ -25,6 +23,8 @@ from .flow.compact import Compaction, compaction, gather_positions, gather_rows,
 from .flow.locate import SampleLayout
 from .flow.returned import checked_selection
 from .flow.select import Selection, with_last
+from .hf.arguments import cache_in, host_copies
+from .hf.cache_state import PrunedPrompt, physical_sizes, remember
 from .kernels import compact
 from .methods.base import Prompt, Pruner, last_valid
 from .rows import Rows

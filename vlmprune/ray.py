@@ -162,7 +162,7 @@ def read(value: Any) -> Any:
     """
     from PIL import Image
 
-    from .pictures import as_rgb, decoded, picture
+    from .inputs.images import as_rgb, decoded, picture
 
     if isinstance(value, str):
         return picture(Path(value))

@@ -15,7 +15,7 @@ from torch import Tensor
 from .errors import VlmpruneError
 from .flow.locate import ImageSpan
 from .flow.transfer import cell_sizes
-from .pictures import as_rgb
+from .inputs.images import as_rgb
 from .scoring import sureness
 
 

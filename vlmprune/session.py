@@ -19,11 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .arguments import cache_in, encoded, has_image, host_copies, padding_mask, refuse_video, small
 from .attention.probe import ProbedLayer, clear_observers, observe
 from .attention.tower import TowerReader
 from .attention.watcher import Watcher, check_watcher, edited
-from .cache_state import is_filled, note, noted, recall
 from .decode import Decode
 from .errors import InactiveHandleError, VlmpruneError
 from .families import Family, Media
@@ -31,7 +29,9 @@ from .fit import check_fit, read_layers
 from .flops import model_cost
 from .flow.locate import SampleLayout, ending, layouts_from_mask
 from .forward import CrossPrefill, Prefill
-from .hook import Hook, conceal, refuse_replica, replica, shadow
+from .hf.arguments import cache_in, encoded, has_image, host_copies, padding_mask, refuse_video, small
+from .hf.cache_state import is_filled, note, noted, recall
+from .hf.hooks import Hook, conceal, refuse_replica, replica, shadow
 from .methods.base import Method, Pruner, last_valid
 from .methods.combined import parts_of
 from .pieces import RANKED, Ranked, check_later, refuse_part, run_whole, silent

@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .arguments import on
 from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of, inner_model
 from .guide.session import GuidedSession
-from .hook import HANDLE
+from .hf.arguments import on
+from .hf.compatibility import check_transformers
+from .hf.hooks import HANDLE
 from .inputs import check_conversation
+from .inputs.images import as_rgb, picture
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
-from .pictures import as_rgb, picture
 from .report import Report
-from .runtime.compatibility import check_transformers
 from .session import Session
 from .turnstile import bare, turnstile_of
 

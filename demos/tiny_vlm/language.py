@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlmprune.pictures import picture
+from vlmprune.inputs.images import picture
 from vlmprune.tiny import WEIGHTS
 from vlmprune.tiny.scenes import (
     COLOURS,

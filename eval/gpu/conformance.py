@@ -26,7 +26,7 @@ from tests.support.running import generate, plan_of
 from tests.support.sinks import LAYERS as PLANTED_LAYERS
 from tests.support.sinks import planted, var_twin
 from tests.support.tiny_families import Inputs, build, make_inputs, row
-from vlmprune.arguments import on
+from vlmprune.hf.arguments import on
 
 from .stage import ABSENT, FAILED, PASSED, Emit, Point, Setting, Stage, short
 

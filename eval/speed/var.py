@@ -29,8 +29,8 @@ import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import encoded, random_llava, random_prompt
 from eval.speed.overhead import interleave
-from vlmprune.arguments import cache_in
-from vlmprune.runtime.compatibility import CACHE
+from vlmprune.hf.arguments import cache_in
+from vlmprune.hf.compatibility import CACHE
 
 SIDE, TEXT, LAYERS, WIDTH = 44, 64, 8, 512
 VISUAL = SIDE * SIDE

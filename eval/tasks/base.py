@@ -47,7 +47,7 @@ class Sample:
         """
         from io import BytesIO
 
-        from vlmprune.pictures import as_rgb, decoded, picture
+        from vlmprune.inputs.images import as_rgb, decoded, picture
 
         image = self.image() if callable(self.image) else self.image
         if isinstance(image, str):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cache_state import note, noted, physical_sizes, repeated
 from ..errors import VlmpruneError
 from ..flow.compact import Compaction, gather_positions
 from ..flow.sinks import eligible_layers
+from ..hf.cache_state import note, noted, physical_sizes, repeated
 from .correction import check_readable
 from .probe import AttentionCall
 from .watcher import Watcher

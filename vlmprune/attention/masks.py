@@ -25,7 +25,7 @@ from transformers.masking_utils import (
 )
 
 from ..errors import VlmpruneError
-from ..runtime.compatibility import CACHE
+from ..hf.compatibility import CACHE
 
 IN_MASK = ("sdpa", "eager", "flex_attention")  # kernels that get windows in their mask
 

@@ -25,7 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import VlmpruneError
-from ..hook import conceal
+from ..hf.hooks import conceal
 from ..kernels import column_sums as received
 from ..kernels import redistribute
 from .masks import block_rows

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from ..errors import VlmpruneError
-from ..pictures import as_rgb
+from ..inputs.images import as_rgb
 from .divide import Box
 from .ledger import Sentence
 from .vlm import Spent

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import VlmpruneError
-from ..pictures import as_rgb
+from ..inputs.images import as_rgb
 from .divide import Detection
 from .prompts import Prompts
 from .sampling import seed_of

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import pictures
 from ..errors import VlmpruneError
+from ..inputs import images as pictures
 
 if TYPE_CHECKING:
     from .pipeline import PatchCaptioner

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import VlmpruneError
-from ..pictures import as_rgb
+from ..inputs.images import as_rgb
 from .prompts import Prompts
 from .vlm import VisionModel
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import VlmpruneError
-from ..pictures import as_rgb
+from ..inputs.images import as_rgb
 from .aggregate import IMAGE, Aggregator
 from .by_llm import StructuredAggregator
 from .by_words import WordAggregator

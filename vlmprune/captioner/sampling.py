@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
-from ..runtime.compatibility import CACHE
+from ..hf.compatibility import CACHE
 
 
 def seed_of(*parts: object) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import VlmpruneError
-from ..imports import uncollected
+from ..hf.imports import uncollected
 from .models import load_models, quiet
 from .options import GuideOption, ModelOption, TrustOption
 from .output import note, spinner

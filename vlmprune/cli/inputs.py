@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import VlmpruneError
-from ..pictures import picture
+from ..inputs.images import picture
 
 __all__ = ["asked", "number", "picture", "writable_image"]
 

@@ -61,7 +61,7 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    from ..arguments import on
+    from ..hf.arguments import on
     from ..wrap import batched, conversation
 
     shown = [[] if image is None else [image] for image in images]

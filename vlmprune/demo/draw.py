@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..flow.transfer import cell_sizes
-from ..pictures import as_rgb
+from ..inputs.images import as_rgb
 
 if TYPE_CHECKING:
     from ..flow.locate import ImageSpan

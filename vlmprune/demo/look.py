@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import on
 from ..attention.probe import AttentionCall
 from ..attention.watcher import Watcher
 from ..families import family_of
 from ..flow.score import visual_columns
+from ..hf.arguments import on
 from ..methods.base import last_valid
 from ..methods.none import Unpruned
 from ..session import Session

@@ -11,9 +11,9 @@ import torch
 
 import vlmprune
 
-from ..arguments import on
 from ..cli.sinks import find
 from ..flow.sinks import eligible_layers
+from ..hf.arguments import on
 from ..wrap import Answer, prepare, wrap
 from .draw import overlay
 from .engine import Engine, Send, layer_count

@@ -11,7 +11,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ..errors import VlmpruneError
-from ..pictures import decoded
+from ..inputs.images import decoded
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from ..families import Family
 from ..flow.locate import SampleLayout
-from ..runtime.compatibility import CACHE_NAMES
+from ..hf.compatibility import CACHE_NAMES
 
 # Arguments of a forward that are no part of the prompt.
 _NOT_PROMPT = {

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..arguments import on
 from ..attention.importance import ImportanceWatcher
 from ..families import family_of
 from ..flow.locate import SampleLayout
+from ..hf.arguments import on
 from ..methods.guided import Guided
 from ..methods.none import Unpruned
 from ..scoring import sureness

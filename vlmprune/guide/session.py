@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..arguments import cache_in, has_image, padding_mask, refuse_video, setting, small
 from ..attention.watcher import Watcher
-from ..cache_state import is_filled
 from ..errors import VlmpruneError
 from ..families import Family, Media
 from ..flow.locate import SampleLayout
 from ..flow.transfer import transfer
+from ..hf.arguments import cache_in, has_image, padding_mask, refuse_video, setting, small
+from ..hf.cache_state import is_filled
 from ..methods.base import Method
 from ..methods.combined import parts_of
 from ..methods.guided import Guided

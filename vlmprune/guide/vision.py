@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..hook import shadow
-from ..runtime.compatibility import NOT_FOR_TOWERS
+from ..hf.compatibility import NOT_FOR_TOWERS
+from ..hf.hooks import shadow
 
 
 class VisionMemo:

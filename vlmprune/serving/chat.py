@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import VlmpruneError
 from ..flow.select import check_keep
-from ..pictures import decoded, size_of
+from ..inputs.images import decoded, size_of
 from .fields import Refused, message, read_json, request_fields
 
 if TYPE_CHECKING:

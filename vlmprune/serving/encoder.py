@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..arguments import padding_mask
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, count_for
 from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs, same_inputs
 from ..guide.session import same_vocabulary
+from ..hf.arguments import padding_mask
 from ..methods.base import Prompt, Pruner
 from ..methods.guided import Guided
 from ..methods.registry import make_method

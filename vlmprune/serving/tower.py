@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from ..arguments import on, padding_mask, small
 from ..attention.probe import ProbedLayer
 from ..attention.tower import TowerReader
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import FAMILIES, Family, Media
 from ..flow.locate import SampleLayout, layouts_from_mask
 from ..flow.select import Selection
+from ..hf.arguments import on, padding_mask, small
 from ..methods.base import Prompt, Pruner
 
 # What vLLM takes embeddings of, an image as one run of them, and the positions they can have there: compact ones in

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..flow.sinks import FIRST_LAYER
 from ..flow.transfer import cell_sizes
-from ..pictures import as_rgb
+from ..inputs.images import as_rgb
 
 if TYPE_CHECKING:
     from .report import SampleSinks, SinkReport

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from .errors import VIDEO, VlmpruneError
+from ..errors import VIDEO, VlmpruneError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import VlmpruneError
+from ..errors import VlmpruneError
 
 HANDLE = "_vlmprune_handle"
 _GETSTATE = "__getstate__"

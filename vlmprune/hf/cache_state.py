@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import VlmpruneError
+from ..errors import VlmpruneError
 
 _ATTRIBUTE = "_vlmprune_prompt"
 

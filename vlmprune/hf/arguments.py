@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import VIDEO, VlmpruneError
-from .runtime.compatibility import CACHE_NAMES
+from ..errors import VIDEO, VlmpruneError
+from .compatibility import CACHE_NAMES
 
 _PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
 
