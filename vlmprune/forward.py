@@ -25,8 +25,8 @@ from .flow.returned import checked_selection
 from .flow.select import Selection, with_last
 from .hf.arguments import cache_in, host_copies
 from .hf.cache_state import PrunedPrompt, physical_sizes, remember
-from .kernels import compact
 from .methods.base import Prompt, Pruner, last_valid
+from .ops import compact
 from .rows import Rows
 from .sinks.watcher import VisualSinkWatcher
 from .stage import Stage, merged, remaining

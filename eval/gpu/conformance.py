@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vlmprune
-from tests.kernels.cases import FAR_OFF
+from tests.ops.cases import FAR_OFF
 from tests.support.planted import Planted, counts
 from tests.support.reference import language_model, masked_logits, visual_slots
 from tests.support.running import generate, plan_of

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 import torch
 
-from tests.kernels.cases import CASES, Case, filled
-from vlmprune import kernels
+from tests.ops.cases import CASES, Case, filled
+from vlmprune import ops as kernels
 
 from .stage import ABSENT, FAILED, PASSED, Emit, Point, Setting, Stage, short
 

@@ -15,7 +15,7 @@ import torch
 
 from eval.provenance import provenance
 from eval.record import write_text
-from vlmprune.kernels.dispatch import runs_triton
+from vlmprune.ops.dispatch import runs_triton
 
 from . import bandwidth, conformance, end_to_end, kernels
 from .measure import about_device

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from eval.gpu.measure import times
 from eval.provenance import provenance, write_record
-from vlmprune import VlmpruneError, kernels
+from vlmprune import VlmpruneError
+from vlmprune import ops as kernels
 from vlmprune.flow.compact import Compaction, compaction, gather_positions, gather_rows
 from vlmprune.plan.hardware import HARDWARE
 

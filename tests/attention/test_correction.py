@@ -10,9 +10,9 @@ import vlmprune
 from tests.support.running import assert_near
 from tests.support.sinks import planted
 from tests.support.tiny_families import make_inputs
-from vlmprune.attention import rows
-from vlmprune.attention.correction import calibration, column_scores, gated, marks_of, redistribution, weighted_values
 from vlmprune.flow.sinks import default_tau, phi, separation, spiking_dims
+from vlmprune.ops import attention_rows as rows
+from vlmprune.ops.correction import calibration, column_scores, gated, marks_of, redistribution, weighted_values
 
 B, H, R, T = 2, 4, 5, 12
 

@@ -25,7 +25,7 @@ from eval.gpu.processes import DONE, run_stage
 from eval.gpu.record import StageRecord, outcome
 from eval.gpu.run import STAGES, summary
 from eval.gpu.stage import ABSENT, CUT, FAILED, MEASURED, PASSED, Emit, Point, Setting, Stage, short
-from tests.kernels.cases import CASES, EXACT, SUMS, Work
+from tests.ops.cases import CASES, EXACT, SUMS, Work
 from tests.support.grid import only_full
 
 ROOT = Path(__file__).parents[2]

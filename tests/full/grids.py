@@ -44,7 +44,7 @@ GRIDS = {
         (
             "tests/methods",
             "tests/attention",
-            "tests/kernels",
+            "tests/ops",
             "tests/test_var_act.py",
             "tests/test_find_sinks.py",
             "tests/test_sinks_and_pruners.py",

@@ -18,7 +18,7 @@ from ..errors import VlmpruneError
 from ..flow.compact import Compaction, gather_positions
 from ..flow.sinks import eligible_layers
 from ..hf.cache_state import note, noted, physical_sizes, repeated
-from .correction import check_readable
+from ..ops.correction import check_readable
 from .probe import AttentionCall
 from .watcher import Watcher
 

@@ -26,10 +26,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import VlmpruneError
 from ..hf.hooks import conceal
-from ..kernels import column_sums as received
-from ..kernels import redistribute
+from ..ops import column_sums as received
+from ..ops import redistribute
+from ..ops.attention_rows import attention_rows, visible_keys
 from .masks import block_rows
-from .rows import attention_rows, visible_keys
 
 DISPATCHER = "vlmprune_probe"
 

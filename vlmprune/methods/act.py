@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention.correction import add_to_rows, calibration, column_scores, own_copy, row_chunks, weighted_values
 from ..attention.editor import Columns, Editor
 from ..attention.probe import AttentionCall
 from ..errors import VlmpruneError
 from ..flow.sinks import check_share
 from ..hf.arguments import host_copies
+from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, row_chunks, weighted_values
 from .base import Intervention
 
 if TYPE_CHECKING:

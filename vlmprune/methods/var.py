@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention.correction import own_copy
 from ..attention.editor import Columns, Editor
 from ..attention.probe import AttentionCall
 from ..errors import VlmpruneError
 from ..flow.sinks import check_dims, check_share, check_tau, phi, separation
 from ..hf.arguments import host_copies
+from ..ops.correction import own_copy
 from ..sinks.dims import SinkDims
 from .base import Intervention
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..attention.correction import check_readable, gated, marks_of, masses, row_chunks
 from ..attention.editor import Columns, columns_of
 from ..attention.probe import AttentionCall
 from ..attention.watcher import Watcher
@@ -20,6 +19,7 @@ from ..families import Family, family_of
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
 from ..hf.arguments import refuse_video
 from ..methods.none import Unpruned
+from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
 from ..session import Session
 from ..turnstile import attached
 from ..wrap import plain_model

@@ -1,4 +1,4 @@
-"""Triton kernels behind `columns.py`: softmax statistics by parts of the keys, then the columns.
+"""Triton kernels behind `column_sums.py`: softmax statistics by parts of the keys, then the columns.
 
 One program a query head would walk all keys alone (32 programs on 132 processors at batch 1), so keys are split. Both
 passes read the keys; the second finds them in the cache (25 MB of keys at 3,000 tokens, 50 MB of L2 on an H100).

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tests.kernels.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
-from vlmprune import kernels
+from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from vlmprune import ops as kernels
 from vlmprune.flow.compact import Compaction, compaction
 
 SINGLE, HALVES = torch.float32, (torch.bfloat16, torch.float16)

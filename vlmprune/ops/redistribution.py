@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.correction import marks_of, redistribution, weighted_values
-from ..attention.rows import attention_rows, rows_at_once
+from .attention_rows import attention_rows, rows_at_once
+from .correction import marks_of, redistribution, weighted_values
 from .dispatch import runs_triton
 
 

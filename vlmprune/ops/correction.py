@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from .rows import rows_at_once
+from .attention_rows import rows_at_once
 
 if TYPE_CHECKING:
-    from .probe import AttentionCall
+    from ..attention.probe import AttentionCall
 
 
 def marks_of(sinks: Tensor, visual: Tensor) -> Tensor:

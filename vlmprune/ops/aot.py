@@ -1,6 +1,6 @@
 """Compile every Triton kernel ahead of time, without a GPU, and read what the compiler says it needs.
 
-    python -m vlmprune.kernels.ahead --out budget.json
+    python -m vlmprune.ops.aot --out budget.json
 
 Registers and spills come from the log of ptxas, shared memory from Triton.
 """
@@ -20,15 +20,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .columns_triton import BLOCK_M, BLOCK_N, SPLITS, columns_kernel, statistics_kernel
-from .ranking import LARGEST_SPAN
-from .ranking_triton import top_k_kernel
-from .ranking_triton import warps as ranking_warps
+from .column_sums_triton import BLOCK_M, BLOCK_N, SPLITS, columns_kernel, statistics_kernel
+from .gather_triton import BLOCK_SLOTS, LARGEST_ROW, compact_kernel, compact_kv_kernel
 from .redistribution_triton import BLOCK_M as EDITED_M
 from .redistribution_triton import BLOCK_N as EDITED_N
 from .redistribution_triton import redistribute_kernel
-from .rows_triton import BLOCK_SLOTS, LARGEST_ROW, compact_kernel, compact_kv_kernel
 from .scores_triton import tile
+from .top_k import LARGEST_SPAN
+from .top_k_triton import top_k_kernel
+from .top_k_triton import warps as ranking_warps
 
 ARCHITECTURES = (80, 90)
 STATES = ("hidden", "cos", "sin", "query", "key", "value", "output")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attention.rows import attention_rows
+from .attention_rows import attention_rows
 from .dispatch import runs_triton
 
 
@@ -34,7 +34,7 @@ def column_sums(
     plain_mask = mask is None or mask.dim() == 2 or mask.shape[1] == 1  # a mask of every head's own is rare
     given = [query, key, rows, *(t for t in (weight, mask) if t is not None)]
     if plain_mask and query.dtype == key.dtype and query.shape[-1] <= 256 and runs_triton(*given):
-        from .columns_triton import column_sums as launch
+        from .column_sums_triton import column_sums as launch
 
         return launch(query, key, rows, weight, mask, scaling, causal, softcap, window)
     weights = attention_rows(query, key, mask, rows, scaling=scaling, causal=causal, softcap=softcap, window=window)

@@ -1,4 +1,4 @@
-"""Triton kernel behind `ranking.py`: the k-th highest score by bisection over its 32 bits, then one scan. No sort."""
+"""Triton kernel behind `top_k.py`: the k-th highest score by bisection over its 32 bits, then one scan. No sort."""
 
 from __future__ import annotations
 

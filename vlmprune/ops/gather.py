@@ -46,7 +46,7 @@ def compact(
     inner = index if inner is None else inner
     given = [hidden, *rotary, index, real, inner, *(t for t in (positions, mask) if t is not None)]
     if len(rotary) in (0, 2) and runs_triton(*given):
-        from .rows_triton import compact as launch
+        from .gather_triton import compact as launch
 
         return Compacted(*launch(hidden, index, real, inner, rotary, positions, mask))
     return Compacted(
@@ -67,7 +67,7 @@ def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tenso
         [B, G, C, D] each, contiguous.
     """
     if key.dtype == value.dtype and runs_triton(key, value, index):
-        from .rows_triton import compact_kv as launch
+        from .gather_triton import compact_kv as launch
 
         return launch(key, value, index)
 

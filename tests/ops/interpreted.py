@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import vlmprune
-from tests.kernels.cases import CASES, SHARES, Case, edited, filled, keep
+from tests.ops.cases import CASES, SHARES, Case, edited, filled, keep
 from tests.support.grid import full
 from tests.support.tiny_families import build, make_inputs
-from vlmprune import kernels
+from vlmprune import ops as kernels
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
-from vlmprune import VlmpruneError, kernels
+from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from vlmprune import VlmpruneError
+from vlmprune import ops as kernels
 from vlmprune.flow.compact import compaction
-from vlmprune.kernels import dispatch
+from vlmprune.ops import dispatch
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,7 +27,7 @@ def top_k(scores: Tensor, spans: Sequence[Tensor], counts: Sequence[int]) -> Ten
     if not spans:
         return torch.zeros(0, dtype=torch.long, device=scores.device)
     if max(len(span) for span in spans) <= LARGEST_SPAN and runs_triton(scores):
-        from .ranking_triton import top_k as launch
+        from .top_k_triton import top_k as launch
 
         kept = launch(scores, spans, counts)
         return kept if len(spans) == 1 else torch.sort(kept).values
