@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .attention.observer import Watcher, check_watcher, edited
 from .attention.probe import ProbedLayer, clear_observers, observe
+from .attention.sink_observer import VisualSinkWatcher
 from .attention.tower import TowerReader
-from .attention.watcher import Watcher, check_watcher, edited
 from .decode import Decode
 from .errors import InactiveHandleError, VlmpruneError
 from .families import Family, Media
@@ -38,7 +39,6 @@ from .pieces import RANKED, Ranked, check_later, refuse_part, run_whole, silent
 from .record import carry, prompt_report
 from .report import Report
 from .rows import Asked, Rows, asked_for, labelled
-from .sinks.watcher import VisualSinkWatcher
 from .turnstile import BASE, MODEL, turnstile_of
 
 

@@ -15,7 +15,7 @@ import vlmprune
 from tests.support.running import shared
 from tests.support.tiny_families import make_inputs
 from tests.test_bad_input import sentence
-from vlmprune.attention.watcher import Watcher
+from vlmprune.attention.observer import Watcher
 from vlmprune.methods.declared import FLAGS
 
 

@@ -19,8 +19,8 @@ from ..flow.compact import Compaction, gather_positions
 from ..flow.sinks import eligible_layers
 from ..hf.cache_state import note, noted, physical_sizes, repeated
 from ..ops.correction import check_readable
+from .observer import Watcher
 from .probe import AttentionCall
-from .watcher import Watcher
 
 if TYPE_CHECKING:
     from ..forward import Prefill

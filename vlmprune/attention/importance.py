@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..flow.locate import SampleLayout
 from ..flow.score import visual_columns
+from .observer import Watcher
 from .probe import AttentionCall
-from .watcher import Watcher
 
 if TYPE_CHECKING:
     from ..forward import Prefill

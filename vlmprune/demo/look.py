@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
-from ..attention.watcher import Watcher
 from ..families import family_of
 from ..flow.score import visual_columns
 from ..hf.arguments import on

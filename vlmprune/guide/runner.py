@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..attention.importance import ImportanceWatcher
+from ..attention.sink_observer import VisualSinkWatcher
 from ..families import family_of
 from ..flow.locate import SampleLayout
 from ..hf.arguments import on
@@ -22,7 +23,6 @@ from ..methods.guided import Guided
 from ..methods.none import Unpruned
 from ..scoring import sureness
 from ..session import Session
-from ..sinks.watcher import VisualSinkWatcher
 from ..turnstile import attached, bare
 from .inputs import end_ids, with_answers
 from .vision import VisionMemo

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..attention.watcher import Watcher
+from ..attention.observer import Watcher
 from ..errors import VlmpruneError
 from ..families import Family, Media
 from ..flow.locate import SampleLayout

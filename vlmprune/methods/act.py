@@ -19,7 +19,7 @@ from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, 
 from .base import Intervention
 
 if TYPE_CHECKING:
-    from ..attention.watcher import Watcher
+    from ..attention.observer import Watcher
     from ..families import Family
 
 LEAST_ROWS = 8  # columns seen by fewer rows are no candidates: the last ones would always look like sinks

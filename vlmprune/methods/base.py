@@ -20,8 +20,8 @@ from ..flow.select import Selection, check_keep, top_k_per_image
 from .declared import check_names, check_options
 
 if TYPE_CHECKING:
+    from ..attention.observer import Watcher
     from ..attention.tower import VisionStats
-    from ..attention.watcher import Watcher
     from ..families import Family
 
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ..attention.editor import Columns, Editor
 from ..attention.probe import AttentionCall
+from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError
 from ..flow.sinks import check_dims, check_share, check_tau, phi, separation
 from ..hf.arguments import host_copies
 from ..ops.correction import own_copy
-from ..sinks.dims import SinkDims
 from .base import Intervention
 
 if TYPE_CHECKING:
-    from ..attention.watcher import Watcher
+    from ..attention.observer import Watcher
     from ..families import Family
     from ..forward import Prefill
 

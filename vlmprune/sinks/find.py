@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..attention.editor import Columns, columns_of
+from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
-from ..attention.watcher import Watcher
+from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError
 from ..families import Family, family_of
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
@@ -23,7 +24,6 @@ from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
 from ..session import Session
 from ..turnstile import attached
 from ..wrap import plain_model
-from .dims import SinkDims
 from .report import SampleSinks, SinkReport
 
 if TYPE_CHECKING:

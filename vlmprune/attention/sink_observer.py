@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..attention.watcher import Watcher
 from ..families import Family
 from ..flow.locate import SampleLayout
 from ..flow.sinks import FIRST_LAYER, phi
-from .dims import SinkDims
+from .observer import Watcher
+from .sink_dims import SinkDims
 
 if TYPE_CHECKING:
     from ..forward import Prefill

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .flow.compact import Compaction
-from .flow.locate import ImageSpan, SampleLayout
+from .compact import Compaction
+from .locate import ImageSpan, SampleLayout
 
 
 @dataclass
