@@ -14,7 +14,7 @@ from tests.support.planted import Planted, counts
 from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
-from vlmprune import forward
+from vlmprune.runtime import prefill as forward
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -27,15 +27,15 @@ from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, row
 from tests.support.upstream import VERSION
-from vlmprune import session
 from vlmprune.attention.masks import Sizes, own_mask
-from vlmprune.decode import Decode
 from vlmprune.flow.compact import compaction, gather_positions, gather_rows
-from vlmprune.forward import Prefill
 from vlmprune.hf import cache_state
 from vlmprune.hf.cache_state import later_valid
 from vlmprune.hf.compatibility import CACHE
-from vlmprune.session import Session
+from vlmprune.runtime import session
+from vlmprune.runtime.decode import Decode
+from vlmprune.runtime.prefill import Prefill
+from vlmprune.runtime.session import Session
 from vlmprune.tiny import example
 from vlmprune.wrap import prepare
 

@@ -11,9 +11,9 @@ from transformers.utils import ModelOutput
 from .flops import ModelCost
 from .flow.locate import SampleLayout
 from .flow.stage import Stage
-from .forward import CrossPrefill, Prefill
 from .methods.base import Method
 from .report import Report
+from .runtime.prefill import CrossPrefill, Prefill
 
 
 def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:

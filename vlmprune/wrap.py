@@ -28,8 +28,8 @@ from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
 from .report import Report
-from .session import Session
-from .turnstile import bare, turnstile_of
+from .runtime.call_lock import bare, turnstile_of
+from .runtime.session import Session
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pytest
 from eval.provenance import provenance
 from tests.full.grids import RECORDS, ROOT
 from vlmprune.methods.combined import parts_of
-from vlmprune.session import Session
+from vlmprune.runtime.session import Session
 
 VARIABLE = "VLMPRUNE_JOURNAL"
 _wrapped: set[tuple[str, str]] = set()

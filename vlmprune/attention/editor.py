@@ -23,7 +23,7 @@ from .observer import Watcher
 from .probe import AttentionCall
 
 if TYPE_CHECKING:
-    from ..forward import Prefill
+    from ..runtime.prefill import Prefill
 
 
 @dataclass(frozen=True)

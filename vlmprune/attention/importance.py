@@ -17,7 +17,7 @@ from .observer import Watcher
 from .probe import AttentionCall
 
 if TYPE_CHECKING:
-    from ..forward import Prefill
+    from ..runtime.prefill import Prefill
 
 _LARGEST_MAP = 1 << 25  # attention weights made at once: 128 MiB in fp32
 

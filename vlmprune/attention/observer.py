@@ -14,7 +14,7 @@ from ..errors import VlmpruneError
 from .probe import AttentionCall
 
 if TYPE_CHECKING:
-    from ..forward import Prefill
+    from ..runtime.prefill import Prefill
 
 
 class Watcher:

@@ -18,7 +18,7 @@ from .observer import Watcher
 from .sink_dims import SinkDims
 
 if TYPE_CHECKING:
-    from ..forward import Prefill
+    from ..runtime.prefill import Prefill
 
 
 class VisualSinkWatcher(Watcher):

@@ -17,12 +17,12 @@ from ..flow.score import visual_columns
 from ..hf.arguments import on
 from ..methods.base import last_valid
 from ..methods.none import Unpruned
-from ..session import Session
-from ..turnstile import attached
+from ..runtime.call_lock import attached
+from ..runtime.session import Session
 from ..wrap import plain_model
 
 if TYPE_CHECKING:
-    from ..forward import Prefill
+    from ..runtime.prefill import Prefill
 
 
 class _Looking(Watcher):

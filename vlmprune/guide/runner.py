@@ -21,9 +21,9 @@ from ..flow.locate import SampleLayout
 from ..hf.arguments import on
 from ..methods.guided import Guided
 from ..methods.none import Unpruned
+from ..runtime.call_lock import attached, bare
+from ..runtime.session import Session
 from ..scoring import sureness
-from ..session import Session
-from ..turnstile import attached, bare
 from .inputs import end_ids, with_answers
 from .vision import VisionMemo
 

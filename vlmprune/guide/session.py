@@ -25,8 +25,8 @@ from ..methods.combined import parts_of
 from ..methods.guided import Guided
 from ..record import exited_report
 from ..report import Report
-from ..rows import Asked
-from ..session import Session
+from ..runtime.output_rows import Asked
+from ..runtime.session import Session
 from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples
 from .runner import Guidance
 from .vision import SharedTower, VisionMemo

@@ -21,7 +21,7 @@ from .base import Intervention
 if TYPE_CHECKING:
     from ..attention.observer import Watcher
     from ..families import Family
-    from ..forward import Prefill
+    from ..runtime.prefill import Prefill
 
 
 @dataclass(frozen=True)

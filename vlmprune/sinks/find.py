@@ -21,13 +21,13 @@ from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi
 from ..hf.arguments import refuse_video
 from ..methods.none import Unpruned
 from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
-from ..session import Session
-from ..turnstile import attached
+from ..runtime.call_lock import attached
+from ..runtime.session import Session
 from ..wrap import plain_model
 from .report import SampleSinks, SinkReport
 
 if TYPE_CHECKING:
-    from ..forward import Prefill
+    from ..runtime.prefill import Prefill
 
 
 def find_sinks(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .errors import VlmpruneError
-from .families import Family
-from .methods.base import Pruner
+from ..errors import VlmpruneError
+from ..families import Family
+from ..methods.base import Pruner
 
 
 def check_fit(pruner: Pruner, family: Family, stages: int) -> None:

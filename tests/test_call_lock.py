@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vlmprune.turnstile import Turnstile
+from vlmprune.runtime.call_lock import Turnstile
 
 
 def try_enter(turnstile: Turnstile, seconds: float) -> threading.Event:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import VlmpruneError
-from .hf.arguments import setting
+from ..errors import VlmpruneError
+from ..hf.arguments import setting
 
 RANKED = "ranked"  # the name under which a cache keeps what follows
 _REMEDY = "run the image and the whole question as one prompt, without a cache from before"

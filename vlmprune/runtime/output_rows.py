@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import VlmpruneError
-from .flow.compact import Compaction, gather_positions
+from ..errors import VlmpruneError
+from ..flow.compact import Compaction, gather_positions
 
 IGNORED = -100  # the label that transformers' losses leave out
 

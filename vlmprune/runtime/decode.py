@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention.masks import Sizes, Window, check_window, own_mask, take_mask
-from .hf.arguments import cache_in
-from .hf.cache_state import PrunedPrompt, later_valid, physical_length, physical_sizes, repeated
+from ..attention.masks import Sizes, Window, check_window, own_mask, take_mask
+from ..hf.arguments import cache_in
+from ..hf.cache_state import PrunedPrompt, later_valid, physical_length, physical_sizes, repeated
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -13,23 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention.masks import Sizes, Window, check_window, own_mask, take_mask
-from .attention.probe import AttentionCall
-from .attention.sink_observer import VisualSinkWatcher
-from .attention.tower import VisionStats
+from ..attention.masks import Sizes, Window, check_window, own_mask, take_mask
+from ..attention.probe import AttentionCall
+from ..attention.sink_observer import VisualSinkWatcher
+from ..attention.tower import VisionStats
+from ..errors import VlmpruneError
+from ..families import Family
+from ..flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
+from ..flow.locate import SampleLayout
+from ..flow.returned import checked_selection
+from ..flow.select import Selection, with_last
+from ..flow.stage import Stage, merged, remaining
+from ..hf.arguments import cache_in, host_copies
+from ..hf.cache_state import PrunedPrompt, physical_sizes, remember
+from ..methods.base import Prompt, Pruner, last_valid
+from ..ops import compact
 from .decode import Arguments, rotary
-from .errors import VlmpruneError
-from .families import Family
-from .flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
-from .flow.locate import SampleLayout
-from .flow.returned import checked_selection
-from .flow.select import Selection, with_last
-from .flow.stage import Stage, merged, remaining
-from .hf.arguments import cache_in, host_copies
-from .hf.cache_state import PrunedPrompt, physical_sizes, remember
-from .methods.base import Prompt, Pruner, last_valid
-from .ops import compact
-from .rows import Rows
+from .output_rows import Rows
 
 
 class Prefill:

@@ -1,0 +1,1 @@
+"""Running the flow inside the forwards of one wrapped model."""
