@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlmprune.plan.hardware import machine
+from vlmprune.accounting.hardware import machine
 
 ROOT = Path(__file__).parents[1]
 

@@ -28,11 +28,11 @@ from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.shared import Shared
 from eval.worker import weights_hash
+from vlmprune.accounting.scores import plain
 from vlmprune.cli.compare import held_out
 from vlmprune.cli.measure import Contender
 from vlmprune.cli.output import note
 from vlmprune.flow.sinks import separation
-from vlmprune.scoring import plain
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
 from vlmprune.wrap import prepare
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from vlmprune.accounting.report import Report
 from vlmprune.cli.measure import Contender, backend
 from vlmprune.cli.models import Models, load_models
 from vlmprune.errors import VlmpruneError
 from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
 from vlmprune.inputs import check_question
-from vlmprune.report import Report
 
 from .settings import BLIND, SMALL, Run, Settings
 from .shared import Shared

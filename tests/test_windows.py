@@ -21,8 +21,8 @@ from tests.support.planted import Planted
 from tests.support.reference import _visible, language_model, visual_slots
 from tests.support.running import assert_near, generate, plan_of, reference
 from tests.support.tiny_families import build, make_inputs
+from vlmprune.accounting.flops import linear_size
 from vlmprune.attention.masks import Window, check_window, take_mask
-from vlmprune.flops import linear_size
 from vlmprune.flow.compact import compaction
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

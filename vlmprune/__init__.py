@@ -14,10 +14,10 @@ from .hf.imports import hide_broken_torchvision
 
 hide_broken_torchvision()  # before anything below imports transformers
 
+from .accounting.report import Report
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .flow.locate import ImageSpan, SampleLayout
 from .flow.select import Selection
-from .report import Report
 from .sinks.find import find_sinks
 from .sinks.report import SinkReport
 from .tiny import load_tiny

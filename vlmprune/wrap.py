@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from .accounting.report import Report
 from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of, inner_model
 from .guide.session import GuidedSession
@@ -27,7 +28,6 @@ from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
-from .report import Report
 from .runtime.call_lock import bare, turnstile_of
 from .runtime.session import Session
 

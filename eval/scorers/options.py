@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from vlmprune.scoring import plain
+from vlmprune.accounting.scores import plain
 
 LETTERS = "ABCDEFGHIJ"
 _ARTICLE = re.compile(r"(?<![A-Za-z'])A (?!and\b|or\b)[a-z]")

@@ -1,10 +1,10 @@
-"""Short answers compared as text: ANLS, relaxed accuracy, containment (exact match is `vlmprune.scoring`)."""
+"""Short answers compared as text: ANLS, relaxed accuracy, containment (exact match is `vlmprune.accounting.scores`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmprune.scoring import plain
+from vlmprune.accounting.scores import plain
 
 
 def edit_distance(a: str, b: str) -> int:

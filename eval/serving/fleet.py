@@ -12,8 +12,8 @@ from typing import Any
 from transformers import LlamaConfig, LlavaConfig
 
 from eval import markdown
+from vlmprune.accounting.hardware import hardware
 from vlmprune.cli.plan import planned
-from vlmprune.plan.hardware import hardware
 
 RATE, BUSY = 100, 0.6  # requests a second; share of a GPU's time that is used, the rest is for bursts
 TEXT, NEW = 64, 32

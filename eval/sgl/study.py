@@ -26,12 +26,12 @@ from rich.progress import track
 
 import vlmprune
 from eval.provenance import provenance, write_record
+from vlmprune.accounting.scores import exact_match
 from vlmprune.cli.measure import backend
 from vlmprune.cli.options import EXIT_AT
 from vlmprune.guide.runner import Guidance, Guide
 from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import make_method
-from vlmprune.scoring import exact_match
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
 from vlmprune.wrap import batched, conversation
 

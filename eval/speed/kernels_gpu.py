@@ -22,8 +22,8 @@ from eval.gpu.measure import times
 from eval.provenance import provenance, write_record
 from vlmprune import VlmpruneError
 from vlmprune import ops as kernels
+from vlmprune.accounting.hardware import HARDWARE
 from vlmprune.flow.compact import Compaction, compaction, gather_positions, gather_rows
-from vlmprune.plan.hardware import HARDWARE
 
 KEEP, ROUNDS = 0.25, 100
 TEXT_ROWS = (1, 64)  # FastV, SGL

@@ -24,12 +24,12 @@ import torch
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import encoded, random_llava, random_prompt
+from vlmprune.accounting.flops import model_cost
+from vlmprune.accounting.hardware import Hardware
+from vlmprune.accounting.roofline import ModelSize, estimate
 from vlmprune.families import family_of
-from vlmprune.flops import model_cost
 from vlmprune.hf.arguments import cache_in
 from vlmprune.hf.compatibility import CACHE
-from vlmprune.plan.hardware import Hardware
-from vlmprune.plan.roofline import ModelSize, estimate
 
 SIZES = {"8x512": (8, 512), "12x1024": (12, 1024), "16x1024": (16, 1024)}
 VISUAL = (576, 1728, 2880)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from vlmprune.scoring import exact_match
+from vlmprune.accounting.scores import exact_match
 
 from ..scorers.text import as_number
 from .base import Line, Sample, Task, by, each, mean, mean_by, short

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vlmprune.accounting.scores import exact_match
 from vlmprune.errors import VlmpruneError
-from vlmprune.scoring import exact_match
 
 from .base import Sample, Task
 from .readers import Bad, Folder

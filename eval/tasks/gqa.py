@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmprune.scoring import exact_match
+from vlmprune.accounting.scores import exact_match
 
 from .base import Hub, Sample, Task, each, short
 from .readers import Bad, BadRow, Folder, Stored, hub_table, read_json, text

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlmprune.scoring import exact_match
+from vlmprune.accounting.scores import exact_match
 
 from .base import Line, Sample, Task, mean, mean_by
 from .readers import Bad, Folder

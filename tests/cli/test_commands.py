@@ -15,11 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vlmprune
+from vlmprune.accounting.scores import plain
 from vlmprune.cli import app
 from vlmprune.cli.compare import BASELINES, CHANCE, held_out
 from vlmprune.cli.inputs import number, picture
 from vlmprune.cli.options import default_method
-from vlmprune.scoring import plain
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")

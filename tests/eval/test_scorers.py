@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from eval.scorers import boxes, chair, options, text, vqa, yes_no
-from vlmprune.scoring import exact_match
+from vlmprune.accounting.scores import exact_match
 
 DEGENERATE = ["", " ", ".", "?!", "\n", "yes no", "A B C D", "😀", "nan", "x" * 2000]
 

@@ -54,7 +54,7 @@ GRIDS = {
     ),
     "evaluation": Grid(
         "evaluation, captions and command line, with every engine and batch size",
-        ("tests/eval", "tests/captioner", "tests/cli", "tests/test_ray.py", "tests/plan"),
+        ("tests/eval", "tests/captioner", "tests/cli", "tests/test_ray.py", "tests/accounting"),
     ),
     "oldest": Grid(
         "families, methods and guides with the oldest transformers that is supported",

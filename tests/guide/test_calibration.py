@@ -10,7 +10,7 @@ from PIL import Image
 
 import vlmprune
 from vlmprune import SGL, VlmpruneError
-from vlmprune.scoring import exact_match, plain
+from vlmprune.accounting.scores import exact_match, plain
 from vlmprune.tiny.scenes import ask, make_scene, render
 
 

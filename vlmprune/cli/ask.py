@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..accounting.hardware import machine
 from ..errors import VlmpruneError
-from ..plan.hardware import machine
 from .inputs import asked, number, picture, writable_image
 from .measure import Contender, at_least_one, backend, in_turns, stage_cell
 from .models import Models, load_models, make, quiet

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..accounting.hardware import machine
+from ..accounting.scores import exact_match
 from ..errors import VlmpruneError
-from ..plan.hardware import machine
-from ..scoring import exact_match
 from .ask import prompt
 from .inputs import number
 from .measure import Contender, at_least_one, backend, in_turns

@@ -62,7 +62,7 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """Estimate FLOPs, cache, time and requests that fit, by roofline, without weights or a GPU."""
-    from ..plan.hardware import hardware as peaks
+    from ..accounting.hardware import hardware as peaks
 
     machine = peaks(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
     for option, value in (("--text", text), ("--new", new), ("--visual", 1 if visual is None else visual)):
@@ -82,7 +82,7 @@ def plan(
 
 
 def _read(path: Path) -> Named:
-    from ..plan.models import read_config
+    from ..accounting.model_sizes import read_config
 
     return str(path), read_config(path)
 
@@ -109,9 +109,9 @@ def planned(
     Raises:
         VlmpruneError: a method, a budget or a config that cannot be planned.
     """
+    from ..accounting.model_sizes import DTYPES, model_size
+    from ..accounting.roofline import estimate, verdict
     from ..flow.select import check_keep, count_for
-    from ..plan.models import DTYPES, model_size
-    from ..plan.roofline import estimate, verdict
 
     if dtype not in DTYPES:
         raise VlmpruneError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -178,8 +178,8 @@ def _checked_method(name: str, guide: Any) -> type:
 
 def _layer(cls: Any, given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
     """Where the method drops tokens in this model."""
+    from ..accounting.model_sizes import share_of_layers
     from ..methods.base import Pruner
-    from ..plan.models import share_of_layers
 
     if given is None and _is_guided(cls):
         return share_of_layers(budget, kept, visual, layers)

@@ -25,7 +25,7 @@ from .upload import checked
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..report import Report
+    from ..accounting.report import Report
 
 TITLE = "Compare"
 SMALL_SIDE = 220  # pixels of an overlay in the grid

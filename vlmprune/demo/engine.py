@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..accounting.scores import sureness
 from ..cli.models import Models, make, options_of
 from ..errors import VlmpruneError
 from ..families import family_of
-from ..scoring import sureness
 from ..wrap import Answer, plain_model, prepare, unknown_words, unknown_words_note, wrap
 from .look import attention_by_layer
 

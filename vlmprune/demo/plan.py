@@ -8,10 +8,10 @@ from typing import Any
 
 import gradio as gr
 
+from ..accounting.hardware import HARDWARE
 from ..cli.output import amount, share
 from ..cli.plan import Named, planned, usual, verdict_in_words
 from ..errors import VlmpruneError, nearest
-from ..plan.hardware import HARDWARE
 from .engine import Engine, Send
 from .page import bars, notice, plain_errors, text, told
 

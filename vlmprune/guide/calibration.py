@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..accounting.scores import exact_match, sureness
 from ..errors import VlmpruneError
-from ..scoring import exact_match, sureness
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ..accounting.scores import sureness
 from ..attention.importance import ImportanceWatcher
 from ..attention.sink_observer import VisualSinkWatcher
 from ..families import family_of
@@ -23,7 +24,6 @@ from ..methods.guided import Guided
 from ..methods.none import Unpruned
 from ..runtime.call_lock import attached, bare
 from ..runtime.session import Session
-from ..scoring import sureness
 from .inputs import end_ids, with_answers
 from .vision import VisionMemo
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from ..accounting.build_report import exited_report
+from ..accounting.report import Report
 from ..attention.observer import Watcher
 from ..errors import VlmpruneError
 from ..families import Family, Media
@@ -23,8 +25,6 @@ from ..hf.cache_state import is_filled
 from ..methods.base import Method
 from ..methods.combined import parts_of
 from ..methods.guided import Guided
-from ..record import exited_report
-from ..report import Report
 from ..runtime.output_rows import Asked
 from ..runtime.session import Session
 from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
+from ..accounting.scores import exact_match
 from ..errors import VlmpruneError
 from ..families import family_of
-from ..scoring import exact_match
 from ..wrap import PrunedModel, plain_model, unwrapped, wrap
 from .act import ActEditor
 from .none import Unpruned

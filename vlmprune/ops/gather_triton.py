@@ -1,4 +1,4 @@
-"""Triton kernels behind `gather.py`. Addresses are 64-bit: B * S * D passes 2^31 at batch 8, 64k tokens, width 4,096."""
+"""Triton kernels behind `gather.py`. Addresses are 64-bit: B * S * D passes 2^31 at batch 8, 64k tokens, D 4,096."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tile of attention scores that `column_sums_triton.py` and `redistribution_triton.py` share, and how masks get there.
+"""The tile of attention scores that column sums and redistribution share, and how masks get there.
 
 A tile has rows that are (query head, chosen row) pairs of one key head, and columns that are keys.
 """

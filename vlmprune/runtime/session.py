@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..accounting.build_report import carry, prompt_report
+from ..accounting.flops import model_cost
+from ..accounting.report import Report
 from ..attention.observer import Watcher, check_watcher, edited
 from ..attention.probe import ProbedLayer, clear_observers, observe
 from ..attention.sink_observer import VisualSinkWatcher
 from ..attention.tower import TowerReader
 from ..errors import InactiveHandleError, VlmpruneError
 from ..families import Family, Media
-from ..flops import model_cost
 from ..flow.locate import SampleLayout, ending, layouts_from_mask
 from ..hf.arguments import cache_in, encoded, has_image, host_copies, padding_mask, refuse_video, small
 from ..hf.cache_state import is_filled, note, noted, recall
 from ..hf.hooks import Hook, conceal, refuse_replica, replica, shadow
 from ..methods.base import Method, Pruner, last_valid
 from ..methods.combined import parts_of
-from ..record import carry, prompt_report
-from ..report import Report
 from .call_lock import BASE, MODEL, turnstile_of
 from .decode import Decode
 from .fit import check_fit, read_layers

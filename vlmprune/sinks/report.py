@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..accounting.report import span_dict
 from ..errors import VlmpruneError
 from ..flow.locate import ImageSpan
 from ..flow.sinks import (
@@ -22,7 +23,6 @@ from ..flow.sinks import (
     eligible_layers,
     separation,
 )
-from ..report import span_dict
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..flow.locate import SampleLayout
+from ..flow.stage import Stage
+from ..methods.base import Method
+from ..runtime.prefill import CrossPrefill, Prefill
 from .flops import ModelCost
-from .flow.locate import SampleLayout
-from .flow.stage import Stage
-from .methods.base import Method
 from .report import Report
-from .runtime.prefill import CrossPrefill, Prefill
 
 
 def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:

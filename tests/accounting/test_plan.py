@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 import vlmprune
 from tests.support.tiny_families import build, make_inputs
 from vlmprune import VlmpruneError
+from vlmprune.accounting.flops import LayerCost, ModelCost, model_cost
+from vlmprune.accounting.hardware import HARDWARE, Hardware, hardware
+from vlmprune.accounting.model_sizes import model_size, read_config
+from vlmprune.accounting.roofline import Estimate, ModelSize, estimate, verdict
 from vlmprune.cli import app
 from vlmprune.families import family_of
-from vlmprune.flops import LayerCost, ModelCost, model_cost
-from vlmprune.plan.hardware import HARDWARE, Hardware, hardware
-from vlmprune.plan.models import model_size, read_config
-from vlmprune.plan.roofline import Estimate, ModelSize, estimate, verdict
 from vlmprune.tiny import WEIGHTS
 
 MACHINE = Hardware("toy", flops=1000.0, bandwidth=100.0, memory=10_000.0, half_only=False)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import VlmpruneError
 from ..families import family_of
-from ..flops import linear_size, model_cost
+from .flops import linear_size, model_cost
 from .roofline import ModelSize
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

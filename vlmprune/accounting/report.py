@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import VlmpruneError
-from .flow.locate import ImageSpan
-from .flow.transfer import cell_sizes
-from .inputs.images import as_rgb
-from .scoring import sureness
+from ..errors import VlmpruneError
+from ..flow.locate import ImageSpan
+from ..flow.transfer import cell_sizes
+from ..inputs.images import as_rgb
+from .scores import sureness
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..flops import ModelCost
+from .flops import ModelCost
 from .hardware import Hardware
 
 ROOM = 0.9  # share of the memory that weights and caches may fill; the rest is for activations and the allocator

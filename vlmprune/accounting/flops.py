@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attention.masks import Window, windows_of
-from .families import Family
+from ..attention.masks import Window, windows_of
+from ..families import Family
 
 RowCount = int | Tensor  # how many rows stand side by side, or their ascending positions [R] where some are missing
 _EXPERTS_USED = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
