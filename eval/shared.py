@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vlmprune.api import plain_model
 from vlmprune.cli.measure import Contender
 from vlmprune.families import family_of
 from vlmprune.guide.runner import Guidance
@@ -18,7 +19,6 @@ from vlmprune.guide.vision import VisionMemo
 from vlmprune.methods.base import Pruner
 from vlmprune.methods.combined import parts_of
 from vlmprune.methods.guided import Guided
-from vlmprune.wrap import plain_model
 
 _NOT_THE_GUIDES = ("keep", "layer", "positions", "exit_at")  # options that change nothing about its run
 

@@ -29,12 +29,12 @@ from eval.record import Record
 from eval.shared import Shared
 from eval.worker import weights_hash
 from vlmprune.accounting.scores import plain
+from vlmprune.api import prepare
 from vlmprune.cli.compare import held_out
 from vlmprune.cli.measure import Contender
 from vlmprune.cli.output import note
 from vlmprune.flow.sinks import separation
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
-from vlmprune.wrap import prepare
 
 SEED = 0
 BATCH = 16

@@ -21,13 +21,13 @@ from transformers import AutoModelForImageTextToText
 import vlmprune
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
+from vlmprune.api import prepare
 from vlmprune.captioner import VisionModel
 from vlmprune.cli.models import load_models
 from vlmprune.demo.engine import Engine, Setting
 from vlmprune.inputs import check_question, load_processor
 from vlmprune.inputs.placeholders import placeholders
 from vlmprune.inputs.processor import reason
-from vlmprune.wrap import prepare
 
 QUESTION = "What colour is the star?"
 RED = Image.new("RGB", (40, 30), (200, 30, 60))

@@ -27,6 +27,7 @@ from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, row
 from tests.support.upstream import VERSION
+from vlmprune.api import prepare
 from vlmprune.attention.masks import Sizes, own_mask
 from vlmprune.flow.compact import compaction, gather_positions, gather_rows
 from vlmprune.hf import cache_state
@@ -37,7 +38,6 @@ from vlmprune.runtime.decode import Decode
 from vlmprune.runtime.prefill import Prefill
 from vlmprune.runtime.session import Session
 from vlmprune.tiny import example
-from vlmprune.wrap import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -15,13 +15,13 @@ from .hf.imports import hide_broken_torchvision
 hide_broken_torchvision()  # before anything below imports transformers
 
 from .accounting.report import Report
+from .api import Answer, PrunedModel, wrap
 from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .flow.locate import ImageSpan, SampleLayout
 from .flow.select import Selection
 from .sinks.find import find_sinks
 from .sinks.report import SinkReport
 from .tiny import load_tiny
-from .wrap import Answer, PrunedModel, wrap
 
 # The functions `methods` and `families` share their names with folders: they are bound last, and nothing imports these
 # folders afterwards, so that the functions stay.

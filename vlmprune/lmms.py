@@ -11,11 +11,11 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
+from .api import wrap
 from .cli.inputs import number
 from .cli.models import load_models, make
 from .errors import VlmpruneError
 from .inputs.placeholders import placeholders
-from .wrap import wrap
 
 IMAGE_MARK = "<image>"  # some tasks write it into their questions; the chat template places the pictures itself
 

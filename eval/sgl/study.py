@@ -27,13 +27,13 @@ from rich.progress import track
 import vlmprune
 from eval.provenance import provenance, write_record
 from vlmprune.accounting.scores import exact_match
+from vlmprune.api import batched, conversation
 from vlmprune.cli.measure import backend
 from vlmprune.cli.options import EXIT_AT
 from vlmprune.guide.runner import Guidance, Guide
 from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import make_method
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
-from vlmprune.wrap import batched, conversation
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 BATCH = 32

@@ -21,9 +21,9 @@ import vlmprune
 from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.speed.models import random_llava, random_prompt
+from vlmprune.api import prepare
 from vlmprune.cli.options import EXIT_AT
 from vlmprune.tiny.scenes import GRID, benchmark, render
-from vlmprune.wrap import prepare
 
 SIDE, PATCH, TEXT, GENERATED = 24, 14, 40, 8
 TOWER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}

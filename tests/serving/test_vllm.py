@@ -17,10 +17,10 @@ from tests.serving.payloads import odd_grid, odd_kept, odd_rows, odd_visual
 from tests.serving.support import QUESTIONS
 from tests.support.engines import picture, qwen_for_engine, save_for_engine
 from tests.support.tiny_families import make_inputs, row
+from vlmprune.api import batched, prepare, talk_about
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_options
 from vlmprune.serving.wire import GRID, KEPT, ROWS, VISUAL
-from vlmprune.wrap import batched, prepare, talk_about
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
 pytestmark = pytest.mark.vllm

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
+from ..api import PrunedModel, batched, conversation, plain_model, warn_unknown_words
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
 from ..hf.arguments import on
 from ..hf.hooks import HANDLE
 from ..methods.combined import parts_of
-from ..wrap import PrunedModel, batched, conversation, plain_model, warn_unknown_words
 from .sampling import SeededSampler, SharedPrefill
 
 

@@ -61,8 +61,8 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
+    from ..api import batched, conversation
     from ..hf.arguments import on
-    from ..wrap import batched, conversation
 
     shown = [[] if image is None else [image] for image in images]
     talks = [conversation(pictures, question) for pictures, question in zip(shown, questions, strict=True)]

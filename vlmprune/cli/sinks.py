@@ -58,7 +58,7 @@ def find(model: Any, processor: Any, image: Any, question: str, tau: float | Non
     """The report of one picture and question."""
     import vlmprune
 
+    from ..api import prepare
     from ..hf.arguments import on
-    from ..wrap import prepare
 
     return vlmprune.find_sinks(model, tau=tau, **on(model, prepare(processor, image, question)))

@@ -19,7 +19,7 @@ from .page import bars, card, figure, grid, notice, plain_errors, told
 from .upload import checked
 
 if TYPE_CHECKING:
-    from ..wrap import Answer
+    from ..api import Answer
 
 TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"

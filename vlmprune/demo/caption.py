@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ..api import PrunedModel
 from ..captioner.caption import EDGES
 from ..cli.caption import build as captioner
 from ..cli.models import make
 from ..cli.output import amount, milliseconds
-from ..wrap import PrunedModel
 from .draw import shown
 from .engine import Engine, Send
 from .examples import inputs

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..accounting.scores import sureness
+from ..api import Answer, plain_model, prepare, unknown_words, unknown_words_note, wrap
 from ..cli.models import Models, make, options_of
 from ..errors import VlmpruneError
 from ..families import family_of
-from ..wrap import Answer, plain_model, prepare, unknown_words, unknown_words_note, wrap
 from .look import attention_by_layer
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..api import plain_model
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
 from ..families import family_of
@@ -19,7 +20,6 @@ from ..methods.base import last_valid
 from ..methods.none import Unpruned
 from ..runtime.call_lock import attached
 from ..runtime.session import Session
-from ..wrap import plain_model
 
 if TYPE_CHECKING:
     from ..runtime.prefill import Prefill

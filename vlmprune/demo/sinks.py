@@ -11,10 +11,10 @@ import torch
 
 import vlmprune
 
+from ..api import Answer, prepare, wrap
 from ..cli.sinks import find
 from ..flow.sinks import eligible_layers
 from ..hf.arguments import on
-from ..wrap import Answer, prepare, wrap
 from .draw import overlay
 from .engine import Engine, Send, layer_count
 from .examples import inputs

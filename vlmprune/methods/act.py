@@ -83,7 +83,7 @@ class ACT(Intervention):
         Raises:
             VlmpruneError: no data, no processor, or a file of another run.
         """
-        from .act_calibration import calibrate  # it needs `wrap`, which needs this file
+        from ..calibrate.act_heads import calibrate  # it needs `wrap`, which needs this file
 
         return calibrate(self, model, data, processor, path, score, generation_kwargs)
 

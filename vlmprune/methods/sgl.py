@@ -11,7 +11,7 @@ from ..errors import VlmpruneError
 from .guided import Guided
 
 if TYPE_CHECKING:
-    from ..guide.calibration import Calibration
+    from ..calibrate.exit_threshold import Calibration
     from ..guide.runner import Guide
 
 
@@ -98,7 +98,7 @@ class SGL(Guided):
         )
 
     def calibrate(self, model: Any, data: Iterable[Any], **options: Any) -> Calibration:
-        """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.guide.calibration.calibrate`."""
-        from ..guide.calibration import calibrate
+        """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.calibrate.exit_threshold.calibrate`."""
+        from ..calibrate.exit_threshold import calibrate
 
         return calibrate(self, model, data, **options)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from ..api import batched, plain_model, talk_about
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, count_for
@@ -26,7 +27,6 @@ from ..methods.base import Prompt, Pruner
 from ..methods.guided import Guided
 from ..methods.registry import make_method
 from ..methods.sgl import SGL
-from ..wrap import batched, plain_model, talk_about
 from .tower import Tower, check_positions, load_vision
 from .wire import GRID, KEPT, ROWS, VISUAL, Bounds, check_rows, part
 

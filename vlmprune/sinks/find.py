@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..api import plain_model
 from ..attention.editor import Columns, columns_of
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
@@ -23,7 +24,6 @@ from ..methods.none import Unpruned
 from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
 from ..runtime.call_lock import attached
 from ..runtime.session import Session
-from ..wrap import plain_model
 from .report import SampleSinks, SinkReport
 
 if TYPE_CHECKING:

@@ -196,7 +196,7 @@ def _answer(
     cost: str,
     generation: dict[str, Any],
 ) -> _Answered:
-    from ..wrap import wrap
+    from ..api import wrap
 
     try:
         image, question, truths = sample

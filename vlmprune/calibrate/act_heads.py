@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..accounting.scores import exact_match
+from ..api import PrunedModel, plain_model, unwrapped, wrap
 from ..errors import VlmpruneError
 from ..families import family_of
-from ..wrap import PrunedModel, plain_model, unwrapped, wrap
-from .act import ActEditor
-from .none import Unpruned
+from ..methods.act import ActEditor
+from ..methods.none import Unpruned
 
 if TYPE_CHECKING:
-    from .act import ACT
+    from ..methods.act import ACT
 
 Score = Callable[[str, Any], float]
 Head = tuple[int, int]

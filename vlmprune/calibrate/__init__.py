@@ -1,0 +1,1 @@
+"""Choosing a method's options on a user's own data."""
