@@ -17,9 +17,9 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from vlmprune.cli.models import load_models
-from vlmprune.demo.app import served
-from vlmprune.demo.engine import Engine
+from vlmprune.apps.demo.app import served
+from vlmprune.apps.demo.engine import Engine
+from vlmprune.harness.models import load_models
 
 # Tab -> the button that starts it, and what stands there when it is done.
 TABS = {

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 import vlmprune
-from vlmprune.cli.models import quiet
-from vlmprune.cli.output import note
 from vlmprune.errors import VlmpruneError
+from vlmprune.harness.format import note
+from vlmprune.harness.models import quiet
 
 from . import tables
 from .run import BAD_INPUT, evaluate

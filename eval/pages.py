@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from demos.tiny_vlm import evaluate
-from vlmprune.cli.output import note
 from vlmprune.errors import VlmpruneError
+from vlmprune.harness.format import note
 
 from . import grid, sinks_study
 from .captions import tables as captions

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from vlmprune.ray import map_actors
+from vlmprune.integrations.ray import map_actors
 
 from .settings import Settings
 from .worker import Worker

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from vlmprune.cli.measure import at_least_one
-from vlmprune.cli.models import method_class, quiet
-from vlmprune.cli.options import EXIT_AT
-from vlmprune.cli.output import console, note
+from vlmprune.apps.cli.options import EXIT_AT
 from vlmprune.errors import VlmpruneError
+from vlmprune.harness.format import console, note
+from vlmprune.harness.measure import at_least_one
+from vlmprune.harness.models import method_class, quiet
 
 from .provenance import provenance
 from .record import Record, write_json

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmprune.cli.inputs import number
-from vlmprune.cli.models import Models, make, options_of
-from vlmprune.cli.options import EXIT_AT
+from vlmprune.apps.cli.options import EXIT_AT
+from vlmprune.harness.models import Models, make, options_of
+from vlmprune.harness.parse import number
 
 SMALL, BLIND = "small-alone", "blind"
 SGL_EXIT = "sgl+exit"  # SGL whose small model answers alone where it is sure enough

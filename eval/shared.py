@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from vlmprune.api import plain_model
-from vlmprune.cli.measure import Contender
 from vlmprune.families import family_of
 from vlmprune.guide.runner import Guidance
 from vlmprune.guide.vision import VisionMemo
+from vlmprune.harness.measure import Contender
 from vlmprune.methods.base import Pruner
 from vlmprune.methods.combined import parts_of
 from vlmprune.methods.guided import Guided

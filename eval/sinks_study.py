@@ -30,10 +30,10 @@ from eval.shared import Shared
 from eval.worker import weights_hash
 from vlmprune.accounting.scores import plain
 from vlmprune.api import prepare
-from vlmprune.cli.compare import held_out
-from vlmprune.cli.measure import Contender
-from vlmprune.cli.output import note
+from vlmprune.apps.cli.compare import held_out
 from vlmprune.flow.sinks import separation
+from vlmprune.harness.format import note
+from vlmprune.harness.measure import Contender
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
 
 SEED = 0

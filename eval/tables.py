@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmprune.cli.output import amount, milliseconds, note
 from vlmprune.errors import VlmpruneError
+from vlmprune.harness.format import amount, milliseconds, note
 
 from .markdown import lines as markdown_lines
 from .plots import draw, prefill_flops

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from vlmprune.accounting.report import Report
-from vlmprune.cli.measure import Contender, backend
-from vlmprune.cli.models import Models, load_models
 from vlmprune.errors import VlmpruneError
 from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
+from vlmprune.harness.measure import Contender, backend
+from vlmprune.harness.models import Models, load_models
 from vlmprune.inputs import check_question
 
 from .settings import BLIND, SMALL, Run, Settings

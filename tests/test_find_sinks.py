@@ -15,7 +15,7 @@ from tests.support.reference import language_model, visual_slots
 from tests.support.running import outside
 from tests.support.sinks import FAMILIES, LAYERS, PLANTED, naive_phi, planted, shared_planted, tau_of
 from tests.support.tiny_families import build, make_inputs, row
-from vlmprune.cli import app
+from vlmprune.apps.cli import app
 from vlmprune.flow.sinks import ActiveWindow, active_window, secondary_sinks
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

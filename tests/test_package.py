@@ -65,7 +65,7 @@ def test_the_wheel_carries_the_licence_and_stays_small(wheel: zipfile.ZipFile) -
 
 def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "vlmprune = vlmprune.cli:main" in wheel.read(entry).decode()
+    assert "vlmprune = vlmprune.apps.cli:main" in wheel.read(entry).decode()
 
 
 def test_the_version_is_one() -> None:
@@ -143,7 +143,7 @@ found = {"changed": [i for i, (a, b) in enumerate(zip(before, state())) if a != 
 found["with the library"] = sorted(sys.modules)
 import vlmprune.methods.fastv, vlmprune.families.llava
 found["functions"] = ["fastv" in vlmprune.methods(), "llava" in vlmprune.families()]
-import vlmprune.cli
+import vlmprune.apps.cli
 found["with the command line"] = sorted(sys.modules)
 print(json.dumps(found))
 """
@@ -156,7 +156,7 @@ def test_importing_changes_nothing_outside(imported: dict[str, Any]) -> None:
 
 
 def test_importing_the_library_leaves_the_command_line_alone(imported: dict[str, Any]) -> None:
-    assert "vlmprune.cli" not in imported["with the library"]
+    assert "vlmprune.apps.cli" not in imported["with the library"]
 
 
 @pytest.mark.parametrize("module", ["gradio", "fastapi", "ray", "datasets", "matplotlib", "skimage"])

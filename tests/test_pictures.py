@@ -20,7 +20,7 @@ from eval.tasks.base import Sample
 from vlmprune import VlmpruneError
 from vlmprune.captioner.pipeline import checked_picture
 from vlmprune.inputs.images import as_rgb, decoded, picture
-from vlmprune.ray import read
+from vlmprune.integrations.ray import read
 from vlmprune.serving.chat import Limits, read_chat, unpacked
 
 # 0 to 65,535 in 256 steps from left to right, four rows of it; in 8 bits the steps are 0, 1, ..., 255.

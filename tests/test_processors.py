@@ -22,9 +22,9 @@ import vlmprune
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
 from vlmprune.api import prepare
+from vlmprune.apps.demo.engine import Engine, Setting
 from vlmprune.captioner import VisionModel
-from vlmprune.cli.models import load_models
-from vlmprune.demo.engine import Engine, Setting
+from vlmprune.harness.models import load_models
 from vlmprune.inputs import check_question, load_processor
 from vlmprune.inputs.placeholders import placeholders
 from vlmprune.inputs.processor import reason
@@ -229,7 +229,7 @@ def test_every_way_to_ask_refuses_it() -> None:
 def test_the_command_line_says_it_in_a_line(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlmprune.cli import app
+    from vlmprune.apps.cli import app
 
     RED.save(tmp_path / "red.png")
     with pytest.raises(SystemExit) as left:

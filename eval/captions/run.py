@@ -34,7 +34,7 @@ from vlmprune.captioner.pipeline import Described
 from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
 from vlmprune.captioner.vlm import Spent
-from vlmprune.cli.measure import backend
+from vlmprune.harness.measure import backend
 from vlmprune.tiny.scenes import Scene, caption, make_scene
 
 MANY = 13  # as many samples of the whole image as Patch Matters takes in all

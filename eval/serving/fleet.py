@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlavaConfig
 
 from eval import markdown
 from vlmprune.accounting.hardware import hardware
-from vlmprune.cli.plan import planned
+from vlmprune.apps.cli.plan import planned
 
 RATE, BUSY = 100, 0.6  # requests a second; share of a GPU's time that is used, the rest is for bursts
 TEXT, NEW = 64, 32

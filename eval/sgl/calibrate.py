@@ -13,7 +13,7 @@ from PIL import Image
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.sgl.study import NEW_TOKENS, SHORT
-from vlmprune.cli.measure import backend
+from vlmprune.harness.measure import backend
 from vlmprune.tiny.scenes import benchmark, render
 
 

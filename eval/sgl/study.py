@@ -28,9 +28,9 @@ import vlmprune
 from eval.provenance import provenance, write_record
 from vlmprune.accounting.scores import exact_match
 from vlmprune.api import batched, conversation
-from vlmprune.cli.measure import backend
-from vlmprune.cli.options import EXIT_AT
+from vlmprune.apps.cli.options import EXIT_AT
 from vlmprune.guide.runner import Guidance, Guide
+from vlmprune.harness.measure import backend
 from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import make_method
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render

@@ -17,7 +17,7 @@ from vlmprune.accounting.flops import LayerCost, ModelCost, model_cost
 from vlmprune.accounting.hardware import HARDWARE, Hardware, hardware
 from vlmprune.accounting.model_sizes import model_size, read_config
 from vlmprune.accounting.roofline import Estimate, ModelSize, estimate, verdict
-from vlmprune.cli import app
+from vlmprune.apps.cli import app
 from vlmprune.families import family_of
 from vlmprune.tiny import WEIGHTS
 

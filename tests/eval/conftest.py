@@ -8,7 +8,7 @@ import pytest
 
 import eval.worker
 import vlmprune
-from vlmprune.cli.models import Models
+from vlmprune.harness.models import Models
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ GRIDS = {
     ),
     "evaluation": Grid(
         "evaluation, captions and command line, with every engine and batch size",
-        ("tests/eval", "tests/captioner", "tests/cli", "tests/test_ray.py", "tests/accounting"),
+        ("tests/eval", "tests/captioner", "tests/apps/cli", "tests/integrations", "tests/accounting"),
     ),
     "oldest": Grid(
         "families, methods and guides with the oldest transformers that is supported",
@@ -73,7 +73,7 @@ GRIDS = {
     ),
     "browser": Grid(
         "the demo in a real browser, two people at once for longer",
-        ("tests/demo",),
+        ("tests/apps/demo",),
         {"VLMPRUNE_REQUIRE_BROWSER": "1"},
     ),
 }

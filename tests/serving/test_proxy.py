@@ -49,7 +49,7 @@ from tests.serving.support import (
 )
 from tests.support.engines import picture
 from tests.support.grid import either, only_full
-from vlmprune.cli import app
+from vlmprune.apps.cli import app
 from vlmprune.serving.chat import Limits
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.wire import encoded

@@ -1,0 +1,122 @@
+"""Bad input is exit status 2, nothing on stdout, and exactly one line on stderr; never a traceback."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vlmprune.apps.cli import app
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size and holds no pixels, so that the tests stay small."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (50, 40), "red").save("good.png")
+    Path("text.png").write_text("no image at all")
+    Path("cut.png").write_bytes(Path("good.png").read_bytes()[:60])
+    Path("empty.png").touch()
+    Path("bomb.png").write_bytes(png_header(20_000, 20_000))  # above twice Pillow's limit: an error of Pillow's
+    Path("half-bomb.png").write_bytes(png_header(12_000, 10_000))  # above the limit: only a warning of Pillow's
+    Path("folder").mkdir()
+    return tmp_path
+
+
+CASES = {
+    "ask missing.png q": "no file 'missing.png'",
+    "ask folder q": "'folder' is not a file",
+    "ask text.png q": "not an image",
+    "ask empty.png q": "not an image",
+    "ask cut.png q": "cannot be read as an image",
+    "ask bomb.png q": "pixels",
+    "ask half-bomb.png q": "pixels",
+    "ask good.png": "no question",
+    "ask good.png |": "question is empty",
+    "ask --keep 9.5": "9.5",
+    "ask --keep 0": "keep=0",
+    "ask --keep -0.1": "-0.1",
+    "ask --keep nan": "nan",
+    "ask --keep much": "'much'",
+    "ask --layer 99": "99",
+    "ask --method fastv --layer 0": "layer",
+    "ask --layer deep": "'deep'",
+    "ask --method fastvv": "did you mean 'fastv'?",
+    "ask --method none --keep 0.5": "takes no --keep",
+    "ask --method fastv --guide somewhere/else": "takes no --guide",
+    "ask --model ./folder": "cannot be loaded",
+    "ask --model ./nowhere": "no directory",
+    "ask --model good.png": "no directory",
+    "ask --overlay nowhere/o.png": "no directory 'nowhere'",
+    "ask --overlay o.docx": "end the name in .png",
+    "ask --overlay folder": "end the name in .png",
+    "ask good.png q --overlay good.png": "another name",
+    "ask --max-new-tokens 0": "--max-new-tokens",
+    "ask --max-new-tokens few": "--max-new-tokens",
+    "ask --repeats 0": "--repeats",
+    "ask --frobnicate": "--frobnicate",
+    "ask good.png q more": "more",
+    "frobnicate": "frobnicate",
+    "compare --questions 0": "--questions",
+    "compare --questions 5 --model some/model": "bundled pair",
+    "compare --keep 2.0": "2.0",
+    "compare --method fastvv": "did you mean 'fastv'?",
+    "compare --guide some/model": "--guide",
+    "compare --seed -1": "--seed",
+    "methods extra": "extra",
+}
+
+
+@pytest.mark.parametrize("command", CASES, ids=lambda c: c.replace(" ", "_"))
+def test_one_line_and_status_2(command: str, files: Path) -> None:
+    arguments = ["" if word == "|" else word for word in command.split(" ")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert CASES[command] in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_overlay_that_cannot_be_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image, path: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    result = CliRunner().invoke(app, ["ask", "--overlay", "o.png", "--repeats", "1", "--max-new-tokens", "1"])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "vlmprune: 'o.png' cannot be written (No space left on device); choose another place"
+    ]
+
+
+def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["vlmprune.apps.cli.ask"], "load_models", interrupt)
+    result = CliRunner().invoke(app, ["ask"])
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["vlmprune: interrupted"]
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sys.modules["vlmprune.apps.cli.ask"], "load_models", bug)
+    assert isinstance(CliRunner().invoke(app, ["ask"]).exception, RuntimeError)

@@ -1,0 +1,231 @@
+"""What the commands print when all is well."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import vlmprune
+from vlmprune.accounting.scores import plain
+from vlmprune.apps.cli import app
+from vlmprune.apps.cli.compare import BASELINES, CHANCE, held_out
+from vlmprune.apps.cli.options import default_method
+from vlmprune.harness.parse import number, picture
+from vlmprune.tiny import WEIGHTS
+
+QUICK = ("--repeats", "1", "--max-new-tokens", "2")
+
+
+def run(*arguments: str) -> str:
+    """The stdout of a command that has to succeed."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def ask_json(*arguments: str) -> dict[str, Any]:
+    return json.loads(run("ask", "--json", *QUICK, *arguments))
+
+
+def test_ask_json_has_exactly_the_two_sides() -> None:
+    answer = ask_json()
+    assert list(answer) == ["unpruned", "pruned"]
+    for side in answer.values():
+        assert list(side) == ["text", "report"]
+        assert isinstance(side["text"], str)
+    assert answer["unpruned"]["report"]["method"]["name"] == "none"
+    assert answer["pruned"]["report"]["method"]["name"] == "sgl"
+    visual = answer["unpruned"]["report"]["visual_tokens"]
+    assert answer["unpruned"]["report"]["kept_tokens"] == visual
+    assert answer["pruned"]["report"]["kept_tokens"] < visual
+    assert answer["pruned"]["report"]["prefill_flops"] < answer["unpruned"]["report"]["prefill_flops"]
+
+
+def test_the_model_is_left_unwrapped_and_answers_as_the_library_does() -> None:
+    large, small, processor = vlmprune.load_tiny()
+    image, question = vlmprune.tiny.example()
+    with vlmprune.wrap(large, "sgl", guide=small, processor=processor) as pruned:
+        expected = pruned.ask(image, question, max_new_tokens=2, do_sample=False)
+    found = ask_json()["pruned"]
+    assert found["text"] == expected.text
+    assert found["report"]["kept"] == expected.report.to_dict()["kept"]
+
+
+@pytest.mark.parametrize(("text", "kept"), [("1", 1), ("1.0", 196), ("0.25", 49), ("500", 196)])
+def test_keep_one_is_a_token_and_one_point_zero_all_of_them(text: str, kept: int) -> None:
+    assert ask_json("--method", "random", "--keep", text)["pruned"]["report"]["kept_tokens"] == [kept]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1), ("1.0", 1.0), ("0.25", 0.25), ("2e-1", 0.2), (" 3 ", 3), (None, None)]
+)
+def test_numbers(text: str | None, value: float | None) -> None:
+    assert number("--keep", text) == value
+    assert type(number("--keep", text)) is type(value)
+
+
+def test_the_guide_answers_alone_where_it_is_sure() -> None:
+    report = ask_json("--exit-at", "0")["pruned"]["report"]
+    assert report["exited"] == [True]
+    assert report["kept_tokens"] == [0]
+    assert "the guide alone" in run("ask", "--exit-at", "0", *QUICK)
+
+
+def test_without_a_small_model_the_usual_method_is_another() -> None:
+    assert default_method(None, None) == default_method("model", "guide") == "sgl"
+    assert default_method("model", None) == "fastv"
+
+
+def test_layer_reaches_the_method() -> None:
+    assert ask_json("--layer", "3")["pruned"]["report"]["method"]["layer"] == 3
+    assert ask_json("--layer", "0.5")["pruned"]["report"]["method"]["layer"] == 0.5
+
+
+@pytest.mark.parametrize("method", sorted(vlmprune.methods()))
+def test_every_registered_method_can_be_named(method: str) -> None:
+    assert ask_json("--method", method)["pruned"]["report"]["method"]["name"] == method
+
+
+def test_ask_shows_answers_tokens_time_and_savings() -> None:
+    shown = run("ask", *QUICK)
+    for word in (
+        "answer",
+        "visual tokens kept",
+        "prefill FLOPs",
+        "KV cache",
+        "total time",
+        "saved",
+        "median of 1 runs",
+    ):
+        assert word in shown
+    assert vlmprune.tiny.example()[1] in shown
+
+
+def test_markup_in_a_question_is_text(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert "[bold]what[/bold] [/x]" in run("ask", str(tmp_path / "a.png"), "[bold]what[/bold] [/x]", *QUICK)
+
+
+def test_overlay_has_the_size_of_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (120, 90), "white").save(tmp_path / "a.png")
+    shown = run("ask", str(tmp_path / "a.png"), "What colour is it?", "--overlay", str(tmp_path / "o.png"), *QUICK)
+    assert "o.png" in shown
+    with Image.open(tmp_path / "o.png") as overlay:
+        assert overlay.size == (120, 90)
+        assert len(np.unique(np.asarray(overlay.convert("L")))) > 1  # some of it is dimmed
+
+
+def test_words_the_tokenizer_lacks_are_said_once_on_stderr(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    result = CliRunner().invoke(app, ["ask", str(tmp_path / "a.png"), "What xylophone?", "--json", *QUICK])
+    assert result.exit_code == 0
+    json.loads(result.stdout)
+    assert len(result.stderr.splitlines()) == 1
+    assert "xylophone" in result.stderr
+
+
+def test_a_model_in_a_directory_can_be_asked(tmp_path: Path) -> None:
+    for part in ("small", "processor"):
+        shutil.copytree(WEIGHTS / part, tmp_path, dirs_exist_ok=True)
+    layers = json.loads((WEIGHTS / "small" / "config.json").read_text())["text_config"]["num_hidden_layers"]
+    assert len(ask_json("--model", str(tmp_path), "--method", "random")["pruned"]["report"]["layer_lengths"]) == layers
+
+
+def test_pictures_are_read_as_people_see_them(tmp_path: Path) -> None:
+    turned = Image.new("RGB", (4, 2), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held upright: rotate by 90 degrees
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert picture(tmp_path / "turned.jpg").size == (2, 4)
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16)).save(tmp_path / "grey16.png")
+    assert picture(tmp_path / "grey16.png").getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_methods_lists_the_registry() -> None:
+    records = json.loads(run("methods", "--json"))
+    assert [record["name"] for record in records] == list(vlmprune.methods())
+    assert all(record["summary"] for record in records)
+    shown = run("methods")
+    assert all(name in shown for name in vlmprune.methods())
+
+
+def test_compare_on_one_question() -> None:
+    table = json.loads(run("compare", "--json", "--keep", "0.5", "--keep", "1", *QUICK))
+    rows = [(row["method"], row["keep"]) for row in table["rows"]]
+    assert rows == [("none", None), ("small alone", None), *((m, k) for m in BASELINES for k in ("0.5", "1"))]
+    for row in table["rows"]:
+        assert row["answer"] is not None
+        assert row["seconds"] > 0
+    unpruned, _, *pruned = table["rows"]
+    assert unpruned["prefill_flops_share"] == unpruned["kv_share"] == 1.0
+    assert all(row["prefill_flops_share"] < 1 for row in pruned)
+    assert {"model", "backend", "seed", "questions", "machine"} <= table["about"].keys()
+
+
+def test_compare_on_held_out_questions() -> None:
+    shown = run("compare", "--questions", "5", "--batch-size", "3", "--keep", "0.25", "--max-new-tokens", "2")
+    for word in ("accuracy", "±", "small alone", "seed: 0", "questions: 5", CHANCE, *BASELINES):
+        assert word in shown
+
+
+def test_a_batch_answers_as_one_by_one() -> None:
+    options = ("compare", "--json", "--questions", "8", "--keep", "0.25", "--max-new-tokens", "4", "--method", "random")
+    batched, single = (json.loads(run(*options, "--batch-size", size)) for size in ("6", "1"))
+    for one, other in zip(batched["rows"], single["rows"], strict=True):
+        assert one["lm_tokens"] == other["lm_tokens"]
+        assert one["accuracy"] == other["accuracy"]
+    assert batched["rows"][-1] == single["rows"][-1]
+    assert batched["rows"][-1]["method"] == CHANCE
+    assert 0 < batched["rows"][-1]["accuracy"] < 1
+
+
+def test_held_out_questions_come_from_the_seed() -> None:
+    def texts(seed: int) -> list[str]:
+        return [text for _, questions in held_out(20, seed, 8)[0] for text in questions]
+
+    assert texts(0) == texts(0)
+    assert texts(0) != texts(1)
+    batches, truths = held_out(20, 0, 8)
+    assert [len(questions) for _, questions in batches] == [8, 8, 4]
+    assert len(truths) == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "scored"), [("Red", "red"), ("red.", "red"), (" red ", "red"), ("", ""), ("red blue", "red blue")]
+)
+def test_exact_match_sees_words_only(given: str, scored: str) -> None:
+    assert plain(given) == scored
+
+
+def test_bare_command_shows_help() -> None:
+    shown = run()
+    assert all(command in shown for command in ("ask", "compare", "methods"))
+    assert run("--version").strip() == f"vlmprune {vlmprune.__version__}"
+
+
+def test_python_m_vlmprune_in_a_real_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vlmprune", "ask", "--json", *QUICK], capture_output=True, text=True, check=True
+    )
+    assert list(json.loads(done.stdout)) == ["unpruned", "pruned"]
+    assert done.stderr == ""
+
+
+def test_bad_input_in_a_real_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vlmprune", "ask", "--keep", "9.5"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,83 @@
+"""Starting and ending the demo."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vlmprune.apps.cli import app
+
+from .conftest import Served, need, start
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vlmprune", "demo", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_it_listens_on_loopback_alone_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    need("gradio")
+    port = free_port()
+    served = start(tmp_path, "--port", str(port))
+    assert served.url == f"http://127.0.0.1:{port}/"
+    listening = [
+        line.split()[1]
+        for line in Path(f"/proc/{served.process.pid}/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(f":{port:04X}")
+    ]
+    assert listening == [f"0100007F:{port:04X}"]
+    assert [one for one in tmp_path.iterdir() if one.name.startswith("vlmprune-demo-")], "uploads lie in TMPDIR"
+    assert served.stop() == 0
+    said = served.log.read_text()
+    assert said.endswith("vlmprune: stopped\n")
+    assert "Traceback" not in said
+    assert not [one for one in tmp_path.iterdir() if one.name.startswith("vlmprune-demo-")]
+    with socket.socket() as one:
+        assert one.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_taken_port_is_one_line(demo: Served) -> None:
+    taken = demo.url.rstrip("/").rpartition(":")[2]
+    done = run("--port", taken)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"port {taken}" in done.stderr
+    assert "choose another --host or --port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--port", "0"), "--port 0 is no port"),
+        (("--port", "70000"), "--port 70000 is no port"),
+        (("--model", "/nowhere"), "'/nowhere' is no directory"),
+        (("--host", "300.1.1.1"), "300.1.1.1"),
+    ],
+)
+def test_bad_options_are_one_line(arguments: tuple[str, ...], says: str) -> None:
+    need("gradio")
+    done = CliRunner().invoke(app, ["demo", *arguments])
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmprune import VlmpruneError
+    from vlmprune.apps.demo.app import check_gradio
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(VlmpruneError, match=r"pip install 'vlmprune\[demo\]'"):
+        check_gradio()

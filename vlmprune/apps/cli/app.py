@@ -1,0 +1,90 @@
+"""The ``vlmprune`` command: its sub-commands, and the one place where an error becomes a line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from ...errors import VlmpruneError
+from ...harness.format import note
+from .ask import ask
+from .caption import caption
+from .compare import compare
+from .demo import demo
+from .methods import methods
+from .plan import plan
+from .serve_proxy import serve_proxy
+from .sinks import sinks
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # what a shell reports for a process stopped by Ctrl-C
+
+
+class OneLineErrors(TyperGroup):
+    """Bad input is one line on stderr and status 2, Ctrl-C one line and 130; a bug of ours keeps its traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            # Not standalone: typer hands its exceptions up instead of printing a box of several lines.
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except typer.TyperException as error:
+            status = _complain(f"{error.format_message().rstrip('.')}; see vlmprune --help", BAD_INPUT)
+        except VlmpruneError as error:
+            status = _complain(str(error), BAD_INPUT)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        if status == INTERRUPTED:
+            _complain("interrupted", INTERRUPTED)
+        if kwargs.get("standalone_mode", True):
+            sys.exit(status or 0)
+        return status
+
+
+def _complain(message: str, status: int) -> int:
+    note(message)
+    return status
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Prune the visual tokens of a vision-language model and see what it costs and what it saves.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    if version:
+        from vlmprune import __version__
+
+        typer.echo(f"vlmprune {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command()(ask)
+app.command()(compare)
+app.command()(caption)
+app.command()(demo)
+app.command()(methods)
+app.command()(sinks)
+app.command()(plan)
+app.command("serve-proxy")(serve_proxy)
+
+
+def main() -> None:
+    """Run the command line; the console script and ``python -m vlmprune`` both come here."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an answer with a character the terminal lacks is still an answer
+    app(prog_name="vlmprune")

@@ -1,0 +1,208 @@
+"""``vlmprune caption``: a detailed, checked caption of one picture, or of every picture in a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...errors import VlmpruneError
+from ...harness.format import amount, console, milliseconds, note, print_json, spinner
+from ...harness.measure import at_least_one
+from ...harness.models import Models, load_models, make, quiet
+from ...harness.parse import number, picture, writable_image
+from .options import (
+    GuideOption,
+    JsonOption,
+    LayerOption,
+    ModelOption,
+    TrustOption,
+)
+
+if TYPE_CHECKING:
+    from ...captioner import Caption, PatchCaptioner
+
+KEY = "VLMPRUNE_API_KEY"
+OUT = Path("captions")
+
+
+def caption(
+    image: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE_OR_FOLDER", show_default=False, help="An image file or a folder of them."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            show_default=str(OUT),
+            help="Where the captions of a folder go; a run that was stopped goes on there.",
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
+    ] = "none",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            metavar="K",
+            show_default="the method's own",
+            help="What to keep of each crop: a share like 0.25, or a number of tokens.",
+        ),
+    ] = None,
+    layer: LayerOption = None,
+    model: ModelOption = None,
+    guide: GuideOption = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="N", show_default="3", help="Descriptions of each patch."),
+    ] = None,
+    filtering: Annotated[
+        bool, typer.Option("--filter/--no-filter", help="Drop sentences that do not fit the picture.")
+    ] = True,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            metavar="N",
+            show_default="512; the bundled pair: 128",
+            help="The longest description, in tokens.",
+        ),
+    ] = None,
+    aggregator: Annotated[
+        str | None,
+        typer.Option(
+            "--aggregator",
+            metavar="URL",
+            show_default="by words, without a language model",
+            help=f"An OpenAI-compatible endpoint that merges sentences; its key is read from {KEY}.",
+        ),
+    ] = None,
+    aggregator_model: Annotated[
+        str | None,
+        typer.Option("--aggregator-model", metavar="NAME", show_default=False, help="The model to ask there."),
+    ] = None,
+    overlay: Annotated[
+        Path | None, typer.Option("--overlay", metavar="FILE.png", help="Save the image with its patches drawn in.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the descriptions.")] = 0,
+    trust_remote_code: TrustOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Caption an image, or a folder of them: describe patches, drop what does not fit, merge the rest."""
+    folder = image is not None and image.is_dir()
+    for option, value in (("--samples", samples), ("--max-new-tokens", max_new_tokens)):
+        at_least_one(option, 1 if value is None else value)
+    if not folder and out is not None:
+        raise VlmpruneError("--out is for the captions of a folder; leave it out, or name a folder")
+    if overlay is not None:
+        if folder:
+            raise VlmpruneError("--overlay is for one image; leave it out, or name an image instead of the folder")
+        writable_image(overlay, source=image)
+    if (aggregator is None) != (aggregator_model is None):
+        raise VlmpruneError("--aggregator and --aggregator-model belong together; give both or neither")
+    shown: Any = None if folder else one_picture(image)
+    budget: dict[str, Any] = {"keep": number("--keep", keep), "layer": number("--layer", layer)}
+    changes = {"samples": samples, "max_new_tokens": max_new_tokens, "filter": filtering}
+    with quiet():
+        make(method, guide=guide, **budget)  # a bad option is said before anything is loaded
+        writer = endpoint(aggregator, aggregator_model)
+        with spinner("loading"):
+            models = load_models(model, guide, trust_remote_code=trust_remote_code)
+            captioner = build(models, make(method, models, **budget), writer, changes, seed)
+        if folder:
+            assert image is not None
+            records = captioner.map(image, out or OUT, progress=True)
+        else:
+            with spinner("describing"):
+                result = captioner(shown)
+            if overlay is not None:
+                from .ask import save
+
+                save(result.overlay(), overlay)
+    if folder:
+        tell(records, out or OUT, json)
+    elif json:
+        print_json(result.to_dict())
+    else:
+        show(result, models, method)
+        if overlay is not None:
+            console().print(f"The patches: {overlay}")
+
+
+def one_picture(image: Path | None) -> Any:
+    """The picture; without one, the bundled one."""
+    if image is not None:
+        return picture(image)
+    from ...tiny import example
+
+    return example()[0]
+
+
+def endpoint(url: str | None, model: str | None) -> Any:
+    """The aggregator behind ``--aggregator``."""
+    if url is None or model is None:
+        return None
+    from ...captioner import EndpointAggregator
+
+    return EndpointAggregator(url, model, os.environ.get(KEY))
+
+
+def build(models: Models, method: Any, aggregator: Any, changes: dict[str, Any], seed: int) -> PatchCaptioner:
+    """The captioner over the wrapped model; a family without an adapter runs unwrapped where nothing is pruned."""
+    from dataclasses import replace
+
+    import vlmprune
+
+    from ...captioner import BUNDLED_CONFIG, CaptionConfig
+
+    supported = models.model.config.model_type in vlmprune.families()
+    plain = isinstance(method, vlmprune.Unpruned) and not supported
+    wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
+    config = BUNDLED_CONFIG if models.bundled else CaptionConfig()
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    return vlmprune.PatchCaptioner(wrapped, models.processor, aggregator=aggregator, config=config, seed=seed)
+
+
+def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
+    """What became of a folder.
+
+    Raises:
+        VlmpruneError: not one picture could be captioned.
+    """
+    failed = [record for record in records if "error" in record]
+    if len(failed) == len(records):
+        raise VlmpruneError(f"none of {len(records)} pictures could be captioned; the first: {failed[0]['error']}")
+    for record in failed:
+        note(f"{record['path']} failed: {record['error']}")
+    if json:
+        print_json(records)
+        return
+    screen = console()
+    for record in records:
+        if "error" not in record:
+            screen.print(f"{Path(record['path']).name}: {record['text']}")
+    screen.print(f"{len(records) - len(failed)} of {len(records)} captions in {out}")
+
+
+def show(result: Caption, models: Models, method: str) -> None:
+    """The caption, and what it took."""
+    screen, cost = console(), result.cost
+    kept = [one for one in result.sentences if one.sample is not None and one.kept]
+    said = [one for one in result.sentences if one.sample is not None]
+    screen.print(result.text or "(nothing that the model said fits the picture)", style="bold")
+    screen.print()
+    screen.print(str(result.tree))
+    screen.print()
+    calls = ", ".join(f"{stage} {count}" for stage, count in cost.calls.items())
+    seconds = ", ".join(f"{stage} {milliseconds(value)}" for stage, value in cost.seconds.items())
+    flops = "" if cost.prefill_flops is None else f", prefill {amount(cost.prefill_flops, 'FLOPs')}"
+    screen.print(f"{len(kept)} of {len(said)} sentences kept. Calls: {calls}. Time: {seconds}.")
+    screen.print(
+        f"Visual tokens into the language model: {cost.visual_tokens} ({cost.layer_avg_tokens:.0f} averaged over its "
+        f"layers){flops}; {models.name}, method {method}."
+    )

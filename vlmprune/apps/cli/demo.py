@@ -1,0 +1,57 @@
+"""``vlmprune demo``: a page to try it all, on this machine."""
+
+from __future__ import annotations
+
+import gc
+from typing import Annotated
+
+import typer
+
+from ...errors import VlmpruneError
+from ...harness.format import note, spinner
+from ...harness.models import load_models, quiet
+from ...hf.imports import uncollected
+from .options import GuideOption, ModelOption, TrustOption
+
+LAST_PORT = 65_535
+
+
+def demo(
+    model: ModelOption = None,
+    guide: GuideOption = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option("--port", metavar="N", show_default="the first free one from 7860", help="The port to listen on."),
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Make a public address through Gradio's servers; off by default.")
+    ] = False,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Open a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
+    if port is not None and not 1 <= port <= LAST_PORT:
+        raise VlmpruneError(f"--port {port} is no port; give a number from 1 to {LAST_PORT:,}")
+    from ..demo.app import LOOPBACK, check_address, check_gradio, serve
+
+    with uncollected():
+        # Said before anything is loaded.
+        check_gradio()
+        check_address(host, port)
+        with quiet():
+            with spinner("loading"):
+                models = load_models(model, guide, trust_remote_code=trust_remote_code)
+            from ..demo.engine import Engine
+
+            engine = Engine(models)
+            with spinner("warming up"):
+                engine.warm_up()
+    gc.freeze()  # all this stays: no collection while the page is built needs to look through it
+    try:
+        if host not in LOOPBACK:
+            note(f"warning: --host {host} lets everybody who reaches this machine use the models")
+        serve(engine, note, host=host, port=port, share=share)
+    finally:
+        gc.unfreeze()  # or the interpreter ends with them, and Triton's bindings complain of leaks

@@ -1,0 +1,157 @@
+"""The page around the tabs, and the server that shows it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ...errors import VlmpruneError
+
+if TYPE_CHECKING:
+    import gradio
+
+    from .engine import Engine
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+CACHE_SECONDS = (300, 1800)  # how often uploads are looked over, and how old one may get
+QUEUE = 64  # waiting users
+
+
+def check_gradio() -> None:
+    """Raises:
+    VlmpruneError: Gradio is missing.
+    """
+    # Before the import: nothing is to be sent to anybody.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio
+    except ImportError:
+        raise VlmpruneError("the demo needs Gradio; install it with: pip install 'vlmprune[demo]'") from None
+    if int(gradio.__version__.partition(".")[0]) < 6:
+        raise VlmpruneError(f"the demo needs Gradio 6, not {gradio.__version__}; install vlmprune[demo]")
+
+
+def build(engine: Engine) -> gradio.Blocks:
+    """The page with all tabs."""
+    import gradio as gr
+
+    from . import ask, caption, compare, plan, sinks
+    from .page import text
+
+    models = engine.models
+    about = f"Model: {models.name}" + (f"; small model: {models.small_name}." if models.small_name else ".")
+    with gr.Blocks(title="vlmprune", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
+        gr.HTML(
+            '<header class="vp-head"><h1>vlmprune</h1><p>See what a vision-language model looks at, what was dropped, '
+            f"and what it cost. {text(about)}</p></header>"
+        )
+        with gr.Tabs():
+            for tab in (ask, compare, sinks, caption, plan):
+                with gr.Tab(tab.TITLE, id=tab.TITLE.lower()):
+                    tab.build(engine)
+    page.queue(max_size=QUEUE, default_concurrency_limit=4)
+    return page
+
+
+@contextmanager
+def own_folder() -> Iterator[str]:
+    """A folder for uploads that is gone afterwards; Gradio's default is one in /tmp that all its apps share."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield folder
+        finally:
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Say at once what is wrong with an address: Gradio tries a bad host for minutes. Port None: any will do.
+
+    Raises:
+        VlmpruneError: the host is none of this machine's, or the port is taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as one:
+            # As the server does it: a port whose last connections are still dying is free.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except OSError as error:
+        raise unserved(host, port, error) from None
+
+
+def unserved(host: str, port: int | None, error: OSError) -> VlmpruneError:
+    """What to say where nothing can listen."""
+    where = host if port is None else f"{host}, port {port}"
+    reason = error.strerror or " ".join(str(error).split())
+    return VlmpruneError(f"nothing can be served at {where} ({reason}); choose another --host or --port")
+
+
+@contextmanager
+def served(
+    engine: Engine, *, host: str = LOOPBACK[0], port: int | None = None, share: bool = False
+) -> Iterator[tuple[str, str | None]]:
+    """The page on the air within the block: its local address, and the public one under `share`.
+
+    Raises:
+        VlmpruneError: Gradio is missing, or the port is taken.
+    """
+    check_gradio()
+    from .theme import CSS, SCRIPT, theme
+    from .upload import LARGEST_FILE
+
+    check_address(host, port)
+    with own_folder():
+        page = build(engine)
+        try:
+            _, local, public = page.launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                quiet=True,
+                inbrowser=False,
+                prevent_thread_lock=True,
+                show_error=False,  # of gr.Error alone, which says what is meant for the page
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                max_file_size=LARGEST_FILE,
+                allowed_paths=[],
+                footer_links=["api"],
+                theme=theme(),
+                css=CSS,
+                js=SCRIPT,
+            )
+        except OSError as error:  # somebody was faster
+            raise unserved(host, port, error) from None
+        try:
+            yield local, public
+        finally:
+            page.close(verbose=False)
+
+
+def serve(engine: Engine, say: Callable[[str], None], **where: Any) -> None:
+    """Show the page until Ctrl-C or a polite kill; either way the uploads go with it."""
+    stop = threading.Event()
+    before = {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with served(engine, **where) as (local, public):
+            say(f"the demo is at {local} (stop it with Ctrl-C)")
+            if public:
+                say(f"and, for everybody who knows the address, at {public}")
+            stop.wait()
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    say("stopped")

@@ -1,0 +1,237 @@
+"""The tab Ask: both answers as they are written, what they cost, what the model looks at and what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+import vlmprune
+
+from ...harness.format import amount, milliseconds, saved
+from ...harness.models import options_of
+from ..cli.options import EXIT_AT
+from .draw import overlay
+from .engine import Engine, Piece, Run, Setting, layer_count
+from .examples import inputs
+from .page import bars, card, figure, grid, notice, plain_errors, told
+from .upload import checked
+
+if TYPE_CHECKING:
+    from ...api import Answer
+
+TITLE = "Ask"
+LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"
+BLANK: tuple[Any, ...] = ("", "", "", None)
+FIRST_KEEP = 0.25
+
+
+def pruners(engine: Engine) -> list[str]:
+    """The methods that take a budget and that these models can run."""
+    takes = {name: options_of(name) for name in vlmprune.methods()}
+    return [
+        name
+        for name, options in takes.items()
+        if "keep" in options and ("guide" not in options or engine.models.small is not None)
+    ]
+
+
+def build(engine: Engine) -> None:
+    """Put the tab on the page."""
+    names = pruners(engine)
+    first = "sgl" if "sgl" in names else "fastv"
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            given = inputs("ask")
+            with gr.Row():
+                method = gr.Dropdown(names, value=first, label="Method", elem_id="ask-method", filterable=False)
+                keep = gr.Slider(0.02, 1.0, FIRST_KEEP, step=0.01, label="Keep (share of tokens)", elem_id="ask-keep")
+            with gr.Group(visible="exit_at" in options_of(first)) as leaving:
+                early = gr.Checkbox(False, label="Early exit: the small model may answer alone", elem_id="ask-early")
+                sure = gr.Slider(0.0, 1.0, EXIT_AT, step=0.01, label="... when this sure", elem_id="ask-sure")
+            go = gr.Button("Ask", variant="primary", elem_id="ask-go")
+        with gr.Column(scale=3, min_width=300):
+            answers = gr.HTML(elem_id="ask-answers")
+            cost = gr.HTML(elem_id="ask-cost")
+            heat = gr.Radio(
+                [LARGE, *([SMALL] if engine.models.small is not None else []), NONE],
+                value=LARGE,
+                label="Heat map: what is looked at",
+                elem_id="ask-heat",
+            )
+            layers = layer_count(engine.models.model)
+            layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="ask-layer")
+            pictures = gr.HTML(elem_id="ask-pictures")
+    state = gr.State(None)
+    method.input(
+        lambda name: gr.Group(visible="exit_at" in options_of(name)),
+        method,
+        leaving,
+        api_visibility="private",
+        show_progress="hidden",
+        queue=False,
+    )
+
+    @told(BLANK)
+    def answer(
+        picture: Any, question: str, method: str, keep: float, early: bool, sure: float, heat: str, layer: int
+    ) -> Iterator[tuple[Any, ...]]:
+        said = {"unpruned": "", "pruned": ""}
+        yield waiting(said), "", "", None
+        for news in engine.ask(checked(picture), question, setting(method, keep, sure if early else None)):
+            if isinstance(news, Piece):
+                said[news.side] = news.text
+                yield waiting(said), "", "", None
+            else:
+                yield finished(news), costs(news), looked(news, layer, heat), news
+
+    boxes = [given.picture, given.question, method, keep, early, sure, heat, layer]
+    outputs = [given.alert, answers, cost, pictures, state]
+    gr.on(
+        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
+        answer,
+        boxes,
+        outputs,
+        api_visibility="private",
+        concurrency_id="models",
+        concurrency_limit=1,
+        show_progress="minimal",
+        show_progress_on=answers,
+    )
+    for control in (layer, heat):
+        control.input(
+            lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, Run) else "",
+            [state, layer, heat],
+            pictures,
+            api_visibility="private",
+            show_progress="hidden",
+            trigger_mode="always_last",
+        )
+
+    def ask_api(picture: Any, question: str, method: str, keep: float, exit_at: float | None) -> dict[str, Any]:
+        return engine.run(checked(picture), question, setting(method, keep, exit_at)).to_dict()
+
+    gr.Button(visible=False).click(
+        plain_errors(ask_api),
+        [given.picture, given.question, method, keep, gr.Number(None, visible=False)],
+        gr.JSON(visible=False),
+        api_name="ask",
+        api_description=(
+            "Answer a question about a picture, unpruned and pruned: the answers with their reports, as `vlmprune ask "
+            "--json` prints them. The last argument is SGL's exit_at, null for never."
+        ),
+        concurrency_id="models",
+        concurrency_limit=1,
+    )
+
+
+def setting(method: str, keep: float, exit_at: float | None) -> Setting:
+    """As the page gives it: a slider at its end is everything, a share and not one token."""
+    return Setting(method, float(keep), exit_at)
+
+
+def waiting(said: dict[str, str]) -> str:
+    """Both answers while they are written."""
+    return grid([card(title, said[title.lower()], busy=True) for title in ("Unpruned", "Pruned")])
+
+
+def finished(run: Run) -> str:
+    """The answers with what each cost, and the small model's."""
+    cells = [
+        card("Unpruned", run.unpruned.text, facts(run.unpruned)),
+        card(title(run), run.pruned.text, facts(run.pruned)),
+    ]
+    if (small := run.small) is not None:
+        gone = run.pruned.report.exited
+        exited = "only sgl asks it" if gone is None else "yes, its answer was taken" if gone[0] else "no"
+        cells.append(
+            card(
+                "Small model alone",
+                small.text,
+                [
+                    ("confidence", f"{small.confidence:.2f}"),
+                    ("consistency", f"{small.consistency:.2f}"),
+                    ("how sure (their mean)", f"{small.sure:.2f}"),
+                    ("exited", exited),
+                    ("time", milliseconds(small.seconds)),
+                ],
+            )
+        )
+    return grid(cells) + "".join(notice(note, alert=False) for note in run.notes)
+
+
+def title(run: Run) -> str:
+    """The method that pruned, with its budget."""
+    made = run.pruned.report.method
+    return f"Pruned: {made['name']}, keep {made.get('keep', '-')}"
+
+
+def facts(answer: Answer) -> list[tuple[str, str]]:
+    """Tokens, time, FLOPs, cache."""
+    report = answer.report
+    rows = [
+        ("visual tokens", f"{report.kept_tokens[0]} of {report.visual_tokens[0]}"),
+        ("time", milliseconds(report.seconds["total"])),
+        ("prefill FLOPs", amount(report.prefill_flops)),
+        ("KV cache", amount(report.kv_bytes, "B")),
+    ]
+    return rows if report.guide_flops is None else [*rows, ("small model's FLOPs", amount(report.guide_flops))]
+
+
+def costs(run: Run) -> str:
+    """Bars of what both cost; the whole of the pruned side counts, its small model too."""
+    before, after = run.unpruned.report, run.pruned.report
+    groups: list[tuple[str, float, float, Callable[[float], str]]] = [
+        ("Time of one run, small model included", before.seconds["total"], after.seconds["total"], milliseconds),
+        ("Visual tokens, averaged over the layers", before.layer_avg_tokens, after.layer_avg_tokens, "{:.1f}".format),
+        (
+            "FLOPs of the prompt, small model included",
+            before.prefill_flops,
+            after.prefill_flops + (after.guide_flops or 0),
+            amount,
+        ),
+        ("KV cache", before.kv_bytes, after.kv_bytes, lambda size: amount(size, "B")),
+    ]
+    return "".join(
+        bars(
+            f"{name}: {saved(full, part)} saved",
+            [("unpruned", full, show(full)), ("pruned", part, show(part))],
+        )
+        for name, full, part, show in groups
+    )
+
+
+def looked(run: Run, layer: int, heat: str) -> str:
+    """The picture as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
+    layer = max(0, min(run.layers - 1, int(layer)))
+    alive, visual = run.alive(layer), run.unpruned.report.visual_tokens[0]
+    left = f"Decoder layer {layer} of 0 to {run.layers - 1} sees {alive} of {visual} visual tokens"
+    if 0 < alive < visual and alive != run.pruned.report.kept_tokens[0]:
+        left += "; bright are those that stay to the end"
+    kept = run.span if alive < visual else None
+    warmth, what = warm(run, layer, heat)
+    both = overlay(run.picture, kept=kept, heat=warmth)
+    cells = [figure(both, f"The picture. {left}; the dropped ones are dark. {what}", f"{left}.")]
+    if warmth is not None:
+        alone = overlay(run.picture, heat=warmth)
+        cells.append(figure(alone, f"Heat map for the question {run.question!r}: {what}", what))
+    return grid(cells)
+
+
+def warm(run: Run, layer: int, heat: str) -> tuple[Any, str]:
+    """The heat map and what it is."""
+    if heat == SMALL and run.small is not None:
+        what = "Attention of the small model to the picture, summed over its layers and its answer: what SGL ranks by."
+        return (run.small.span, run.small.importance), what
+    if heat == LARGE:
+        if layer not in run.attention:
+            return None, f"Layer {layer} of the large model does not look at the picture."
+        values = run.attention[layer][run.span.positions]
+        share = float(run.attention[layer].sum())
+        return (run.span, values), (
+            f"Attention of the large model's last prompt token in layer {layer}, unpruned: {share:.0%} of it goes to "
+            "the picture."
+        )
+    return None, ""
+

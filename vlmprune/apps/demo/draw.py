@@ -1,0 +1,96 @@
+"""Pictures of visual tokens: what is left of them in a layer, and a heat map over them. Pillow only.
+
+Shapes: V visual tokens of the picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ...flow.transfer import cell_sizes
+from ...inputs.images import as_rgb
+
+if TYPE_CHECKING:
+    from ...flow.locate import ImageSpan
+
+SIDE = 420  # pixels of the longer side; the bundled pair's pictures have 112
+DARK = (16, 18, 26)
+FRAME = (255, 255, 255)
+# From cold to hot; readable on bright and dark pictures, and without telling red from green.
+RAMP = ((40, 30, 110), (120, 40, 140), (210, 70, 100), (250, 150, 60), (255, 235, 130))
+
+
+def shown(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """The picture at the size of all drawings."""
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return as_rgb(picture).resize(size, Image.Resampling.LANCZOS)
+
+
+def overlay(
+    picture: Image.Image,
+    *,
+    kept: ImageSpan | None = None,
+    heat: tuple[ImageSpan, Tensor] | None = None,
+    framed: tuple[ImageSpan, Tensor] | None = None,
+    side: int = SIDE,
+) -> Image.Image:
+    """The picture with dropped tokens darkened and a heat map on top.
+
+    Args:
+        kept: the span whose `kept` stay bright; None: everything does. heat: values [V] and the span they lie on;
+            the two grids may differ. framed: which tokens get a frame, bool [V], and their span.
+    """
+    canvas = shown(picture, side)
+    if heat is not None:
+        span, values = heat
+        highest = float(values.max()) if len(values) else 0.0
+        # The root: one token often has ten times the attention of all others, which would all look alike.
+        shares = (values / highest).clamp(0, 1).sqrt().tolist() if highest > 0 else [0.0] * len(values)
+        colours, strength = canvas.copy(), Image.new("L", canvas.size, 0)
+        pens = ImageDraw.Draw(colours), ImageDraw.Draw(strength)
+        for box, share in zip(boxes(span, canvas.size), shares, strict=True):
+            if box is not None:
+                pens[0].rectangle(box, fill=colour(share))
+                pens[1].rectangle(box, fill=round(60 + 150 * share))
+        canvas = Image.composite(colours, canvas, strength)
+    if kept is not None and kept.kept is not None:
+        mask = Image.new("L", canvas.size, 200)
+        pen = ImageDraw.Draw(mask)
+        stays = torch.isin(kept.positions, kept.kept).tolist()
+        for box, stay in zip(boxes(kept, canvas.size), stays, strict=True):
+            if stay and box is not None:
+                pen.rectangle(box, fill=0)
+        canvas = Image.composite(Image.new("RGB", canvas.size, DARK), canvas, mask)
+    if framed is not None:
+        pen = ImageDraw.Draw(canvas)
+        for box, wanted in zip(boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
+            if wanted and box is not None:
+                pen.rectangle(box, outline=FRAME, width=3)
+    return canvas
+
+
+def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
+    """The pixels each token shows, both ends included; None for those that show no place."""
+    width, height = size
+    found: list[tuple[int, int, int, int] | None] = []
+    for (x, y), (dx, dy) in zip(span.xy.tolist(), cell_sizes(span).tolist(), strict=True):
+        if x != x:  # NaN
+            found.append(None)
+            continue
+        left, top = max(0, round((x - dx / 2) * width)), max(0, round((y - dy / 2) * height))
+        right, bottom = round((x + dx / 2) * width) - 1, round((y + dy / 2) * height) - 1
+        found.append((left, top, max(left, min(width - 1, right)), max(top, min(height - 1, bottom))))
+    return found
+
+
+def colour(share: float) -> tuple[int, int, int]:
+    """A colour of the ramp, 0 = coldest."""
+    at = min(max(share, 0.0), 1.0) * (len(RAMP) - 1)
+    low = min(int(at), len(RAMP) - 2)
+    r, g, b = (round(a + (c - a) * (at - low)) for a, c in zip(RAMP[low], RAMP[low + 1], strict=True))
+    return r, g, b

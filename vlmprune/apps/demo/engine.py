@@ -1,0 +1,264 @@
+"""The engine owns the models: whoever wants them gets them alone, and what they send comes out as a stream.
+
+A wrapped model carries the method of whoever wrapped it last, and SGL runs two models for one answer: one lock stands
+before all of them, so that no user ever meets another's method or state.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...accounting.scores import sureness
+from ...api import Answer, plain_model, prepare, unknown_words, unknown_words_note, wrap
+from ...errors import VlmpruneError
+from ...families import family_of
+from ...harness.models import Models, make, options_of
+from .look import attention_by_layer
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from ...flow.locate import ImageSpan
+
+LONGEST_QUESTION = 2000  # characters
+MAX_NEW_TOKENS = 64
+Send = Callable[[Any], None]
+
+
+class _Gone(BaseException):
+    """Nobody listens any more. Not an Exception: nothing that runs should catch it."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """The last of a stream, with what went wrong."""
+
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a question is answered; a method gets what it takes of it."""
+
+    method: str
+    keep: float | int | None = None
+    exit_at: float | None = None
+
+    def made(self, models: Models) -> Any:
+        """The method object."""
+        takes = options_of(self.method)
+        return make(self.method, models, **{name: getattr(self, name) for name in ("keep", "exit_at") if name in takes})
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text as it is generated, so far: `side` is "unpruned" or "pruned"."""
+
+    side: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Small:
+    """What the small model says alone: its answer, how sure it is of it, and the attention it paid (SGL's ranking).
+
+    `importance` [V] lies on `span`, the small model's own grid.
+    """
+
+    text: str
+    confidence: float
+    consistency: float
+    seconds: float
+    importance: Tensor
+    span: ImageSpan
+
+    @property
+    def sure(self) -> float:
+        """SGL's S, what `exit_at` is compared with."""
+        return sureness(self.confidence, self.consistency)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that came of one question. `attention`: by decoder layer [V], of the unpruned large model."""
+
+    picture: Image.Image
+    question: str
+    unpruned: Answer
+    pruned: Answer
+    small: Small | None
+    attention: dict[int, Tensor]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def span(self) -> ImageSpan:
+        """The picture's visual tokens, with the kept ones among them."""
+        return self.pruned.report.images[0][0]
+
+    @property
+    def layers(self) -> int:
+        return len(self.unpruned.report.layer_lengths)
+
+    def alive(self, layer: int) -> int:
+        """How many visual tokens a decoder layer sees."""
+        report, full = self.pruned.report, self.unpruned.report
+        gone = full.layer_lengths[layer] - report.layer_lengths[layer]
+        return max(0, full.visual_tokens[0] - gone)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable, in the words of `vlmprune ask --json`."""
+        record: dict[str, Any] = {
+            side: {"text": answer.text, "report": answer.report.to_dict()}
+            for side, answer in (("unpruned", self.unpruned), ("pruned", self.pruned))
+        }
+        if self.small is not None:
+            small = self.small
+            record["small"] = {
+                "text": small.text, "confidence": small.confidence, "consistency": small.consistency
+            }  # fmt: skip
+        return record | {"notes": list(self.notes)}
+
+
+def layer_count(model: Any) -> int:
+    """Decoder layers of a model."""
+    plain = plain_model(model)
+    return len(family_of(plain).language_model(plain).layers)
+
+
+class Engine:
+    """The models and the lock before them.
+
+    Args:
+        models: as `load_models` gives them.
+    """
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """One answer to a bundled question: what is slow the first time only is not left to the first user."""
+        from ...tiny import example
+
+        self.run(*example(), Setting("sgl" if self.models.small is not None else "fastv"))
+
+    def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
+        """What `work(send)` sends, as it comes; `work` runs in a thread of its own, alone with the models.
+
+        Whoever stops listening ends it: the next `send` does not return.
+        """
+        news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        gone = threading.Event()
+
+        def send(item: Any) -> None:
+            if gone.is_set():
+                raise _Gone
+            news.put(item)
+
+        def body() -> None:
+            end = _End()
+            try:
+                with self._lock:
+                    if not gone.is_set():  # a listener may have left the queue before the lock
+                        work(send)
+            except _Gone:
+                pass
+            except BaseException as error:  # raised again where somebody listens
+                end = _End(error)
+            news.put(end)
+
+        threading.Thread(target=body, name="vlmprune-demo", daemon=True).start()
+        try:
+            while not isinstance(item := news.get(), _End):
+                yield item
+            if item.error is not None:
+                raise item.error
+        finally:
+            gone.set()
+
+    # -- a question --------------------------------------------------------------------------------------------
+
+    def asked(self, question: str | None) -> str:
+        """A question fit to be asked.
+
+        Raises:
+            VlmpruneError: empty, or too long.
+        """
+        text = " ".join((question or "").split())
+        if not text:
+            raise VlmpruneError("There is no question; write one about the picture.")
+        if len(text) > LONGEST_QUESTION:
+            raise VlmpruneError(f"The question has {len(text):,} characters; use at most {LONGEST_QUESTION:,}.")
+        return text
+
+    def ask(self, picture: Image.Image, question: str, setting: Setting) -> Iterator[Piece | Run]:
+        """Pieces of both answers as they are generated, and at last the `Run`.
+
+        Raises:
+            VlmpruneError: a bad question or setting.
+        """
+        question = self.asked(question)
+        method = setting.made(self.models)
+
+        def work(send: Send) -> None:
+            models = self.models
+            unpruned = self.answer(make("none"), picture, question, lambda text: send(Piece("unpruned", text)))
+            pruned = self.answer(method, picture, question, lambda text: send(Piece("pruned", text)))
+            attention = attention_by_layer(models.model, prepare(models.processor, picture, question))
+            words = unknown_words(models.processor, question)
+            notes = [unknown_words_note(words)] if words else []
+            small = self._small(picture, question)
+            send(Run(picture, question, unpruned, pruned, small, attention, (*notes, *pruned.report.notes)))
+
+        return self.stream(work)
+
+    def run(self, picture: Image.Image, question: str, setting: Setting) -> Run:
+        """The same without the pieces."""
+        (*_, run) = self.ask(picture, question, setting)
+        assert isinstance(run, Run)
+        return run
+
+    def answer(
+        self, method: Any, picture: Image.Image, question: str, hear: Callable[[str], None] | None = None
+    ) -> Answer:
+        """The large model's answer under a method; call this inside `stream` only."""
+        from transformers import TextStreamer
+
+        models = self.models
+        so_far: list[str] = []
+
+        class Listener(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                so_far.append(text)
+                assert hear is not None
+                hear("".join(so_far))
+
+        tokenizer = getattr(models.processor, "tokenizer", models.processor)
+        streamer = None if hear is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        with wrap(models.model, method, processor=models.processor) as pruned:
+            return pruned.ask(
+                picture, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
+            )
+
+    def _small(self, picture: Image.Image, question: str) -> Small | None:
+        """The small model alone, where there is one."""
+        from ...guide.runner import Guide
+
+        models = self.models
+        if models.small is None:
+            return None
+        start = time.perf_counter()
+        inputs = prepare(models.small_processor, picture, question)
+        found = Guide(models.small).answer(dict(inputs), {"max_new_tokens": MAX_NEW_TOKENS}, whole=True)
+        assert found.answers is not None and found.confidence is not None and found.consistency is not None
+        text = models.small_processor.decode(found.answers[0], skip_special_tokens=True).strip()
+        seconds = time.perf_counter() - start
+        span = found.layouts[0].images[0]
+        importance = found.importance[0][span.positions.to(found.importance[0].device)].cpu()
+        return Small(text, found.confidence[0], found.consistency[0], seconds, importance, span)

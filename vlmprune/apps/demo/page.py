@@ -1,0 +1,120 @@
+"""Pieces of the page as HTML: every text from outside is escaped, every picture has its alternative in words."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ...errors import VlmpruneError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OUR_FAULT = "Something went wrong on the server, and its log says what; try again, or with another picture."
+log = logging.getLogger(__name__)
+text = html.escape
+
+
+def sentence(message: str) -> str:
+    """A message as a sentence of the page."""
+    flat = " ".join(message.split()).rstrip(".") + "."
+    # An option's name stays as it is written.
+    return flat[:1].upper() + flat[1:] if flat.partition(" ")[0].isalpha() else flat
+
+
+def notice(message: str, *, alert: bool = True) -> str:
+    """An error, or (not `alert`) something a reader should know."""
+    if not message:
+        return ""
+    kind, role = ("alert", "alert") if alert else ("note", "status")
+    return f'<p class="vp-{kind}" role="{role}">{text(sentence(message))}</p>'
+
+
+def told(blank: Sequence[Any]) -> Callable[[Callable[..., Iterator[tuple[Any, ...]]]], Callable[..., Any]]:
+    """A handler whose errors are a sentence on the page.
+
+    Args:
+        blank: what the handler's outputs show beside an error. The wrapped handler has one output more, in front of
+            its own: the notice.
+    """
+
+    def around(handler: Callable[..., Iterator[tuple[Any, ...]]]) -> Callable[..., Any]:
+        @functools.wraps(handler)
+        def run(*args: Any) -> Iterator[tuple[Any, ...]]:
+            try:
+                for outputs in handler(*args):
+                    yield ("", *outputs)
+            except VlmpruneError as error:
+                yield (notice(str(error)), *blank)
+            except Exception:
+                log.exception("%s failed", handler.__name__)
+                yield (notice(OUR_FAULT), *blank)
+
+        return run
+
+    return around
+
+
+def plain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for the API: the client gets the sentence as its error."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except VlmpruneError as error:
+            raise gr.Error(sentence(str(error)), print_exception=False) from None
+        except Exception:
+            log.exception("%s failed", function.__name__)
+            raise gr.Error(OUR_FAULT, print_exception=False) from None
+
+    return run
+
+
+def figure(picture: Image.Image, alt: str, caption: str = "") -> str:
+    """A picture inside the page itself: no file, no address."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    source = base64.b64encode(data.getvalue()).decode()
+    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return f'<figure class="vp-figure"><img alt="{text(alt)}" src="data:image/png;base64,{source}">{below}</figure>'
+
+
+def grid(cells: Sequence[str]) -> str:
+    """Side by side where there is room."""
+    return f'<div class="vp-grid">{"".join(cells)}</div>'
+
+
+def card(title: str, answer: str, facts: Sequence[tuple[str, str]] = (), *, busy: bool = False) -> str:
+    """An answer with what it cost. `busy`: it is still being written."""
+    rows = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
+    below = f"<dl>{rows}</dl>" if rows else ""
+    state = ' aria-busy="true"' if busy else ""
+    inside = f'<h3>{text(title)}</h3><p class="vp-answer">{text(answer)}</p>{below}'
+    return f'<section class="vp-card"{state}>{inside}</section>'
+
+
+def bar(share: float, label: str) -> str:
+    """A horizontal bar with its number beside it; the number is what a screen reader reads."""
+    width = 100 * min(1.0, max(0.0, share))
+    return (
+        f'<span class="vp-bar"><span class="vp-track" aria-hidden="true"><span class="vp-fill" '
+        f'style="width:{width:.1f}%"></span></span><span class="vp-number">{text(label)}</span></span>'
+    )
+
+
+def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
+    """A bar a row: its name, its value, and the value in words; the longest fills the width."""
+    highest = max((value for _, value, _ in rows), default=0.0) or 1.0
+    body = "".join(
+        f'<tr><th scope="row">{text(name)}</th><td>{bar(value / highest, label)}</td></tr>'
+        for name, value, label in rows
+    )
+    return f'<table class="vp-bars"><caption>{text(title)}</caption><tbody>{body}</tbody></table>'

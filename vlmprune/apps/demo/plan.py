@@ -1,0 +1,139 @@
+"""The tab Plan: what pruning would save on given hardware, and how many requests fit, by roofline."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from ...accounting.hardware import HARDWARE
+from ...errors import VlmpruneError, nearest
+from ...harness.format import amount, share
+from ..cli.plan import Named, planned, usual, verdict_in_words
+from .engine import Engine, Send
+from .page import bars, notice, plain_errors, text, told
+
+TITLE = "Plan"
+DTYPE = "bf16"  # what the hardware's peaks are for
+OWN = "the model of this page"
+MOST = 1_000_000  # tokens
+
+
+def llava(layers: int, width: int, inner: int, heads: int) -> Any:
+    """LLaVA-1.5: a Vicuna of this size behind CLIP ViT-L/14 at 336 pixels, the tower of transformers' default."""
+    from transformers import LlamaConfig, LlavaConfig
+
+    words = LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=32_064,
+    )
+    return LlavaConfig(text_config=words)
+
+
+def pairs(engine: Engine) -> dict[str, tuple[Named, Named | None]]:
+    """Name -> large and small config: the page's own, and a known size or two for those who have no model here."""
+    models = engine.models
+    small = None if models.small is None else (models.small_name or "small", copy.deepcopy(models.small.config))
+    seven, thirteen = ("LLaVA-1.5 7B", llava(32, 4096, 11_008, 32)), ("LLaVA-1.5 13B", llava(40, 5120, 13_824, 40))
+    return {
+        OWN: ((models.name, copy.deepcopy(models.model.config)), small),
+        seven[0]: (seven, None),
+        f"{thirteen[0]}, guided by {seven[0]}": (thirteen, seven),
+    }
+
+
+def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, words: float, new: float) -> Any:
+    """The plan of `vlmprune plan --json`, for one budget.
+
+    Raises:
+        VlmpruneError: an unknown model or hardware, a bad budget or number.
+    """
+    known = pairs(engine)
+    for what, name, names in (("model", model, known), ("hardware", hardware, HARDWARE)):
+        if name not in names:
+            raise VlmpruneError(f"There is no {what} {name!r}; {nearest(str(name), list(names))}")
+    for what, value, least in (("Visual tokens", visual, 0), ("Text tokens", words, 1), ("New tokens", new, 1)):
+        if not isinstance(value, int | float) or not least <= value <= MOST:
+            raise VlmpruneError(f"{what}: {value!r} is out of range; give a number from {least} to {MOST:,}.")
+    large, small = known[model]
+
+    def work(send: Send) -> None:
+        # Inside the engine's turn: building a model in bf16 changes torch's default precision for all threads.
+        settings = [(name, str(float(keep))) for name in usual(small)]
+        made = planned(
+            large, small, HARDWARE[hardware], settings, None,
+            visual=int(visual) or None, text=int(words), new=int(new), dtype=DTYPE,
+        )  # fmt: skip
+        send(made)
+
+    (made,) = engine.stream(work)
+    return made
+
+
+def build(engine: Engine) -> None:
+    """Put the tab on the page."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            alert = gr.HTML(elem_id="plan-alert")
+            model = gr.Dropdown(list(pairs(engine)), value=OWN, label="Model", elem_id="plan-model", filterable=False)
+            hardware = gr.Dropdown(
+                list(HARDWARE), value=next(iter(HARDWARE)), label="Hardware", elem_id="plan-hardware", filterable=False
+            )
+            keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (share of tokens)", elem_id="plan-keep")
+            visual = gr.Number(0, label="Visual tokens of a picture (0: the model's own)", elem_id="plan-visual")
+            words = gr.Number(64, label="Text tokens of the prompt", elem_id="plan-text")
+            new = gr.Number(32, label="Tokens generated", elem_id="plan-new")
+            go = gr.Button("Plan", variant="primary", elem_id="plan-go")
+        with gr.Column(scale=3, min_width=300):
+            made = gr.HTML(elem_id="plan-made")
+    boxes = [model, hardware, keep, visual, words, new]
+
+    @told(("",))
+    def run(*given: Any) -> Iterator[tuple[Any, ...]]:
+        yield (shown(plan(engine, *given)),)
+
+    turn: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
+    go.click(run, boxes, [alert, made], api_visibility="private", show_progress="hidden", **turn)
+    gr.Button(visible=False).click(
+        plain_errors(lambda *given: plan(engine, *given)),
+        boxes,
+        gr.JSON(visible=False),
+        api_name="plan",
+        api_description="What pruning would save on given hardware, as `vlmprune plan --json` prints it.",
+        **turn,
+    )
+
+
+def shown(made: dict[str, Any]) -> str:
+    """Speed-ups and requests as bars, times as a table, and whether a small model pays."""
+    rows, prompt, machine = made["rows"], made["prompt"], made["hardware"]
+    body = "".join(
+        f'<tr><th scope="row">{text(row["method"])}</th><td class="vp-num">{row["kept"]}</td>'
+        f'<td class="vp-num">{share(row["prefill_flops"], rows[0]["prefill_flops"])}</td>'
+        f'<td class="vp-num">{amount(row["kv_bytes"], "B")}</td>'
+        f'<td class="vp-num">{row["total"] * 1000:.3g} ms</td></tr>'
+        for row in rows
+    )
+    names = ("tokens", "prefill FLOPs", "KV cache", "a request")
+    head = '<th scope="col">method</th>' + "".join(f'<th scope="col" class="vp-num">{name}</th>' for name in names)
+    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    about = (
+        f"{made['config']}: {prompt['visual']} visual and {prompt['text']} text tokens, {prompt['new']} generated, "
+        f"{prompt['dtype']} on {machine['name']}. By roofline, the time of perfect kernels: ratios hold better than "
+        "milliseconds"
+    )
+    faster = [(row["method"], row["speed_up"], f"{row['speed_up']:.2f}x") for row in rows]
+    fit = [(row["method"], float(row["requests"]), f"{row['requests']:,}") for row in rows]
+    verdicts = [f"SGL at keep={one['keep']} {verdict_in_words(one)}" for one in made["sgl"]]
+    return (
+        bars("Predicted speed-up of a request", faster)
+        + bars("Requests that fit at once", fit)
+        + f'<div class="vp-scroll">{table}</div>'
+        + "".join(notice(line, alert=False) for line in [about, *verdicts])
+    )

@@ -1,0 +1,197 @@
+"""The tab Sinks: where a model's attention sinks are, layer by layer, and what VAR changed about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import torch
+
+import vlmprune
+
+from ...api import Answer, prepare, wrap
+from ...flow.sinks import eligible_layers
+from ...hf.arguments import on
+from ..cli.sinks import find
+from .draw import overlay
+from .engine import Engine, Send, layer_count
+from .examples import inputs
+from .page import bars, card, figure, grid, notice, plain_errors, text, told
+from .upload import checked
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ...sinks.report import SampleSinks, SinkReport
+
+TITLE = "Sinks"
+P, RHO = 0.4, 0.5  # VAR's own defaults
+WORDS = 4  # likeliest first tokens that are shown
+
+
+@dataclass(frozen=True)
+class Found:
+    """The sinks of one picture and question, and the model with and without VAR.
+
+    `words`: the likeliest first tokens of the answer, each with its probability without and with VAR.
+    """
+
+    picture: Image.Image
+    report: SinkReport
+    before: Answer
+    after: Answer
+    words: tuple[tuple[str, float, float], ...]
+
+    @property
+    def sample(self) -> SampleSinks:
+        return self.report.samples[0]
+
+
+def look(engine: Engine, picture: Image.Image, question: str, p: float, rho: float) -> Found:
+    """Find the sinks and run VAR.
+
+    Raises:
+        VlmpruneError: a bad question or option.
+    """
+    question = engine.asked(question)
+    method = vlmprune.VAR(p=float(p), rho=float(rho))
+
+    def work(send: Send) -> None:
+        model, processor = engine.models.model, engine.models.processor
+        given = on(model, dict(prepare(processor, picture, question)))
+        report = find(model, processor, picture, question, None)
+        answers, chances = [], []
+        for made in (vlmprune.Unpruned(), method):
+            answers.append(engine.answer(made, picture, question))
+            with wrap(model, made, processor=processor), torch.no_grad():
+                chances.append(model(**given, use_cache=False).logits[0, -1].float().softmax(dim=-1))
+        best = torch.maximum(*chances).topk(WORDS).indices.tolist()
+        words = tuple(
+            (processor.decode([i]).strip() or repr(i), float(chances[0][i]), float(chances[1][i])) for i in best
+        )
+        send(Found(picture, report, answers[0], answers[1], words))
+
+    (found,) = engine.stream(work)
+    assert isinstance(found, Found)
+    return found
+
+
+def build(engine: Engine) -> None:
+    """Put the tab on the page."""
+    layers = layer_count(engine.models.model)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            given = inputs("sinks")
+            p = gr.Slider(0.0, 1.0, P, step=0.05, label="VAR: share of a sink that is moved", elem_id="sinks-p")
+            rho = gr.Slider(
+                0.0, 1.0, RHO, step=0.05, label="VAR: least share of a head off the sinks", elem_id="sinks-rho"
+            )
+            go = gr.Button("Find sinks", variant="primary", elem_id="sinks-go")
+        with gr.Column(scale=3, min_width=300):
+            changed = gr.HTML(elem_id="sinks-changed")
+            layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="sinks-layer")
+            picture = gr.HTML(elem_id="sinks-heat")
+    counts = gr.HTML(elem_id="sinks-layers")
+    state = gr.State(None)
+
+    @told(("", "", "", None))
+    def run(picture: Any, question: str, p: float, rho: float, layer: int) -> Iterator[tuple[Any, ...]]:
+        shown = checked(picture)
+        yield notice("Reading every layer, without and with VAR", alert=False), "", "", None
+        found = look(engine, shown, question, p, rho)
+        yield compared(found), heat(found, layer), by_layer(found), found
+
+    gr.on(
+        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
+        run,
+        [given.picture, given.question, p, rho, layer],
+        [given.alert, changed, picture, counts, state],
+        api_visibility="private",
+        concurrency_id="models",
+        concurrency_limit=1,
+        show_progress="hidden",
+    )
+    layer.input(
+        lambda found, layer: heat(found, layer) if isinstance(found, Found) else "",
+        [state, layer],
+        picture,
+        api_visibility="private",
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+
+    def sinks_api(picture: Any, question: str, p: float, rho: float) -> dict[str, Any]:
+        found = look(engine, checked(picture), question, p, rho)
+        return {
+            "sinks": found.report.to_dict(),
+            "without_var": found.before.text,
+            "with_var": found.after.text,
+            "first_token": [dict(zip(("token", "without", "with"), word, strict=True)) for word in found.words],
+            "notes": found.after.report.notes,
+        }
+
+    gr.Button(visible=False).click(
+        plain_errors(sinks_api),
+        [given.picture, given.question, p, rho],
+        gr.JSON(visible=False),
+        api_name="sinks",
+        api_description="Attention sinks of a picture and question, and the answers without and with VAR.",
+        concurrency_id="models",
+        concurrency_limit=1,
+    )
+
+
+def compared(found: Found) -> str:
+    """The answers without and with VAR, the chances of the first token, and what is to be known."""
+    moved = sum(len(heads) for heads in found.sample.gated_heads)
+    heads = found.sample.gated.shape[1] * len(eligible_layers(found.sample.layers))
+    cells = [
+        card("Without VAR", found.before.text),
+        card("With VAR", found.after.text, [("heads that it changed", f"{moved} of {heads}")]),
+    ]
+    rows = "".join(
+        f'<tr><th scope="row">{text(word)}</th><td class="vp-num">{a:.1%}</td><td class="vp-num">{b:.1%}</td></tr>'
+        for word, a, b in found.words
+    )
+    head = '<th scope="col">first token</th><th scope="col" class="vp-num">without</th>'
+    head += '<th scope="col" class="vp-num">with VAR</th>'
+    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    notes = dict.fromkeys([*found.report.notes, *found.after.report.notes])
+    return grid(cells) + table + "".join(notice(note, alert=False) for note in notes)
+
+
+def heat(found: Found, layer: int) -> str:
+    """phi of every visual token entering a layer, sinks framed."""
+    one = found.sample
+    layer = max(0, min(one.layers - 1, int(layer)))
+    span = one.images[0]
+    values, sinks = one.phi[layer][one.visual[span.positions]], one.sinks[layer][one.visual[span.positions]]
+    drawn = overlay(found.picture, heat=(span, values), framed=(span, sinks))
+    number, highest = int(sinks.sum()), float(values.max())
+    caption = f"phi entering layer {layer}: the highest of {len(values)} visual tokens is {highest:.1f}"
+    if found.report.dims:
+        caption += f"; {number} are sinks (framed), from tau {found.report.tau:.1f} on."
+    else:
+        caption += ". None is a sink, since this model has no sink dimensions."
+    return figure(drawn, f"Heat map over the picture, {caption}", caption)
+
+
+def by_layer(found: Found) -> str:
+    """Bars over the layers: sinks, and how much of the attention to the image goes to them."""
+    one = found.sample
+    counts = [(len(a), len(b)) for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]
+    sinks = [(f"layer {i}", float(a + b), f"{a} visual, {b} text") for i, (a, b) in enumerate(counts)]
+    shares = one.sink_share.mean(dim=1).tolist()
+    taken = [(f"layer {i}", share, f"{share:.1%}") for i, share in enumerate(shares)]
+    heads = [(f"layer {i}", float(len(found)), str(len(found))) for i, found in enumerate(one.gated_heads)]
+    dims = ", ".join(map(str, found.report.dims)) or "none"
+    return grid(
+        [
+            bars(f"Sinks a layer (sink dimensions: {dims})", sinks),
+            bars("Of the attention to the picture, share on visual sinks (mean over heads)", taken),
+            bars("Heads that VAR changes", heads),
+        ]
+    )
+

@@ -1,0 +1,1 @@
+"""What apps, integrations and evaluation share: loading models, measuring, parsing and formatting."""

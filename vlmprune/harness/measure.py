@@ -1,0 +1,106 @@
+"""Run several methods on the same prompts in turns, so that what slows the machine slows every one of them alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from ..errors import VlmpruneError
+from .format import milliseconds
+
+
+@dataclass
+class Contender:
+    """A model under a method, and what came of its runs: one list of answers and one report a run."""
+
+    method_name: str
+    keep: str
+    model: Any
+    processor: Any
+    method: Any
+    answers: list[list[str]] = field(default_factory=list)
+    reports: list[Any] = field(default_factory=list)
+
+    def run(self, images: Sequence[Any], questions: Sequence[str], *, record: bool, **generation: Any) -> None:
+        """Answer one batch, greedily; a picture that is None is left out of its prompt."""
+        import vlmprune
+
+        generation["do_sample"] = False
+        with vlmprune.wrap(self.model, self.method, processor=self.processor) as pruned:
+            if len(questions) == 1 and images[0] is not None:
+                answers = [pruned.ask(images[0], questions[0], **generation).text]
+            else:
+                answers = _ask_batch(pruned, self.processor, images, questions, generation)
+            if record:
+                self.answers.append(answers)
+                self.reports.append(pruned.report)
+
+    def seconds(self, stage: str = "total") -> float:
+        """Median over the runs, per prompt."""
+        return median(report.seconds.get(stage, 0.0) / len(report.visual_tokens) for report in self.reports)
+
+    def typical(self) -> int:
+        """The run whose total time is the median one (the later of the middle two)."""
+        order = sorted(range(len(self.reports)), key=lambda run: self.reports[run].seconds["total"])
+        return order[len(order) // 2]
+
+    def total(self, name: str) -> float:
+        """A report's number summed over the prompts of all runs; means over a batch are weighted by its size."""
+        summed = name.startswith(("prefill_flops", "kv_bytes", "guide_flops"))
+        return sum((getattr(r, name) or 0) * (1 if summed else len(r.visual_tokens)) for r in self.reports)
+
+    def mean(self, name: str) -> float:
+        """A report's number per prompt."""
+        return self.total(name) / sum(len(report.visual_tokens) for report in self.reports)
+
+
+def _ask_batch(
+    pruned: Any, processor: Any, images: Sequence[Any], questions: Sequence[str], generation: dict[str, Any]
+) -> list[str]:
+    import torch
+
+    from ..api import batched, conversation
+    from ..hf.arguments import on
+
+    shown = [[] if image is None else [image] for image in images]
+    talks = [conversation(pictures, question) for pictures, question in zip(shown, questions, strict=True)]
+
+    inputs = on(pruned.model, batched(processor, talks))
+    with torch.no_grad():
+        out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
+    new = out[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def in_turns(
+    contenders: Sequence[Contender],
+    batches: Sequence[tuple[Sequence[Any], Sequence[str]]],
+    step: Callable[[], None] = lambda: None,
+    **generation: Any,
+) -> None:
+    """Every contender answers the first batch once unrecorded, to warm up; then all answer each batch in turn."""
+    for warm_up, batch in [(True, batches[0]), *((False, batch) for batch in batches)]:
+        for contender in contenders:
+            contender.run(*batch, record=not warm_up, **generation)
+            step()
+
+
+def backend(model: Any) -> str:
+    """What computed it: attention kernel, precision, device."""
+    precision = str(model.dtype).removeprefix("torch.")
+    return f"{getattr(model.config, '_attn_implementation', None) or 'eager'} attention, {precision}, {model.device}"
+
+
+def stage_cell(contender: Contender, stage: str) -> str:
+    """A stage's median time, or a dash when it did not take place."""
+    present = any(stage in report.seconds for report in contender.reports)
+    return milliseconds(contender.seconds(stage)) if present else "-"
+
+
+def at_least_one(option: str, value: int) -> int:
+    """A count a user gave."""
+    if value < 1:
+        raise VlmpruneError(f"{option} {value} is too small; give 1 or more")
+    return value

@@ -1,0 +1,139 @@
+"""Loading what ``--model`` and ``--guide`` name, and making a method from the command's options."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import VlmpruneError, nearest
+from .format import note
+
+BUNDLED_LARGE, BUNDLED_SMALL = "the bundled large model", "the bundled small model"
+PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The model asked, and a small one where there is any: the bundled small one, or what ``--guide`` names."""
+
+    name: str
+    model: Any
+    processor: Any
+    small_name: str | None = None
+    small: Any = None
+    small_processor: Any = None
+
+    @property
+    def bundled(self) -> bool:
+        return self.name == BUNDLED_LARGE
+
+
+def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool) -> Models:
+    """The bundled pair, either of them replaced by what was named."""
+    import torch
+
+    import vlmprune
+
+    if model is None:
+        if "OMP_NUM_THREADS" not in os.environ:
+            # Matrices this small only wait for each other: on two cores a whole answer took 43 ms on one thread and
+            # 340 to 2,400 ms on two, with differences between methods lost in it.
+            torch.set_num_threads(1)
+        large, small, processor = vlmprune.load_tiny()
+        models = Models(BUNDLED_LARGE, large, processor, BUNDLED_SMALL, small, processor)
+    else:
+        models = Models(model, *_load("--model", model, trust_remote_code))
+    if guide is not None:
+        small, small_processor = _load("--guide", guide, trust_remote_code)
+        models = Models(models.name, models.model, models.processor, guide, small, small_processor)
+    return models
+
+
+def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from ..inputs import load_processor
+    from ..inputs.processor import reason
+
+    path = Path(name).expanduser()
+    if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
+        # Anything else is asked of the Hub, which takes long to say no without a network.
+        raise VlmpruneError(f"{option} {name!r} is no directory; give a directory with a model, or an id like org/name")
+    source = str(path) if path.is_dir() else name
+    where = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    try:
+        processor = load_processor(source, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype="auto", trust_remote_code=trust_remote_code, **where
+        )
+    except Exception as error:  # whatever a user's files make transformers raise is bad input, not a bug of ours
+        why = reason(error)
+        if "pip install" not in why:
+            why += "; give a directory or an id that holds its config, weights and processor"
+        raise VlmpruneError(f"{option} {name!r} cannot be loaded as an image-text model: {why}") from error
+    return model.eval(), processor
+
+
+def method_class(name: str) -> type:
+    """The registered class behind a name; a mistyped one is answered with the nearest."""
+    import vlmprune
+
+    known = vlmprune.methods()
+    if name not in known:
+        raise VlmpruneError(f"there is no method {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def options_of(name: str) -> set[str]:
+    """The options a method takes."""
+    return set(inspect.signature(method_class(name)).parameters)
+
+
+def make(name: str, models: Models | None = None, **given: Any) -> Any:
+    """The method of this name with the options that were given (None: not given).
+
+    Without ``models`` the call only checks what can be checked before anything is loaded.
+    """
+    accepted = options_of(name)
+    options = {option: value for option, value in given.items() if value is not None}
+    for option in sorted(options.keys() - accepted):
+        raise VlmpruneError(f"the method {name!r} takes no --{option.replace('_', '-')}; leave it out")
+    if "guide" in accepted:
+        if models is None:
+            return None  # its constructor wants a loaded model
+        if models.small is None:
+            raise VlmpruneError(f"the method {name!r} needs a small model beside --model; name one with --guide")
+        options |= {"guide": models.small}
+        if models.small_processor is not models.processor:
+            options |= {"guide_processor": models.small_processor}
+    return method_class(name)(**options)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep other libraries' notes and progress bars off the terminal; say our own warnings once, one line each.
+
+    Ours come out only at a good end: bad input is exactly one line.
+    """
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    for message in dict.fromkeys(str(w.message) for w in caught if PACKAGE in Path(w.filename).parents):
+        note(f"warning: {message}")

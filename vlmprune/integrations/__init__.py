@@ -1,0 +1,1 @@
+"""Wrapped models inside other tools: lmms-eval, Ray Data."""

@@ -1,0 +1,177 @@
+"""Wrapped models on Ray Data: the same answers from many machines, since a wrapped model stays a Hugging Face one.
+
+Any layer, original positions and interventions, which no engine offers. `RAY_ADDRESS` names the cluster; without one
+Ray starts on this machine. (`import ray` in here is the package Ray: imports are absolute.)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import VlmpruneError
+
+PASSED = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HUB_OFFLINE")  # of this process's environment, to the actors
+
+
+def map_images(
+    dataset: Any,
+    model: str | None,
+    method: Any,
+    *,
+    guide: str | None = None,
+    workers: int = 1,
+    batch_size: int = 1,
+    image: str = "image",
+    question: str = "question",
+    max_new_tokens: int = 64,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Any:
+    """Ask every row's question about its picture, on a pool of actors that each hold the wrapped model.
+
+    Args:
+        dataset: a Ray Dataset, or an iterable of rows as dicts. model: a directory or Hub id that every machine can
+            read; None is the bundled pair. method: a name with its `options`, or a method object without a guide.
+        guide: the small model of methods that need one, a directory or Hub id. workers: actors, a GPU each where there
+            are GPUs. batch_size: questions that one actor answers together.
+        image, question: the columns. A picture is a path, the bytes of a file, or an array [H, W, 3] as
+            `ray.data.read_images` makes them.
+    Returns:
+        A Ray Dataset, not run yet: the rows with the columns `answer` and `report` (JSON, of the row's batch), or
+        `error`, the sentence, where a picture cannot be read. An actor that dies is replaced and its rows are done
+        again.
+    Raises:
+        VlmpruneError: Ray is not installed, or the method and its options do not fit.
+    """
+    from ..harness.models import make
+    from ..methods.base import Method
+
+    if isinstance(method, str):
+        make(method, **options)  # said here, and not by an actor
+    elif not isinstance(method, Method) or options:
+        raise VlmpruneError(f"method={method!r:.80} is no name of a method with options, and no method object alone.")
+    elif getattr(method, "guide", None) is not None:
+        raise VlmpruneError("A guide does not travel with a method object; pass method='sgl', guide=ID_OR_DIR.")
+    settings = {
+        "model": model, "guide": guide, "method": method, "options": options, "image": image, "question": question,
+        "max_new_tokens": max_new_tokens, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    return map_actors(dataset, Asker, (settings,), workers=workers, batch_size=batch_size)
+
+
+def map_actors(
+    dataset: Any, actor: type, arguments: tuple[Any, ...], *, workers: int = 1, batch_size: int | None = 1
+) -> Any:
+    """Batches of rows through a pool of `actor(*arguments)`, each called with a batch of columns.
+
+    Args:
+        dataset: a Ray Dataset, or an iterable of rows.
+    Raises:
+        VlmpruneError: Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise VlmpruneError("This needs the package ray; install vlmprune[ray].") from None
+    import torch
+
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise VlmpruneError(f"workers={workers!r} is no number of actors; use 1 or more.")
+    if not ray.is_initialized():
+        # Actors import this package from where this process runs, and must not share one core's threads out.
+        passed = {name: os.environ[name] for name in PASSED if name in os.environ}
+        ray.init(
+            num_cpus=None if os.environ.get("RAY_ADDRESS") else max(workers + 1, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": passed},
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    if not isinstance(dataset, ray.data.Dataset):
+        rows = list(_rows(dataset))
+        dataset = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), 4 * workers)))
+    return dataset.map_batches(
+        actor,
+        fn_constructor_args=arguments,
+        batch_size=batch_size,
+        concurrency=workers,
+        num_gpus=1 if torch.cuda.is_available() else 0,
+    )
+
+
+def _rows(dataset: Any) -> Iterable[dict[str, Any]]:
+    for number, row in enumerate(dataset):
+        if not isinstance(row, Mapping):
+            raise VlmpruneError(f"Row {number} is {row!r:.60}; make every row a dict, or pass a Ray Dataset.")
+        yield dict(row)
+
+
+class Asker:
+    """One actor of `map_images`: loads the models on its own machine, then answers batch after batch."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from ..harness.measure import Contender
+        from ..harness.models import load_models, make
+
+        self.settings = settings
+        models = load_models(settings["model"], settings["guide"], trust_remote_code=settings["trust_remote_code"])
+        method = settings["method"]
+        if isinstance(method, str):
+            method = make(method, models, **settings["options"])
+        self.contender = Contender("", "", models.model, models.processor, method)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns in, the same columns and the answers out."""
+        images, questions = batch[self.settings["image"]], batch[self.settings["question"]]
+        answers, reports, errors = [""] * len(questions), [""] * len(questions), [""] * len(questions)
+        usable: list[tuple[int, Any]] = []
+        for row, value in enumerate(images):
+            try:
+                usable.append((row, read(value)))
+            except VlmpruneError as error:
+                errors[row] = str(error)
+        if usable:
+            contender = self.contender
+            contender.answers.clear()
+            contender.reports.clear()
+            contender.run(
+                [picture for _, picture in usable],
+                [str(questions[row]) for row, _ in usable],
+                record=True,
+                max_new_tokens=self.settings["max_new_tokens"],
+            )
+            report = json.dumps(contender.reports[0].to_dict())
+            for (row, _), answer in zip(usable, contender.answers[0], strict=True):
+                answers[row], reports[row] = answer, report
+        return {**batch, "answer": answers, "report": reports, "error": errors}
+
+
+def read(value: Any) -> Any:
+    """A row's picture.
+
+    Raises:
+        VlmpruneError: it is none.
+    """
+    from PIL import Image
+
+    from ..inputs.images import as_rgb, decoded, picture
+
+    if isinstance(value, str):
+        return picture(Path(value))
+    if isinstance(value, bytes):
+        return decoded(io.BytesIO(value), "the picture")
+    try:
+        made = Image.fromarray(value)
+    except (TypeError, AttributeError, ValueError):
+        raise VlmpruneError(
+            f"A {type(value).__name__} is no picture; give a path, the bytes of a file, or an array [H, W, 3]."
+        ) from None
+    return as_rgb(made)
