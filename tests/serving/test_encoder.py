@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import vlmprune
-import vlmprune.vllm
+import vlmprune.serving
 from eval.serving.fleet import table
 from tests.support.engines import picture
 from tests.support.tiny_families import build, make_inputs, row
+from vlmprune.serving import Encoder, engine_arguments, engine_options
 from vlmprune.serving.stages import Stage
 from vlmprune.serving.tower import SERVED, load_vision
-from vlmprune.vllm import Encoder, engine_arguments, engine_options
 
 QUESTION = "What colour is the star?"
 ROOT = Path(__file__).parents[2]
