@@ -5,8 +5,10 @@ Shapes: B samples, V visual tokens of a sample, K kept.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from .locate import SampleLayout
 from .select import UNRANKED, Selection
+
+T = TypeVar("T")
+_RANKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
 def checked_scores(scores: Any, layouts: Sequence[SampleLayout], who: str) -> list[Tensor]:
@@ -36,6 +41,8 @@ def checked_scores(scores: Any, layouts: Sequence[SampleLayout], who: str) -> li
                 f"{who}.score() returned NaN for sample {sample}, so no ranking exists; check the model's "
                 "precision (float16 overflows in some models) or the function."
             )
+        if found.dtype not in _RANKED:  # numbers without a sign, and floats of 8 bits, do not sort
+            found = found.float() if found.is_floating_point() else found.long()
         out.append(found)
     return out
 
@@ -57,38 +64,77 @@ def checked_selection(selection: Any, layouts: Sequence[SampleLayout], width: in
     merged = selection.merged if isinstance(selection, Selection) else None
     if merged is None:
         return Selection(out)
-    wanted = f"return one 2-D tensor a sample, with one row of hidden states ({width} wide) for each token that stays"
+    wanted = (
+        f"return one 2-D tensor of floats a sample, with one row of hidden states ({width} wide) for each token that "
+        "stays"
+    )
     for sample, (value, layout) in enumerate(_each(merged, layouts, f"{who}.select() as merged", wanted)):
-        if not isinstance(value, Tensor) or value.shape != (len(out[sample]), width):
+        found = value if isinstance(value, Tensor) and readable(value) and value.is_floating_point() else None
+        if found is None or found.shape != (len(out[sample]), width):
             raise VlmpruneError(
                 f"{who}.select() returned merged states of {shown(value)} for sample {sample}, of which "
                 f"{len(out[sample])} of {layout.count} visual tokens stay; {wanted}."
             )
+        if found.device.type == "cpu" and not bool(torch.isfinite(found).all()):
+            raise VlmpruneError(
+                f"{who}.select() returned merged states with NaN or infinite numbers for sample {sample}; check the "
+                "model's precision (float16 overflows in some models) or the function."
+            )
     return Selection(out, list(merged))
 
 
-def _each(values: Any, layouts: Sequence[SampleLayout], what: str, wanted: str) -> list[tuple[Any, SampleLayout]]:
-    """One value a sample, with the sample's layout."""
-    if not isinstance(values, list | tuple | Tensor) or (isinstance(values, Tensor) and values.dim() == 0):
+def checked_layers(layers: Any, depth: int, who: str) -> tuple[int, ...]:
+    """The layers before which a pruner drops tokens, as Python's numbers.
+
+    Args:
+        depth: how many decoder layers the model has.
+    Raises:
+        VlmpruneError: none, or some that the model does not have, or not ascending.
+    """
+    numbers = list(layers) if isinstance(layers, list | tuple) or hasattr(layers, "__len__") else []
+    fine = [isinstance(one, Integral) and not isinstance(one, bool) and 0 <= int(one) < depth for one in numbers]
+    if not all(fine) or not fine or any(a >= b for a, b in itertools.pairwise(numbers)):
+        raise VlmpruneError(
+            f"{who}.stage_layers() (or what it calls) returned {shown(layers)} for a model of {depth} decoder layers; "
+            f"return a tuple of ascending whole numbers from 0 to {depth - 1}."
+        )
+    return tuple(int(one) for one in numbers)
+
+
+def checked_readers(readers: Any, valid: Tensor, who: str) -> list[Tensor] | None:
+    """Positions of the rows whose attention counts, int64 on the CPU, per sample; bool masks [S] and lists too.
+
+    Args:
+        valid: [B, S], the padding mask.
+    Raises:
+        VlmpruneError: none, or some that a prompt does not have.
+    """
+    if readers is None:
+        return None
+    wanted = "return the positions of tokens, 1-D, for each sample (one at least, where prompt.valid is True), or None"
+    out = []
+    for sample, (value, real) in enumerate(_each(readers, valid, f"{who}.readers()", wanted)):
+        found = _whole_numbers(value, len(real), f"{who}.readers()", f"for sample {sample}", wanted)
+        known = found[(found >= 0) & (found < len(real))]
+        if not len(found) or len(known) < len(found) or not bool(real[known].all()):
+            raise VlmpruneError(f"{who}.readers() returned {found.tolist()!s:.60} for sample {sample}; {wanted}.")
+        out.append(found)
+    return out
+
+
+def _each(values: Any, samples: Sequence[T] | Tensor, what: str, wanted: str) -> list[tuple[Any, Any]]:
+    """One value a sample, beside what is known of the sample."""
+    array = hasattr(values, "__array__")
+    if not (array or isinstance(values, list | tuple)) or (array and not values.shape):
         raise VlmpruneError(f"{what} returned {shown(values)}; {wanted}.")
-    if len(values) != len(layouts):
-        raise VlmpruneError(f"{what} returned {len(values)} entries for a batch of {len(layouts)}; {wanted}.")
-    return list(zip(values, layouts, strict=True))
+    if len(values) != len(samples):
+        raise VlmpruneError(f"{what} returned {len(values)} entries for a batch of {len(samples)}; {wanted}.")
+    return list(zip(values, samples, strict=True))
 
 
 def _indices(value: Any, visual: int, what: str, sample: int, wanted: str) -> Tensor:
-    found = _tensor(value)
     where = f"for sample {sample}, which has {visual} visual tokens"
-    if found is not None and found.numel() == 0 and found.dim() == 1:
-        found = found.long()
-    if found is None or found.dim() != 1 or found.is_floating_point() or found.is_complex():
-        raise VlmpruneError(f"{what} returned {shown(value)} {where}; {wanted}.")
-    found = found.cpu()
-    if found.dtype == torch.bool:
-        if len(found) != visual:
-            raise VlmpruneError(f"{what} returned a bool mask of {len(found)} {where}; {wanted}.")
-        found = found.nonzero()[:, 0]
-    found = found.long()
+    found = _whole_numbers(value, visual, what, where, wanted)
     if bool((found == UNRANKED).any()):
         raise VlmpruneError(
             f"The scores that {what} ranked hold NaN for sample {sample}, so no ranking exists; check the model's "
@@ -105,10 +151,34 @@ def _indices(value: Any, visual: int, what: str, sample: int, wanted: str) -> Te
     return found
 
 
+def _whole_numbers(value: Any, size: int, what: str, where: str, wanted: str) -> Tensor:
+    """Whole numbers, or a bool mask of `size` as the places where it is True: int64 on the CPU, 1-D.
+
+    Raises:
+        VlmpruneError: anything else.
+    """
+    found = _tensor(value)
+    if found is not None and found.numel() == 0 and found.dim() == 1:
+        found = found.long()
+    if found is None or found.dim() != 1 or found.is_floating_point() or found.is_complex():
+        raise VlmpruneError(f"{what} returned {shown(value)} {where}; {wanted}.")
+    found = found.cpu()
+    if found.dtype == torch.bool:
+        if len(found) != size:
+            raise VlmpruneError(f"{what} returned a bool mask of {len(found)} {where}; {wanted}.")
+        found = found.nonzero()[:, 0]
+    return found.long()
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers, one behind the other."""
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
 def _tensor(value: Any) -> Tensor | None:
     """A tensor, or a list of numbers as one; None for anything else."""
     if isinstance(value, Tensor):
-        return value
+        return value if readable(value) else None
     try:
         return torch.as_tensor(value) if isinstance(value, list | tuple) or hasattr(value, "__array__") else None
     except (TypeError, ValueError, RuntimeError):
@@ -116,7 +186,11 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def shown(value: Any) -> str:
-    """A value as messages name it: a tensor by dtype and shape."""
+    """A value in one line, as messages name it: tensors and arrays by dtype and shape."""
     if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return f"{value!r:.60}"
+        kind = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        where = f" on {value.device.type}" if value.is_meta else ""
+        return f"a {kind}{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}{where}"
+    if hasattr(value, "__array__") and getattr(value, "shape", None):
+        return f"a {value.dtype} array of shape {tuple(value.shape)}"
+    return " ".join(f"{value!r:.60}".split())

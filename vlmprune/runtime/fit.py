@@ -31,6 +31,11 @@ def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
             f"{name} compares visual tokens with the text beside them, which {family.model_type!r} keeps apart; use a "
             "method that does not, such as 'divprune' or 'fastv'."
         )
+    if family.cross_attention and type(pruner).readers is not Pruner.readers:
+        raise VlmpruneError(
+            f"{name} reads the attention of rows that its readers() names, but in {family.model_type!r} only the last "
+            "token's attention to the image is read; leave readers() out there."
+        )
     if pruner.positions == "compact" and not family.plain_positions:
         raise VlmpruneError(
             f"positions='compact' is not supported for {family.model_type!r}, whose attention or position ids depend "

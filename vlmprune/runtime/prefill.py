@@ -21,7 +21,7 @@ from ..errors import VlmpruneError
 from ..families import Family
 from ..flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
 from ..flow.locate import SampleLayout
-from ..flow.returned import checked_selection
+from ..flow.returned import checked_readers, checked_selection, readable
 from ..flow.select import Selection, with_last
 from ..flow.stage import Stage, merged, remaining
 from ..hf.arguments import cache_in, host_copies
@@ -166,7 +166,7 @@ class Prefill:
         assert self.pruner is not None
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         kept = selection.kept if isinstance(selection, Selection) else None
-        if isinstance(kept, list) and kept and all(isinstance(some, Tensor) for some in kept):
+        if isinstance(kept, list) and kept and all(isinstance(some, Tensor) and readable(some) for some in kept):
             selection = Selection(host_copies(kept), selection.merged)
         name, width = type(self.pruner).__name__, prompt.hidden.shape[-1]
         selection = checked_selection(selection, prompt.layouts, width, name)
@@ -217,7 +217,8 @@ class Prefill:
             return None
         hidden: Tensor = args[0]
         if i == 0 and self.readers is None:
-            self.readers = self.pruner.readers(self._prompt(0, hidden))
+            name = type(self.pruner).__name__
+            self.readers = checked_readers(self.pruner.readers(self._prompt(0, hidden)), self.valid, name)
         if i < self.layers[0]:
             return None
         cache = cache_in(kwargs)
@@ -251,9 +252,7 @@ class Prefill:
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         rotary = rotary if isinstance(rotary, tuple | list) else None  # Llama 4's is one complex tensor: gathered later
         index, real, turns = stage.chosen.index, stage.chosen.real, tuple(rotary or ())
-        rows = compact(
-            merged(hidden, stage), index, real, inner=stage.inner, rotary=turns, positions=ids, mask=mask
-        )
+        rows = compact(merged(hidden, stage), index, real, inner=stage.inner, rotary=turns, positions=ids, mask=mask)
         made = {"rotary": (rotary, rows.rotary), "ids": (ids, rows.positions), "mask": (mask, rows.mask)}
         for what, (value, result) in made.items():
             if value is not None:

@@ -29,6 +29,7 @@ from ..attention.tower import TowerReader
 from ..errors import InactiveHandleError, VlmpruneError
 from ..families import Family, Media
 from ..flow.locate import SampleLayout, ending, layouts_from_mask
+from ..flow.returned import checked_layers
 from ..hf.arguments import cache_in, encoded, has_image, host_copies, padding_mask, refuse_video, small
 from ..hf.cache_state import is_filled, note, noted, recall
 from ..hf.hooks import Hook, conceal, refuse_replica, replica, shadow
@@ -56,7 +57,7 @@ class Session:
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
-        self.layers = self.pruner.stage_layers(len(self.text.layers)) if self.pruner else (0,)
+        self.layers = self._stages() if self.pruner else (0,)
         self.cost = model_cost(family, model)
         self.windows = [layer.window for layer in self.cost.layers]
         self.turnstile = turnstile_of(model)
@@ -412,7 +413,7 @@ class Session:
         ids, valid = host_copies([ids, padding_mask(given.get("attention_mask"), ids)])
         layouts = self._layouts(given, ids, valid)
         pruner = self.pruner if self._prunes and any(layout.count for layout in layouts) else None
-        layers = pruner.stage_layers(len(self.text.layers), layouts) if pruner else self.layers
+        layers = self._stages(layouts) if pruner else self.layers
         kind = CrossPrefill if self.family.cross_attention else Prefill
         importance = self._importance(layouts) if pruner else None
         prefill = kind(pruner, layers, self.family, self.text, self.windows, ids, valid, layouts, importance)
@@ -424,6 +425,25 @@ class Session:
         if pruner is not None and self.tower is not None:
             prefill.vision = self.tower.take(layouts, self._rows_per_image(given, len(ids)))
         return prefill
+
+    def _stages(self, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:
+        """The layers before which tokens are dropped: at wrap time, or of a prompt with these layouts.
+
+        Raises:
+            VlmpruneError: no layers, or others than those whose attention is read.
+        """
+        pruner, depth = self.pruner, len(self.text.layers)
+        assert pruner is not None, "asked of pruners only"
+        name = type(pruner).__name__
+        if layouts is None:
+            return checked_layers(pruner.stage_layers(depth), depth, name)
+        layers = checked_layers(pruner.stage_layers(depth, layouts), depth, name)
+        if self._read and layers != self.layers:
+            raise VlmpruneError(
+                f"{name}.stage_layers() returned {self.layers} when the model was wrapped, before which attention is "
+                f"read, and {layers} for a prompt; return the same layers, whatever the prompt."
+            )
+        return layers
 
     def rank_by(self, importance: list[Tensor] | None) -> None:
         """What a guide made of the visual tokens of this thread's next prompt: per sample [V]."""
