@@ -65,18 +65,19 @@ class Window:
 def windows_of(attentions: Sequence[Any], config: Any) -> list[Window | None]:
     """The window of every decoder layer, None where a layer sees everything before it.
 
-    An attention module's own `sliding_window` counts first; then the kind of the layer as transformers' caches and
-    masks read it from the config: `layer_types`, or one window or chunk size for all layers (Mistral, Phi-3, Mixtral).
+    The kind of a layer is the one by which transformers makes its cache and its mask, from the config: `layer_types`,
+    or one window or chunk size for all layers (Mistral, Phi-3, Mixtral). EXAONE 4's modules all have a window, its full
+    layers too. How large a window is the module knows best.
     """
     sliding, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
-    everywhere = "sliding_attention" if sliding else "chunked_attention" if chunk else "full_attention"
+    everywhere = "sliding_attention" if sliding else "chunked_attention" if chunk else None
     kinds = getattr(config, "layer_types", None) or [everywhere] * len(attentions)
     windows: list[Window | None] = []
     for attention, kind in zip(attentions, kinds, strict=True):
         if kind == "chunked_attention" and chunk:
             windows.append(Window(int(chunk), chunked=True))
             continue
-        size = getattr(attention, "sliding_window", sliding if kind == "sliding_attention" else None)
+        size = None if kind == "full_attention" else getattr(attention, "sliding_window", sliding)
         windows.append(Window(int(size)) if size else None)
     return windows
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from ..errors import VIDEO, VlmpruneError
 from .compatibility import CACHE_NAMES
@@ -70,9 +71,13 @@ def has_image(given: dict[str, Any]) -> bool:
 
 
 def padding_mask(mask: Any, ids: Tensor) -> Tensor:
-    """Bool [B, S] from whatever mask the base model got: 2-D, prepared 4-D (a dict of them), or None."""
+    """Bool [B, S] from whatever mask the base model got: 2-D, prepared 4-D (a dict of them), a function, or None."""
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values())))
+    if isinstance(mask, BlockMask):
+        batch, position = (torch.arange(size, device=ids.device) for size in ids.shape)
+        own = mask.mask_mod(batch[:, None], batch.new_zeros(()), position, position)
+        return own.expand(ids.shape)
     if not isinstance(mask, Tensor):
         return torch.ones_like(ids, dtype=torch.bool)
     if mask.dim() == 4:  # what is no padding sees itself, whatever window or chunk it looks through
