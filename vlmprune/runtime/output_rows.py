@@ -74,28 +74,45 @@ def wanted(keep: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:
     the last row before it, so that under right padding too the last column predicts the prompt's next token.
 
     Args:
-        keep: as transformers takes it: the last `keep` columns (0: all), positions [N] or [B, N], or a bool mask.
+        keep: as transformers takes it: the last `keep` columns (0: all), a slice of columns, positions [N] or [B, N], a
+            single one, or a bool mask [S] or [B, S].
     Raises:
         VlmpruneError: no such position.
     """
-    if isinstance(keep, Tensor) and is_mask(keep):
-        sample, position = keep.cpu().nonzero(as_tuple=True)
-        return sample, position
-    every = torch.arange(length)
+    every = torch.arange(length).expand(batch, -1)
     try:
-        position = every[slice(-keep, None) if isinstance(keep, int) else torch.as_tensor(keep).cpu()]
-    except (IndexError, TypeError):
+        if isinstance(keep, int):
+            position = every[:, slice(-keep, None)]
+        elif isinstance(keep, slice):
+            position = every[:, keep]
+        else:
+            asked = torch.as_tensor(keep).cpu()
+            if is_mask(keep):
+                every[asked]  # of the prompt's shape, or an error
+                sample, position = asked.nonzero(as_tuple=True)
+                return sample, position
+            if asked.dim() > 1:
+                position = every[torch.arange(batch)[:, None], asked.expand(batch, -1)]
+            else:
+                position = every[:, asked].reshape(batch, -1)
+    except (IndexError, TypeError, ValueError, RuntimeError):
+        few = isinstance(keep, Tensor) and not is_mask(keep) and keep.numel() <= batch and not keep.is_floating_point()
+        given = keep.tolist() if few else shown(keep)
         raise VlmpruneError(
-            f"logits_to_keep={keep!r:.80} asks for a position that a prompt of {length} does not have; use 0 to "
-            f"{length - 1}."
+            f"logits_to_keep={given} asks for positions that a batch of {batch} prompts of {length} does not have; use 0 "
+            f"to {length - 1}, 1-D or a row a sample, a number of last columns, or a bool mask of the prompt's shape."
         ) from None
-    position = position.expand(batch, -1)
     return torch.arange(batch)[:, None].expand_as(position), position
 
 
-def is_mask(keep: Tensor) -> bool:
+def is_mask(keep: Any) -> bool:
     """Whether `logits_to_keep` is a mask [B, S], for which transformers returns rows [N] of all samples together."""
-    return keep.dim() == 2 and keep.dtype == torch.bool
+    return isinstance(keep, Tensor) and keep.dim() == 2 and keep.dtype == torch.bool
+
+
+def is_one(keep: Any) -> bool:
+    """Whether `logits_to_keep` is a single position without brackets, for which transformers returns logits [B, D]."""
+    return not isinstance(keep, int | slice) and torch.as_tensor(keep).dim() == 0
 
 
 @dataclass
@@ -150,8 +167,8 @@ class Asked:
         if spread:
             sample = torch.arange(len(logits), device=logits.device)[:, None]
             changes["logits"] = logits[sample, rows.where.to(logits.device)]
-        if self.changes_rows and isinstance(self.keep, Tensor) and is_mask(self.keep):
-            changes["logits"] = logits[0]
+        if self.changes_rows and self.keep is not None and (is_mask(self.keep) or is_one(self.keep)):
+            changes["logits"] = logits[0] if is_mask(self.keep) else logits[:, 0]
         output = remade(output, changes)
         return labelled(output, self.row_positions(spread))
 
@@ -212,6 +229,9 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
     keep = given.get("logits_to_keep")
     if isinstance(keep, int) and keep == 0:  # everything
         keep = None
+    came = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
+    if keep is not None and not isinstance(keep, int) and came is not None:
+        wanted(keep, *came.shape[:2])  # what is wrong with it is said before anything runs
     if not changes_rows:
         if prunes and given.get("labels") is not None:
             given["labels"] = unpredicted(given["labels"], given.get("attention_mask"))
