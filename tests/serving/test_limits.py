@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
 import struct
 import subprocess
 import sys
+import threading
+import weakref
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,23 +157,51 @@ def test_who_finds_nothing_left_is_told_to_come_back() -> None:
 
 def test_a_batch_weighs_no_more_than_it_may() -> None:
     batches: list[list[int]] = []
+    entered, go_on = threading.Event(), threading.Event()
 
     def work(items: list[int]) -> list[int]:
         batches.append(items)
+        entered.set()
+        assert go_on.wait(60)
         return items
 
     stage: Stage[int, int] = Stage("test", work, most=8, weight=lambda item: item, heaviest=10)
-    stage._batch([(item, stage_future()) for item in (6, 5, 4, 20)])
-    assert batches == [[6, 4]]
-    stage._batch([(20, stage_future()), (1, stage_future())])
-    assert batches[1:] == [[20]]
+    stage.submit(1)
+    assert entered.wait(60)  # the others wait together
+    for item in (6, 5, 4, 20, 1):
+        stage.submit(item)
+    go_on.set()
     stage.close()
+    assert batches == [[1], [6, 4], [5, 1], [20]]
 
 
-def stage_future() -> Any:
-    from concurrent.futures import Future
+class Body:
+    """What a request holds; a weak reference tells whether anybody has it yet."""
 
-    return Future()
+
+def test_what_clients_give_up_is_let_go_while_a_batch_runs() -> None:
+    """A batch may run for a minute, and the limits on open requests no longer count one whose client has hung up."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def work(items: list[Body]) -> list[int]:
+        entered.set()
+        assert go_on.wait(60)
+        return [1] * len(items)
+
+    stage: Stage[Body, int] = Stage("test", work)
+    first = stage.submit(Body())
+    assert entered.wait(60)
+    bodies = [Body() for _ in range(5)]
+    seen = [weakref.ref(one) for one in bodies]
+    futures = [stage.submit(one) for one in bodies]
+    bodies.clear()
+    assert all(future.cancel() for future in futures[:4])
+    gc.collect()
+    assert [one() is None for one in seen] == [True] * 4 + [False]
+    go_on.set()
+    assert first.result(60) == futures[4].result(60) == 1
+    stage.close()
+    assert not stage.alive
 
 
 class Process:

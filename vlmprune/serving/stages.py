@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -31,15 +30,25 @@ class Stage(Generic[T, R]):
         heaviest: int = 0,
     ) -> None:
         self._work, self._most, self._alike, self._weight, self._heaviest = work, most, alike, weight, heaviest
-        self._queue: queue.SimpleQueue[tuple[T, Future[R]] | None] = queue.SimpleQueue()
+        self._waiting: list[tuple[T, Future[R]]] = []
+        self._open = True
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name=f"vlmprune-{name}", daemon=True)
         self._thread.start()
 
     def submit(self, item: T) -> Future[R]:
-        """Queue an item; cancelling its future takes it out again unless its batch has begun."""
+        """Queue an item; cancelling its future lets go of it, unless its batch has begun."""
         future: Future[R] = Future()
-        self._queue.put((item, future))
+        with self._changed:
+            self._waiting.append((item, future))
+            self._changed.notify()
+        future.add_done_callback(self._let_go)
         return future
+
+    def _let_go(self, future: Future[R]) -> None:
+        if future.cancelled():  # at once: the batch that runs may take a minute, and meanwhile many may hang up
+            with self._changed:
+                self._waiting = [entry for entry in self._waiting if entry[1] is not future]
 
     @property
     def alive(self) -> bool:
@@ -47,41 +56,35 @@ class Stage(Generic[T, R]):
 
     def close(self) -> None:
         """Finish what is queued and end the thread."""
-        self._queue.put(None)
+        with self._changed:
+            self._open = False
+            self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        waiting: list[tuple[T, Future[R]]] = []
-        open_ = True
-        while open_ or waiting:
-            # Whatever has come while the last batch ran; only an idle stage waits.
-            while open_:
-                try:
-                    entry = self._queue.get(block=not waiting)
-                except queue.Empty:
-                    break
-                if entry is None:
-                    open_ = False
-                else:
-                    waiting.append(entry)
-                del entry  # an idle stage would keep the last one's images
-            waiting = [entry for entry in waiting if not entry[1].cancelled()]
-            if waiting:
-                waiting = self._batch(waiting)
+        while True:
+            with self._changed:
+                # Whatever has come while the last batch ran; only an idle stage waits.
+                self._changed.wait_for(lambda: self._waiting or not self._open)
+                if not self._waiting:
+                    return
+                batch = self._next()
+            self._finish(batch)
+            del batch  # an idle stage would keep the last one's images
 
-    def _batch(self, waiting: list[tuple[T, Future[R]]]) -> list[tuple[T, Future[R]]]:
-        """Run the first item and those like it; returns the others."""
-        key = self._alike(waiting[0][0])
+    def _next(self) -> list[tuple[T, Future[R]]]:
+        """Take the first item that waits, and those like it."""
+        key = self._alike(self._waiting[0][0])
         batch: list[tuple[T, Future[R]]] = []
         others: list[tuple[T, Future[R]]] = []
         weight = 0
-        for entry in waiting:
+        for entry in self._waiting:
             more = weight + self._weight(entry[0])
             fits = not batch or (len(batch) < self._most and more <= self._heaviest and self._alike(entry[0]) == key)
             (batch if fits else others).append(entry)
             weight = more if fits else weight
-        self._finish([entry for entry in batch if entry[1].set_running_or_notify_cancel()])
-        return others
+        self._waiting = others
+        return [entry for entry in batch if entry[1].set_running_or_notify_cancel()]
 
     def _finish(self, batch: list[tuple[T, Future[R]]]) -> None:
         if not batch:
