@@ -315,6 +315,31 @@ def test_a_handle_instead_of_its_model():
     newer.unwrap()
 
 
+def test_a_compiled_module_stands_for_its_model():
+    """Wrapped twice over, the model would keep the first method; nothing is compiled before the first call."""
+    model = build("llava")
+    inputs = make_inputs(model)
+    model(**inputs)
+    compiled = torch.compile(model, backend="eager")
+    before = outside(model)
+    first = vlmprune.wrap(model, "random", keep=0.3)
+    second = vlmprune.wrap(compiled, "random", keep=0.5)
+    assert not first.active
+    assert second.model is compiled
+    assert model(**inputs).report.kept_tokens == [5, 5, 5]
+    third = vlmprune.wrap(model, "random", keep=0.3)
+    assert not second.active
+    assert model(**inputs).report.kept_tokens == [3, 3, 3]
+    assert vlmprune.find_sinks(compiled, **inputs).samples
+    third.unwrap()
+    assert outside(model) == before
+    other = build("llava", seed=1)
+    guided = vlmprune.SGL(torch.compile(model, backend="eager"), keep=0.3)
+    with vlmprune.wrap(other, guided):
+        assert other(**inputs).report.kept_tokens == [3, 3, 3]
+    assert outside(model) == before
+
+
 def test_a_guide_that_is_wrapped_ranks_as_the_plain_one():
     model, guide = build("llava"), build("llava", seed=1, layers=3)
     inputs = make_inputs(model)

@@ -48,7 +48,7 @@ _PARALLEL = {
 
 
 def inner_model(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper or a handle of ours, or the model itself.
+    """The transformers model inside a PEFT wrapper, a compiled module or a handle of ours, or the model itself.
 
     Raises:
         UnsupportedModelError: it is inside one that runs it on several devices.
@@ -58,7 +58,9 @@ def inner_model(model: Any) -> Any:
             raise UnsupportedModelError(
                 f"{kind.__name__} cannot be wrapped, only the model in it; {_PARALLEL[kind.__name__]}."
             )
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):  # torch.compile's, which shows the model's own attributes too
+        return inner_model(model._orig_mod)
+    return inner_model(model.get_base_model()) if hasattr(model, "get_base_model") else model
 
 
 def family_of(model: Any) -> Family:
