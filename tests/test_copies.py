@@ -371,3 +371,22 @@ def test_peft_around_a_wrapped_model_and_a_wrap_around_peft():
         later = build("llava")
         with vlmprune.wrap(later, "random", keep=0.3):
             assert peft.get_peft_model(later, settings)(**inputs).report.kept_tokens == [3, 3, 3]
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "none"])
+def test_an_output_and_its_cache(way, method):
+    """A later turn on the copy of the cache is that on the cache itself."""
+    model = shared("llava")
+    inputs = make_inputs(model)
+    later = {"input_ids": torch.tensor([[20, 21], [22, 23], [24, 25]])}
+    with vlmprune.wrap(model, method, **({} if method == "none" else {"keep": 0.3})), torch.no_grad():
+        first = model(**inputs, use_cache=True)
+        twin = WAYS[way](first)
+        assert torch.equal(twin.logits, first.logits)
+        length = inputs["input_ids"].shape[1]
+        assert twin.past_key_values.get_seq_length() == first.past_key_values.get_seq_length() == length
+        theirs = model(**later, past_key_values=twin.past_key_values).logits
+        assert twin.past_key_values.get_seq_length() == length + 2
+        assert first.past_key_values.get_seq_length() == length
+        assert torch.equal(theirs, model(**later, past_key_values=first.past_key_values).logits)

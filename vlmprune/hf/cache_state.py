@@ -9,9 +9,9 @@ Shapes: B batch, S prompt length before pruning, C prompt length after.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -129,7 +129,7 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
     setattr(cache, _ATTRIBUTE, state)
     for name, answer in _ANSWERS.items():
         if name == "reset" or not state.cross:
-            setattr(cache, name, MethodType(answer, cache))
+            setattr(cache, name, functools.partial(answer, cache))  # a bound method would not be found again by pickle
 
 
 def recall(cache: Any) -> PrunedPrompt | None:
