@@ -390,3 +390,28 @@ def test_an_output_and_its_cache(way, method):
         assert twin.past_key_values.get_seq_length() == length + 2
         assert first.past_key_values.get_seq_length() == length
         assert torch.equal(theirs, model(**later, past_key_values=first.past_key_values).logits)
+
+
+METHODS_OF: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "generate": lambda model: model.generate,
+    "partial": lambda model: functools.partial(model.generate),
+    "forward": lambda model: model.forward,
+}
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+@pytest.mark.parametrize("name", METHODS_OF)
+def test_a_copied_method_is_that_of_the_copied_model(name, way):
+    """Which is how a process that is spawned gets its target, and an object that holds `model.generate` is copied."""
+    model = build("qwen2_vl")
+    inputs = make_inputs(model)
+    options = {} if name == "forward" else {"max_new_tokens": 3, "do_sample": False}
+    with torch.no_grad(), vlmprune.wrap(model, "fastv", keep=0.3):
+        twin = WAYS[way](METHODS_OF[name](model))
+        assert METHODS_OF[name](model)(**inputs, **options).report.kept_tokens != []
+        out, wanted = twin(**inputs, **options), METHODS_OF[name](shared("qwen2_vl"))(**inputs, **options)
+    assert not hasattr(out, "report")
+    if name == "forward":
+        assert torch.equal(out.logits, wanted.logits)
+    else:
+        assert torch.equal(out, wanted)

@@ -10,6 +10,7 @@ import copy
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -40,13 +41,24 @@ def shadow(instance: Any, name: str, around: Callable[..., Any]) -> Callable[[],
     original = getattr(instance, name)
 
     on = [True]
+    plain = getattr(original, "__func__", None)
 
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs) if on else original(*args, **kwargs)
 
-    call.__dict__["vlmprune_original"] = own
-    setattr(instance, name, call)
+    call: Any
+    if own is _MISSING and plain is not None:
+        # A bound method, as the original is: its copies and pickles are the method of the instance's copy.
+        @functools.wraps(plain)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return run(*args, **kwargs) if self is instance else plain(self, *args, **kwargs)
+
+        method.__dict__["vlmprune_original"] = own
+        call = MethodType(method, instance)
+    else:
+        call = functools.wraps(original)(run)
+        call.__dict__["vlmprune_original"] = own
+    instance.__dict__[name] = call
 
     def undo() -> None:
         on.clear()
