@@ -50,13 +50,16 @@ class Sample:
         from vlmprune.inputs.images import as_rgb, decoded, picture
 
         image = self.image() if callable(self.image) else self.image
-        if isinstance(image, str):
-            raise VlmpruneError(
-                f"the picture of {self.id} is a text ({image!r:.40}), no file's content; check the data"
-            )
         if isinstance(image, Image.Image):
             return as_rgb(image, f"the image of {self.id}")
-        return picture(image) if isinstance(image, Path) else decoded(BytesIO(image), f"the picture of {self.id}")
+        if isinstance(image, Path):
+            return picture(image)
+        if not isinstance(image, bytes):
+            kind = "a text" if isinstance(image, str) else f"of type {type(image).__name__}"
+            raise VlmpruneError(
+                f"the picture of {self.id} is {kind} ({image!r:.40}), no file's content; check the data"
+            )
+        return decoded(BytesIO(image), f"the picture of {self.id}")
 
 
 @dataclass(frozen=True)

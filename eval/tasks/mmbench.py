@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from ..scorers.options import circular, listed
 from .base import LETTER, Hub, Line, Sample, by, each, mean, whole_units
 from .choice import MultipleChoice
-from .readers import Bad, BadRow, Folder, number, read_tsv, text
+from .readers import Bad, BadRow, Folder, is_empty, read_tsv, text, value
 
 NAMES = ("mmbench_dev_en_20231003.tsv", "MMBench_DEV_EN.tsv", "mmbench_dev_20230712.tsv")
 ROTATION = 1_000_000  # official files number the rotations of question i as i + 1,000,000 and so on
@@ -46,7 +46,7 @@ class MMBench(MultipleChoice):
             stopped = [Bad(where, str(error))]
         images: dict[int, Any] = {}
         for row in rows:
-            if (index := _whole_number(row.get("index"))) is not None and row.get("image") not in (None, ""):
+            if (index := _whole_number(row.get("index"))) is not None and not is_empty(row.get("image")):
                 images.setdefault(index, row["image"])
         rotated = any((_whole_number(row.get("index")) or 0) >= ROTATION for row in rows)
         decoded: dict[int, bytes] = {}  # rotations share one copy
@@ -58,8 +58,8 @@ class MMBench(MultipleChoice):
         yield from stopped
 
     def _samples(self, row: Mapping[str, Any], image: Any, rotated: bool) -> Iterator[Sample]:
-        index = number(row, "index")
-        letters = [letter for letter in "ABCD" if row.get(letter) not in (None, "", "nan")]
+        index = _index(row)
+        letters = [letter for letter in "ABCD" if not is_empty(row.get(letter))]
         texts = [str(row[letter]) for letter in letters]
         letter = text(row, "answer")
         if letter not in letters:
@@ -67,7 +67,7 @@ class MMBench(MultipleChoice):
         right, hint = letters.index(letter), row.get("hint")
         for turn in range(1 if rotated else len(texts)):
             options = dict(zip(letters, texts[turn:] + texts[:turn], strict=True))
-            given = [str(hint)] if hint and hint != "nan" else []
+            given = [] if is_empty(hint) else [str(hint)]
             prompt = "\n".join([*given, text(row, "question"), listed(options), LETTER])
             yield Sample(
                 str(index + turn * ROTATION),
@@ -97,6 +97,14 @@ class MMBench(MultipleChoice):
         return out
 
 
+def _index(row: Mapping[str, Any]) -> int:
+    """A row's own index, which a table may hold as a float, as it does references to it."""
+    found = _whole_number(value(row, "index", (int, str, float)))
+    if found is None:
+        raise BadRow(f"the field 'index' is {row['index']!r:.40}, no whole number")
+    return found
+
+
 def _whole_number(cell: Any) -> int | None:
     """A cell as an index: an int, or digits with the ".0" that a table of floats leaves behind."""
     if isinstance(cell, str) and re.fullmatch(r"\s*[0-9]+(\.0)?\s*", cell) and len(cell) <= LONGEST_REFERENCE:
@@ -114,7 +122,7 @@ def _image(row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int,
     Raises:
         BadRow: there is none, it is no base64, or its references lead nowhere.
     """
-    cell, place = row.get("image"), number(row, "index")
+    cell, place = row.get("image"), _index(row)
     seen = set()
     while (index := _whole_number(cell)) is not None:
         if index not in images or index in seen:
@@ -122,7 +130,7 @@ def _image(row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int,
             raise BadRow(f"the field 'image' refers to row {index}, which {why}")
         seen.add(index)
         cell, place = images[index], index
-    if cell is None or isinstance(cell, float):
+    if is_empty(cell) or isinstance(cell, float):
         raise BadRow("the field 'image' is missing")
     if not isinstance(cell, str):
         return cell  # a picture of a table, fetched when its turn comes

@@ -71,6 +71,9 @@ class MME(Task):
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         category, picture = text(row, "category"), text(row, "question_id")
+        # Its release counts pictures anew in every subtask, and the Hub's ids name the subtask too.
+        if not picture.startswith(f"{category}/"):
+            picture = f"{category}/{picture}"
         yield self._sample(category, picture, text(row, "question"), text(row, "answer"), row["image"])
 
     def _sample(self, subtask: str, picture: str, question: str, answer: str, image: Any) -> Sample:

@@ -143,6 +143,11 @@ def value(row: Any, name: str, kind: type[T] | tuple[type, ...]) -> T:
     return found  # type: ignore[return-value]  # of one of the kinds, checked above
 
 
+def is_empty(cell: Any) -> bool:
+    """Whether nothing stands in a cell: "nan" is what pandas writes for it."""
+    return cell is None or cell != cell or (isinstance(cell, str) and cell.strip().lower() in ("", "nan"))
+
+
 def text(row: Any, name: str) -> str:
     """A field that must be a text with something in it.
 

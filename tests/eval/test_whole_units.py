@@ -187,6 +187,35 @@ def test_references_in_a_table(tmp_path: Path) -> None:
     assert task.metrics(lines(task, data.samples, ["A"] * 6))["accuracy"] == 0.0
 
 
+@pytest.mark.parametrize("kind", ["text", "table"])
+def test_indices_as_floats_are_indices(tmp_path: Path, kind: str) -> None:
+    """What a table becomes that went through pandas with a cell missing: "1.0", and NaN where nothing stood."""
+    rows = circular_rows(3, options=2)
+    for row in rows:
+        row.update(index=row["index"] + ".0", C="NaN", D=" ")
+        if len(row["image"]) < 64:
+            row["image"] += ".0"
+    if kind == "text":
+        task, data = loaded(tmp_path, rows)
+    else:
+        table = {name: [row[name] for row in rows] for name in rows[0]}
+        parquet(tmp_path / "mmbench/a.parquet", {**table, "index": [float(row["index"]) for row in rows]})
+        task = TASKS["mmbench"]()
+        data = load(task, tmp_path)
+    assert data.bad == []
+    assert [one.id for one in data.samples] == ["1", "2", "3", "1000001", "1000002", "1000003"]
+    assert "C." not in data.samples[0].prompt
+    found = lines(task, data.samples, ["A"] * 6)
+    assert (task.metrics(found)["accuracy"], len(task.units(found))) == (0.0, 3)
+
+
+def test_a_picture_that_is_a_number_is_one_sentence() -> None:
+    """A table's column of references alone, which became floats."""
+    for cell in (1.0, float("nan"), 7, [b"x"]):
+        with pytest.raises(VlmpruneError, match="no file's content; check the data"):
+            Sample("1", "", lambda cell=cell: cell, "").picture()
+
+
 # -- MME: its script asserts two questions a picture and counts the pictures whose two are right ----------------------
 
 
@@ -210,6 +239,19 @@ def test_a_picture_with_one_question_is_no_point_for_mme(tmp_path: Path) -> None
     assert found["score_share"] == 0.25
     assert not any(name.endswith(("/color", "/count", "/posters")) for name in found)
     assert not {"color/0", "count/0", "posters/0"} & task.units(lines(task, data.samples, ["yes"] * 25)).keys()
+
+
+def test_pictures_of_mme_are_those_of_their_subtask(tmp_path: Path) -> None:
+    """A table whose ids do not name the subtask: two halves of different pairs are no pair."""
+    asked = [("color", "0.png", "Is it red?"), ("count", "0.png", "Is there one?"), ("count", "1.png", "Is it one?"),
+             ("count", "1.png", "Are they two?"), ("posters", "posters/0.png", "Is it a?")]  # fmt: skip
+    table = {"category": [one[0] for one in asked], "question_id": [one[1] for one in asked],
+             "question": [one[2] for one in asked], "answer": ["Yes"] * 5, "image": [{"bytes": png(1)}] * 5}  # fmt: skip
+    parquet(tmp_path / "mme/a.parquet", table)
+    task = TASKS["mme"]()
+    data = load(task, tmp_path)
+    assert [one.group for one in data.samples] == ["color/0.png", "count/0.png", *["count/1.png"] * 2, "posters/0.png"]
+    assert list(task.units(lines(task, data.samples, ["yes"] * 5))) == ["count/1.png"]
 
 
 def test_mme_can_be_read_twice(tmp_path: Path) -> None:
