@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.compact import Compaction, gather_positions
+from ..flow.returned import shown
 
 IGNORED = -100  # the label that transformers' losses leave out
 

@@ -1,7 +1,7 @@
 """Inside vLLM: models whose pruned images keep their original positions, found through `vllm.general_plugins`.
 
-Names are registered, and a model is one of these where `hf_overrides` asks for it (`vlmprune.serving.engine_options`); the
-checks of embeddings (`decode`) look at nothing unless it is.
+Names are registered, and a model is one of these where `hf_overrides` asks for it (`vlmprune.serving.engine_options`);
+the checks of embeddings (`decode`) look at nothing unless it is.
 """
 
 from __future__ import annotations
