@@ -23,7 +23,9 @@ from eval.provenance import provenance, write_record
 from vlmprune import VlmpruneError
 from vlmprune import ops as kernels
 from vlmprune.accounting.hardware import HARDWARE
-from vlmprune.flow.compact import Compaction, compaction, gather_positions, gather_rows
+from vlmprune.flow.compact import Compaction, compaction
+from vlmprune.ops.column_sums import column_sums
+from vlmprune.ops.gather import compact, gather_positions, gather_rows
 
 KEEP, ROUNDS = 0.25, 100
 TEXT_ROWS = (1, 64)  # FastV, SGL
@@ -106,7 +108,7 @@ def compaction_of(batch: int, sizes: Sizes) -> dict[str, Any]:
     target = torch.empty_like(source)
 
     def one() -> Any:
-        return kernels.compact(hidden, chosen.index, chosen.real, rotary=turns, positions=positions, mask=mask)
+        return compact(hidden, chosen.index, chosen.real, rotary=turns, positions=positions, mask=mask)
 
     def five() -> list[Tensor]:
         parts = [gather_rows(part, chosen.index) for part in (hidden, *turns)]
@@ -143,7 +145,7 @@ def columns_of(batch: int, rows: int, sizes: Sizes) -> dict[str, Any]:
     scaling = sizes.head**-0.5
 
     def run() -> Tensor:
-        return kernels.column_sums(query, key, chosen, scaling=scaling)
+        return column_sums(query, key, chosen, scaling=scaling)
 
     def eager() -> Tensor:
         scores = (query @ key.transpose(-1, -2)).float() * scaling

@@ -10,8 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flow.compact import gather_positions, gather_rows
 from .dispatch import runs_triton
+
+
+def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows of [..., B or 1, S, D] at `index` [B, C]: [..., B, C, D]."""
+    batch, length = index.shape
+    shape = (*tensor.shape[:-3], batch, length, tensor.shape[-1])
+    index = index.to(tensor.device).view(*(1,) * (tensor.dim() - 3), batch, length, 1).expand(shape)
+    return torch.gather(tensor.expand(*shape[:-2], *tensor.shape[-2:]), -2, index)
+
+
+def gather_positions(tensor: Tensor, index: Tensor) -> Tensor:
+    """Entries of [..., B or 1, S] at `index` [B, C]: [..., B, C]."""
+    return gather_rows(tensor.unsqueeze(-1), index).squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ..attention.sink_observer import VisualSinkWatcher
 from ..attention.tower import VisionStats
 from ..errors import VlmpruneError
 from ..families import Family
-from ..flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
+from ..flow.compact import Compaction, compaction, keep_mask
 from ..flow.locate import SampleLayout
 from ..flow.returned import checked_readers, checked_selection, readable
 from ..flow.select import Selection, with_last
@@ -27,7 +27,7 @@ from ..flow.stage import Stage, merged, remaining
 from ..hf.arguments import cache_in, host_copies
 from ..hf.cache_state import PrunedPrompt, physical_sizes, remember
 from ..methods.base import Prompt, Pruner, last_valid
-from ..ops import compact
+from ..ops.gather import compact, gather_positions, gather_rows
 from .decode import Arguments, rotary
 from .output_rows import Rows
 
