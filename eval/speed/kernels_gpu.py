@@ -100,22 +100,23 @@ def compaction_of(batch: int, sizes: Sizes) -> dict[str, Any]:
     """One launch against five gathers and against a copy of as many bytes."""
     chosen = ragged(batch, sizes)
     hidden = states(sizes, batch, sizes.length, sizes.width)
-    turns = tuple(states(sizes, batch, sizes.length, sizes.head) for _ in range(2))
-    positions = torch.arange(sizes.length, device=sizes.device).expand(batch, -1).contiguous()
-    mask = torch.ones_like(positions)
+    cos_sin = tuple(states(sizes, batch, sizes.length, sizes.head) for _ in range(2))
+    position_ids = torch.arange(sizes.length, device=sizes.device).expand(batch, -1).contiguous()
+    mask = torch.ones_like(position_ids)
     moved = sizes.compact_bytes(batch)
     source = torch.empty(moved // 2, dtype=torch.uint8, device=sizes.device)
     target = torch.empty_like(source)
 
     def one() -> Any:
-        return compact(hidden, chosen.index, chosen.real, rotary=turns, positions=positions, mask=mask)
+        return compact(hidden, chosen.index, chosen.real, cos_sin=cos_sin, position_ids=position_ids, mask=mask)
 
     def five() -> list[Tensor]:
-        parts = [gather_rows(part, chosen.index) for part in (hidden, *turns)]
-        return [*parts, gather_positions(positions, chosen.index), gather_positions(mask, chosen.index) * chosen.real]
+        parts = [gather_rows(part, chosen.index) for part in (hidden, *cos_sin)]
+        ids = gather_positions(position_ids, chosen.index)
+        return [*parts, ids, gather_positions(mask, chosen.index) * chosen.real]
 
     got = one()
-    for a, b in zip((got.hidden, *got.rotary, got.positions, got.mask), five(), strict=True):
+    for a, b in zip((got.hidden, *got.cos_sin, got.position_ids, got.mask), five(), strict=True):
         if a is None or not torch.equal(a, b):
             raise VlmpruneError("The kernel and the gathers differ, so nothing is timed; run the tests on this GPU.")
     flat = (chosen.index + torch.arange(batch, device=sizes.device)[:, None] * sizes.length).flatten()

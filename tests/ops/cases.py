@@ -122,25 +122,25 @@ def moved(options: dict[str, Any], device: str) -> dict[str, Any]:
 
 def _compacted(device: str, chosen: Compaction, hidden: Tensor, **beside: Any) -> list[Tensor]:
     """What `compact` makes of tensors on the CPU, on a device: all results that there are."""
-    given = {name: tuple(t.to(device) for t in part) if name == "rotary" else part for name, part in beside.items()}
+    given = {name: tuple(t.to(device) for t in part) if name == "cos_sin" else part for name, part in beside.items()}
     there = chosen.to(torch.device(device))
     got = compact(hidden, there.index, there.real, **moved(given, device))
-    return [part for part in (got.hidden, *got.rotary, got.positions, got.mask) if part is not None]
+    return [part for part in (got.hidden, *got.cos_sin, got.position_ids, got.mask) if part is not None]
 
 
 def _compact(length: int, width: int, rotary: int, dtype: torch.dtype, device: str) -> Work:
     batch = 1 if length == 2880 else 3
     chosen = keep(batch, length, 20 / length)  # the interpreter runs program after program
     hidden = torch.randn(length, batch, width * 2).to(dtype)
-    turns = (torch.randn(1, length, rotary), torch.randn(batch, length, rotary).to(dtype))
-    positions, mask = torch.randint(0, 1 << 40, (1, length)), torch.rand(batch, length) < 0.8
+    cos_sin = (torch.randn(1, length, rotary), torch.randn(batch, length, rotary).to(dtype))
+    position_ids, mask = torch.randint(0, 1 << 40, (1, length)), torch.rand(batch, length) < 0.8
 
     def strided(device: str) -> Tensor:
         return hidden.to(device).transpose(0, 1)[..., ::2]  # no stride as usual
 
     return Work(
-        lambda: _compacted(device, chosen, strided(device), rotary=turns, positions=positions, mask=mask),
-        lambda: compact_twin(strided("cpu"), chosen.index, chosen.real, turns, positions, mask),
+        lambda: _compacted(device, chosen, strided(device), cos_sin=cos_sin, position_ids=position_ids, mask=mask),
+        lambda: compact_twin(strided("cpu"), chosen.index, chosen.real, cos_sin, position_ids, mask),
         EXACT,
     )
 
@@ -149,18 +149,18 @@ def _compact_axes(dtype: torch.dtype, device: str) -> Work:
     """Several axes of positions, and rows that were compacted before."""
     chosen = keep(2, 40)
     hidden = torch.randn(2, 40, 24).to(dtype)
-    turns = tuple(torch.randn(3, 2, 40, 16) for _ in range(2))
-    positions, mask = torch.randint(0, 99, (4, 2, 40)), torch.ones(2, 40, dtype=torch.long)
+    cos_sin = tuple(torch.randn(3, 2, 40, 16) for _ in range(2))
+    position_ids, mask = torch.randint(0, 99, (4, 2, 40)), torch.ones(2, 40, dtype=torch.long)
     inner = torch.randint(0, 12, chosen.index.shape)
 
     def wanted() -> Sequence[Tensor]:
         def rows(tensor: Tensor, index: Tensor) -> Tensor:
             return compact_twin(tensor, index, chosen.real, (), None, None)[0]
 
-        axes = [torch.stack([rows(axis, chosen.index) for axis in part]) for part in (*turns, positions)]
+        axes = [torch.stack([rows(axis, chosen.index) for axis in part]) for part in (*cos_sin, position_ids)]
         return rows(hidden, inner), *axes, chosen.real.long()
 
-    beside = {"inner": inner, "rotary": turns, "positions": positions, "mask": mask}
+    beside = {"inner": inner, "cos_sin": cos_sin, "position_ids": position_ids, "mask": mask}
     return Work(lambda: _compacted(device, chosen, hidden.to(device), **beside), wanted, EXACT)
 
 
