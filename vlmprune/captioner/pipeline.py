@@ -22,6 +22,7 @@ from .caption import Caption, Cost, Node, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
 from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
+from .folder import caption_folder
 from .hierarchy import Hierarchy
 from .match import Matcher, VLMMatcher, checked_scores
 from .prompts import BUNDLED
@@ -121,9 +122,7 @@ class PatchCaptioner:
         Raises:
             VlmpruneError: no pictures, or `out` holds captions made in another way.
         """
-        from .folder import caption_folder
-
-        return caption_folder(self, images, Path(out), progress=progress)
+        return caption_folder(self, self.identity(), images, Path(out), progress=progress)
 
     # -- divide and describe -----------------------------------------------------------------------------------
 

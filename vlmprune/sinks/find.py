@@ -25,7 +25,8 @@ from ..ops.attention_rows import row_chunks
 from ..ops.correction import gated, marks_of, masses
 from ..runtime.call_lock import attached
 from ..runtime.session import Session
-from .report import SampleSinks, SinkReport
+from .report import SinkReport
+from .sample import SampleSinks
 
 if TYPE_CHECKING:
     from ..runtime.prefill import Prefill
