@@ -32,7 +32,7 @@ TEXT_ROWS = (1, 64)  # FastV, SGL
 
 
 @dataclass(frozen=True)
-class Sizes:
+class KernelSizes:
     """What is measured, on which device."""
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
@@ -61,10 +61,10 @@ class Sizes:
         return 2 * batch * self.heads * self.length * self.length * self.head
 
 
-SIZES = Sizes()
+SIZES = KernelSizes()
 
 
-def arithmetic(sizes: Sizes = SIZES) -> list[dict[str, Any]]:
+def arithmetic(sizes: KernelSizes = SIZES) -> list[dict[str, Any]]:
     """Least microseconds on each machine of the table, by roofline."""
     return [
         {
@@ -83,7 +83,7 @@ def arithmetic(sizes: Sizes = SIZES) -> list[dict[str, Any]]:
     ]
 
 
-def ragged(batch: int, sizes: Sizes) -> Compaction:
+def ragged(batch: int, sizes: KernelSizes) -> Compaction:
     """A quarter of every row, less by a few tokens from row to row."""
     keep = torch.zeros(batch, sizes.length, dtype=torch.bool, device=sizes.device)
     for row in range(batch):
@@ -91,12 +91,12 @@ def ragged(batch: int, sizes: Sizes) -> Compaction:
     return compaction(keep)
 
 
-def states(sizes: Sizes, *shape: int) -> Tensor:
+def states(sizes: KernelSizes, *shape: int) -> Tensor:
     """Random numbers in bf16."""
     return torch.randn(*shape, device=sizes.device, dtype=torch.bfloat16)
 
 
-def compaction_of(batch: int, sizes: Sizes) -> dict[str, Any]:
+def compaction_of(batch: int, sizes: KernelSizes) -> dict[str, Any]:
     """One launch against five gathers and against a copy of as many bytes."""
     chosen = ragged(batch, sizes)
     hidden = states(sizes, batch, sizes.length, sizes.width)
@@ -138,7 +138,7 @@ def compaction_of(batch: int, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def columns_of(batch: int, rows: int, sizes: Sizes) -> dict[str, Any]:
+def columns_of(batch: int, rows: int, sizes: KernelSizes) -> dict[str, Any]:
     """Column sums of the last rows, in Triton, in PyTorch, and out of the whole map, beside causal SDPA."""
     length = sizes.length
     query, key, value = (states(sizes, batch, sizes.heads, length, sizes.head) for _ in range(3))
@@ -172,7 +172,7 @@ def columns_of(batch: int, rows: int, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def measured(sizes: Sizes = SIZES) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def measured(sizes: KernelSizes = SIZES) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Everything there is to measure, by name, batch after batch."""
     for batch in sizes.batches:
         yield f"compact, batch {batch}", lambda batch=batch: compaction_of(batch, sizes)  # type: ignore[misc]
