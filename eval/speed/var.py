@@ -34,7 +34,7 @@ from vlmprune.hf.compatibility import CACHE
 
 SIDE, TEXT, LAYERS, WIDTH = 44, 64, 8, 512
 VISUAL = SIDE * SIDE
-BEFORE = 2048 - VISUAL - TEXT  # BOS and words in front of the picture
+BEFORE = 2048 - VISUAL - TEXT  # BOS and words in front of the image
 SINK_DIMS, SINKS = (77, 300), tuple(range(100, VISUAL, 240))  # planted
 MODEL = "random LLaVA-like, LM 8 layers x 512, 2,048 tokens of which 1,936 visual and 64 text after them, fp32"
 VARIANTS = ("plain", "var", "eager", "eager_var")
@@ -51,7 +51,7 @@ def build(attention: str) -> Any:
 
 
 def prompt() -> dict[str, Any]:
-    """BOS and words, an encoded picture with its sinks, a question."""
+    """BOS and words, an encoded image with its sinks, a question."""
     torch.manual_seed(1)
     ids = random_prompt(VISUAL, BEFORE + TEXT, before=BEFORE)
     features = torch.randn(VISUAL, WIDTH) * 0.02

@@ -53,7 +53,7 @@ class CaptionCost:
     `visual_tokens`: rows of visual tokens that entered the language model in all calls of the describing model, once
     for all samples of a crop, since they share its prefill (the paper counts each sample's),
     `layer_avg_tokens` the same averaged over its layers, `prefill_flops` of its language model (None: the model was
-    not wrapped, so nobody counted). `images_encoded`: pictures through the vision tower. `seconds`: by stage.
+    not wrapped, so nobody counted). `images_encoded`: images through the vision tower. `seconds`: by stage.
     """
 
     calls: dict[str, int] = field(default_factory=dict)
@@ -115,18 +115,18 @@ class Caption:
         }
 
     def overlay(self, image: Image.Image | None = None) -> Image.Image:
-        """The picture with the patches (coloured) and the object boxes in them (white).
+        """The image with the patches (coloured) and the object boxes in them (white).
 
         Args:
-            image: the picture, where the caption does not hold it any more; of another size, the boxes are scaled.
+            image: the captioned one, where the caption no longer holds it; of another size, the boxes are scaled.
         Returns:
-            An RGB picture of the same size.
+            An RGB image of the same size.
         Raises:
-            VlmpruneError: there is no picture.
+            VlmpruneError: there is no image.
         """
         shown = image if image is not None else self.image
         if not isinstance(shown, Image.Image):
-            raise VlmpruneError("This caption holds no picture; pass overlay() the PIL image that was captioned.")
+            raise VlmpruneError("This caption holds no image; pass overlay() the PIL image that was captioned.")
         out = as_rgb(shown)
         draw = ImageDraw.Draw(out)
         line = max(1, round(max(out.size) / 250))

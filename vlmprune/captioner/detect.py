@@ -21,7 +21,7 @@ from .vlm import VisionModel
 
 
 class Detector(Protocol):
-    """Anything that takes a picture and returns detections in its pixels."""
+    """Anything that takes an image and returns detections in its pixels."""
 
     def __call__(self, image: Image.Image) -> Sequence[Detection]:
         """Boxes, in any order."""
@@ -34,9 +34,9 @@ class SaliencyDetector:
 
     The background is a quadratic surface in CIELAB colour fitted to the pixels it explains; pixels far from it (Otsu's
     threshold, at least `least_contrast`) form regions. A region's score is 1 - exp(-contrast / 15), so one of contrast
-    6 passes the captioner's 0.3. Made for pictures with a fairly even background; a busy photograph gives one big box.
+    6 passes the captioner's 0.3. Made for images with a fairly even background; a busy photograph gives one big box.
 
-    `longest` side in pixels that it works at; `least_area` of a region as a share of the picture; `most` regions.
+    `longest` side in pixels that it works at; `least_area` of a region as a fraction of the image; `most` regions.
     """
 
     longest: int = 320

@@ -59,8 +59,8 @@ class PatchCaptioner:
     Args:
         model: a loaded Hugging Face vision-language model, or what `vlmprune.wrap` returned: then every crop is pruned.
         processor: its processor; a wrapped model's own when None.
-        detector: picture -> `Detection`s; default `SaliencyDetector()`, which needs no weights and knows no classes.
-        matcher: (picture, sentence) pairs -> scores; default the model's own answer to "Is this true?".
+        detector: image -> `Detection`s; default `SaliencyDetector()`, which needs no weights and knows no classes.
+        matcher: (image, sentence) pairs -> scores; default the model's own answer to "Is this true?".
         aggregator: groups and rewrites sentences; default the deterministic `WordAggregator`, which needs no language
             model.
         config: a `CaptionConfig`; default the paper's values, or for the bundled pair `BUNDLED_CONFIG`.
@@ -98,12 +98,12 @@ class PatchCaptioner:
             self.aggregator.seed = seed
 
     def __call__(self, image: Image.Image) -> Caption:
-        """The caption of a picture.
+        """The caption of an image.
 
         Raises:
-            VlmpruneError: no picture, or a detector, matcher or aggregator that gives what cannot be used.
+            VlmpruneError: no image, or a detector, matcher or aggregator that gives what cannot be used.
         """
-        image = checked_picture(image)
+        image = checked_image(image)
         cost = CaptionCost()
         self.vision.spent, calls = Spent(), self.aggregator.calls
         (described,) = self.describe([image], cost)
@@ -112,15 +112,15 @@ class PatchCaptioner:
     def map(
         self, images: str | Path | Iterable[str | Path], out: str | Path, *, progress: bool = True
     ) -> list[dict[str, Any]]:
-        """Caption the pictures of a folder, or those at the paths, with one record each written into the folder `out`.
+        """Caption the images of a folder, or those at the paths, with one record each written into the folder `out`.
 
-        Resumable: what is finished there is not done again. A picture that fails gets a record with `error`, is tried
+        Resumable: what is finished there is not done again. An image that fails gets a record with `error`, is tried
         again by the next run, and stops nothing.
 
         Returns:
             One record a path in order: `path`, and what `Caption.to_dict` gives, or `error`.
         Raises:
-            VlmpruneError: no pictures, or `out` holds captions made in another way.
+            VlmpruneError: no images, or `out` holds captions made in another way.
         """
         return caption_folder(self, self.identity(), images, Path(out), progress=progress)
 
@@ -178,7 +178,7 @@ class PatchCaptioner:
             threshold=config.score_threshold,
             fallback=config.fallback_boxes,
             merge_above=config.merge_iou,
-            share=config.assign_share,
+            fraction=config.assign_share,
         )
         named = confident(found, threshold=config.score_threshold, fallback=config.fallback_boxes)
         if not config.semantic:
@@ -305,16 +305,16 @@ def clock(cost: CaptionCost, stage: str) -> Iterator[None]:
         cost.seconds[stage] = cost.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def checked_picture(image: Any) -> Image.Image:
-    """The picture in RGB.
+def checked_image(image: Any) -> Image.Image:
+    """The image in RGB.
 
     Raises:
         VlmpruneError: it is none, or has no pixels.
     """
     if not isinstance(image, Image.Image):
-        raise VlmpruneError(f"{image!r:.80} is no picture; pass a PIL image, or paths to map().")
+        raise VlmpruneError(f"{image!r:.80} is no image; pass a PIL image, or paths to map().")
     if not all(image.size):
-        raise VlmpruneError(f"The picture of size {image.size} has no pixels; pass another one.")
+        raise VlmpruneError(f"The image of size {image.size} has no pixels; pass another one.")
     return as_rgb(image)
 
 

@@ -1,4 +1,4 @@
-"""The describing model behind two questions: what is in these pictures, and is this statement about one true?
+"""The describing model behind two questions: what is in these images, and is this statement about one true?
 
 Shapes: B prompts of a batch, k samples of each.
 """
@@ -28,7 +28,7 @@ from .sampling import SeededSampler, SharedPrefill
 class Spent:
     """What calls of a model cost so far.
 
-    `calls`: sequences generated or statements judged; `images`: pictures encoded; `visual_tokens`: rows that entered
+    `calls`: sequences generated or statements judged; `images`: images encoded; `visual_tokens`: rows that entered
     the language model; `layer_avg_tokens`: the same averaged over its layers; `prefill_flops`: of the language model
     and of a guide, None where the model was not wrapped. The samples of a crop share one encoding and one prefill, so
     these are counted once for all of them, or as often as the prompt ran where its cache could not be shared.
@@ -90,28 +90,28 @@ class VisionModel:
 
     def describe(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         question: str,
         *,
         seeds: Sequence[Sequence[int]],
         temperature: float,
         max_new_tokens: int,
     ) -> list[list[str]]:
-        """k samples for each picture, its k seeds given; the k of a picture share its encoding and its prefill.
+        """k samples for each image, its k seeds given; the k of an image share its encoding and its prefill.
 
-        What a sample says depends on its own seed only, not on the pictures and samples beside it.
+        What a sample says depends on its own seed only, not on the images and samples beside it.
 
         Raises:
-            VlmpruneError: pictures with different numbers of seeds, or a model wrapped with `exit_at`.
+            VlmpruneError: images with different numbers of seeds, or a model wrapped with `exit_at`.
         """
         self._refuse_exits()
         warn_unknown_words(self.processor, question)
         count = len(seeds[0]) if seeds else 0
         if any(len(own) != count for own in seeds):
-            raise VlmpruneError(f"{[len(own) for own in seeds]} samples were asked for; give each picture the same.")
+            raise VlmpruneError(f"{[len(own) for own in seeds]} samples were asked for; give each image the same.")
         texts: list[list[str]] = []
-        for part in self._parts(len(pictures)):
-            inputs = self._inputs([pictures[i] for i in part], [question] * len(part))
+        for part in self._parts(len(images)):
+            inputs = self._inputs([images[i] for i in part], [question] * len(part))
             sampler = SeededSampler([s for i in part for s in seeds[i]], [temperature] * (len(part) * count))
             start = time.perf_counter()
             decoding = SharedPrefill(count)
@@ -137,13 +137,13 @@ class VisionModel:
         return texts
 
     def probability(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], *, yes: str, no: str
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, yes: str, no: str
     ) -> list[float]:
-        """P(yes) / (P(yes) + P(no)) of the first answer token, for each picture with its question."""
+        """P(yes) / (P(yes) + P(no)) of the first answer token, for each image with its question."""
         token = {answer: self._first_tokens(answer) for answer in (yes, no)}
         found: list[float] = []
-        for part in self._parts(len(pictures)):
-            inputs = self._inputs([pictures[i] for i in part], [questions[i] for i in part])
+        for part in self._parts(len(images)):
+            inputs = self._inputs([images[i] for i in part], [questions[i] for i in part])
             start = time.perf_counter()
             with torch.no_grad():
                 logits = self.model(**inputs).logits[:, -1].float()
@@ -179,8 +179,8 @@ class VisionModel:
         for at in range(0, count, self.batch_size):
             yield range(at, min(count, at + self.batch_size))
 
-    def _inputs(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
-        talks = [conversation([one], text) for one, text in zip(pictures, questions, strict=True)]
+    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+        talks = [conversation([one], text) for one, text in zip(images, questions, strict=True)]
         return on(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:

@@ -251,8 +251,8 @@ class Prefill:
             rotary = ids = None
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         rotary = rotary if isinstance(rotary, tuple | list) else None  # Llama 4's is one complex tensor: gathered later
-        index, real, turns = stage.chosen.index, stage.chosen.real, tuple(rotary or ())
-        rows = compact(merged(hidden, stage), index, real, inner=stage.inner, cos_sin=turns, position_ids=ids, mask=mask)
+        index, real, pair = stage.chosen.index, stage.chosen.real, tuple(rotary or ())
+        rows = compact(merged(hidden, stage), index, real, inner=stage.inner, cos_sin=pair, position_ids=ids, mask=mask)
         made = {"rotary": (rotary, rows.cos_sin), "ids": (ids, rows.position_ids), "mask": (mask, rows.mask)}
         for what, (value, result) in made.items():
             if value is not None:

@@ -48,7 +48,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's full truth. ``window`` = (first row, first column, rows, columns) in patches of the canvas."""
+    """An image's full truth. ``window`` = (first row, first column, rows, columns) in patches of the canvas."""
 
     seed: int
     split: str
@@ -151,7 +151,7 @@ def make_scene(
     left, top = col * PATCH, row * PATCH
     right, bottom = left + cols * PATCH, top + rows * PATCH
     if rng.random() < 0.2 and rows >= 10 and cols >= 10:
-        # Everything in one half: the rest of the picture is empty.
+        # Everything in one half: the rest of the image is empty.
         side = rng.randrange(4)
         middle_x, middle_y = (left + right) // 2, (top + bottom) // 2
         left, right = (left, middle_x) if side == 0 else (middle_x, right) if side == 1 else (left, right)
