@@ -24,11 +24,11 @@ from vlmprune.tiny.scenes import (
     Question,
     ask,
     make_scene,
-    patch_cover,
     render,
 )
 
 from .common import State, log
+from .labels import patch_cover
 from .packing import IDS, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
 from .pair import build_model
 from .scoring import measure, scene_questions
