@@ -131,17 +131,16 @@ def read_json_boxes(text: str, size: tuple[int, int], scale: float) -> list[Dete
 
 def read_places(text: str, size: tuple[int, int], scale: float) -> list[Detection]:
     """Boxes from sentences of the bundled pair's world: "a red circle at the top left" is a box in that ninth."""
-    from ..tiny.vocabulary import POSITIONS
+    from ..tiny.vocabulary import CELLS
     from .text import bundled_lexicon, sentences
 
-    places = {name: (column, row) for row, names in enumerate(POSITIONS) for column, name in enumerate(names)}
     width, height = size[0] / 3, size[1] / 3
     found = []
     for sentence in sentences(text):
         said = bundled_lexicon().read(sentence).properties
         shape, place = sorted(said.get("shape", ())), sorted(said.get("position", ()))
         if shape and place:
-            column, row = places[place[0]]
+            row, column = CELLS[place[0]]
             box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
             found.append(Detection(box, 1.0, shape[0]))
     return found

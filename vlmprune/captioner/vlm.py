@@ -6,7 +6,6 @@ Shapes: B prompts of a batch, k samples of each.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from ..families import family_of
 from ..hf.arguments import on
 from ..hf.hooks import HANDLE
 from ..methods.combined import parts_of
+from ..methods.sgl import SGL
 from .sampling import SeededSampler, SharedPrefill
 
 
@@ -39,11 +39,10 @@ class Spent:
     visual_tokens: float = 0.0
     layer_avg_tokens: float = 0.0
     prefill_flops: float | None = 0.0
-    seconds: float = 0.0
 
     def add(self, other: Spent) -> None:
         """Sum in place; an unknown part makes the sum unknown."""
-        for name in ("calls", "images", "visual_tokens", "layer_avg_tokens", "seconds"):
+        for name in ("calls", "images", "visual_tokens", "layer_avg_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         known = self.prefill_flops is not None and other.prefill_flops is not None
         self.prefill_flops = (self.prefill_flops or 0.0) + (other.prefill_flops or 0.0) if known else None
@@ -113,7 +112,6 @@ class VisionModel:
         for part in self._parts(len(images)):
             inputs = self._inputs([images[i] for i in part], [question] * len(part))
             sampler = SeededSampler([s for i in part for s in seeds[i]], [temperature] * (len(part) * count))
-            start = time.perf_counter()
             decoding = SharedPrefill(count)
             with torch.no_grad():
                 out = self.model.generate(
@@ -129,8 +127,7 @@ class VisionModel:
                     logits_processor=LogitsProcessorList([sampler]),
                     custom_generate=decoding,
                 )
-            runs = 1 if decoding.shared else count
-            self._account(inputs, repeats=runs, calls=len(out), seconds=time.perf_counter() - start)
+            self._account(inputs, repeats=1 if decoding.shared else count, calls=len(out))
             new = out[:, inputs["input_ids"].shape[1] :]
             decoded = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
             texts += [decoded[i * count : (i + 1) * count] for i in range(len(part))]
@@ -144,10 +141,9 @@ class VisionModel:
         found: list[float] = []
         for part in self._parts(len(images)):
             inputs = self._inputs([images[i] for i in part], [questions[i] for i in part])
-            start = time.perf_counter()
             with torch.no_grad():
                 logits = self.model(**inputs).logits[:, -1].float()
-            self._account(inputs, repeats=1, calls=len(part), seconds=time.perf_counter() - start)
+            self._account(inputs, repeats=1, calls=len(part))
             either = torch.stack([logits[:, token[answer]].logsumexp(-1) for answer in (yes, no)], dim=-1)
             found += either.softmax(-1)[:, 0].tolist()
         return found
@@ -167,12 +163,11 @@ class VisionModel:
 
     def _refuse_exits(self) -> None:
         """An exit would put one greedy answer of the guide in the place of all samples."""
-        method = None if self.handle is None else self.handle.method
-        for part in () if method is None else parts_of(method):
-            if (exit_at := getattr(part, "exit_at", None)) is not None:
+        for part in () if self.handle is None else parts_of(self.handle.method):
+            if isinstance(part, SGL) and part.exit_at is not None:
                 raise VlmpruneError(
-                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap the "
-                    "model with exit_at=None to caption."
+                    f"With exit_at={part.exit_at} one answer of the guide takes the place of a crop's samples; wrap "
+                    "the model with exit_at=None to caption."
                 )
 
     def _parts(self, count: int) -> Iterator[range]:
@@ -196,18 +191,17 @@ class VisionModel:
             raise VlmpruneError(f"The tokenizer has no token for the answer {answer!r}; set another in the prompts.")
         return sorted(ids)
 
-    def _account(self, inputs: Any, *, repeats: int, calls: int, seconds: float) -> None:
+    def _account(self, inputs: Any, *, repeats: int, calls: int) -> None:
         prompts = len(inputs["input_ids"])
         handle = self.handle
         if handle is not None:
             report = handle.report
             entering, average = report.lm_tokens * prompts, report.layer_avg_tokens * prompts
-            flops: float | None = float(report.prefill_flops + (getattr(report, "guide_flops", 0) or 0))
+            flops: float | None = float(report.prefill_flops + (report.guide_flops or 0)) * repeats
         else:
             entering = average = float(torch.isin(inputs["input_ids"].cpu(), torch.tensor(self._visual_ids())).sum())
             flops = None
-        flops = None if flops is None else flops * repeats
-        self.spent.add(Spent(calls, prompts, entering * repeats, average * repeats, flops, seconds))
+        self.spent.add(Spent(calls, prompts, entering * repeats, average * repeats, flops))
 
     def _visual_ids(self) -> list[int]:
         config = self.plain.config
