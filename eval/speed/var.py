@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import encoded, random_llava, random_prompt
-from eval.speed.overhead import interleave
+from eval.speed.overhead import interleave, ratios
 from vlmprune.hf.arguments import cache_in
 from vlmprune.hf.compatibility import CACHE
 
@@ -121,12 +121,6 @@ def runs(models: dict[str, Any], inputs: dict[str, Any]) -> tuple[dict[str, Any]
         return run
 
     return {v: prefill(v) for v in VARIANTS}, {v: decode(v) for v in VARIANTS}
-
-
-def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Median ratio to the plain run of the same round."""
-    plain = seconds["plain"]
-    return {v: statistics.median(a / b for a, b in zip(seconds[v], plain, strict=True)) for v in VARIANTS}
 
 
 def measure(rounds: int) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,9 @@ def caption_folder(
     progress: bool,
 ) -> list[dict[str, Any]]:
     """See `PatchCaptioner.map`; `identity` is what decides the captions."""
+    from rich.console import Console
+    from rich.progress import track
+
     paths = image_paths(images)
     records = out / RECORDS
     try:
@@ -37,11 +39,10 @@ def caption_folder(
     except OSError as error:
         raise VlmpruneError(f"{str(out)!r} cannot be a folder of captions ({error}); choose another place.") from None
     claim(out, identity)
-    results = []
-    with bar(len(paths), progress) as step:
-        for path in paths:
-            results.append(one_record(caption, path, records))
-            step()
+    screen = Console(stderr=True)
+    hidden = not (progress and screen.is_terminal)
+    shown = track(paths, "captioning", console=screen, transient=True, disable=hidden, show_speed=False)
+    results = [one_record(caption, path, records) for path in shown]
     write_whole(out / ALL, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in results))
     return results
 
@@ -125,16 +126,3 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
-
-
-@contextmanager
-def bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr that one call moves by one; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    screen = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not (shown and screen.is_terminal)) as running:
-        task = running.add_task("captioning", total=total)
-        yield lambda: running.advance(task)
