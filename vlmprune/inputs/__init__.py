@@ -1,4 +1,4 @@
-"""What goes into a model: its processor, and questions that are fit for it."""
+"""Inputs of a model: its processor, and checks of images and questions."""
 
 from .placeholders import check_conversation, check_question
 from .processor import load_processor
