@@ -350,15 +350,23 @@ def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
     """Model inputs of a conversation, or of a list of them with the `options` that batches need.
 
     Raises:
-        VlmpruneError: a text holds a token that marks an image or a video.
+        VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
     """
     if not hasattr(processor, "apply_chat_template"):
         raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
     check_conversation(processor, talk)
-    # Tokenizing the rendered text apart would put a second BOS in front of the template's.
-    return processor.apply_chat_template(
-        talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
-    )
+    try:
+        # Tokenizing the rendered text apart would put a second BOS in front of the template's.
+        return processor.apply_chat_template(
+            talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+        )
+    except VlmpruneError:
+        raise
+    except ValueError as error:
+        raise PromptError(
+            f"The model's processor makes no prompt of these pictures and texts ({reason(error)}); change what it "
+            "names."
+        ) from error
 
 
 def batched(processor: Any, talks: list[Any]) -> Any:

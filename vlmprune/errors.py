@@ -20,6 +20,10 @@ class InactiveHandleError(VlmpruneError):
     """A handle was used after `unwrap()` or after the model was wrapped again."""
 
 
+class PromptError(VlmpruneError):
+    """A processor makes no inputs of pictures and texts, such as a picture 300 times as high as wide."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: `did you mean 'fastv'?`, or the whole list when nothing is near."""
     known = sorted(known)
