@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlmprune.accounting.report import Report
-from vlmprune.errors import VlmpruneError
+from vlmprune.errors import PromptError, VlmpruneError
 from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
 from vlmprune.harness.measure import Contender, backend

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from .accounting.report import Report
-from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError
+from .errors import VIDEO, InactiveHandleError, PromptError, UnsupportedModelError, VlmpruneError
 from .families import family_of, inner_model
 from .guide.session import GuidedSession
 from .hf.arguments import on
@@ -24,6 +24,7 @@ from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
 from .inputs import check_conversation
 from .inputs.images import as_rgb, picture
+from .inputs.processor import reason
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
