@@ -234,6 +234,7 @@ class Prefill:
                 hidden = self._compact(stage, hidden, kwargs)
         if stage is None or stage.chosen is None:
             return None
+        check_scale(self.family.attention(self.text_model.layers[i]), self.valid.shape[1])
         new = dict(kwargs)
         new["position_embeddings"] = self._positions(stage, kwargs, hidden)
         if kwargs.get("position_ids") is not None:

@@ -56,6 +56,7 @@ class Session:
         self.model, self.family, self.method, self.watchers = model, family, method, watchers
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
+        check_backbone(self.text)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
         self.layers = self._stages() if self.pruner else (0,)
         self.cost = model_cost(family, model)
