@@ -66,6 +66,7 @@ class PrunedModel:
         with self._mine():
             return self.model.generate(*args, **kwargs)
 
+    @checked
     def ask(self, image: Any, question: str, **generation_kwargs: Any) -> Answer:
         """Answer a question about a picture.
 
@@ -184,6 +185,7 @@ class PrunedModel:
         )
 
 
+@checked
 def wrap(
     model: Any,
     method: Method | str | type[Method] | Sequence[Any],
@@ -387,7 +389,7 @@ def unknown_words(processor: Any, question: str) -> list[str]:
 def warn_unknown_words(processor: Any, question: str) -> None:
     """Warn about them."""
     if words := unknown_words(processor, question):
-        warnings.warn(unknown_words_note(words), stacklevel=4)
+        warnings.warn(unknown_words_note(words), stacklevel=5)
 
 
 def unknown_words_note(words: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..runtime.prefill import Prefill
 
 
+@checked
 def find_sinks(
     model: Any,
     *,
@@ -56,12 +58,17 @@ def find_sinks(
     family = family_of(plain)
     reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
     refuse_video(inputs)
+    for name, value in inputs.items():
+        # What else a processor returns is ignored, as the model ignores it.
+        if isinstance(value, int | float | str) and name not in inspect.signature(plain.forward).parameters:
+            known = ("tau", "sink_dims", "rho", "gate")
+            raise VlmpruneError(f"find_sinks() has no option {name!r}; {nearest(name, known)}")
     ids = inputs.get("input_ids")
     visual = torch.tensor(family.visual_ids(plain.config))
-    if ids is None or not bool(torch.isin(ids.cpu(), visual).any()):
+    if not isinstance(ids, Tensor) or not has_image(inputs) or not bool(torch.isin(ids.cpu(), visual).any()):
         raise VlmpruneError(
-            "The prompt has no image tokens, so there are no visual sinks to find; pass what the processor returns for "
-            "an image and a question."
+            "The prompt has no image or no image tokens, so there are no visual sinks to find; pass what the "
+            "processor returns for an image and a question."
         )
     with attached(Session(plain, family, Unpruned(), [reader])), torch.no_grad():
         plain(**{**inputs, "use_cache": False})
