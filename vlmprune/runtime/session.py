@@ -125,7 +125,7 @@ class Session:
             pre(layer, functools.partial(self._enter_layer, i))
             if self.family.deepstack:
                 post(layer, functools.partial(self._leave_layer, i))
-        self._undo.append(shadow(model, "generate", self._generate))
+        self._undo.append(shadow(model, "generate", self._generate_apart))
         self._undo.append(shadow(model, "_replicate_for_data_parallel", replica))
         if hasattr(base, "get_image_features"):
             self._undo.append(shadow(base, "get_image_features", self._image_features))
@@ -168,6 +168,17 @@ class Session:
             yield
         finally:
             self._local.asleep = before
+
+    def _generate_apart(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`generate` as it is called: one within another, of a model that drafts for itself, leaves that one's state."""
+        if not self._get("generating"):
+            return self._generate(original, *args, **kwargs)
+        outer = dict(vars(self._local))
+        try:
+            return self._generate(original, *args, **kwargs)
+        finally:
+            vars(self._local).clear()
+            vars(self._local).update(outer)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._get("asleep"):
