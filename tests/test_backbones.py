@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import vlmprune
 from tests.support.planted import Planted
 from tests.support.running import plan_of
 from tests.support.tiny_families import build, make_inputs
 from tests.test_bad_input import sentence
+from vlmprune.families import family_of
+from vlmprune.flops import model_cost
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -60,3 +63,43 @@ def test_llama_4_scales_queries_by_their_row():
                 model(**inputs)
         with vlmprune.wrap(model, Planted(plan=plan_of(model, inputs, "ragged"), layer=3)), torch.no_grad():
             model(**inputs)
+
+
+LATENT: dict[str, Any] = {
+    **{"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+    **{"n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 32, "num_experts_per_tok": 2},
+    **{"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"model_type": "deepseek_v3", **LATENT},
+        {
+            **{"model_type": "mimo_v2_flash", "head_dim": 16, "v_head_dim": 16, "sliding_window": 8, "n_group": 1},
+            **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "topk_group": 1},
+        },
+        {"model_type": "llama"},
+    ],
+    ids=lambda text: text["model_type"],
+)
+def test_costs_are_those_that_are_counted_beside_the_model(text):
+    """A prompt of one token, all multiplications counted by PyTorch; and the bytes of the cache that is really there.
+
+    Latent attention counted 2.7 times its cache, layers with more heads than the config says 0.65 of theirs.
+    """
+    model = build("llava", text=text, attn="eager")
+    lm = model.model.language_model
+    if hasattr(lm, "set_experts_implementation"):
+        lm.set_experts_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        lm(torch.tensor([[20]]), use_cache=False)
+    counted = counter.get_flop_counts()
+    cost = model_cost(family_of(model), model)
+    for i, layer in enumerate(cost.layers):
+        real = sum(counted[f"{type(lm).__name__}.layers.{i}"].values())
+        assert 2 * (layer.linear + 2 * layer.query_width) == real
+    with vlmprune.wrap(model, "random", keep=0.4, layer=2) as pruned, torch.no_grad():
+        cache = model(**make_inputs(model), use_cache=True).past_key_values
+    assert pruned.report.kv_bytes == sum(part.keys.nbytes + part.values.nbytes for part in cache.layers)

@@ -170,7 +170,7 @@ class Session:
             self._local.asleep = before
 
     def _generate_apart(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """`generate` as it is called: one within another, of a model that drafts for itself, leaves that one's state."""
+        """`generate` as it is called: one within another, of a model that drafts for itself, leaves its state."""
         if not self._get("generating"):
             return self._generate(original, *args, **kwargs)
         outer = dict(vars(self._local))
