@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from .accounting.report import Report
-from .errors import VIDEO, InactiveHandleError, PromptError, UnsupportedModelError, VlmpruneError
+from .errors import VIDEO, InactiveHandleError, PromptError, UnsupportedModelError, VlmpruneError, checked
 from .families import family_of, inner_model
 from .guide.session import GuidedSession
 from .hf.arguments import on

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, checked
 from ..inputs.images import as_rgb
 from .aggregate import IMAGE, Aggregator
 from .by_llm import StructuredAggregator

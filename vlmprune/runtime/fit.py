@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import VlmpruneError
+from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import Family
 from ..methods.base import Pruner
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.masks import Sizes, Window, check_window, own_mask, take_mask
+from ..attention.masks import Sizes, Window, check_scale, check_window, own_mask, take_mask
 from ..attention.probe import AttentionCall
 from ..attention.sink_observer import VisualSinkWatcher
 from ..attention.tower import VisionStats

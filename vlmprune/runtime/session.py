@@ -37,7 +37,7 @@ from ..methods.base import Method, Pruner, last_valid
 from ..methods.combined import parts_of
 from .call_lock import BASE, MODEL, turnstile_of
 from .decode import Decode
-from .fit import check_fit, read_layers
+from .fit import check_backbone, check_fit, read_layers
 from .output_rows import Asked, Rows, asked_for, labelled
 from .pieces import RANKED, Ranked, check_later, refuse_part, run_whole, silent
 from .prefill import CrossPrefill, Prefill

@@ -17,10 +17,10 @@ from ..attention.editor import Columns, columns_of
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, checked, nearest
 from ..families import Family, family_of
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
-from ..hf.arguments import refuse_video
+from ..hf.arguments import has_image, refuse_video
 from ..methods.none import Unpruned
 from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
 from ..runtime.call_lock import attached
