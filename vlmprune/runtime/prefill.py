@@ -19,7 +19,7 @@ from ..attention.sink_observer import VisualSinkWatcher
 from ..attention.tower import VisionStats
 from ..errors import VlmpruneError
 from ..families import Family
-from ..flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
+from ..flow.compact import Compaction, compaction, keep_mask
 from ..flow.locate import SampleLayout
 from ..flow.returned import checked_readers, checked_selection, readable
 from ..flow.select import Selection, with_last
@@ -27,7 +27,7 @@ from ..flow.stage import Stage, merged, remaining
 from ..hf.arguments import cache_in, host_copies
 from ..hf.cache_state import PrunedPrompt, physical_sizes, remember
 from ..methods.base import Prompt, Pruner, last_valid
-from ..ops import compact
+from ..ops.gather import compact, gather_positions, gather_rows
 from .decode import Arguments, rotary
 from .output_rows import Rows
 
@@ -253,8 +253,8 @@ class Prefill:
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         rotary = rotary if isinstance(rotary, tuple | list) else None  # Llama 4's is one complex tensor: gathered later
         index, real, turns = stage.chosen.index, stage.chosen.real, tuple(rotary or ())
-        rows = compact(merged(hidden, stage), index, real, inner=stage.inner, rotary=turns, positions=ids, mask=mask)
-        made = {"rotary": (rotary, rows.rotary), "ids": (ids, rows.positions), "mask": (mask, rows.mask)}
+        rows = compact(merged(hidden, stage), index, real, inner=stage.inner, cos_sin=turns, position_ids=ids, mask=mask)
+        made = {"rotary": (rotary, rows.cos_sin), "ids": (ids, rows.position_ids), "mask": (mask, rows.mask)}
         for what, (value, result) in made.items():
             if value is not None:
                 self._once(what, stage, value, lambda _, result=result: result)

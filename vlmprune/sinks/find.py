@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..api import plain_model
-from ..attention.editor import Columns, columns_of
+from ..attention.editor import Columns, check_readable, columns_of
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
@@ -22,10 +22,12 @@ from ..families import Family, family_of
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
 from ..hf.arguments import has_image, refuse_video
 from ..methods.none import Unpruned
-from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
+from ..ops.attention_rows import row_chunks
+from ..ops.correction import gated, marks_of, masses
 from ..runtime.call_lock import attached
 from ..runtime.session import Session
-from .report import SampleSinks, SinkReport
+from .report import SinkReport
+from .sample import SampleSinks
 
 if TYPE_CHECKING:
     from ..runtime.prefill import Prefill
@@ -125,7 +127,7 @@ class SinkReader(Watcher):
         marks = marks_of(sinks, self.columns.visual).to(device)
         asking = self.columns.asking.to(device)
         totals = torch.zeros(3, *call.query.shape[:2], device=device)
-        for _, rows in row_chunks(call, self.columns.first_asking):
+        for _, rows in row_chunks(call.query, call.key, self.columns.first_asking):
             weights = call.weights(rows).masked_fill(~asking[:, None, rows[0], None], 0.0)
             _, image, free = masses(weights, marks)
             passed = gated(image, free, self.rho, self.gate) & touched.to(device)[:, None, None]

@@ -24,7 +24,8 @@ from .upload import checked
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ...sinks.report import SampleSinks, SinkReport
+    from ...sinks.report import SinkReport
+    from ...sinks.sample import SampleSinks
 
 TITLE = "Sinks"
 P, RHO = 0.4, 0.5  # VAR's own defaults
