@@ -10,7 +10,6 @@ that ranks by them, so that a row costs only its own model; seconds are therefor
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import random
 import time
@@ -21,24 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.progress import track
 
 import vlmprune
 from eval.provenance import provenance, write_record
 from vlmprune.accounting.scores import exact_match
 from vlmprune.api import batched, conversation
-from vlmprune.apps.cli.options import EXIT_AT
 from vlmprune.guide.runner import Guidance, Guide
+from vlmprune.harness.baselines import EXIT_AT, accuracy, image_of, scored_families
 from vlmprune.harness.measure import backend
 from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import make_method
-from vlmprune.tiny.scenes import FAMILIES, benchmark, render
+from vlmprune.tiny.scenes import benchmark
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 BATCH = 32
 NEW_TOKENS = 4  # the longest short answer has two words and its end
-SHORT = tuple(family for family in FAMILIES if family != "caption")  # exact match cannot score captions
+SHORT = tuple(scored_families())
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def work(number: int, worker: int, workers: int) -> Found:
     for at in track(starts, "batches", disable=worker > 0):
         part = asked[at : at + BATCH]
         out.families += [family for family, _, _ in part]
-        talks = [conversation([Image.fromarray(render(scene))], question.text) for _, scene, question in part]
+        talks = [conversation([image_of(scene)], question.text) for _, scene, question in part]
         inputs = batched(processor, talks)
         truths = [question.answer for _, _, question in part]
         found, said = {}, {}
@@ -206,14 +204,8 @@ def key(row: Row) -> str:
 
 def base(name: str, hits: list[float], families: list[str]) -> dict[str, Any]:
     """Accuracy, its standard error, and the families'."""
-    mean = sum(hits) / len(hits)
     per = {f: sum(h for h, g in zip(hits, families, strict=True) if g == f) / families.count(f) for f in SHORT}
-    return {
-        "name": name,
-        "accuracy": mean,
-        "standard_error": math.sqrt(mean * (1 - mean) / len(hits)),
-        "families": per,
-    }
+    return {"name": name, **accuracy(hits), "families": per}
 
 
 def record(

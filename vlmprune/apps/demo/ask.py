@@ -9,9 +9,9 @@ import gradio as gr
 
 import vlmprune
 
+from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
-from ..cli.options import EXIT_AT
 from .draw import overlay
 from .engine import Engine, Piece, Run, Setting, layer_count
 from .examples import inputs

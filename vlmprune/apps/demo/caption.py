@@ -10,8 +10,7 @@ import gradio as gr
 from ...api import PrunedModel
 from ...captioner.caption import EDGES
 from ...harness.format import amount, milliseconds
-from ...harness.models import make
-from ..cli.caption import build as captioner
+from ...harness.models import build_captioner, make
 from .draw import shown
 from .engine import Engine, Send
 from .examples import inputs
@@ -32,7 +31,7 @@ def describe(engine: Engine, picture: Image.Image, samples: int, filtering: bool
 
     def work(send: Send) -> None:
         changes = {"samples": int(samples), "filter": bool(filtering)}
-        made = captioner(engine.models, make("none"), None, changes, seed=0)
+        made = build_captioner(engine.models, make("none"), None, changes, seed=0)
         try:
             send(made(picture))
         finally:

@@ -14,7 +14,6 @@ import vlmprune
 from ...api import Answer, prepare, wrap
 from ...flow.sinks import eligible_layers
 from ...hf.arguments import on
-from ..cli.sinks import find
 from .draw import overlay
 from .engine import Engine, Send, layer_count
 from .examples import inputs
@@ -61,7 +60,7 @@ def look(engine: Engine, picture: Image.Image, question: str, p: float, rho: flo
     def work(send: Send) -> None:
         model, processor = engine.models.model, engine.models.processor
         given = on(model, dict(prepare(processor, picture, question)))
-        report = find(model, processor, picture, question, None)
+        report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
         for made in (vlmprune.Unpruned(), method):
             answers.append(engine.answer(made, picture, question))
