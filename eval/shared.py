@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlmprune.accounting.report import Report
-from vlmprune.api import plain_model
+from vlmprune.api import unwrap_peft
 from vlmprune.families import family_of
 from vlmprune.guide.runner import Guidance
 from vlmprune.guide.vision import VisionMemo
@@ -53,7 +53,7 @@ class BatchCache:
         self, run: MethodRun, images: Sequence[Any], questions: Sequence[str], **generation: Any
     ) -> tuple[list[str], Report]:
         """`run.answer` on this batch's images; the report is charged with the shared work that the run relies on."""
-        plain = plain_model(run.model)
+        plain = unwrap_peft(run.model)
         tower, known = family_of(plain).vision_tower(plain), self._towers.get(id(plain))
         pruner = next((part for part in parts_of(run.method) if isinstance(part, Pruner)), None)
         reading = pruner is not None and pruner.reads_vision  # the tower must run for what is read in it

@@ -59,11 +59,11 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    from ..api import batched, conversation
+    from ..api import batched, user_turn
     from ..hf.arguments import on
 
     talks = [
-        conversation([] if image is None else [image], question)
+        user_turn([] if image is None else [image], question)
         for image, question in zip(images, questions, strict=True)
     ]
     inputs = on(pruned.model, batched(processor, talks))

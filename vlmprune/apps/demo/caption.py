@@ -14,7 +14,7 @@ from ...harness.models import build_captioner, make
 from .draw import shown
 from .engine import Engine, Send
 from .examples import inputs
-from .page import card, figure, grid, notice, plain_errors, text, told
+from .page import card, figure, grid, notice, plain_errors, text, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def build(engine: Engine) -> None:
             drawn = gr.HTML(elem_id="caption-picture")
     tree = gr.HTML(elem_id="caption-tree")
 
-    @told(("", "", ""))
+    @with_notice(("", "", ""))
     def run(picture: Any, samples: int, filtering: bool) -> Iterator[tuple[Any, ...]]:
         shown_picture = checked(picture)
         yield notice("Describing the picture and its patches", alert=False), "", ""

@@ -16,9 +16,9 @@ from ...harness.format import milliseconds, share
 from ...harness.measure import MethodRun
 from ...harness.models import make, options_of
 from .draw import overlay
-from .engine import MAX_NEW_TOKENS, Engine, Send, Setting
+from .engine import MAX_NEW_TOKENS, Engine, MethodChoice, Send
 from .examples import inputs
-from .page import bars, figure, grid, notice, plain_errors, text, told
+from .page import bars, figure, grid, notice, plain_errors, text, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def method_runs(engine: Engine, keep: float) -> Iterator[MethodRun | MethodAnswe
     for name in methods(engine):
         exit_at = EXIT_AT if name.endswith(WITH_EXIT) else None
         try:
-            made = Setting(name.removesuffix(WITH_EXIT), keep, exit_at).made(models)
+            made = MethodChoice(name.removesuffix(WITH_EXIT), keep, exit_at).made(models)
             yield MethodRun(models.model, models.processor, made, name, str(keep))
         except VlmpruneError as error:
             yield MethodAnswer(name, error=str(error))
@@ -114,7 +114,7 @@ def build(engine: Engine) -> None:
             table = gr.HTML(elem_id="compare-table")
     pictures = gr.HTML(elem_id="compare-pictures", elem_classes="vp-small-grid")
 
-    @told(("", ""))
+    @with_notice(("", ""))
     def run(picture: Any, question: str, keep: float) -> Iterator[tuple[Any, ...]]:
         shown = checked(picture)
         yield notice("Asking one method after another", alert=False), ""

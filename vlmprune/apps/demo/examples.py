@@ -88,10 +88,10 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
         show_progress="hidden",
         queue=False,
     )
-    shown.upload(_look, shown, alert, api_visibility="private", show_progress="hidden", queue=False)
+    shown.upload(_upload_error, shown, alert, api_visibility="private", show_progress="hidden", queue=False)
     return Inputs(alert, chosen, shown, box)
 
 
-def _look(picture: Any) -> str:
+def _upload_error(picture: Any) -> str:
     """Say at once what is wrong with an upload."""
     return notice(picture.reason) if isinstance(picture, Unreadable) else ""

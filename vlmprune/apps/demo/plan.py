@@ -13,7 +13,7 @@ from ...errors import VlmpruneError, nearest
 from ...harness.format import amount, share
 from ...harness.plan_rows import Named, llava_config, planned, usual_methods, verdict_in_words
 from .engine import Engine, Send
-from .page import bars, notice, plain_errors, text, told
+from .page import bars, notice, plain_errors, text, with_notice
 
 TITLE = "Plan"
 DTYPE = "bf16"  # what the hardware's peaks are for
@@ -80,7 +80,7 @@ def build(engine: Engine) -> None:
             made = gr.HTML(elem_id="plan-made")
     boxes = [model, hardware, keep, visual, words, new]
 
-    @told(("",))
+    @with_notice(("",))
     def run(*given: Any) -> Iterator[tuple[Any, ...]]:
         yield (shown(plan(engine, *given)),)
 
