@@ -22,7 +22,7 @@ import vlmprune
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
 from vlmprune.api import prepare
-from vlmprune.apps.demo.engine import Engine, Setting
+from vlmprune.apps.demo.engine import Engine, MethodChoice
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
 from vlmprune.inputs import check_question, load_processor
@@ -218,7 +218,9 @@ def test_every_way_to_ask_refuses_it() -> None:
         "heads": lambda: vlmprune.ACT().calibrate(large, data, processor=processor),
         "captioner": lambda: VisionModel(large, processor).probability([RED], [bad], yes="yes", no="no"),
         "sinks": lambda: vlmprune.find_sinks(large, **prepare(processor, RED, bad)),
-        "demo": lambda: Engine(load_models(None, None, trust_remote_code=False)).run(RED, bad, Setting("uniform", 0.5)),
+        "demo": lambda: Engine(load_models(None, None, trust_remote_code=False)).run(
+            RED, bad, MethodChoice("uniform", 0.5)
+        ),
     }
     for way in ways.values():
         with pytest.raises(VlmpruneError, match="The question holds '<image>'"):

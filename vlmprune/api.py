@@ -218,7 +218,7 @@ def wrap(
         )
     if isinstance(model, PrunedModel):
         model = model.model
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
     made = one_method(method, options)
     with turnstile_of(plain).generating():
@@ -236,7 +236,7 @@ def wrap(
         return PrunedModel(model, session, processor)
 
 
-def plain_model(model: Any) -> Any:
+def unwrap_peft(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper, or the model itself.
 
     Raises:
@@ -278,7 +278,7 @@ def one_method(method: Method | str | type[Method] | Sequence[Any], options: dic
 
 
 def opened(image: Any) -> Any:
-    """Pictures whose files are read; what is no path is left to `talk_about`.
+    """Pictures whose files are read; what is no path is left to `build_messages`.
 
     Only for what the caller's own program passes: a path that a stranger sent would be read too.
 
@@ -302,14 +302,14 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
     """Model inputs for one question about one or several pictures.
 
     Raises:
-        VlmpruneError: as `talk_about` and `tokenized`.
+        VlmpruneError: as `build_messages` and `tokenize`.
     """
-    talk = talk_about(image, question)
+    talk = build_messages(image, question)
     warn_unknown_words(processor, question)
-    return tokenized(processor, talk)
+    return tokenize(processor, talk)
 
 
-def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
+def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
     """One question about one or several pictures, as chat templates take it.
 
     Raises:
@@ -333,7 +333,7 @@ def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
         question.encode()
     except UnicodeEncodeError:
         raise VlmpruneError(f"question={question!r:.80} holds half a surrogate pair; decode it again.") from None
-    return conversation(images, question)
+    return user_turn(images, question)
 
 
 def _named(thing: Any) -> str:
@@ -343,13 +343,13 @@ def _named(thing: Any) -> str:
     return f"An object of type {type(thing).__name__!r}" if isinstance(thing, bytes) else f"{thing!r:.80}"
 
 
-def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
+def user_turn(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
     """One user turn, pictures first and in RGB, as chat templates take it."""
     content = [{"type": "image", "image": as_rgb(one)} for one in images] + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 
-def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
+def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
     """Model inputs of a conversation, or of a list of them with the `options` that batches need.
 
     Raises:
@@ -374,7 +374,7 @@ def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
 
 def batched(processor: Any, talks: list[Any]) -> Any:
     """Model inputs of several conversations; padded left, every row ends where its answer starts."""
-    return tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+    return tokenize(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
 
 
 def unknown_words(processor: Any, question: str) -> list[str]:

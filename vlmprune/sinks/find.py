@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..api import plain_model
+from ..api import unwrap_peft
 from ..attention.editor import Columns, check_readable, columns_of
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
@@ -56,7 +56,7 @@ def find_sinks(
     check_tau(tau)
     check_share("rho", rho)
     check_share("gate", gate)
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
     reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
     refuse_video(inputs)
