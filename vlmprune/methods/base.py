@@ -10,18 +10,17 @@ import numbers
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.locate import SampleLayout
+from ..flow.locate import SampleLayout, last_valid
+from ..flow.prompt_state import VisionStats
 from ..flow.returned import checked_scores
 from ..flow.select import Selection, check_keep, top_k_per_image
 from .declared import check_names, check_options
 
 if TYPE_CHECKING:
     from ..attention.observer import Watcher
-    from ..attention.tower import VisionStats
     from ..families import Family
 
 
@@ -237,8 +236,3 @@ def check_layer(layer: int | float) -> None:
         raise VlmpruneError(f"layer={layer!r} is no layer; {remedy}.")
     if layer < 0 or (isinstance(layer, float) and layer >= 1.0):
         raise VlmpruneError(f"layer={layer!r} is out of range; {remedy}.")
-
-
-def last_valid(valid: Tensor) -> Tensor:
-    """The last prompt token of every row of a padding mask [B, S], left or right padded: [B]."""
-    return (valid.int() * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(dim=1)

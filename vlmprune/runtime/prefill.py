@@ -16,55 +16,41 @@ from torch import Tensor, nn
 from ..attention.masks import Sizes, Window, check_window, own_mask, take_mask
 from ..attention.probe import AttentionCall
 from ..attention.sink_observer import VisualSinkWatcher
-from ..attention.tower import VisionStats
 from ..errors import VlmpruneError
 from ..families import Family
-from ..flow.compact import Compaction, compaction, gather_positions, gather_rows, keep_mask
-from ..flow.locate import SampleLayout
+from ..flow.compact import compaction, gather_positions, gather_rows, keep_mask
+from ..flow.locate import last_valid
+from ..flow.prompt_state import PromptState
 from ..flow.returned import checked_readers, checked_selection, readable
 from ..flow.select import Selection, with_last
-from ..flow.stage import Stage, merged, remaining
+from ..flow.stage import Stage, merged
 from ..hf.arguments import cache_in, host_copies
 from ..hf.cache_state import PrunedPrompt, physical_sizes, remember
-from ..methods.base import Prompt, Pruner, last_valid
+from ..methods.base import Prompt, Pruner
 from ..ops import compact
 from .decode import Arguments, rotary
-from .output_rows import Rows
 
 
 class Prefill:
-    """A prompt: located, scored, selected and compacted at each of the pruner's layers, gathered in those after it.
+    """A prompt: scored, selected and compacted at each of the pruner's layers, gathered in those after it.
 
-    `input_ids`, `valid` and `layouts` are on the CPU, and so is all that is reckoned from them: a GPU is asked once a
-    prompt for its ids and once a stage for what was kept, and waited for no more than that.
+    `state` is what is known of the prompt; `windows` are those of every decoder layer. `sinks` finds visual sinks for
+    pruners that leave them out. `deepstack`: where visual tokens are [B, S], and features that are added to them.
     """
 
     def __init__(
         self,
+        state: PromptState,
         pruner: Pruner | None,
         layers: Sequence[int],
         family: Family,
         text_model: Any,
         windows: Sequence[Window | None],
-        input_ids: Tensor,
-        valid: Tensor,
-        layouts: list[SampleLayout],
-        importance: list[Tensor] | None = None,
+        sinks: VisualSinkWatcher | None = None,
+        deepstack: tuple[Tensor, list[Tensor]] | None = None,
     ) -> None:
-        self.pruner, self.layers, self.family, self.text_model = pruner, tuple(layers), family, text_model
-        self.windows = windows
-        self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
-        self.device = input_ids.device  # of the ids as they were given
-        self.attention: Tensor | None = None
-        self.keys: Tensor | None = None
-        self.vision: list[VisionStats] | None = None
-        self.importance = importance
-        self.readers: list[Tensor] | None = None
-        self.stages: list[Stage] = []
-        self.deepstack: tuple[Tensor, list[Tensor]] | None = None
-        self.sink_watcher: VisualSinkWatcher | None = None  # for pruners that leave visual sinks out
-        self.cache: Any = None  # which cache the layers fill, from the first of them on
-        self.prompt_length = input_ids.shape[1]  # with use_cache=False, what comes after it was generated
+        self.state, self.pruner, self.layers, self.family = state, pruner, tuple(layers), family
+        self.text_model, self.windows, self.sinks, self.deepstack = text_model, windows, sinks, deepstack
         self._gathered: dict[tuple[str, int, int], Any] = {}
         self._keep_alive: list[Any] = []
 
@@ -79,87 +65,41 @@ class Prefill:
         cross = self.family.cross_attention
         if self.pruner.reads_keys:
             # A static cache has room for more than the prompt; keys of cross attention are no positions of it.
-            length = call.key.shape[2] if cross else self._now_valid().shape[1]
-            self.keys = call.key.detach()[:, :, :length]
-        where = self._inverse()
-        if self.readers is None:
-            rows = last_valid(self.prompt_valid)[:, None]
+            length = call.key.shape[2] if cross else self.state.length
+            self.state.keys = call.key.detach()[:, :, :length]
+        where = self.state.inverse()
+        if self.state.query_positions is None:
+            rows = last_valid(self.state.prompt_valid)[:, None]
             rows = rows if cross else where.gather(1, rows)
-            self.attention = call.received(rows, causal=not cross) / call.query.shape[1]
+            self.state.attention = call.received(rows, causal=not cross) / call.query.shape[1]
             return
-        longest = max(len(readers) for readers in self.readers)
-        rows = torch.stack(
-            [where[row, readers][torch.arange(longest) % len(readers)] for row, readers in enumerate(self.readers)]
-        )
+        queries = self.state.query_positions
+        longest = max(len(own) for own in queries)
+        rows = torch.stack([where[row, own][torch.arange(longest) % len(own)] for row, own in enumerate(queries)])
         # Rows are repeated to equal length, so that none reads padding, which is NaN; the repeats do not count.
-        own = torch.stack([torch.arange(longest) < len(readers) for readers in self.readers])
-        self.attention = call.received(rows, own.float()) / call.query.shape[1]
+        counts = torch.stack([torch.arange(longest) < len(own) for own in queries])
+        self.state.attention = call.received(rows, counts.float()) / call.query.shape[1]
 
     # -- the flow ----------------------------------------------------------------------------------------------
 
-    def stage_at(self, i: int) -> Stage | None:
-        """The last stage before or at layer i."""
-        return next((stage for stage in reversed(self.stages) if stage.layer <= i), None)
-
-    @property
-    def chosen(self) -> Compaction | None:
-        """What is left after all stages, None where nothing was dropped."""
-        return self.stages[-1].chosen if self.stages else None
-
-    @property
-    def _chosen_on_host(self) -> Compaction | None:
-        return self.stages[-1].on_host if self.stages else None
-
-    @property
-    def rows(self) -> Rows:
-        """What the last layers saw; the keys of cross attention are no rows."""
-        return Rows(self.valid, None if self.family.cross_attention else self._chosen_on_host)
-
-    @property
-    def prompt_valid(self) -> Tensor:
-        """The padding mask [B, S] less what comes after the prompt: generated tokens, or candidates for them."""
-        return self.valid & (torch.arange(self.valid.shape[1]) < self.prompt_length)
-
-    def _now_valid(self) -> Tensor:
-        """The padding mask of the sequence as the stages so far have left it."""
-        chosen = self._chosen_on_host
-        return self.valid if chosen is None or self.family.cross_attention else chosen.real
-
-    def _inverse(self) -> Tensor:
-        """[B, S]: where each position of the unpruned sequence stands now (0 for those that are gone)."""
-        positions = torch.arange(self.valid.shape[1]).expand(len(self.valid), -1)
-        chosen = self._chosen_on_host
-        if chosen is None:
-            return positions
-        # Fillers point at dropped positions, which real ones never share: writing 0 there does no harm.
-        return torch.zeros_like(positions).scatter(1, chosen.index, torch.arange(chosen.index.shape[1]) * chosen.real)
-
     def _prompt(self, layer: int, hidden: Tensor) -> Prompt:
         """What the pruner sees: the layouts as earlier stages have left them."""
-        layouts, ids, valid = self.layouts, self.input_ids, self.prompt_valid
-        chosen = self._chosen_on_host
-        if chosen is not None:
-            where = self._inverse()
-            layouts = [
-                remaining(layout, kept, where[row])
-                for row, (layout, kept) in enumerate(zip(self.layouts, self.stages[-1].kept, strict=True))
-            ]
-            ids = torch.gather(ids, 1, chosen.index)
-            valid = torch.gather(valid, 1, chosen.index) & chosen.real
+        state = self.state
+        layouts, ids, valid = state.left()
         return Prompt(
             layouts,
             hidden,
             ids,
             valid,
             layer,
-            self.attention,
-            self.importance,
-            self.sink_watcher.among(hidden, layouts, layer) if self.sink_watcher else None,
-            self.keys,
-            self.vision,
-            len(self.stages),
+            state.attention,
+            state.importance,
+            self.sinks.among(hidden, layouts, layer) if self.sinks else None,
+            state.keys,
+            state.vision,
+            len(state.stages),
             len(self.layers),
-            self.layouts,
+            state.layouts,
         )
 
     def _select(self, prompt: Prompt) -> Selection:
@@ -174,60 +114,57 @@ class Prefill:
 
     def _decide(self, layer: int, hidden: Tensor) -> Stage:
         """Run the pruner on what is left, and turn its choice into a gather index over the sequence."""
-        before = self.stages[-1] if self.stages else None
+        before = self.state.stages[-1] if self.state.stages else None
         prompt = self._prompt(layer, hidden)
         selection = self._select(prompt)
         kept = selection.kept
         if before is not None:
             kept = [old[new] for old, new in zip(before.kept, kept, strict=True)]
         stage = Stage(layer, kept)
-        if not self._drops(kept):  # every layer runs untouched, bit by bit
+        if not self.state.drops(kept):  # every layer runs untouched, bit by bit
             return stage
         stage.merged = selection.merged
         stage.places = [layout.slots[new] for layout, new in zip(prompt.layouts, selection.kept, strict=True)]
         eligible = self._eligible(hidden)
-        stage.on_host = compaction(keep_mask(eligible, [layout.slots for layout in self.layouts], kept))
+        stage.on_host = compaction(keep_mask(eligible, [layout.slots for layout in self.state.layouts], kept))
         stage.chosen = stage.on_host.to(hidden.device)
         stage.inner = stage.chosen.index
-        if self._chosen_on_host is not None:
-            stage.inner = self._inverse().gather(1, stage.on_host.index).to(hidden.device)
+        if self.state.chosen is not None:
+            stage.inner = self.state.inverse().gather(1, stage.on_host.index).to(hidden.device)
         return stage
-
-    def _drops(self, kept: Sequence[Tensor]) -> bool:
-        """Whether anything was dropped or merged."""
-        return any(len(some) < layout.count for some, layout in zip(kept, self.layouts, strict=True))
 
     def _eligible(self, hidden: Tensor) -> Tensor:
         """Padding goes too, and rows are re-padded to the longest."""
-        return self.valid
+        return self.state.valid
 
     def _state(self, stage: Stage) -> PrunedPrompt:
         assert stage.chosen is not None and self.pruner is not None
         dropped = torch.tensor(
-            [layout.count - len(kept) for layout, kept in zip(self.layouts, stage.kept, strict=True)]
+            [layout.count - len(kept) for layout, kept in zip(self.state.layouts, stage.kept, strict=True)]
         )
         shift = dropped.to(stage.chosen.index.device) if self.pruner.positions == "compact" else None
         # What comes after the prompt are candidates: `generate` takes those it rejects from the cache again.
-        rows = stage.chosen.index.shape[1] - (self.valid.shape[1] - self.prompt_length)
+        rows = stage.chosen.index.shape[1] - (self.state.valid.shape[1] - self.state.prompt_length)
         columns = stage.chosen.columns[:, :rows]
-        return PrunedPrompt(stage.layer, self.prompt_length, columns, stage.chosen.ragged, shift)
+        return PrunedPrompt(stage.layer, self.state.prompt_length, columns, stage.chosen.ragged, shift)
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        cache = self.state.cache = cache_in(kwargs)
         if self.pruner is None:
             return None
         hidden: Tensor = args[0]
-        if i == 0 and self.readers is None:
+        if i == 0 and self.state.query_positions is None:
             name = type(self.pruner).__name__
-            self.readers = checked_readers(self.pruner.readers(self._prompt(0, hidden)), self.valid, name)
+            named = self.pruner.readers(self._prompt(0, hidden))
+            self.state.query_positions = checked_readers(named, self.state.valid, name)
         if i < self.layers[0]:
             return None
-        cache = cache_in(kwargs)
-        stage = self.stage_at(i)
+        stage = self.state.stage_at(i)
         if i in self.layers:
             # Decided already when gradient checkpointing runs the layer a second time.
             if stage is None or stage.layer != i:
                 stage = self._decide(i, hidden)
-                self.stages.append(stage)
+                self.state.stages.append(stage)
                 if cache is not None and stage.chosen is not None:
                     remember(cache, self._state(stage))
             if stage.chosen is not None:
@@ -272,7 +209,8 @@ class Prefill:
     def _gather_ids(self, stage: Stage, ids: Tensor) -> Tensor:
         assert stage.chosen is not None and self.pruner is not None
         if self.pruner.positions == "compact":
-            start = ids.expand(len(self.valid), -1).gather(1, self.valid.to(ids.device).int().argmax(1, keepdim=True))
+            first = self.state.valid.to(ids.device).int().argmax(1, keepdim=True)
+            start = ids.expand(len(first), -1).gather(1, first)
             order = stage.chosen.real.to(ids.device).cumsum(1) - 1
             return (start + order).clamp(min=0)
         return gather_positions(ids, stage.chosen.index)
@@ -299,7 +237,7 @@ class Prefill:
             valid = chosen.real if chosen.ragged else None
             make = partial(own_mask, config, hidden, valid, Sizes(length, 0, 0), i, window)
             return self._once(f"own mask {length} {window}", stage, mask, lambda _: make())
-        check_window(config, window, self.valid.shape[1])
+        check_window(config, window, self.state.valid.shape[1])
         if mask is not None:
             hides = chosen.ragged or length > rows
             columns = nn.functional.pad(chosen.columns, (0, length - rows), value=-1)
@@ -320,7 +258,7 @@ class Prefill:
         visual, levels = self.deepstack
         visual = visual.to(hidden.device)
         ordinal = (visual.flatten().cumsum(0) - 1).view_as(visual)  # features are in the order of the visual tokens
-        stage = self.stage_at(i)
+        stage = self.state.stage_at(i)
         if stage is not None and stage.chosen is not None:
             chosen = stage.chosen.to(hidden.device)
             ordinal = torch.gather(ordinal, 1, chosen.index)
@@ -333,10 +271,8 @@ class Prefill:
 class CrossPrefill(Prefill):
     """A prompt of a family whose text rows attend to the image in cross-attention layers: its keys are gathered.
 
-    `columns`: how many keys those layers have unpruned, padding tiles included.
     """
 
-    columns = 0
     mask: Tensor | None = None
 
     def _eligible(self, hidden: Tensor) -> Tensor:
@@ -345,7 +281,7 @@ class CrossPrefill(Prefill):
     def _choose(self, states: Tensor, cache: Any) -> Stage:
         (layer,) = self.layers
         stage = self._decide(layer, states)
-        self.stages.append(stage)
+        self.state.stages.append(stage)
         if stage.chosen is None:
             return stage
         if stage.chosen.ragged and self.mask is None:
@@ -359,20 +295,21 @@ class CrossPrefill(Prefill):
                 "cannot fill it; use the default cache instead of cache_implementation='static'."
             )
         if cache is not None:
-            length, columns = self.valid.shape[1], stage.chosen.columns
+            length, columns = self.state.valid.shape[1], stage.chosen.columns
             remember(cache, PrunedPrompt(layer, length, columns, stage.chosen.ragged, cross=True))
         return stage
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        cache = self.state.cache = cache_in(kwargs)
         states = kwargs.get("cross_attention_states")
         if states is None or i not in self.cross_layers:
             return None
-        states = states.reshape(len(self.layouts), -1, states.shape[-1])
-        self.columns = states.shape[1]
+        states = states.reshape(len(self.state.layouts), -1, states.shape[-1])
+        self.state.cross_columns = states.shape[1]
         if self.pruner is None or i < self.layers[0]:
             return None
         self.mask = kwargs.get("cross_attention_mask")
-        stage = self.stages[0] if self.stages else self._choose(states, cache_in(kwargs))
+        stage = self.state.stages[0] if self.state.stages else self._choose(states, cache)
         if stage.chosen is None:
             return None
         new = dict(kwargs)
