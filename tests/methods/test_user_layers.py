@@ -21,7 +21,7 @@ MASK = torch.arange(9) % 4 == 0
 def run(options: dict[str, Any] | None = None, family: str = "llava", **body: Any) -> list[list[int]]:
     """What three samples of 9 visual tokens keep, with a method of this body; equal scores keep the first."""
 
-    def score(self: Any, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+    def score(self: Any, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
         return [torch.zeros(layout.count) for layout in prompt.layouts]
 
     own = {"score": score} if "select" not in body and "score" not in body else {}
@@ -76,7 +76,7 @@ def test_attention_of_other_layers_than_were_announced():
 # -- readers ----------------------------------------------------------------------------------------------------------
 
 
-def by_attention(self: Any, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+def by_attention(self: Any, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
     assert prompt.attention is not None
     return [prompt.attention[i, layout.slots] for i, layout in enumerate(prompt.layouts)]
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ..families import Family
 
 
-@dataclass(frozen=True)
-class Prompt:
+@dataclass(frozen=True, kw_only=True)
+class PruningContext:
     """What a pruner may look at, at the decoder layer before which it prunes.
 
     `layouts`: where each sample's visual tokens are. `hidden` [B, S, D]: hidden states entering the layer, or for
@@ -153,7 +153,8 @@ class Pruner(Method):
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
-    reads_question: ClassVar[bool] = False  # the text behind the image in any other way, `Prompt.question` included
+    # The text behind the image in any other way, `PruningContext.question` included.
+    reads_question: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,18 +208,18 @@ class Pruner(Method):
         """
         return (self.layer_index(layers) if layouts is None else self.layer_for(layers, layouts),)
 
-    def readers(self, prompt: Prompt) -> list[Tensor] | None:
+    def readers(self, prompt: PruningContext) -> list[Tensor] | None:
         """Per sample, positions 0..S-1 of the text tokens whose attention counts; None = the last prompt token.
 
         Asked once a prompt, before layer 0.
         """
         return None
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         """One number a visual token, higher is kept: per sample [V]."""
         raise NotImplementedError(f"{type(self).__name__} needs score() or select()")
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         """Which visual tokens stay; the best-scored of every image by default."""
         scores = checked_scores(self.score(prompt), prompt.layouts, type(self).__name__)
         pairs = zip(scores, prompt.layouts, strict=True)

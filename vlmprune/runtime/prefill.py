@@ -26,7 +26,7 @@ from ..flow.select import Selection, with_last
 from ..flow.stage import Stage, merged
 from ..hf.arguments import cache_in, host_copies
 from ..hf.cache_state import PrunedPrompt, physical_sizes, remember
-from ..methods.base import Prompt, Pruner
+from ..methods.base import Pruner, PruningContext
 from ..ops import compact
 from .decode import Arguments, rotary
 
@@ -82,27 +82,27 @@ class Prefill:
 
     # -- the flow ----------------------------------------------------------------------------------------------
 
-    def _prompt(self, layer: int, hidden: Tensor) -> Prompt:
+    def _prompt(self, layer: int, hidden: Tensor) -> PruningContext:
         """What the pruner sees: the layouts as earlier stages have left them."""
         state = self.state
         layouts, ids, valid = state.left()
-        return Prompt(
-            layouts,
-            hidden,
-            ids,
-            valid,
-            layer,
-            state.attention,
-            state.importance,
-            self.sinks.among(hidden, layouts, layer) if self.sinks else None,
-            state.keys,
-            state.vision,
-            len(state.stages),
-            len(self.layers),
-            state.layouts,
+        return PruningContext(
+            layouts=layouts,
+            hidden=hidden,
+            input_ids=ids,
+            valid=valid,
+            layer=layer,
+            attention=state.attention,
+            importance=state.importance,
+            sinks=self.sinks.among(hidden, layouts, layer) if self.sinks else None,
+            keys=state.keys,
+            vision=state.vision,
+            stage=len(state.stages),
+            stages=len(self.layers),
+            unpruned=state.layouts,
         )
 
-    def _select(self, prompt: Prompt) -> Selection:
+    def _select(self, prompt: PruningContext) -> Selection:
         assert self.pruner is not None
         selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
         kept = selection.kept if isinstance(selection, Selection) else None

@@ -23,7 +23,7 @@ from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs, same_inputs
 from ..guide.session import same_vocabulary
 from ..hf.arguments import padding_mask
-from ..methods.base import Prompt, Pruner
+from ..methods.base import Pruner, PruningContext
 from ..methods.guided import Guided
 from ..methods.registry import make_method
 from ..methods.sgl import SGL
@@ -345,7 +345,7 @@ class Encoder:
             importance = transfer([one.importance for one in rankings], [one.layout for one in rankings], layouts)
         methods = [self.method if keep is None else replace(self.method, keep=check_keep(keep)) for keep in keeps]
 
-        def choose(prompt: Prompt) -> Selection:
+        def choose(prompt: PruningContext) -> Selection:
             """Each prompt's own budget: a selection for every distinct one, of which it takes its row."""
             distinct = {repr(method.keep): method for method in methods}
             by_keep = {keep: method.select(prompt) for keep, method in distinct.items()}
