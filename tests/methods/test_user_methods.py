@@ -166,7 +166,7 @@ def body(**names: Any) -> Callable[[], object]:
         ({"exclude_sink": True}, "exclude_sinks"),
         ({"scores": lambda self, prompt: []}, "score"),
         ({"selects": lambda self, prompt: []}, "select"),
-        ({"reader": lambda self, prompt: []}, "readers"),
+        ({"query_position": lambda self, prompt: []}, "query_positions"),
         ({"stages_layers": lambda self, layers: ()}, "stage_layers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,

@@ -32,9 +32,9 @@ class PruningContext:
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask; both
     and the layouts are on the CPU, whatever the model runs on. `attention` [B, S or cross states]: attention received
     by each position from the last prompt token, mean over heads, in the layer before (only for methods that set
-    `reads_attention`); the sum over `readers` where a method names them. `keys` [B, H, S, D]: rotated keys of the layer
-    before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only for
-    guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
+    `reads_attention`); the sum over `query_positions` where a method names them. `keys` [B, H, S, D]: rotated keys of
+    the layer before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only
+    for guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
     `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
 
     Methods of several stages see at each what the earlier ones have left: `layouts` and `hidden` of the shortened
@@ -150,6 +150,7 @@ class Pruner(Method):
     positions: str = field(default="original", kw_only=True)
     # What the method looks at beside the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
+    exclude_sinks: ClassVar[bool] = False  # of those that read attention: tell them the visual sinks; may be an option
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
@@ -208,7 +209,7 @@ class Pruner(Method):
         """
         return (self.layer_index(layers) if layouts is None else self.layer_for(layers, layouts),)
 
-    def readers(self, prompt: PruningContext) -> list[Tensor] | None:
+    def query_positions(self, prompt: PruningContext) -> list[Tensor] | None:
         """Per sample, positions 0..S-1 of the text tokens whose attention counts; None = the last prompt token.
 
         Asked once a prompt, before layer 0.

@@ -23,6 +23,8 @@ class Guided(Pruner):
 
     reads_question: ClassVar[bool] = True
     layer: int | float | None = None  # type: ignore[assignment]  # None is a rule, not a layer
+    exit_at: ClassVar[float | None] = None  # where a guide may answer alone: how sure it has to be
+    guide_processor: ClassVar[Any] = None  # the guide's, where it is not the model's
 
     def check_layer(self) -> None:
         if self.layer is not None:

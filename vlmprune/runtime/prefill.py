@@ -21,7 +21,7 @@ from ..families import Family
 from ..flow.compact import compaction, gather_positions, gather_rows, keep_mask
 from ..flow.locate import last_valid
 from ..flow.prompt_state import PromptState
-from ..flow.returned import checked_readers, checked_selection, readable
+from ..flow.returned import checked_query_positions, checked_selection, readable
 from ..flow.select import Selection, with_last
 from ..flow.stage import Stage, merged
 from ..hf.arguments import cache_in, host_copies
@@ -155,8 +155,8 @@ class Prefill:
         hidden: Tensor = args[0]
         if i == 0 and self.state.query_positions is None:
             name = type(self.pruner).__name__
-            named = self.pruner.readers(self._prompt(0, hidden))
-            self.state.query_positions = checked_readers(named, self.state.valid, name)
+            named = self.pruner.query_positions(self._prompt(0, hidden))
+            self.state.query_positions = checked_query_positions(named, self.state.valid, name)
         if i < self.layers[0]:
             return None
         stage = self.state.stage_at(i)
