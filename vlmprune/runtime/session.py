@@ -37,11 +37,14 @@ from ..hf.hooks import Hook, conceal, refuse_replica, replica, shadow
 from ..methods.base import Method, Pruner
 from ..methods.combined import parts_of
 from .call_lock import BASE, MODEL, turnstile_of
+from .cross_prefill import CrossPrefill
+from .decide import Decider
 from .decode import Decode
+from .deepstack import DeepStack
 from .fit import check_fit, read_layers
 from .output_rows import Asked, asked_for, labelled
 from .pieces import RANKED, Ranked, check_later, refuse_part, run_whole, silent
-from .prefill import CrossPrefill, Prefill
+from .prefill import Prefill
 
 
 class Session:
@@ -391,17 +394,17 @@ class Session:
         state = self._locate(self._local.given)
         pruner = self.pruner if self._prunes and any(layout.count for layout in state.layouts) else None
         layers = self._stages(state.layouts) if pruner else self.layers
+        decider = Decider(pruner, layers, state, self._sink_watcher) if pruner is not None else None
         changed, deepstack = None, None
-        if pruner is not None and kwargs.get("deepstack_visual_embeds") is not None:
+        if decider is not None and kwargs.get("deepstack_visual_embeds") is not None:
             kwargs = dict(kwargs)
-            changed, deepstack = (args, kwargs), (kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
+            deepstack = DeepStack(kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
+            changed = args, kwargs
         kind = CrossPrefill if self.family.cross_attention else Prefill
-        prefill = kind(
-            state, pruner, layers, self.family, self.text, self.windows, sinks=self._sink_watcher, deepstack=deepstack
-        )
-        self._local.active = prefill
-        for i in self._read if pruner is not None else ():
-            observe(self._probed[i], prefill.observe)
+        self._local.active = kind(state, decider, self.text, self.windows, deepstack)
+        if decider is not None:
+            for i in self._read:
+                observe(self._probed[i], decider.observe)
         for watcher in self.watchers:
             watcher.prompt(state)
         self._watch()
@@ -542,10 +545,10 @@ class Session:
 
     def _ranked(self, prompt: Prefill) -> Ranked | None:
         """What pieces that come later on the prompt's cache must know of it."""
-        if prompt.pruner is None or not prompt.pruner.asks:
+        if prompt.decider is None or not prompt.decider.pruner.asks:
             return None
         ids, over = prompt.state.input_ids, bool(self._get("generating"))
-        name = type(prompt.pruner).__name__
+        name = type(prompt.decider.pruner).__name__
         return Ranked(name, silent(ids, prompt.state.prompt_valid, self._visual(ids), self.model.config), over)
 
     def _finish(self, report: Report) -> None:
@@ -577,6 +580,6 @@ class Session:
 
     def _leave_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         active = self._active(kwargs)
-        if isinstance(active, Prefill) and active.deepstack is not None and i < len(active.deepstack[1]):
-            return active.add_deepstack(i, output)
+        if isinstance(active, Prefill) and active.deepstack is not None:
+            return active.deepstack.add(i, output, active.state.stage_at(i))
         return None
