@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vlmprune.accounting.report import Report
-from vlmprune.errors import VlmpruneError
+from vlmprune.errors import PromptError, VlmpruneError
 from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
 from vlmprune.harness.measure import Contender, backend
@@ -102,7 +102,8 @@ class Worker:
         """The record lines of one batch; an unreadable picture or question gives a line with `error`.
 
         Raises:
-            VlmpruneError: with `strict`, a picture that cannot be opened or a question that holds an image's token.
+            VlmpruneError: with `strict`, a picture that cannot be opened or that the model's processor refuses, or a
+                question that holds an image's token.
         """
         task, data = self.data(run.task)
         if not self.settings.share:
@@ -121,7 +122,7 @@ class Worker:
             except VlmpruneError as error:
                 if self.settings.strict:
                     raise
-                lines[number] = {"id": sample.id, "prompt_sha256": sha(sample.prompt), "error": str(error)}
+                lines[number] = self._failed(sample, error)
         if usable:
             samples = [data.samples[number] for number in usable]
             shown: list[Any] = [None] * len(pictures) if run.method == BLIND else pictures
@@ -129,13 +130,20 @@ class Worker:
             contender.answers.clear()
             contender.reports.clear()
             sharing = self.settings.share and run.method != BLIND
-            with self._shared.running(contender) if sharing else nullcontext(contender) as runner:
-                runner.run(
-                    shown,
-                    [sample.prompt for sample in samples],
-                    record=True,
-                    max_new_tokens=self.settings.max_new_tokens or task.max_new_tokens,
-                )
+            try:
+                with self._shared.running(contender) if sharing else nullcontext(contender) as runner:
+                    runner.run(
+                        shown,
+                        [sample.prompt for sample in samples],
+                        record=True,
+                        max_new_tokens=self.settings.max_new_tokens or task.max_new_tokens,
+                    )
+            except PromptError as error:
+                if self.settings.strict:
+                    raise
+                if len(numbers) > 1:  # one of them is to blame
+                    return [line for number in numbers for line in self.answer(run, [number])]
+                return [self._failed(samples[0], error)]
             reports = slim(contender.reports[0])
             for at, (number, sample) in enumerate(zip(usable, samples, strict=True)):
                 text = contender.answers[0][at]
@@ -143,6 +151,9 @@ class Worker:
                 digest = self._shared.once(f"sha256 of {number}", hashlib.sha256(pictures[at].tobytes()).hexdigest)
                 lines[number] = self._line(task, sample, text, digest, report)
         return [lines[number] for number in numbers]
+
+    def _failed(self, sample: Sample, error: VlmpruneError) -> dict[str, Any]:
+        return {"id": sample.id, "prompt_sha256": sha(sample.prompt), "error": str(error)}
 
     def _tokens(self, contender: Contender, text: str) -> int:
         """Length of an answer, its end included; from its text, since processors differ in what they return."""

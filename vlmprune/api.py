@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from .accounting.report import Report
-from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError
+from .errors import VIDEO, InactiveHandleError, PromptError, UnsupportedModelError, VlmpruneError, checked
 from .families import family_of, inner_model
 from .guide.session import GuidedSession
 from .hf.arguments import on
@@ -24,6 +24,7 @@ from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
 from .inputs import check_conversation
 from .inputs.images import as_rgb, picture
+from .inputs.processor import reason
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
@@ -65,6 +66,7 @@ class PrunedModel:
         with self._mine():
             return self.model.generate(*args, **kwargs)
 
+    @checked
     def ask(self, image: Any, question: str, **generation_kwargs: Any) -> Answer:
         """Answer a question about a picture.
 
@@ -183,6 +185,7 @@ class PrunedModel:
         )
 
 
+@checked
 def wrap(
     model: Any,
     method: Method | str | type[Method] | Sequence[Any],
@@ -350,15 +353,23 @@ def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
     """Model inputs of a conversation, or of a list of them with the `options` that batches need.
 
     Raises:
-        VlmpruneError: a text holds a token that marks an image or a video.
+        VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
     """
     if not hasattr(processor, "apply_chat_template"):
         raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
     check_conversation(processor, talk)
-    # Tokenizing the rendered text apart would put a second BOS in front of the template's.
-    return processor.apply_chat_template(
-        talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
-    )
+    try:
+        # Tokenizing the rendered text apart would put a second BOS in front of the template's.
+        return processor.apply_chat_template(
+            talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+        )
+    except VlmpruneError:
+        raise
+    except ValueError as error:
+        raise PromptError(
+            f"The model's processor makes no prompt of these pictures and texts ({reason(error)}); change what it "
+            "names."
+        ) from error
 
 
 def batched(processor: Any, talks: list[Any]) -> Any:
@@ -378,7 +389,7 @@ def unknown_words(processor: Any, question: str) -> list[str]:
 def warn_unknown_words(processor: Any, question: str) -> None:
     """Warn about them."""
     if words := unknown_words(processor, question):
-        warnings.warn(unknown_words_note(words), stacklevel=4)
+        warnings.warn(unknown_words_note(words), stacklevel=5)
 
 
 def unknown_words_note(words: Sequence[str]) -> str:

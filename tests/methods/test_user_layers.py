@@ -147,9 +147,7 @@ def test_scores_of_every_type_of_number(dtype):
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        ({"score": returning([torch.zeros(9, device="meta")] * 3)}, "float32 tensor of shape (9,) on meta"),
         ({"score": returning([torch.arange(9.0).to_sparse()] * 3)}, "sparse"),
-        ({"select": returning([torch.zeros(2, dtype=torch.long, device="meta")] * 3)}, "meta"),
         ({"select": returning([torch.tensor([0, 4]).to_sparse()] * 3)}, "sparse"),
         ({"select": returning({0: [0, 4]})}, "{0: [0, 4]}"),
         ({"score": returning(np.zeros((2, 9)))}, "2 entries for a batch of 3"),
@@ -167,9 +165,8 @@ def test_what_holds_no_numbers(body, named):
         (torch.full((2, 64), float("inf")), "infinite"),
         (torch.zeros(2, 64, dtype=torch.complex64), "complex64"),
         (torch.zeros(2, 64, dtype=torch.long), "int64"),
-        (torch.zeros(2, 64, device="meta"), "meta"),
     ],
-    ids=["nan", "inf", "complex", "int", "meta"],
+    ids=["nan", "inf", "complex", "int"],
 )
 def test_merged_states_that_are_none(states, named):
     sentence(lambda: run(select=returning(vlmprune.Selection([GOOD] * 3, [states] * 3))), "Mine.select()", named)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, checked
 from ..inputs.images import as_rgb
 from .aggregate import IMAGE, Aggregator
 from .by_llm import StructuredAggregator
@@ -68,6 +68,7 @@ class PatchCaptioner:
         VlmpruneError: something of it does not fit.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -96,6 +97,7 @@ class PatchCaptioner:
             self.aggregator.temperatures |= {task: getattr(self.config, name) for task, name in heat.items()}
             self.aggregator.seed = seed
 
+    @checked
     def __call__(self, image: Image.Image) -> Caption:
         """The caption of a picture.
 
@@ -108,6 +110,7 @@ class PatchCaptioner:
         (described,) = self.describe([image], cost)
         return self.aggregate(image, described, cost, calls=calls)
 
+    @checked
     def map(
         self, images: str | Path | Iterable[str | Path], out: str | Path, *, progress: bool = True
     ) -> list[dict[str, Any]]:

@@ -58,7 +58,8 @@ def inner_model(model: Any) -> Any:
             raise UnsupportedModelError(
                 f"{kind.__name__} cannot be wrapped, only the model in it; {_PARALLEL[kind.__name__]}."
             )
-    if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):  # torch.compile's, which shows the model's own attributes too
+    if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):
+        # torch.compile's module, which shows the model's own attributes too.
         return inner_model(model._orig_mod)
     return inner_model(model.get_base_model()) if hasattr(model, "get_base_model") else model
 

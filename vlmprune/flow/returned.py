@@ -174,7 +174,7 @@ def _whole_numbers(value: Any, size: int, what: str, where: str, wanted: str) ->
 
 def readable(tensor: Tensor) -> bool:
     """Whether a tensor has numbers, one behind the other."""
-    return tensor.layout == torch.strided and not tensor.is_meta
+    return tensor.layout == torch.strided
 
 
 def _tensor(value: Any) -> Tensor | None:
@@ -191,8 +191,7 @@ def shown(value: Any) -> str:
     """A value in one line, as messages name it: tensors and arrays by dtype and shape."""
     if isinstance(value, Tensor):
         kind = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
-        where = f" on {value.device.type}" if value.is_meta else ""
-        return f"a {kind}{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}{where}"
+        return f"a {kind}{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     if hasattr(value, "__array__") and getattr(value, "shape", None):
         return f"a {value.dtype} array of shape {tuple(value.shape)}"
     return " ".join(f"{value!r:.60}".split())

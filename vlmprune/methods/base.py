@@ -5,14 +5,16 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width, L decoder lay
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
+from abc import ABCMeta
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, check_call
 from ..flow.locate import SampleLayout, last_valid
 from ..flow.prompt_state import VisionStats
 from ..flow.returned import checked_scores
@@ -74,8 +76,22 @@ class PruningContext:
         return (after if after.any() else text).nonzero()[:, 0]
 
 
+class Checked(ABCMeta):
+    """The type of method classes: wrong options of a constructor are said in a sentence."""
+
+    def __call__(cls, *given: Any, **options: Any) -> Any:
+        title = getattr(cls, "name", "") or cls.__name__
+        check_call(f"The method {title!r}", cls.__signature__, given, options)
+        return super().__call__(*given, **options)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        made: Any = cls
+        return inspect.Signature(list(inspect.signature(made.__init__).parameters.values())[1:])
+
+
 @dataclass(frozen=True)
-class Method:
+class Method(metaclass=Checked):
     """Base of pruners and attention interventions."""
 
     name: ClassVar[str] = ""

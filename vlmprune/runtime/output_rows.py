@@ -50,11 +50,11 @@ def wanted(keep: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:
             else:
                 position = every[:, asked].reshape(batch, -1)
     except (IndexError, TypeError, ValueError, RuntimeError):
-        few = isinstance(keep, Tensor) and not is_mask(keep) and keep.numel() <= batch and not keep.is_floating_point()
+        few = isinstance(keep, Tensor) and keep.numel() <= batch and not (is_mask(keep) or keep.is_floating_point())
         given = keep.tolist() if few else shown(keep)
         raise VlmpruneError(
-            f"logits_to_keep={given} asks for positions that a batch of {batch} prompts of {length} does not have; use "
-            f"0 to {length - 1}, 1-D or a row a sample, a number of last columns, or a bool mask of the prompt's shape."
+            f"logits_to_keep={given} asks for positions that {batch} prompts of {length} tokens do not have; use 0 to "
+            f"{length - 1}, 1-D or a row a sample, a number of last columns, or a bool mask of the prompt's shape."
         ) from None
     return torch.arange(batch)[:, None].expand_as(position), position
 

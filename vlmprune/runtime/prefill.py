@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention.masks import Sizes, Window, check_window, own_mask, take_mask
+from ..attention.masks import Sizes, Window, check_scale, check_window, own_mask, take_mask
+from ..families import Family
 from ..flow.compact import Compaction, gather_positions, gather_rows
 from ..flow.prompt_state import PromptState
 from ..flow.stage import Stage, merged
@@ -35,12 +36,13 @@ class Prefill:
         self,
         state: PromptState,
         decider: Decider | None,
+        family: Family,
         text_model: Any,
         windows: Sequence[Window | None],
         deepstack: DeepStack | None = None,
     ) -> None:
         self.state, self.decider, self.deepstack = state, decider, deepstack
-        self.text_model, self.windows = text_model, windows
+        self.family, self.text_model, self.windows = family, text_model, windows
         self._gathered: dict[tuple[str, int, int], Any] = {}
         self._keep_alive: list[Any] = []
 
@@ -63,6 +65,7 @@ class Prefill:
                 hidden = self._compact(stage, hidden, kwargs)
         if stage is None or stage.chosen is None:
             return None
+        check_scale(self.family.attention(self.text_model.layers[i]), self.state.valid.shape[1])
         new = dict(kwargs)
         new["position_embeddings"] = self._cos_sin(stage, stage.chosen, kwargs, hidden)
         if kwargs.get("position_ids") is not None:

@@ -41,7 +41,7 @@ from .cross_prefill import CrossPrefill
 from .decide import Decider
 from .decode import Decode
 from .deepstack import DeepStack
-from .fit import check_fit, read_layers
+from .fit import check_backbone, check_fit, read_layers
 from .output_rows import Asked, asked_for, labelled
 from .pieces import RANKED, Ranked, check_later, refuse_part, run_whole, silent
 from .prefill import Prefill
@@ -60,6 +60,7 @@ class Session:
         self.model, self.family, self.method, self.watchers = model, family, method, watchers
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
+        check_backbone(self.text)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
         self.layers = self._stages() if self.pruner else (0,)
         self.cost = model_cost(family, model)
@@ -128,7 +129,7 @@ class Session:
             pre(layer, functools.partial(self._enter_layer, i))
             if self.family.deepstack:
                 post(layer, functools.partial(self._leave_layer, i))
-        self._undo.append(shadow(model, "generate", self._generate))
+        self._undo.append(shadow(model, "generate", self._generate_apart))
         self._undo.append(shadow(model, "_replicate_for_data_parallel", replica))
         if hasattr(base, "get_image_features"):
             self._undo.append(shadow(base, "get_image_features", self._image_features))
@@ -171,6 +172,17 @@ class Session:
             yield
         finally:
             self._local.asleep = before
+
+    def _generate_apart(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`generate` as it is called: one within another, of a model that drafts for itself, leaves its state."""
+        if not self._get("generating"):
+            return self._generate(original, *args, **kwargs)
+        outer = dict(vars(self._local))
+        try:
+            return self._generate(original, *args, **kwargs)
+        finally:
+            vars(self._local).clear()
+            vars(self._local).update(outer)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._get("asleep"):
@@ -401,7 +413,7 @@ class Session:
             deepstack = DeepStack(kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
             changed = args, kwargs
         kind = CrossPrefill if self.family.cross_attention else Prefill
-        self._local.active = kind(state, decider, self.text, self.windows, deepstack)
+        self._local.active = kind(state, decider, self.family, self.text, self.windows, deepstack)
         if decider is not None:
             for i in self._read:
                 observe(self._probed[i], decider.observe)

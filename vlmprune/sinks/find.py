@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,11 @@ from ..attention.editor import Columns, columns_of
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, checked, nearest
 from ..families import Family, family_of
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
-from ..hf.arguments import refuse_video
+from ..hf.arguments import has_image, refuse_video
 from ..methods.none import Unpruned
 from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
 from ..runtime.call_lock import attached
@@ -28,6 +29,7 @@ from ..runtime.session import Session
 from .report import SampleSinks, SinkReport
 
 
+@checked
 def find_sinks(
     model: Any,
     *,
@@ -54,12 +56,17 @@ def find_sinks(
     family = family_of(plain)
     reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
     refuse_video(inputs)
+    for name, value in inputs.items():
+        # What else a processor returns is ignored, as the model ignores it.
+        if isinstance(value, int | float | str) and name not in inspect.signature(plain.forward).parameters:
+            known = ("tau", "sink_dims", "rho", "gate")
+            raise VlmpruneError(f"find_sinks() has no option {name!r}; {nearest(name, known)}")
     ids = inputs.get("input_ids")
     visual = torch.tensor(family.visual_ids(plain.config))
-    if ids is None or not bool(torch.isin(ids.cpu(), visual).any()):
+    if not isinstance(ids, Tensor) or not has_image(inputs) or not bool(torch.isin(ids.cpu(), visual).any()):
         raise VlmpruneError(
-            "The prompt has no image tokens, so there are no visual sinks to find; pass what the processor returns for "
-            "an image and a question."
+            "The prompt has no image or no image tokens, so there are no visual sinks to find; pass what the "
+            "processor returns for an image and a question."
         )
     with attached(Session(plain, family, Unpruned(), [reader])), torch.no_grad():
         plain(**{**inputs, "use_cache": False})
