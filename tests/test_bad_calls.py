@@ -69,7 +69,7 @@ def test_a_class_that_is_abstract_too():
     from abc import ABC
 
     class Mine(vlmprune.Pruner, ABC):
-        def score(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def score(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return [torch.zeros(layout.count) for layout in prompt.layouts]
 
     assert Mine(keep=3).keep == 3

@@ -27,7 +27,7 @@ from .tiny import load_tiny
 # folders afterwards, so that the functions stay.
 from .families import families  # isort: skip
 from .methods.act import ACT  # isort: skip
-from .methods.base import Intervention, Method, Prompt, Pruner  # isort: skip
+from .methods.base import Intervention, Method, Pruner, PruningContext  # isort: skip
 from .methods.cdpruner import CDPruner  # isort: skip
 from .methods.dart import Dart  # isort: skip
 from .methods.divprune import DivPrune  # isort: skip
@@ -70,10 +70,10 @@ __all__ = [
     "KNorm",
     "Method",
     "PatchCaptioner",
-    "Prompt",
     "PruMerge",
     "PrunedModel",
     "Pruner",
+    "PruningContext",
     "PyramidDrop",
     "Random",
     "Report",

@@ -53,8 +53,8 @@ class GuidedSession(Session):
         guided = next(part for part in parts_of(method) if isinstance(part, Guided))
         self.guide = guided.make_guide(model)
         self.processor = processor
-        self.guide_processor = getattr(guided, "guide_processor", None)
-        self.exit_at: float | None = getattr(guided, "exit_at", None)
+        self.guide_processor = guided.guide_processor
+        self.exit_at = guided.exit_at
         self.same = same_inputs(model, self.guide.model) and same_vocabulary(processor, self.guide_processor)
         if not self.same and self.guide_processor is None:
             raise VlmpruneError(

@@ -39,9 +39,9 @@ class SGL(Guided):
     name: ClassVar[str] = "sgl"
     # Fields for repr, comparison and the report; the constructor below takes the guide first.
     guide: Any = None
-    exit_at: float | None = None
-    guide_processor: Any = None
-    exclude_sinks: bool = False
+    exit_at: float | None = None  # type: ignore[misc]  # options here, constants of other methods
+    guide_processor: Any = None  # type: ignore[misc]
+    exclude_sinks: bool = False  # type: ignore[misc]
     normalise_consistency: bool = True
     guide_steps: int | None = None
 

@@ -76,10 +76,10 @@ def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
             f"{name} compares visual tokens with the text beside them, which {family.model_type!r} keeps apart; use a "
             "method that does not, such as 'divprune' or 'fastv'."
         )
-    if family.cross_attention and type(pruner).readers is not Pruner.readers:
+    if family.cross_attention and type(pruner).query_positions is not Pruner.query_positions:
         raise VlmpruneError(
-            f"{name} reads the attention of rows that its readers() names, but in {family.model_type!r} only the last "
-            "token's attention to the image is read; leave readers() out there."
+            f"{name} reads the attention of rows that its query_positions() names, but in {family.model_type!r} only "
+            "the last token's attention to the image is read; leave query_positions() out there."
         )
     if pruner.positions == "compact" and not family.plain_positions:
         raise VlmpruneError(

@@ -15,58 +15,11 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.compact import Compaction
+from ..flow.prompt_state import Rows
 from ..flow.returned import shown
 from ..ops.gather import gather_positions
 
 IGNORED = -100  # the label that transformers' losses leave out
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where the positions of a prompt stand in its output; everything on the CPU.
-
-    `valid` [B, S]: the padding mask. `chosen`: what is left after the last pruning layer, None where nothing was
-    dropped.
-    """
-
-    valid: Tensor
-    chosen: Compaction | None = None
-
-    @property
-    def kept(self) -> Tensor:
-        """Bool [B, S]: the real positions that have a row."""
-        if self.chosen is None:
-            return self.valid
-        return torch.zeros_like(self.valid).scatter(1, self.chosen.index, self.chosen.real)
-
-    @property
-    def where(self) -> Tensor:
-        """[B, S]: the row of each position.
-
-        One that was dropped, or is padding behind the prompt, has that of the nearest kept position before it, which
-        predicts what comes next; padding before the prompt, that of the first.
-        """
-        if self.chosen is None:
-            return torch.arange(self.valid.shape[1]).expand(len(self.valid), -1)
-        order = self.kept.cumsum(1)
-        return self.chosen.index.shape[1] - order[:, -1:] + (order - 1).clamp(min=0)
-
-    def positions(self) -> list[Tensor]:
-        """Per sample, ascending, the positions that have a row."""
-        return [row.nonzero()[:, 0] for row in self.kept]
-
-    def check(self, sample: Tensor, position: Tensor) -> None:
-        """Refuse positions whose row was dropped.
-
-        Raises:
-            VlmpruneError: there is one.
-        """
-        gone = (self.valid & ~self.kept)[sample, position]
-        if bool(gone.any()):
-            raise VlmpruneError(
-                f"logits_to_keep asks for position {int(position[gone][0])} of sample {int(sample[gone][0])}, a visual "
-                "token that was dropped and has no logits; ask for positions that report.rows lists."
-            )
 
 
 def wanted(keep: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:

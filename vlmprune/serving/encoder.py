@@ -24,7 +24,7 @@ from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs, same_inputs
 from ..guide.session import same_vocabulary
 from ..hf.arguments import padding_mask
-from ..methods.base import Method, Prompt, Pruner
+from ..methods.base import Method, Pruner, PruningContext
 from ..methods.guided import Guided
 from ..methods.registry import make_method
 from ..methods.sgl import SGL
@@ -255,7 +255,7 @@ class Encoder:
             importance = transfer([one.importance for one in rankings], [one.layout for one in rankings], layouts)
         methods = [self.method if keep is None else replace(self.method, keep=check_keep(keep)) for keep in keeps]
 
-        def choose(prompt: Prompt) -> Selection:
+        def choose(prompt: PruningContext) -> Selection:
             """Each prompt's own budget: a selection for every distinct one, of which it takes its row."""
             distinct = {repr(method.keep): method for method in methods}
             by_keep = {keep: method.select(prompt) for keep, method in distinct.items()}
@@ -296,8 +296,8 @@ def before_the_model(method: Method) -> Pruner:
     needs_model = isinstance(method, Guided) and not isinstance(method, SGL)
     if not isinstance(method, Pruner) or reads or needs_model:
         raise VlmpruneError(
-            f"The method {method.title!r} works inside the language model, which the engine runs; use one that ranks before "
-            "it, such as 'sgl', 'uniform' or 'divprune'."
+            f"The method {method.title!r} works inside the language model, which the engine runs; use one that ranks "
+            "before it, such as 'sgl', 'uniform' or 'divprune'."
         )
     if method.layer not in (None, 0):
         raise VlmpruneError(

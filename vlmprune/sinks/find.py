@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError, checked, nearest
 from ..families import Family, family_of
+from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
 from ..hf.arguments import has_image, refuse_video
 from ..methods.none import Unpruned
@@ -28,9 +29,6 @@ from ..runtime.call_lock import attached
 from ..runtime.session import Session
 from .report import SinkReport
 from .sample import SampleSinks
-
-if TYPE_CHECKING:
-    from ..runtime.prefill import Prefill
 
 
 @checked
@@ -89,9 +87,9 @@ class SinkReader(Watcher):
         assert ids is not None and valid is not None, "find_sinks checks its inputs"
         self.sinks.find(ids, valid)
 
-    def prompt(self, prefill: Prefill) -> None:
-        self.prefill = prefill
-        self.columns: Columns = columns_of(prefill)
+    def prompt(self, state: PromptState) -> None:
+        self.state = state
+        self.columns: Columns = columns_of(state)
         # The primary sink is the first token; where that is a patch, the first text token may be it instead.
         real, text = self.columns.real, self.columns.real & ~self.columns.visual
         self.firsts = torch.stack([real.int().argmax(dim=1), text.int().argmax(dim=1)], dim=1)
@@ -149,7 +147,7 @@ class SinkReader(Watcher):
 
     def _sample(self, b: int) -> SampleSinks:
         real = self.columns.real[b]
-        layout = self.prefill.layouts[b]
+        layout = self.state.layouts[b]
         norms = torch.stack([layer[b, real] for layer in self.norms])
         places = real.cumsum(dim=0) - 1  # from a position in the padded row to one in the prompt
         firsts = places[self.firsts[b]].tolist()

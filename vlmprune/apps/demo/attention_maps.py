@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, H heads, T keys.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +14,13 @@ from ...api import unwrap_peft
 from ...attention.observer import Watcher
 from ...attention.probe import AttentionCall
 from ...families import family_of
+from ...flow.locate import last_valid
+from ...flow.prompt_state import PromptState
 from ...flow.score import visual_columns
 from ...hf.arguments import on
-from ...methods.base import last_valid
 from ...methods.none import Unpruned
 from ...runtime.call_lock import attached
 from ...runtime.session import Session
-
-if TYPE_CHECKING:
-    from ...runtime.prefill import Prefill
 
 
 class AttentionRecorder(Watcher):
@@ -32,13 +30,13 @@ class AttentionRecorder(Watcher):
         self.causal = causal
         self.found: dict[int, Tensor] = {}
 
-    def prompt(self, prefill: Prefill) -> None:
-        self.prefill = prefill
+    def prompt(self, state: PromptState) -> None:
+        self.state = state
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
-        rows = last_valid(self.prefill.valid).to(call.query.device)[:, None]
+        rows = last_valid(self.state.valid).to(call.query.device)[:, None]
         received = call.weights(rows, causal=self.causal).mean(dim=1)[:, 0]
-        self.found[layer] = visual_columns(received, self.prefill.layouts)[0].cpu()
+        self.found[layer] = visual_columns(received, self.state.layouts)[0].cpu()
 
 
 def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
