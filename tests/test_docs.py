@@ -22,12 +22,12 @@ def section(title: str) -> str:
 def test_the_methods_table_is_the_registry() -> None:
     rows = re.findall(r"^\| `([a-z_-]+)` \| (\S+) \|", section("Methods"), flags=re.MULTILINE)
     # A method whose depth follows from its budget has no default layer.
-    depth = {name: getattr(cls, "layer", "-") for name, cls in vlmprune.methods().items()}
+    depth = {name: getattr(cls, "layer", "-") for name, cls in vlmprune.list_methods().items()}
     assert dict(rows) == {name: "keep*L" if layer is None else str(layer) for name, layer in depth.items()}
 
 
 def test_the_families_are_listed_in_order() -> None:
-    assert tuple(re.findall(r"`([a-z0-9_]+)`", section("Model families"))) == vlmprune.families()
+    assert tuple(re.findall(r"`([a-z0-9_]+)`", section("Model families"))) == vlmprune.list_families()
 
 
 def test_the_versions_of_transformers_are_those_that_are_tested() -> None:

@@ -5,6 +5,7 @@ divide -> describe -> aggregate; `divide`, `text`, `aggregate`, `ledger` and `hi
 
 from __future__ import annotations
 
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 from .aggregate import Aggregator, AggregatorError, Fused, Grouping, Item, Similar, Written
 from .by_llm import CausalLMAggregator, StructuredAggregator
 from .by_words import WordAggregator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 from ..errors import UnsupportedModelError
 from .base import Family, Media
 from .gemma import GEMMA3, PALIGEMMA
@@ -14,7 +15,7 @@ from .llava_next import LLAVA_NEXT, LLAVA_ONEVISION
 from .mllama import MLLAMA
 from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-__all__ = ["FAMILIES", "Family", "Media", "families", "family_of", "inner_model"]
+__all__ = ["FAMILIES", "Family", "Media", "family_of", "inner_model", "list_families"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -35,9 +36,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def families() -> tuple[str, ...]:
-    """Supported `config.model_type` values."""
-    return tuple(FAMILIES)
+def list_families() -> dict[str, str]:
+    """The supported values of `config.model_type`, and how each is supported: "declared" by an adapter of its own."""
+    return dict.fromkeys(FAMILIES, "declared")
 
 
 _PARALLEL = {
@@ -58,7 +59,8 @@ def inner_model(model: Any) -> Any:
             raise UnsupportedModelError(
                 f"{kind.__name__} cannot be wrapped, only the model in it; {_PARALLEL[kind.__name__]}."
             )
-    if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):  # torch.compile's, which shows the model's own attributes too
+    # torch.compile's, which shows the model's own attributes too.
+    if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):
         return inner_model(model._orig_mod)
     return inner_model(model.get_base_model()) if hasattr(model, "get_base_model") else model
 

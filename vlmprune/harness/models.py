@@ -39,6 +39,7 @@ def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool
     import torch
 
     import vlmprune
+    from vlmprune import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 
     if model is None:
         if "OMP_NUM_THREADS" not in os.environ:
@@ -59,8 +60,7 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from ..inputs import load_processor
-    from ..inputs.processor import reason
+    from ..inputs.processor import load_processor, reason
 
     path = Path(name).expanduser()
     if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
@@ -85,7 +85,7 @@ def method_class(name: str) -> type:
     """The registered class behind a name; a mistyped one is answered with the nearest."""
     import vlmprune
 
-    known = vlmprune.methods()
+    known = vlmprune.list_methods()
     if name not in known:
         raise VlmpruneError(f"there is no method {name!r}; {nearest(name, known)}")
     return known[name]

@@ -53,7 +53,7 @@ BUILT_IN: tuple[type[Method], ...] = (
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
 
 
-def methods() -> dict[str, type[Method]]:
+def list_methods() -> dict[str, type[Method]]:
     """Every registered method by name (a copy)."""
     return dict(_methods)
 

@@ -160,7 +160,7 @@ def build(models: Models, method: Any, aggregator: Any, changes: dict[str, Any],
 
     from ...captioner import BUNDLED_CONFIG, CaptionConfig
 
-    supported = models.model.config.model_type in vlmprune.families()
+    supported = models.model.config.model_type in vlmprune.list_families()
     plain = isinstance(method, vlmprune.Unpruned) and not supported
     wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
     config = BUNDLED_CONFIG if models.bundled else CaptionConfig()
