@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .api import Answer, PrunedModel, wrap
     from .captioner import Caption, PatchCaptioner
     from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError
-    from .families import list_families
+    from .families import list_families, register_family
     from .flow.locate import ImageSpan, SampleLayout
     from .flow.select import Selection
     from .methods.act import ACT
@@ -51,7 +51,7 @@ __all__ = [
     "ImageSpan", "InactiveHandleError", "Intervention", "KNorm", "Method", "PatchCaptioner", "Prompt", "PruMerge",
     "PrunedModel", "Pruner", "PyramidDrop", "Random", "Report", "SampleLayout", "Selection", "SinkReport", "SparseVLM",
     "Uniform", "Unpruned", "UnsupportedModelError", "VisionZip", "VlmpruneError", "find_sinks", "list_families",
-    "list_methods", "load_tiny", "register_method", "wrap",
+    "list_methods", "load_tiny", "register_family", "register_method", "wrap",
 ]  # fmt: skip
 
 # The modules that define these names: the imports above, as Python sees them (a test compares the three).
@@ -60,7 +60,7 @@ _NAMES_OF = {
     "api": "Answer PrunedModel wrap",
     "captioner": "Caption PatchCaptioner",
     "errors": "InactiveHandleError UnsupportedModelError VlmpruneError",
-    "families": "list_families",
+    "families": "list_families register_family",
     "flow.locate": "ImageSpan SampleLayout",
     "flow.select": "Selection",
     "methods.act": "ACT",

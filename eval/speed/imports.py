@@ -1,8 +1,8 @@
 """What importing vlmprune costs, beside the same parts of PyTorch and transformers without it.
 
-Every run is a fresh process, in turns; processor seconds of the whole process, medians. `import vlmprune` loads neither;
-"its parts" are all modules of PyTorch and transformers that the first use of `vlmprune.wrap` loads, imported in the same
-order. The command line's help is set against the libraries that print it.
+Every run is a fresh process, in turns; processor seconds of the whole process, medians. `import vlmprune` loads
+neither; "its parts" are all modules of PyTorch and transformers that the first use of `vlmprune.wrap` loads, imported
+in the same order. The command line's help is set against the libraries that print it.
 
     python -m eval.speed.imports --out eval/speed/results/imports.json
 """

@@ -102,3 +102,12 @@ def test_descriptions_are_json() -> None:
         needs = {"guide": object()} if cls.name == "sgl" else {}
         record = json.loads(json.dumps(cls(**needs).describe()))
         assert record["name"] == cls.name
+
+
+def test_a_class_has_one_name() -> None:
+    """Its name is an attribute: a second one would rename it in every report."""
+    with pytest.raises(VlmpruneError, match="FastV is registered already as 'fastv'"):
+        vlmprune.register_method(name="mine", method=vlmprune.FastV)
+    with pytest.raises(VlmpruneError, match="derive it from"):
+        vlmprune.register_method(name="mine", method=vlmprune.Pruner)
+    assert vlmprune.FastV.name == "fastv" and vlmprune.Pruner.name == ""
