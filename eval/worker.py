@@ -17,7 +17,7 @@ from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
 from vlmprune.harness.measure import MethodRun, backend
 from vlmprune.harness.models import Models, load_models
-from vlmprune.inputs import check_question
+from vlmprune.inputs.placeholders import check_question
 
 from .settings import BLIND, SMALL, Run, Settings
 from .shared import BatchCache

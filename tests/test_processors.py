@@ -25,9 +25,8 @@ from vlmprune.api import prepare
 from vlmprune.apps.demo.engine import Engine, MethodChoice
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
-from vlmprune.inputs import check_question, load_processor
-from vlmprune.inputs.placeholders import placeholders
-from vlmprune.inputs.processor import reason
+from vlmprune.inputs.placeholders import check_question, placeholders
+from vlmprune.inputs.processor import load_processor, reason
 
 QUESTION = "What colour is the star?"
 RED = Image.new("RGB", (40, 30), (200, 30, 60))

@@ -51,7 +51,7 @@ def refused(call: Callable[[], object]) -> None:
 
 def methods(family: str) -> dict[str, Any]:
     guide = build(family, seed=1, layers=3)
-    made: dict[str, Any] = {name: name for name in vlmprune.methods() if name != "sgl"}
+    made: dict[str, Any] = {name: name for name in vlmprune.list_methods() if name != "sgl"}
     if family != "qwen2_vl":
         made = {name: name for name in ("none", "random", "fastv", "var")}
     else:

@@ -22,8 +22,8 @@ from .guide.session import GuidedSession
 from .hf.arguments import on
 from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
-from .inputs import check_conversation
 from .inputs.images import as_rgb, picture
+from .inputs.placeholders import check_conversation
 from .inputs.processor import reason
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
@@ -196,8 +196,8 @@ def wrap(
     """Wrap a loaded Hugging Face vision-language model, in place and on this instance only.
 
     Args:
-        model: an image-text-to-text model of a supported family (see `families()`); PEFT and quantised ones too, and a
-            wrapped model's handle.
+        model: an image-text-to-text model of a supported family (see `list_families()`); PEFT and quantised ones
+            too, and a wrapped model's handle.
         method: a method object, its registered name plus `options`, or a list with at most one pruner
             and any number of interventions.
         processor: the model's processor, needed by `ask`.

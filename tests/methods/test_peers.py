@@ -374,7 +374,7 @@ def test_keeps_what_the_twin_keeps_and_computes_what_masking_does(name, keep, fa
     visual = [len(one.slots) for one in eager]
     counts = [keep if isinstance(keep, int) else max(1, math.floor(keep * v + 0.5)) for v in visual]
     plan = [TWINS[name](one, count) for one, count in zip(eager, counts, strict=True)]
-    method = vlmprune.methods()[name](keep=keep)
+    method = vlmprune.list_methods()[name](keep=keep)
     with vlmprune.wrap(model, method) as pruned:
         logits, out = generate(model, inputs)
         assert [kept.tolist() for kept in pruned.report.kept] == plan
@@ -391,7 +391,7 @@ UNSUPPORTED = {
     "pyramiddrop": ("mllama",),
     "sparsevlm": ("mllama",),
 }
-PEERS = [cls for name, cls in vlmprune.methods().items() if name in (*TWINS, *MERGING, *STAGED)]
+PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *MERGING, *STAGED)]
 
 
 @grid(family=FAMILIES, cls=PEERS)
@@ -438,7 +438,7 @@ def test_equal_tokens_are_not_chosen_twice():
 
 def test_bad_options():
     with pytest.raises(VlmpruneError, match="leave no pivot"):
-        vlmprune.methods()["dart"](visual_pivots=0, text_pivots=0)
+        vlmprune.list_methods()["dart"](visual_pivots=0, text_pivots=0)
     with pytest.raises(VlmpruneError, match="Dart reads the attention of the layer before"):
         vlmprune.wrap(shared("llava"), "dart", layer=0)
 

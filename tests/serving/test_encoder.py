@@ -51,7 +51,7 @@ def test_a_batch_keeps_what_the_wrapped_model_keeps(saved: tuple[Any, str], meth
     model, folder = saved
     inputs = make_inputs(model, images=(1, 2, 1))
     encoder = Encoder(folder, method, processor=object(), keep=0.4)
-    with vlmprune.wrap(model, vlmprune.methods()[method](keep=0.4)) as pruned:
+    with vlmprune.wrap(model, vlmprune.list_methods()[method](keep=0.4)) as pruned:
         model(**inputs)
         kept = pruned.report.kept
     for number, (encoded, theirs) in enumerate(zip(encoder.encode_inputs(inputs), kept, strict=True)):
@@ -71,7 +71,7 @@ def test_methods_that_read_the_tower(pair: Any) -> None:
     for method in ("visionzip", "prumerge"):
         encoder = Encoder(large, method, processor=processor, keep=0.2)
         (encoded,) = encoder.encode_many([(picture(0), QUESTION)])
-        with vlmprune.wrap(large, vlmprune.methods()[method](keep=0.2), processor=processor) as pruned:
+        with vlmprune.wrap(large, vlmprune.list_methods()[method](keep=0.2), processor=processor) as pruned:
             report = pruned.ask(picture(0), QUESTION, max_new_tokens=1).report
         assert torch.equal(encoded.images[0].kept, report.kept[0])
 

@@ -163,7 +163,7 @@ def test_prefix_caching_tells_pruned_images_apart(llava: Engine) -> None:
     for method in ("divprune", "uniform", "random", "divprune", "uniform"):
         prompt = llava.encoder(method, keep=70).encode(image, question)
         (got,) = llava.answers([prompt])
-        made = vlmprune.methods()[method](keep=70, positions=llava.positions)
+        made = vlmprune.list_methods()[method](keep=70, positions=llava.positions)
         llava.expect(got, inputs, made)
 
 

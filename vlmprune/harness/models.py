@@ -42,6 +42,7 @@ def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool
     import torch
 
     import vlmprune
+    from vlmprune import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 
     if model is None:
         if "OMP_NUM_THREADS" not in os.environ:
@@ -62,8 +63,7 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from ..inputs import load_processor
-    from ..inputs.processor import reason
+    from ..inputs.processor import load_processor, reason
 
     path = Path(name).expanduser()
     if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
@@ -88,7 +88,7 @@ def method_class(name: str) -> type:
     """The registered class behind a name; a mistyped one is answered with the nearest."""
     import vlmprune
 
-    known = vlmprune.methods()
+    known = vlmprune.list_methods()
     if name not in known:
         raise VlmpruneError(f"there is no method {name!r}; {nearest(name, known)}")
     return known[name]
@@ -127,7 +127,7 @@ def build_captioner(
 
     from ..captioner import BUNDLED_CONFIG, CaptionConfig
 
-    supported = models.model.config.model_type in vlmprune.families()
+    supported = models.model.config.model_type in vlmprune.list_families()
     plain = isinstance(method, vlmprune.Unpruned) and not supported
     wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
     config = BUNDLED_CONFIG if models.bundled else CaptionConfig()

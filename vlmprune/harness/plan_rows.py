@@ -18,6 +18,8 @@ def llava_config(layers: int, width: int, inner: int, heads: int, kv_heads: int 
     """LLaVA-1.5 around a Llama of this size, behind CLIP ViT-L/14 at 336 pixels, transformers' default tower."""
     from transformers import LlamaConfig, LlavaConfig
 
+    from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
+
     text = LlamaConfig(
         num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
         num_key_value_heads=kv_heads or heads, vocab_size=32_064,

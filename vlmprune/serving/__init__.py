@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
+
 if TYPE_CHECKING:
     from .encoded import Encoded, KeptImage
     from .encoder import Encoder

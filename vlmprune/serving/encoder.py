@@ -315,7 +315,7 @@ def _collapsed(ids: Tensor, valid: Tensor, layout: SampleLayout) -> list[int]:
 
 
 def _processor(folder: str) -> Any:
-    from ..inputs import load_processor
+    from ..inputs.processor import load_processor
 
     return load_processor(folder)
 

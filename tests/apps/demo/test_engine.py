@@ -142,4 +142,4 @@ def test_a_large_model_alone_is_enough(engine: Any) -> None:
 def test_every_method_is_offered(engine: Any) -> None:
     from vlmprune.apps.demo.compare import methods
 
-    assert set(methods(engine)) - {"sgl + exit"} == set(vlmprune.methods()) - {"none"}
+    assert set(methods(engine)) - {"sgl + exit"} == set(vlmprune.list_methods()) - {"none"}

@@ -29,7 +29,7 @@ FIRST_KEEP = 0.25
 
 def pruners(engine: Engine) -> list[str]:
     """The methods that take a budget and that these models can run."""
-    takes = {name: options_of(name) for name in vlmprune.methods()}
+    takes = {name: options_of(name) for name in vlmprune.list_methods()}
     return [
         name
         for name, options in takes.items()

@@ -52,7 +52,7 @@ def methods(engine: Engine) -> list[str]:
     """Every registered method that these models can run, and SGL with its exit."""
     names = [
         name
-        for name in vlmprune.methods()
+        for name in vlmprune.list_methods()
         if name != "none" and ("guide" not in options_of(name) or engine.models.small is not None)
     ]
     return names + [name + WITH_EXIT for name in names if "exit_at" in options_of(name)]
