@@ -22,7 +22,7 @@ from .guide.session import GuidedSession
 from .hf.arguments import on
 from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
-from .inputs.images import as_rgb, picture
+from .inputs.images import as_rgb, read_image
 from .inputs.placeholders import check_conversation
 from .inputs.processor import reason
 from .methods.base import Intervention, Method
@@ -292,7 +292,7 @@ def opened(image: Any) -> Any:
     if re.match(r"[a-z]+:/|data:", str(image), re.IGNORECASE):
         raise VlmpruneError(f"{str(image)!r:.80} is a web address; download the picture and pass the path of its file.")
     try:
-        return picture(Path(image))
+        return read_image(Path(image))
     except (VlmpruneError, OSError, ValueError) as error:  # a path with a null byte, or one too long
         reason = str(error)
         raise VlmpruneError(f"{reason[:1].upper()}{reason[1:].rstrip('.')}.") from None

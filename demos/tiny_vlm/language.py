@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlmprune.inputs.images import picture
+from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
 from vlmprune.tiny.scenes import (
     COLOURS,
@@ -24,11 +24,11 @@ from vlmprune.tiny.scenes import (
     Question,
     ask,
     make_scene,
-    patch_cover,
     render,
 )
 
 from .common import State, log
+from .labels import patch_cover
 from .packing import IDS, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
 from .pair import build_model
 from .scoring import measure, scene_questions
@@ -140,7 +140,7 @@ class EasyVqa:
 
 def enlarged(path: str) -> np.ndarray:
     """A picture at the canvas size, uint8 (112, 112, 3)."""
-    return np.asarray(picture(Path(path)).resize((GRID * 8, GRID * 8), Image.Resampling.BICUBIC))
+    return np.asarray(read_image(Path(path)).resize((GRID * 8, GRID * 8), Image.Resampling.BICUBIC))
 
 
 def align_loss(model: Any, visual: Tensor, labels: dict[str, Tensor]) -> Tensor:

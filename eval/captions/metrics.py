@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from vlmprune.captioner.text import sentences, singular, words
 from vlmprune.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 
+RESAMPLES = 1000  # of a bootstrap
 ATTRIBUTES = ("colour", "size", "position", "digit")
 PLACES = sorted((place.split() for row in POSITIONS for place in row), key=len, reverse=True)
 
@@ -169,28 +170,26 @@ def fractions(summed: np.ndarray) -> dict[str, float]:
     return out
 
 
-def summary(counts: Sequence[Counts], *, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
+def summary(counts: Sequence[Counts], *, resamples: int = RESAMPLES) -> dict[str, dict[str, float]]:
     """Every fraction with its standard error, bootstrapped over captions."""
     values = table(counts)
     total = fractions(values.sum(0))
-    spread = fractions(_resampled(values, resamples, seed))
+    spread = fractions(_resampled(values, resamples))
     return {name: {"value": float(total[name]), "standard_error": float(spread[name].std())} for name in total}
 
 
-def difference(
-    a: Sequence[Counts], b: Sequence[Counts], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, list[float]]:
+def difference(a: Sequence[Counts], b: Sequence[Counts]) -> dict[str, list[float]]:
     """b minus a of every fraction on the same scenes: [difference, 2.5 %, 97.5 %] of a paired bootstrap."""
     first, second = table(a), table(b)
     total = {name: fractions(second.sum(0))[name] - value for name, value in fractions(first.sum(0)).items()}
-    one, two = (fractions(_resampled(values, resamples, seed)) for values in (first, second))
+    one, two = (fractions(_resampled(values)) for values in (first, second))
     return {
         name: [float(total[name]), *(float(v) for v in np.quantile(two[name] - one[name], (0.025, 0.975)))]
         for name in total
     }
 
 
-def _resampled(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums over captions drawn with replacement [resamples, fields]; the same draws for the same seed and N."""
-    rng = np.random.default_rng(seed)
+def _resampled(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
+    """Sums over captions drawn with replacement [resamples, fields]; the same draws for the same N."""
+    rng = np.random.default_rng(0)
     return np.stack([values[rng.integers(0, len(values), len(values))].sum(0) for _ in range(resamples)])

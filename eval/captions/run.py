@@ -98,14 +98,14 @@ class CaptionRow:
         }
 
 
-def held_out(number: int, start: int = 0, split: str = "test", least: int = 4, most: int = 8) -> list[Scene]:
-    """Scenes of a split with `least` to `most` objects, by seed."""
+def held_out(number: int, start: int = 0, split: str = "test") -> list[Scene]:
+    """Scenes of a split with 4 to 8 objects, by seed."""
     found: list[Scene] = []
     seed = start
     while len(found) < number:
         scene = make_scene(seed, split)
         seed += 1
-        if least <= len(scene.things) <= most:
+        if 4 <= len(scene.things) <= 8:
             found.append(scene)
     return found
 

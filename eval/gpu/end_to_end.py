@@ -1,7 +1,7 @@
 """What pruning saves on the clock: models of LLaVA-1.5's shape with random weights, in bf16 on SDPA.
 
 Unpruned and pruned runs take turns, round by round, and a setting's points are written after each round. 2,880 visual
-tokens are five pictures of 576 in one prompt. One `generate` gives everything: marks on the stream before it, where the
+tokens are five images of 576 in one prompt. One `generate` gives everything: marks on the stream before it, where the
 language model begins, and after every forward.
 """
 
@@ -102,7 +102,7 @@ def random_model(size: str, setting: StageSetting) -> Any:
 
 
 def prompt(model: Any, batch: int, images: int, setting: StageSetting) -> tuple[dict[str, Tensor], int]:
-    """Prompts of that many pictures and `TEXT` further tokens each; visual tokens of a prompt."""
+    """Prompts of that many images and `TEXT` further tokens each; visual tokens of a prompt."""
     vision = model.config.vision_config
     visual = images * (vision.image_size // vision.patch_size) ** 2
     torch.manual_seed(setting.seed)

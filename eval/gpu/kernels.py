@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 
 from tests.ops.cases import CASES, Case, filled
-from vlmprune import ops as kernels
+from vlmprune import ops
 
 from .stage import ABSENT, FAILED, PASSED, Emit, GpuStage, Point, StageSetting, short
 
@@ -41,7 +41,7 @@ def run(group: str, setting: StageSetting, emit: Emit) -> None:
     if find_spec("triton") is None:
         emit({"point": group, "status": ABSENT if setting.tiny else FAILED, "error": "Triton is not installed"})
         return
-    kernels.use("triton")
+    ops.use("triton")
     dtype = DTYPES[group.split()[1]]
     for case in cases_of(group, setting.tiny):
         point: Point = {"point": case.name, "kernel": case.kernel, "dtype": str(dtype).removeprefix("torch.")}

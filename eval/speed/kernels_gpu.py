@@ -20,8 +20,7 @@ from torch import Tensor
 
 from eval.gpu.measure import times
 from eval.provenance import provenance, write_record
-from vlmprune import VlmpruneError
-from vlmprune import ops as kernels
+from vlmprune import VlmpruneError, ops
 from vlmprune.accounting.hardware import HARDWARE
 from vlmprune.flow.compact import Compaction, compaction
 from vlmprune.ops.column_sums import column_sums
@@ -153,10 +152,10 @@ def columns_of(batch: int, rows: int, sizes: KernelSizes) -> dict[str, Any]:
         scores = scores.masked_fill(torch.ones(length, length, device=sizes.device).triu(1).bool(), float("-inf"))
         return scores.softmax(-1)[:, :, -rows:].sum(dim=(1, 2))
 
-    kernels.use("torch")
+    ops.use("torch")
     wanted = run()
     taken = {"pytorch": times(run, sizes.device, sizes.rounds)}
-    kernels.use("auto")
+    ops.use("auto")
     if not torch.allclose(run(), wanted, rtol=1e-3, atol=1e-3):
         raise VlmpruneError("The kernel and PyTorch differ, so nothing is timed; run the tests on this GPU.")
     taken["triton"] = times(run, sizes.device, sizes.rounds)

@@ -47,13 +47,13 @@ class Sample:
         """
         from io import BytesIO
 
-        from vlmprune.inputs.images import as_rgb, decoded, picture
+        from vlmprune.inputs.images import as_rgb, decoded, read_image
 
         image = self.image() if callable(self.image) else self.image
         if isinstance(image, Image.Image):
             return as_rgb(image, f"the image of {self.id}")
         if isinstance(image, Path):
-            return picture(image)
+            return read_image(image)
         if not isinstance(image, bytes):
             kind = "a text" if isinstance(image, str) else f"of type {type(image).__name__}"
             raise VlmpruneError(

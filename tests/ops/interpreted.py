@@ -15,17 +15,17 @@ import vlmprune
 from tests.ops.cases import CASES, SHARES, Case, edited, filled, keep
 from tests.support.grid import full
 from tests.support.tiny_families import build, make_inputs
-from vlmprune import ops as kernels
+from vlmprune import ops
 from vlmprune.ops.gather import compact
 from vlmprune.ops.redistribution import redistribute
 
 
 @pytest.fixture(autouse=True)
 def _triton() -> Iterator[None]:
-    kernels.use("triton")
+    ops.use("triton")
     with filled():
         yield
-    kernels.use("auto")
+    ops.use("auto")
 
 
 # The problems of 2,880 rows take half of the interpreter's time.
@@ -56,7 +56,7 @@ def test_a_wrapped_model_runs_on_the_kernels(family: str, attention: str, method
     inputs = make_inputs(model)
     logits, kept = {}, {}
     for backend in ("torch", "triton"):
-        kernels.use(backend)
+        ops.use(backend)
         with torch.no_grad(), vlmprune.wrap(model, method, keep=0.4, layer=1) as pruned:
             logits[backend] = model(**inputs).logits
         kept[backend] = [one.tolist() for one in pruned.report.kept]

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
-from vlmprune import VlmpruneError
-from vlmprune import ops as kernels
+from vlmprune import VlmpruneError, ops
 from vlmprune.flow.compact import compaction
 from vlmprune.ops import dispatch
 from vlmprune.ops.column_sums import column_sums
@@ -82,34 +81,34 @@ def test_top_k() -> None:
 
 
 def test_what_is_chosen() -> None:
-    assert kernels.chosen() == "auto"
-    kernels.use("torch")
-    assert kernels.chosen() == "torch"
+    assert ops.chosen() == "auto"
+    ops.use("torch")
+    assert ops.chosen() == "torch"
     assert not dispatch.runs_triton(torch.zeros(1))
 
 
 def test_the_environment_chooses_where_the_code_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLMPRUNE_KERNELS", "torch")
-    assert kernels.chosen() == "torch"
-    kernels.use("auto")
-    assert kernels.chosen() == "auto"
+    assert ops.chosen() == "torch"
+    ops.use("auto")
+    assert ops.chosen() == "auto"
     monkeypatch.setattr(dispatch, "_used", None)
     monkeypatch.setenv("VLMPRUNE_KERNELS", "cuda")
     with pytest.raises(VlmpruneError, match="VLMPRUNE_KERNELS got the unknown backend 'cuda'"):
-        kernels.chosen()
+        ops.chosen()
 
 
 def test_what_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VlmpruneError, match=r"unknown backend 'tritn'; did you mean 'triton'\?"):
-        kernels.use("tritn")
+        ops.use("tritn")
     monkeypatch.setattr(dispatch, "installed", lambda: False)
     with pytest.raises(VlmpruneError, match=r"not installed; install 'vlmprune\[triton\]'"):
-        kernels.use("triton")
+        ops.use("triton")
     monkeypatch.setattr(dispatch, "installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(VlmpruneError, match="no GPU to run it"):
-        kernels.use("triton")
+        ops.use("triton")
 
 
 def test_nothing_imports_triton_on_a_cpu() -> None:

@@ -57,7 +57,7 @@ class CaptionConfig:
         for name in ("score_threshold", "merge_iou", "assign_share", "semantic_iou", "patch_iou", "keep_score"):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value <= 1):
-                raise VlmpruneError(f"{name}={value!r} is no share; give a number from 0 to 1.")
+                raise VlmpruneError(f"{name}={value!r} is no fraction; give a number from 0 to 1.")
         for name in ("samples", "fallback_boxes", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -120,8 +120,8 @@ def quadrants(size: tuple[int, int]) -> list[Box]:
     return [(0.0, 0.0, x, y), (x, 0.0, width, y), (0.0, y, x, height), (x, y, width, height)]
 
 
-def assign(boxes: Sequence[Box], size: tuple[int, int], *, share: float = 0.3) -> list[list[Box]]:
-    """For each quadrant the objects that join it: those with more than `share` of their *own* area inside.
+def assign(boxes: Sequence[Box], size: tuple[int, int], *, fraction: float = 0.3) -> list[list[Box]]:
+    """For each quadrant the objects that join it: those with more than `fraction` of their *own* area inside.
 
     An object that no quadrant holds so much of (one in the very centre) joins the quadrant that holds most of it, the
     first in reading order when several hold the same.
@@ -130,9 +130,9 @@ def assign(boxes: Sequence[Box], size: tuple[int, int], *, share: float = 0.3) -
     joined: list[list[Box]] = [[] for _ in parts]
     for box in boxes:
         held = [intersection(box, part) / area(box) for part in parts]
-        # Rounding must not let one of four equal shares win.
+        # Rounding must not let one of four equal fractions win.
         most = next(i for i, part in enumerate(held) if part >= max(held) - 1e-9)
-        for i in [i for i, part in enumerate(held) if part > share] or [most]:
+        for i in [i for i, part in enumerate(held) if part > fraction] or [most]:
             joined[i].append(box)
     return joined
 
@@ -144,7 +144,7 @@ def spatial_patches(
     threshold: float = 0.3,
     fallback: int = 2,
     merge_above: float = 0.3,
-    share: float = 0.3,
+    fraction: float = 0.3,
 ) -> list[Patch]:
     """The four patches of an image of `size` (width, height): each a quadrant and its objects' hull.
 
@@ -155,7 +155,7 @@ def spatial_patches(
     """
     boxes = [one.box for one in confident(usable(detections, size), threshold=threshold, fallback=fallback)]
     boxes = merge(boxes or [(0.0, 0.0, float(size[0]), float(size[1]))], above=merge_above)
-    joined = assign(boxes, size, share=share)
+    joined = assign(boxes, size, fraction=fraction)
     return [
         Patch(name, hull((part, *objects)), tuple(objects))
         for name, part, objects in zip(QUADRANTS, quadrants(size), joined, strict=True)

@@ -111,7 +111,6 @@ class Provenance:
     def _closed(self, entry: Sentence, reached: set[int], users: dict[int, list[int]]) -> Sentence:
         kept = entry.number in reached
         verdicts = entry.verdicts
-        labelled = [v for v in verdicts if v.label is not None]
         decisive = [v for v in verdicts if v.kept == kept]
         reason = decisive[-1].reason if decisive else "in the caption" if kept else ""
         if not kept and not decisive:
@@ -119,7 +118,7 @@ class Provenance:
             reason = next((self._drop_reason(user, users) for user in users.get(entry.number, ())), "")
         score = next((v.score for v in reversed(verdicts) if v.score is not None), None)
         # The class of the decision that counts; a sentence dropped by the fusion keeps the class it had.
-        label = next((v.label for v in reversed(decisive) if v.label), labelled[-1].label if labelled else None)
+        label = next((v.label for v in (*reversed(decisive), *reversed(verdicts)) if v.label), None)
         return replace(entry, kept=kept, reason=reason, label=label, score=score)
 
     def _drop_reason(self, number: int, users: dict[int, list[int]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from .aggregate import IMAGE, Candidate, Fusion, Grouping, Rewrite, Similar
 from .text import GENERAL, Lexicon, Statement, singular, words
@@ -35,10 +36,11 @@ class WordAggregator:
         for members in things:
             if len(members) == 1:
                 unique += members
-            elif self._conflict([said[i] for i in members]):
+            elif any((self.lexicon.compare(said[i], said[j]) or (0, 1))[1] for i, j in combinations(members, 2)):
                 contradictory.append(tuple(members))
             else:
-                similar.append(Similar(texts[self._fullest(members, said)], tuple(members)))
+                fullest = min(members, key=lambda i: (-len(said[i].properties) - len(said[i].rest), i))
+                similar.append(Similar(texts[fullest], tuple(members)))
         return Grouping(tuple(similar), tuple(contradictory), tuple(unique))
 
     def _join(self, things: list[list[int]], sample: range, said: list[Statement]) -> None:
@@ -58,13 +60,6 @@ class WordAggregator:
                 taken.add(number)
                 placed.add(i)
         things += [[i] for i in sample if i not in placed]
-
-    def _conflict(self, said: list[Statement]) -> bool:
-        pairs = ((a, b) for at, a in enumerate(said) for b in said[at + 1 :])
-        return any((self.lexicon.compare(a, b) or (0, 1))[1] for a, b in pairs)
-
-    def _fullest(self, members: Sequence[int], said: list[Statement]) -> int:
-        return min(members, key=lambda i: (-len(said[i].properties) - len(said[i].rest), i))
 
     def merge(self, sentences: Sequence[str]) -> list[Rewrite]:
         """The sentences as they are."""

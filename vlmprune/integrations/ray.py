@@ -158,10 +158,10 @@ def read(value: Any) -> Any:
     """
     from PIL import Image
 
-    from ..inputs.images import as_rgb, decoded, picture
+    from ..inputs.images import as_rgb, decoded, read_image
 
     if isinstance(value, str):
-        return picture(Path(value))
+        return read_image(Path(value))
     if isinstance(value, bytes):
         return decoded(io.BytesIO(value), "the picture")
     try:

@@ -34,7 +34,7 @@ def gated(image: Tensor, free: Tensor, rho: float, gate: float) -> Tensor:
 
     Args:
         image, free: attention to all visual tokens and to those that are no sinks, [B, H, R].
-        rho: least share `free / image`. A row with nothing to give to (free = 0) never passes.
+        rho: least fraction `free / image`. A row with nothing to give to (free = 0) never passes.
     """
     return (image >= gate) & (free >= rho * image) & (free > 0)
 
@@ -42,7 +42,7 @@ def gated(image: Tensor, free: Tensor, rho: float, gate: float) -> Tensor:
 def redistribution(weights: Tensor, marks: Tensor, *, p: float, rho: float, gate: float) -> Tensor:
     """VAR: how the weights of each row change.
 
-    A row that passes the gate takes the share p from every sink, text sinks included, and gives it to the visual
+    A row that passes the gate takes the fraction p from every sink, text sinks included, and gives it to the visual
     tokens that are no sinks, in proportion to their weights. A row's changes add up to 0.
 
     Args:
@@ -61,7 +61,7 @@ def redistribution(weights: Tensor, marks: Tensor, *, p: float, rho: float, gate
 def calibration(weights: Tensor, sinks: Tensor, *, beta: float) -> Tensor:
     """ACT: how the weights of each row change.
 
-    Sinks keep the share beta; what they lose goes to all other columns in proportion to their weights.
+    Sinks keep the fraction beta; what they lose goes to all other columns in proportion to their weights.
 
     Args:
         weights: [B, H, R, T], whole softmax rows. sinks: bool [B, H, T].

@@ -33,7 +33,7 @@ def use(backend: str) -> None:
         VlmpruneError: an unknown name, or "triton" where Triton cannot run.
     """
     global _used
-    _used = _checked(backend, "kernels.use")
+    _used = _checked(backend, "ops.use")
 
 
 def chosen() -> str:

@@ -34,8 +34,8 @@ def redistribute(
     """Correct the output of attention in the rows and heads that pass the gate; in place, and returned.
 
     A row of a head passes where its attention to the image is at least `gate`, at least `rho` of that is not on sinks,
-    and some is. It takes the share `p` from every sink and gives it to the visual tokens that are none, in proportion
-    to their weights. The change is made in fp32.
+    and some is. It takes the fraction `p` from every sink and gives it to the visual tokens that are none, in
+    proportion to their weights. The change is made in fp32.
 
     Args:
         output: [B, S, H, D]; where a gradient needs it, pass a copy. query: [B, H, S, D]. key, value: [B, G, T, D].

@@ -25,7 +25,7 @@ class SampleSinks:
     layer 2 on. `primary`: position of the primary sink, `norms` [L + 1] its norm entering every layer and leaving the
     last, `window` between the largest rise and the largest drop. `cosines` [L, S]: with the primary sink; `secondary`:
     who points where it points. `image_attention`, `sink_share`, `gated` [L, H]: of the text rows after the image, mean
-    attention to it, the share of that on visual sinks, and the share of rows that VAR's gates let pass.
+    attention to it, the fraction of that on visual sinks, and the fraction of rows that VAR's gates let pass.
     """
 
     phi: Tensor
@@ -65,7 +65,7 @@ class SampleSinks:
 
     @property
     def agreement(self) -> float | None:
-        """Of the (layer, token) pairs that phi or the cosine calls a sink, the share that both do; None without any.
+        """Of the (layer, token) pairs that phi or the cosine calls a sink, the fraction that both do; None without any.
 
         Counted in the layers of the primary sink's window, the primary sink itself left out.
         """

@@ -46,6 +46,6 @@ def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGener
 
 
 def example() -> tuple[Image.Image, str]:
-    """A bundled picture and a question about it."""
-    with Image.open(Path(__file__).parent / "example.png") as picture:
-        return picture.convert("RGB"), "What colour is the star?"
+    """A bundled image and a question about it."""
+    with Image.open(Path(__file__).parent / "example.png") as image:
+        return image.convert("RGB"), "What colour is the star?"

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from .questions import Question, ask, caption, phrase, sentence
-from .render import SPLITS, Scene, Thing, make_scene, patch_cover, patch_owner, render
+from .render import SPLITS, Scene, Thing, make_scene, render
 from .vocabulary import CANVAS, COLOURS, FAMILIES, GRID, PATCH, POSITIONS, SHAPES, SIZES
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
     "benchmark",
     "caption",
     "make_scene",
-    "patch_cover",
-    "patch_owner",
     "phrase",
     "render",
     "sentence",

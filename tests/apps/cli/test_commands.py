@@ -18,7 +18,7 @@ import vlmprune
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
 from vlmprune.harness.baselines import BASELINES, CHANCE, default_method, held_out
-from vlmprune.harness.parse import number, picture
+from vlmprune.harness.parse import number, read_image
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")
@@ -144,11 +144,11 @@ def test_pictures_are_read_as_people_see_them(tmp_path: Path) -> None:
     exif = turned.getexif()
     exif[0x0112] = 6  # the camera was held upright: rotate by 90 degrees
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert picture(tmp_path / "turned.jpg").size == (2, 4)
+    assert read_image(tmp_path / "turned.jpg").size == (2, 4)
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16)).save(tmp_path / "grey16.png")
-    assert picture(tmp_path / "grey16.png").getpixel((0, 0)) == (128, 128, 128)
+    assert read_image(tmp_path / "grey16.png").getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_methods_lists_the_registry() -> None:

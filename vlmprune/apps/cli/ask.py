@@ -13,7 +13,7 @@ from ...harness.baselines import default_method
 from ...harness.format import amount, console, milliseconds, print_json, saved, spinner
 from ...harness.measure import MethodRun, at_least_one, backend, interleaved, stage_cell
 from ...harness.models import Models, load_models, make, quiet
-from ...harness.parse import asked, number, picture, writable_image
+from ...harness.parse import asked, number, read_image, writable_image
 from .options import (
     GuideOption,
     ImageArgument,
@@ -108,7 +108,7 @@ def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
         return example()
     if question is None:
         raise VlmpruneError("there is no question; put it in quotes after the image")
-    return picture(image), asked(question)
+    return read_image(image), asked(question)
 
 
 def runs(pair: list[MethodRun]) -> list[tuple[MethodRun, int]]:

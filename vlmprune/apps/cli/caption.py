@@ -12,7 +12,7 @@ from ...errors import VlmpruneError
 from ...harness.format import amount, console, milliseconds, note, print_json, spinner
 from ...harness.measure import at_least_one
 from ...harness.models import Models, build_captioner, load_models, make, quiet
-from ...harness.parse import number, picture, writable_image
+from ...harness.parse import number, read_image, writable_image
 from .options import (
     GuideOption,
     JsonOption,
@@ -137,7 +137,7 @@ def caption(
 def one_picture(image: Path | None) -> Any:
     """The picture; without one, the bundled one."""
     if image is not None:
-        return picture(image)
+        return read_image(image)
     from ...tiny import example
 
     return example()[0]
