@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from vlmprune.apps.demo.look import attention_maps
+from vlmprune.apps.demo.attention_maps import attention_maps
 
 import vlmprune
 from tests.support.running import shared
