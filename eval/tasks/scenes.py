@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
-from vlmprune.accounting.scores import exact_match
 from vlmprune.harness.baselines import image_of, scored_families
 from vlmprune.tiny.scenes import benchmark
 
-from .base import Line, Sample, Task, mean, mean_by
+from .base import Sample, Task
 from .readers import Bad, Folder
 
 EACH = 264  # questions a family; eight families give 2,112
@@ -21,6 +19,7 @@ class Scenes(Task):
     """Exact match over the families of questions, which take turns, so that any first part of them is balanced."""
 
     name = "scenes"
+    by = "family"
     max_new_tokens = 8
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
@@ -30,9 +29,3 @@ class Scenes(Task):
             for family, (scene, question) in zip(families, several, strict=True):
                 name = f"{family}/{scene.seed}"
                 yield Sample(name, question.text, partial(image_of, scene), question.answer, name, {"family": family})
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return exact_match(parsed, sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "family")}

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-import vlmprune
-
 from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
 from .draw import overlay
 from .engine import AskResult, Engine, MethodChoice, Piece, layer_count
 from .examples import inputs
-from .page import bars, card, figure, grid, notice, plain_errors, with_notice
+from .page import bars, card, figure, grid, notices, offer, on_input, on_start, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -25,16 +23,15 @@ TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"
 BLANK: tuple[Any, ...] = ("", "", "", None)
 FIRST_KEEP = 0.25
+ABOUT = (
+    "Answer a question about a picture, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
+    "prints them. The last argument is SGL's exit_at, null for never."
+)
 
 
 def pruners(engine: Engine) -> list[str]:
     """The methods that take a budget and that these models can run."""
-    takes = {name: options_of(name) for name in vlmprune.list_methods()}
-    return [
-        name
-        for name, options in takes.items()
-        if "keep" in options and ("guide" not in options or engine.models.small is not None)
-    ]
+    return [name for name in engine.runnable() if "keep" in options_of(name)]
 
 
 def build(engine: Engine) -> None:
@@ -64,14 +61,7 @@ def build(engine: Engine) -> None:
             layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="ask-layer")
             pictures = gr.HTML(elem_id="ask-pictures")
     state = gr.State(None)
-    method.input(
-        lambda name: gr.Group(visible="exit_at" in options_of(name)),
-        method,
-        leaving,
-        api_visibility="private",
-        show_progress="hidden",
-        queue=False,
-    )
+    on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
     @with_notice(BLANK)
     def answer(
@@ -88,42 +78,20 @@ def build(engine: Engine) -> None:
 
     boxes = [given.picture, given.question, method, keep, early, sure, heat, layer]
     outputs = [given.alert, answers, cost, pictures, state]
-    gr.on(
-        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
-        answer,
-        boxes,
-        outputs,
-        api_visibility="private",
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="minimal",
-        show_progress_on=answers,
-    )
+    on_start(given.triggers(go), answer, boxes, outputs, show_progress="minimal", show_progress_on=answers)
     for control in (layer, heat):
-        control.input(
+        on_input(
+            control,
             lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, AskResult) else "",
             [state, layer, heat],
             pictures,
-            api_visibility="private",
-            show_progress="hidden",
             trigger_mode="always_last",
         )
 
     def ask_api(picture: Any, question: str, method: str, keep: float, exit_at: float | None) -> dict[str, Any]:
         return engine.run(checked(picture), question, setting(method, keep, exit_at)).to_dict()
 
-    gr.Button(visible=False).click(
-        plain_errors(ask_api),
-        [given.picture, given.question, method, keep, gr.Number(None, visible=False)],
-        gr.JSON(visible=False),
-        api_name="ask",
-        api_description=(
-            "Answer a question about a picture, unpruned and pruned: the answers with their reports, as `vlmprune ask "
-            "--json` prints them. The last argument is SGL's exit_at, null for never."
-        ),
-        concurrency_id="models",
-        concurrency_limit=1,
-    )
+    offer(ask_api, [given.picture, given.question, method, keep, gr.Number(None, visible=False)], "ask", ABOUT)
 
 
 def setting(method: str, keep: float, exit_at: float | None) -> MethodChoice:
@@ -158,7 +126,7 @@ def finished(run: AskResult) -> str:
                 ],
             )
         )
-    return grid(cells) + "".join(notice(note, alert=False) for note in run.notes)
+    return grid(cells) + notices(run.notes)
 
 
 def title(run: AskResult) -> str:

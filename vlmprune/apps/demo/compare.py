@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-import vlmprune
-
 from ...errors import VlmpruneError
 from ...harness.baselines import EXIT_AT, WITH_EXIT, small_alone
 from ...harness.format import milliseconds, share
@@ -18,7 +16,7 @@ from ...harness.models import make, options_of
 from .draw import overlay
 from .engine import MAX_NEW_TOKENS, Engine, MethodChoice, Send
 from .examples import inputs
-from .page import bars, figure, grid, notice, plain_errors, text, with_notice
+from .page import bars, figure, grid, notice, offer, on_start, table, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -50,11 +48,7 @@ class Progress:
 
 def methods(engine: Engine) -> list[str]:
     """Every registered method that these models can run, and SGL with its exit."""
-    names = [
-        name
-        for name in vlmprune.list_methods()
-        if name != "none" and ("guide" not in options_of(name) or engine.models.small is not None)
-    ]
+    names = [name for name in engine.runnable() if name != "none"]
     return names + [name + WITH_EXIT for name in names if "exit_at" in options_of(name)]
 
 
@@ -111,7 +105,7 @@ def build(engine: Engine) -> None:
             keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (share of tokens)", elem_id="compare-keep")
             go = gr.Button("Compare all methods", variant="primary", elem_id="compare-go")
         with gr.Column(scale=2, min_width=300):
-            table = gr.HTML(elem_id="compare-table")
+            table_of_answers = gr.HTML(elem_id="compare-table")
     pictures = gr.HTML(elem_id="compare-pictures", elem_classes="vp-small-grid")
 
     @with_notice(("", ""))
@@ -124,16 +118,7 @@ def build(engine: Engine) -> None:
             else:
                 yield tabulated(news), grid(overlays(news, shown))
 
-    gr.on(
-        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
-        run,
-        [given.picture, given.question, keep],
-        [given.alert, table, pictures],
-        api_visibility="private",
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="hidden",
-    )
+    on_start(given.triggers(go), run, [given.picture, given.question, keep], [given.alert, table_of_answers, pictures])
 
     def compare_api(picture: Any, question: str, keep: float) -> list[dict[str, Any]]:
         (*_, rows) = compare(engine, checked(picture), question, keep)
@@ -148,33 +133,19 @@ def build(engine: Engine) -> None:
             for row in rows
         ]
 
-    gr.Button(visible=False).click(
-        plain_errors(compare_api),
-        [given.picture, given.question, keep],
-        gr.JSON(visible=False),
-        api_name="compare",
-        api_description="Answer a question with every method at one budget: answers and reports.",
-        concurrency_id="models",
-        concurrency_limit=1,
-    )
+    about = "Answer a question with every method at one budget: answers and reports."
+    offer(compare_api, [given.picture, given.question, keep], "compare", about)
 
 
 def tabulated(rows: list[MethodAnswer]) -> str:
     """Answers as a table, then bars of time and tokens."""
     full = rows[0].report.prefill_flops if rows[0].report is not None else 0
-    body = "".join(
-        f'<tr><th scope="row">{text(row.name)}</th><td>{text(row.text or row.error or "(nothing)")}</td>'
-        f'<td class="vp-num">{text(flops(row, full))}</td></tr>'
-        for row in rows
-    )
-    head = '<th scope="col">method</th><th scope="col">answer</th><th scope="col" class="vp-num">prompt FLOPs</th>'
-    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    answers = f'<div class="vp-scroll">{table}</div>'
+    cells = [(row.name, row.text or row.error or "(nothing)", flops(row, full)) for row in rows]
     ran = [(row.name, row.report) for row in rows if row.report is not None]
     times = [(name, report.seconds["total"], milliseconds(report.seconds["total"])) for name, report in ran]
     tokens = [(name, report.layer_avg_tokens, f"{report.layer_avg_tokens:.1f}") for name, report in ran]
     return (
-        answers
+        table(("method", "answer", "prompt FLOPs"), cells, words=2)
         + bars("Time of one run after one to warm up, small model included", times)
         + bars("Visual tokens, averaged over the layers", tokens)
     )

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import vlmprune
+
 from ...accounting.scores import sureness
 from ...api import Answer, prepare, unknown_words, unknown_words_note, unwrap_peft, wrap
 from ...errors import VlmpruneError
@@ -141,6 +143,14 @@ class Engine:
     def __init__(self, models: Models) -> None:
         self.models = models
         self._lock = threading.Lock()
+
+    def runnable(self) -> list[str]:
+        """Every registered method that these models can run."""
+        return [
+            name
+            for name in vlmprune.list_methods()
+            if "guide" not in options_of(name) or self.models.small is not None
+        ]
 
     def warm_up(self) -> None:
         """One answer to a bundled question: what is slow the first time only is not left to the first user."""

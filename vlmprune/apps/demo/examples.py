@@ -13,7 +13,7 @@ from gradio.utils import get_upload_folder
 
 from ...harness.baselines import image_of, scored_families
 from ...tiny import example
-from .page import notice
+from .page import notice, on_input
 from .upload import Unreadable, picture_input
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class Inputs:
     picture: gr.Image
     question: gr.Textbox | None
 
+    def triggers(self, button: gr.Button) -> list[Any]:
+        """What starts the tab's work: its button, and Enter in the question."""
+        return [button.click, *([] if self.question is None else [self.question.submit])]
+
 
 def inputs(tab: str, *, question: bool = True) -> Inputs:
     """The inputs of one tab, the first example in them."""
@@ -80,14 +84,7 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
         found = stored(name), examples().get(name, (None, ""))[1]
         return found if question else found[0]
 
-    chosen.input(
-        choose,
-        chosen,
-        [shown, box] if box is not None else [shown],
-        api_visibility="private",
-        show_progress="hidden",
-        queue=False,
-    )
+    on_input(chosen, choose, chosen, [shown, box] if box is not None else [shown], queue=False)
     shown.upload(_upload_error, shown, alert, api_visibility="private", show_progress="hidden", queue=False)
     return Inputs(alert, chosen, shown, box)
 

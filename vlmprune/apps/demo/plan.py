@@ -13,7 +13,7 @@ from ...errors import VlmpruneError, nearest
 from ...harness.format import amount, share
 from ...harness.plan_rows import Named, llava_config, planned, usual_methods, verdict_in_words
 from .engine import Engine, Send
-from .page import bars, notice, plain_errors, text, with_notice
+from .page import bars, notices, offer, on_start, table, with_notice
 
 TITLE = "Plan"
 DTYPE = "bf16"  # what the hardware's peaks are for
@@ -84,31 +84,25 @@ def build(engine: Engine) -> None:
     def run(*given: Any) -> Iterator[tuple[Any, ...]]:
         yield (shown(plan(engine, *given)),)
 
-    turn: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
-    go.click(run, boxes, [alert, made], api_visibility="private", show_progress="hidden", **turn)
-    gr.Button(visible=False).click(
-        plain_errors(lambda *given: plan(engine, *given)),
-        boxes,
-        gr.JSON(visible=False),
-        api_name="plan",
-        api_description="What pruning would save on given hardware, as `vlmprune plan --json` prints it.",
-        **turn,
-    )
+    on_start([go.click], run, boxes, [alert, made])
+    about = "What pruning would save on given hardware, as `vlmprune plan --json` prints it."
+    offer(lambda *given: plan(engine, *given), boxes, "plan", about)
 
 
 def shown(made: dict[str, Any]) -> str:
     """Speed-ups and requests as bars, times as a table, and whether a small model pays."""
     rows, prompt, machine = made["rows"], made["prompt"], made["hardware"]
-    body = "".join(
-        f'<tr><th scope="row">{text(row["method"])}</th><td class="vp-num">{row["kept"]}</td>'
-        f'<td class="vp-num">{share(row["prefill_flops"], rows[0]["prefill_flops"])}</td>'
-        f'<td class="vp-num">{amount(row["kv_bytes"], "B")}</td>'
-        f'<td class="vp-num">{row["total"] * 1000:.3g} ms</td></tr>'
+    headings = ("method", "tokens", "prefill FLOPs", "KV cache", "a request")
+    cells = [
+        (
+            row["method"],
+            str(row["kept"]),
+            share(row["prefill_flops"], rows[0]["prefill_flops"]),
+            amount(row["kv_bytes"], "B"),
+            f"{row['total'] * 1000:.3g} ms",
+        )
         for row in rows
-    )
-    names = ("tokens", "prefill FLOPs", "KV cache", "a request")
-    head = '<th scope="col">method</th>' + "".join(f'<th scope="col" class="vp-num">{name}</th>' for name in names)
-    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    ]
     about = (
         f"{made['config']}: {prompt['visual']} visual and {prompt['text']} text tokens, {prompt['new']} generated, "
         f"{prompt['dtype']} on {machine['name']}. By roofline, the time of perfect kernels: ratios hold better than "
@@ -120,6 +114,6 @@ def shown(made: dict[str, Any]) -> str:
     return (
         bars("Predicted speed-up of a request", faster)
         + bars("Requests that fit at once", fit)
-        + f'<div class="vp-scroll">{table}</div>'
-        + "".join(notice(line, alert=False) for line in [about, *verdicts])
+        + table(headings, cells)
+        + notices([about, *verdicts])
     )

@@ -17,7 +17,7 @@ from ...hf.arguments import on
 from .draw import overlay
 from .engine import Engine, Send, layer_count
 from .examples import inputs
-from .page import bars, card, figure, grid, notice, plain_errors, text, with_notice
+from .page import bars, card, figure, grid, notice, notices, offer, on_input, on_start, table, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -103,22 +103,13 @@ def build(engine: Engine) -> None:
         found = find_and_edit(engine, shown, question, p, rho)
         yield compared(found), heat(found, layer), by_layer(found), found
 
-    gr.on(
-        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
-        run,
-        [given.picture, given.question, p, rho, layer],
-        [given.alert, changed, picture, counts, state],
-        api_visibility="private",
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="hidden",
-    )
-    layer.input(
+    asked = [given.picture, given.question, p, rho]
+    on_start(given.triggers(go), run, [*asked, layer], [given.alert, changed, picture, counts, state])
+    on_input(
+        layer,
         lambda found, layer: heat(found, layer) if isinstance(found, SinkResult) else "",
         [state, layer],
         picture,
-        api_visibility="private",
-        show_progress="hidden",
         trigger_mode="always_last",
     )
 
@@ -132,15 +123,8 @@ def build(engine: Engine) -> None:
             "notes": found.after.report.notes,
         }
 
-    gr.Button(visible=False).click(
-        plain_errors(sinks_api),
-        [given.picture, given.question, p, rho],
-        gr.JSON(visible=False),
-        api_name="sinks",
-        api_description="Attention sinks of a picture and question, and the answers without and with VAR.",
-        concurrency_id="models",
-        concurrency_limit=1,
-    )
+    about = "Attention sinks of a picture and question, and the answers without and with VAR."
+    offer(sinks_api, asked, "sinks", about)
 
 
 def compared(found: SinkResult) -> str:
@@ -151,15 +135,9 @@ def compared(found: SinkResult) -> str:
         card("Without VAR", found.before.text),
         card("With VAR", found.after.text, [("heads that it changed", f"{moved} of {heads}")]),
     ]
-    rows = "".join(
-        f'<tr><th scope="row">{text(word)}</th><td class="vp-num">{a:.1%}</td><td class="vp-num">{b:.1%}</td></tr>'
-        for word, a, b in found.words
-    )
-    head = '<th scope="col">first token</th><th scope="col" class="vp-num">without</th>'
-    head += '<th scope="col" class="vp-num">with VAR</th>'
-    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    chances = [(word, f"{a:.1%}", f"{b:.1%}") for word, a, b in found.words]
     notes = dict.fromkeys([*found.report.notes, *found.after.report.notes])
-    return grid(cells) + table + "".join(notice(note, alert=False) for note in notes)
+    return grid(cells) + table(("first token", "without", "with VAR"), chances) + notices(notes)
 
 
 def heat(found: SinkResult, layer: int) -> str:
