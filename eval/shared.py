@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from vlmprune.api import plain_model
 from vlmprune.families import family_of
-from vlmprune.guide.runner import Guidance
+from vlmprune.guide.runner import Guidance, guide_for
 from vlmprune.guide.vision import VisionMemo
 from vlmprune.harness.measure import Contender
 from vlmprune.methods.base import Pruner
@@ -60,7 +61,7 @@ class Shared:
         runner = contender
         guide: _Once | None = None
         if guided:
-            guide = _Once(method, self._guides)
+            guide = _Once(method, plain, self._guides)
             runner = copy.copy(contender)
             runner.method = guide.method
         # A guide's own run comes first, and its tower's time is part of the guide's.
@@ -95,18 +96,19 @@ def _charge(contender: Contender, stage: str, seconds: float) -> None:
 class _Once:
     """`method`: the given guided method with a guide that runs once a batch; `ran`: whether it did; `model`: its."""
 
-    def __init__(self, method: Guided, found: dict[Hashable, dict[bool, Guidance]]) -> None:
+    def __init__(self, method: Guided, model: Any, found: dict[Hashable, dict[bool, Guidance]]) -> None:
         options = {k: str(v) for k, v in method.describe().items() if k not in _NOT_THE_GUIDES}
         self.name = tuple(sorted(options.items()))
         self.found = found.setdefault(self.name, {})
         self.ran = False
-        self.model: Any = None
+        guide = guide_for(method, model)
+        self.model = guide.model
+        settings = replace(method.guide_settings(), runner=self._stand_in(guide))
         self.method = copy.copy(method)
         # The dataclass is frozen, and a subclass made here would not be the same method in a report.
-        object.__setattr__(self.method, "make_guide", lambda model: self._stand_in(method.make_guide(model)))
+        object.__setattr__(self.method, "guide_settings", lambda: settings)
 
     def _stand_in(self, guide: Any) -> Any:
-        self.model = guide.model
         run = guide.answer
 
         def answer(inputs: Any, settings: Any, *, whole: bool) -> Guidance:

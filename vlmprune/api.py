@@ -18,6 +18,7 @@ from torch import nn
 from .accounting.report import Report
 from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError
 from .families import family_of, inner_model
+from .guide.runner import guide_for
 from .guide.session import GuidedSession
 from .hf.arguments import on
 from .hf.compatibility import check_transformers
@@ -224,8 +225,10 @@ def wrap(
             processor = older.processor
         # Raises before the older handle goes.
         watchers = [part.watcher(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
-        if any(isinstance(part, Guided) for part in parts_of(made)):
-            session: Session = GuidedSession(plain, family, made, watchers, processor=processor)
+        guided = next((part for part in parts_of(made) if isinstance(part, Guided)), None)
+        if guided is not None:
+            guide = guide_for(guided, plain)
+            session: Session = GuidedSession(plain, family, made, watchers, guide=guide, processor=processor)
         else:
             session = Session(plain, family, made, watchers)
         if older is not None:

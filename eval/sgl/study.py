@@ -31,7 +31,7 @@ from vlmprune.api import batched, conversation
 from vlmprune.apps.cli.options import EXIT_AT
 from vlmprune.guide.runner import Guidance, Guide
 from vlmprune.harness.measure import backend
-from vlmprune.methods.guided import Guided
+from vlmprune.methods.guided import Guided, GuideSettings
 from vlmprune.methods.registry import make_method
 from vlmprune.tiny.scenes import FAMILIES, benchmark, render
 
@@ -94,8 +94,8 @@ class Ranked(Guided):
 
     found: Any = None
 
-    def make_guide(self, model: Any) -> Any:
-        return self.found
+    def guide_settings(self) -> GuideSettings:
+        return GuideSettings(runner=self.found)
 
 
 def method_of(row: Row, found: dict[str, Any]) -> Any:

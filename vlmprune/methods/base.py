@@ -149,6 +149,7 @@ class Pruner(Method):
     keep: float | int = 0.25
     layer: int | float = 0
     positions: str = field(default="original", kw_only=True)
+    exclude_sinks = False  # not a field: methods that rank visual sinks last make it one of their options
     # What the method looks at beside the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False

@@ -74,7 +74,7 @@ class Session:
             if self._prunes:
                 self._read = read_layers(self.pruner, self.layers, self.seeing)
         self._sink_watcher = None
-        if self._read and getattr(self.pruner, "exclude_sinks", False):
+        if self._read and self.pruner is not None and self.pruner.exclude_sinks:
             self._sink_watcher = VisualSinkWatcher(family, model)
             self.watchers = [*watchers, self._sink_watcher]
         self._watched = [list(watcher.layers(self.seeing)) for watcher in self.watchers]

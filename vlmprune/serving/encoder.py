@@ -21,9 +21,10 @@ from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, count_for
 from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs, same_inputs
+from ..guide.runner import guide_for
 from ..guide.session import same_vocabulary
 from ..hf.arguments import padding_mask
-from ..methods.base import Prompt, Pruner
+from ..methods.base import Method, Prompt, Pruner
 from ..methods.guided import Guided
 from ..methods.registry import make_method
 from ..methods.sgl import SGL
@@ -157,10 +158,10 @@ class Encoder:
         self.tower = Tower(model, self.method)
         self.positions = self.method.positions
         check_positions(model.config.model_type, self.positions)
-        self.exit_at: float | None = getattr(self.method, "exit_at", None)
+        self.exit_at = self.method.exit_at if isinstance(self.method, SGL) else None
         self._guide: Any = None
         if isinstance(self.method, SGL):
-            self._guide = self.method.make_guide(model)
+            self._guide = guide_for(self.method, model)
             self._ranker = copy.copy(self._guide)  # the same guide without the second look that only exits need
             self._ranker.check = False
             given = self.method.guide_processor
@@ -376,19 +377,18 @@ class Encoder:
         return out
 
 
-def before_the_model(method: Any) -> Pruner:
+def before_the_model(method: Method) -> Pruner:
     """The pruner with its layer set to 0.
 
     Raises:
         VlmpruneError: it is no pruner, or needs a layer of the language model.
     """
-    name = getattr(method, "title", type(method).__name__)
     reads = isinstance(method, Pruner) and (method.reads_attention or method.reads_keys or method.reads_text)
     needs_model = isinstance(method, Guided) and not isinstance(method, SGL)
     if not isinstance(method, Pruner) or reads or needs_model:
         raise VlmpruneError(
-            f"The method {name!r} works inside the language model, which the engine runs; use one that ranks before "
-            "it, such as 'sgl', 'uniform' or 'divprune'."
+            f"The method {method.title!r} works inside the language model, which the engine runs; use one that ranks "
+            "before it, such as 'sgl', 'uniform' or 'divprune'."
         )
     if method.layer not in (None, 0):
         raise VlmpruneError(
