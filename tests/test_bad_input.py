@@ -21,7 +21,7 @@ from tests.support.running import shared
 from tests.support.tiny_families import FAMILIES, VIDEO, make_inputs
 from vlmprune.hf import compatibility
 from vlmprune.hf.compatibility import NEWEST, OLDEST
-from vlmprune.methods.base import Prompt, Pruner
+from vlmprune.methods.base import Pruner, PruningContext
 
 
 def sentence(call: Callable[[], object], *parts: str, kind: type[Exception] = vlmprune.VlmpruneError) -> str:
@@ -269,7 +269,7 @@ def test_a_video(family):
 
 @dataclass(frozen=True)
 class NoNumber(Pruner):
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         return [torch.full((layout.count,), float("nan")) for layout in prompt.layouts]
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from vlmprune.apps.demo.look import attention_maps
 
 import vlmprune
 from tests.support.running import shared
 from tests.support.tiny_families import IMAGE, VIDEO, build, make_inputs
-from vlmprune.apps.demo.look import attention_by_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 SENTENCE = "The prompt has a video, which is not supported yet; ask about its frames as a list of images."
@@ -91,7 +91,7 @@ def test_every_method(family, image):
             model(**make_inputs(model, text_lengths=(5,), images=(0,)))
             ran.clear()
     refused(lambda: vlmprune.find_sinks(model, **inputs))
-    refused(lambda: attention_by_layer(model, inputs))
+    refused(lambda: attention_maps(model, inputs))
     assert not ran
     with torch.no_grad():
         model(**inputs)

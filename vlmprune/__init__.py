@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .flow.locate import ImageSpan, SampleLayout
     from .flow.select import Selection
     from .methods.act import ACT
-    from .methods.base import Intervention, Method, Prompt, Pruner
+    from .methods.base import Intervention, Method, Pruner, PruningContext
     from .methods.cdpruner import CDPruner
     from .methods.dart import Dart
     from .methods.divprune import DivPrune
@@ -48,10 +48,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ACT", "SGL", "VAR", "Answer", "CDPruner", "Caption", "Dart", "DivPrune", "Downsample", "FastV", "FastVOracle",
-    "ImageSpan", "InactiveHandleError", "Intervention", "KNorm", "Method", "PatchCaptioner", "Prompt", "PruMerge",
-    "PrunedModel", "Pruner", "PyramidDrop", "Random", "Report", "SampleLayout", "Selection", "SinkReport", "SparseVLM",
-    "Uniform", "Unpruned", "UnsupportedModelError", "VisionZip", "VlmpruneError", "find_sinks", "list_families",
-    "list_methods", "load_tiny", "register_family", "register_method", "wrap",
+    "ImageSpan", "InactiveHandleError", "Intervention", "KNorm", "Method", "PatchCaptioner", "PruMerge", "PrunedModel",
+    "Pruner", "PruningContext", "PyramidDrop", "Random", "Report", "SampleLayout", "Selection", "SinkReport",
+    "SparseVLM", "Uniform", "Unpruned", "UnsupportedModelError", "VisionZip", "VlmpruneError", "find_sinks",
+    "list_families", "list_methods", "load_tiny", "register_family", "register_method", "wrap",
 ]  # fmt: skip
 
 # The modules that define these names: the imports above, as Python sees them (a test compares the three).
@@ -64,7 +64,7 @@ _NAMES_OF = {
     "flow.locate": "ImageSpan SampleLayout",
     "flow.select": "Selection",
     "methods.act": "ACT",
-    "methods.base": "Intervention Method Prompt Pruner",
+    "methods.base": "Intervention Method Pruner PruningContext",
     "methods.cdpruner": "CDPruner",
     "methods.dart": "Dart",
     "methods.divprune": "DivPrune",

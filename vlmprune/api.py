@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from .accounting.report import Report
-from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError
+from .errors import VIDEO, InactiveHandleError, PromptError, UnsupportedModelError, VlmpruneError, checked
 from .families import family_of, inner_model
 from .guide.runner import guide_for
 from .guide.session import GuidedSession
@@ -25,6 +25,7 @@ from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
 from .inputs.images import as_rgb, picture
 from .inputs.placeholders import check_conversation
+from .inputs.processor import reason
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
@@ -66,6 +67,7 @@ class PrunedModel:
         with self._mine():
             return self.model.generate(*args, **kwargs)
 
+    @checked
     def ask(self, image: Any, question: str, **generation_kwargs: Any) -> Answer:
         """Answer a question about a picture.
 
@@ -184,6 +186,7 @@ class PrunedModel:
         )
 
 
+@checked
 def wrap(
     model: Any,
     method: Method | str | type[Method] | Sequence[Any],
@@ -216,7 +219,7 @@ def wrap(
         )
     if isinstance(model, PrunedModel):
         model = model.model
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
     made = one_method(method, options)
     with turnstile_of(plain).generating():
@@ -236,7 +239,7 @@ def wrap(
         return PrunedModel(model, session, processor)
 
 
-def plain_model(model: Any) -> Any:
+def unwrap_peft(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper, or the model itself.
 
     Raises:
@@ -278,7 +281,7 @@ def one_method(method: Method | str | type[Method] | Sequence[Any], options: dic
 
 
 def opened(image: Any) -> Any:
-    """Pictures whose files are read; what is no path is left to `talk_about`.
+    """Pictures whose files are read; what is no path is left to `build_messages`.
 
     Only for what the caller's own program passes: a path that a stranger sent would be read too.
 
@@ -302,14 +305,14 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
     """Model inputs for one question about one or several pictures.
 
     Raises:
-        VlmpruneError: as `talk_about` and `tokenized`.
+        VlmpruneError: as `build_messages` and `tokenize`.
     """
-    talk = talk_about(image, question)
+    talk = build_messages(image, question)
     warn_unknown_words(processor, question)
-    return tokenized(processor, talk)
+    return tokenize(processor, talk)
 
 
-def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
+def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
     """One question about one or several pictures, as chat templates take it.
 
     Raises:
@@ -333,7 +336,7 @@ def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
         question.encode()
     except UnicodeEncodeError:
         raise VlmpruneError(f"question={question!r:.80} holds half a surrogate pair; decode it again.") from None
-    return conversation(images, question)
+    return user_turn(images, question)
 
 
 def _named(thing: Any) -> str:
@@ -343,30 +346,38 @@ def _named(thing: Any) -> str:
     return f"An object of type {type(thing).__name__!r}" if isinstance(thing, bytes) else f"{thing!r:.80}"
 
 
-def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
+def user_turn(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
     """One user turn, pictures first and in RGB, as chat templates take it."""
     content = [{"type": "image", "image": as_rgb(one)} for one in images] + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 
-def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
+def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
     """Model inputs of a conversation, or of a list of them with the `options` that batches need.
 
     Raises:
-        VlmpruneError: a text holds a token that marks an image or a video.
+        VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
     """
     if not hasattr(processor, "apply_chat_template"):
         raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
     check_conversation(processor, talk)
-    # Tokenizing the rendered text apart would put a second BOS in front of the template's.
-    return processor.apply_chat_template(
-        talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
-    )
+    try:
+        # Tokenizing the rendered text apart would put a second BOS in front of the template's.
+        return processor.apply_chat_template(
+            talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+        )
+    except VlmpruneError:
+        raise
+    except ValueError as error:
+        raise PromptError(
+            f"The model's processor makes no prompt of these pictures and texts ({reason(error)}); change what it "
+            "names."
+        ) from error
 
 
 def batched(processor: Any, talks: list[Any]) -> Any:
     """Model inputs of several conversations; padded left, every row ends where its answer starts."""
-    return tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+    return tokenize(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
 
 
 def unknown_words(processor: Any, question: str) -> list[str]:
@@ -381,7 +392,7 @@ def unknown_words(processor: Any, question: str) -> list[str]:
 def warn_unknown_words(processor: Any, question: str) -> None:
     """Warn about them."""
     if words := unknown_words(processor, question):
-        warnings.warn(unknown_words_note(words), stacklevel=4)
+        warnings.warn(unknown_words_note(words), stacklevel=5)
 
 
 def unknown_words_note(words: Sequence[str]) -> str:

@@ -45,13 +45,13 @@ def main() -> int:
     try:
         from .processes import run_group
         from .run import STAGES, run_stages, stage_of, summary
-        from .stage import Setting
+        from .stage import StageSetting
     except ModuleNotFoundError as error:
         needs = "a checkout on PYTHONPATH, torch, triton, transformers, numpy, packaging, pillow and safetensors"
         parser.error(f"there is no module {error.name!r} here; this needs {needs}")
 
     if order:
-        run_group(stage_of(order["stage"]), order["group"], Setting(**order["setting"]), order["sink"])
+        run_group(stage_of(order["stage"]), order["group"], StageSetting(**order["setting"]), order["sink"])
         return 0
     if args.summary:
         if not args.summary.is_dir():

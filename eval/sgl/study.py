@@ -10,7 +10,6 @@ that ranks by them, so that a row costs only its own model; seconds are therefor
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import random
 import time
@@ -21,28 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.progress import track
 
 import vlmprune
 from eval.provenance import provenance, write_record
 from vlmprune.accounting.scores import exact_match
-from vlmprune.api import batched, conversation
-from vlmprune.apps.cli.options import EXIT_AT
+from vlmprune.api import batched, user_turn
 from vlmprune.guide.runner import Guidance, Guide
+from vlmprune.harness.baselines import EXIT_AT, accuracy, image_of, scored_families
 from vlmprune.harness.measure import backend
 from vlmprune.methods.guided import Guided, GuideSettings
 from vlmprune.methods.registry import make_method
-from vlmprune.tiny.scenes import FAMILIES, benchmark, render
+from vlmprune.tiny.scenes import benchmark
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 BATCH = 32
 NEW_TOKENS = 4  # the longest short answer has two words and its end
-SHORT = tuple(family for family in FAMILIES if family != "caption")  # exact match cannot score captions
+SHORT = tuple(scored_families())
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One setting: a method with its budget and depth, listed under a layer-averaged retention or a share of tokens."""
 
     name: str
@@ -52,23 +50,23 @@ class Row:
     entering: tuple[float, ...]  # the shares of tokens entering the LM of table 2
 
 
-def rows(layers: int) -> list[Row]:
+def rows(layers: int) -> list[StudyRow]:
     """Every method at every retention R = K/L + (1 - K/L) r it can reach."""
     out = []
     for name in ("random", "uniform", "downsample"):
-        out += [Row(name, r, 0, (r,), (r,)) for r in RETENTION]
+        out += [StudyRow(name, r, 0, (r,), (r,)) for r in RETENTION]
     for retention in RETENTION:
         for depth in (2, 1):  # the paper's K, or where that is too deep the one before
             if (keep := share(retention, depth, layers)) is not None:
-                out.append(Row("fastv", keep, depth, (retention,), ()))
+                out.append(StudyRow("fastv", keep, depth, (retention,), ()))
                 break
         depth = next(k for k in (2, 1, 0) if (r := share(retention, k, layers)) is not None and int(r * layers) >= k)
         for name in ("fastv-oracle", "sgl"):
             keep = share(retention, depth, layers)
             assert keep is not None
-            out.append(Row(name, keep, depth, (retention,), (retention,) if depth == 0 else ()))
+            out.append(StudyRow(name, keep, depth, (retention,), (retention,) if depth == 0 else ()))
             if depth:
-                out.append(Row(name, retention, 0, (), (retention,)))
+                out.append(StudyRow(name, retention, 0, (), (retention,)))
     return out
 
 
@@ -89,7 +87,7 @@ class Replayed:
 
 
 @dataclass(frozen=True)
-class Ranked(Guided):
+class ReplayedRanking(Guided):
     """Prunes by findings made before."""
 
     found: Any = None
@@ -98,10 +96,10 @@ class Ranked(Guided):
         return GuideSettings(runner=self.found)
 
 
-def method_of(row: Row, found: dict[str, Any]) -> Any:
+def method_of(row: StudyRow, found: dict[str, Any]) -> Any:
     """The row's method; findings made before stand in for a guide's run."""
     if row.name in found:
-        return Ranked(keep=row.keep, layer=row.layer, found=found[row.name])
+        return ReplayedRanking(keep=row.keep, layer=row.layer, found=found[row.name])
     return make_method(row.name, keep=row.keep, layer=row.layer)
 
 
@@ -116,17 +114,17 @@ def answers(model: Any, method: Any, inputs: Any, processor: Any) -> tuple[list[
 
 
 @dataclass
-class Found:
+class WorkerResult:
     """What one worker found: per row how right each answer was and the costs of each batch; per question the rest."""
 
     families: list[str]
     sure: list[float]
     right: dict[str, list[float]]
-    costs: dict[str, list[Cost]]
+    costs: dict[str, list[BatchCost]]
 
 
 @dataclass(frozen=True)
-class Cost:
+class BatchCost:
     """A batch's numbers of a row: means over `size` samples, FLOPs summed."""
 
     size: int
@@ -137,7 +135,7 @@ class Cost:
     flops_full: int
 
 
-def work(number: int, worker: int, workers: int) -> Found:
+def work(number: int, worker: int, workers: int) -> WorkerResult:
     """All rows on every `workers`-th batch of `number` questions of each family."""
     torch.set_num_threads(1)
     large, small, processor = vlmprune.load_tiny()
@@ -145,13 +143,13 @@ def work(number: int, worker: int, workers: int) -> Found:
     random.Random(0).shuffle(asked)
     guides = {"sgl": Guide(small), "fastv-oracle": Guide(large, check=False)}
     table = rows(len(large.model.language_model.layers))
-    out = Found([], [], defaultdict(list), defaultdict(list))
+    out = WorkerResult([], [], defaultdict(list), defaultdict(list))
     settings = {"max_new_tokens": NEW_TOKENS, "eos_token_id": processor.tokenizer.eos_token_id}
     starts = range(worker * BATCH, len(asked), workers * BATCH)
     for at in track(starts, "batches", disable=worker > 0):
         part = asked[at : at + BATCH]
         out.families += [family for family, _, _ in part]
-        talks = [conversation([Image.fromarray(render(scene))], question.text) for _, scene, question in part]
+        talks = [user_turn([image_of(scene)], question.text) for _, scene, question in part]
         inputs = batched(processor, talks)
         truths = [question.answer for _, _, question in part]
         found, said = {}, {}
@@ -169,7 +167,7 @@ def work(number: int, worker: int, workers: int) -> Found:
             texts, r = answers(large, method_of(row, found), inputs, processor)
             out.right[key(row)] += [exact_match(a, t) for a, t in zip(texts, truths, strict=True)]
             size = len(r.visual_tokens)
-            cost = Cost(size, r.lm_tokens, r.layer_avg_tokens, r.retention, r.prefill_flops, r.prefill_flops_full)
+            cost = BatchCost(size, r.lm_tokens, r.layer_avg_tokens, r.retention, r.prefill_flops, r.prefill_flops_full)
             out.costs[key(row)].append(cost)
     return out
 
@@ -199,27 +197,21 @@ def run(number: int, exit_at: float, workers: int) -> dict[str, Any]:
     return {"about": about, "rows": plain + records}
 
 
-def key(row: Row) -> str:
+def key(row: StudyRow) -> str:
     """What a row is filed under."""
     return f"{row.name} {row.keep:.4f} {row.layer}"
 
 
 def base(name: str, hits: list[float], families: list[str]) -> dict[str, Any]:
     """Accuracy, its standard error, and the families'."""
-    mean = sum(hits) / len(hits)
     per = {f: sum(h for h, g in zip(hits, families, strict=True) if g == f) / families.count(f) for f in SHORT}
-    return {
-        "name": name,
-        "accuracy": mean,
-        "standard_error": math.sqrt(mean * (1 - mean) / len(hits)),
-        "families": per,
-    }
+    return {"name": name, **accuracy(hits), "families": per}
 
 
 def record(
-    row: Row,
+    row: StudyRow,
     right: dict[str, list[float]],
-    costs: dict[str, list[Cost]],
+    costs: dict[str, list[BatchCost]],
     families: list[str],
     sure: list[float],
     exit_at: float,

@@ -19,6 +19,7 @@ from tests.support.running import STEPS, assert_near, generate, reference, share
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 from vlmprune import VlmpruneError
 from vlmprune.methods.base import Pruner
+from vlmprune.methods.prumerge import outliers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 FIXED_GRID = ("llava", "qwen2_vl")
@@ -440,3 +441,13 @@ def test_bad_options():
         vlmprune.list_methods()["dart"](visual_pivots=0, text_pivots=0)
     with pytest.raises(VlmpruneError, match="Dart reads the attention of the layer before"):
         vlmprune.wrap(shared("llava"), "dart", layer=0)
+
+
+def test_prumerges_outliers_lie_beyond_one_and_a_half_interquartile_ranges():
+    """Tukey's fence of the paper (arXiv 2403.15388, section 3.2): quartiles 3.25 and 7.75, so the fence is at 14.5."""
+    received = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 14.4, 20.0])
+    assert outliers(received, 5, fill=False).tolist() == [9]
+    received[8] = 14.6
+    assert outliers(received, 5, fill=False).tolist() == [8, 9]
+    assert outliers(received, 1, fill=False).tolist() == [9]  # no more than the budget, the highest first
+    assert outliers(torch.ones(10), 5, fill=False).tolist() == [0]  # one at least

@@ -50,7 +50,7 @@ def test_the_table_handed_out_is_a_copy() -> None:
 def test_a_users_own_method(how: str) -> None:
     @dataclass(frozen=True)
     class Last(vlmprune.Pruner):
-        def score(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def score(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return [torch.arange(layout.count).float() for layout in prompt.layouts]
 
     if how == "decorator":

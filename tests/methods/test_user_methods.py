@@ -23,21 +23,21 @@ from vlmprune.methods.declared import FLAGS
 class Chooser(vlmprune.Pruner):
     """Returns what it is told to."""
 
-    makes: ClassVar[Callable[[vlmprune.Prompt], Any]]
+    makes: ClassVar[Callable[[vlmprune.PruningContext], Any]]
 
-    def select(self, prompt: vlmprune.Prompt) -> Any:
+    def select(self, prompt: vlmprune.PruningContext) -> Any:
         return type(self).makes(prompt)
 
 
 @dataclass(frozen=True)
 class Scorer(vlmprune.Pruner):
-    makes: ClassVar[Callable[[vlmprune.Prompt], Any]]
+    makes: ClassVar[Callable[[vlmprune.PruningContext], Any]]
 
-    def score(self, prompt: vlmprune.Prompt) -> Any:
+    def score(self, prompt: vlmprune.PruningContext) -> Any:
         return type(self).makes(prompt)
 
 
-def run(kind: type[vlmprune.Pruner], makes: Callable[[vlmprune.Prompt], Any]) -> list[list[int]]:
+def run(kind: type[vlmprune.Pruner], makes: Callable[[vlmprune.PruningContext], Any]) -> list[list[int]]:
     """What two samples of 9 visual tokens keep."""
     model = shared("llava")
     made = type("Mine", (kind,), {"makes": staticmethod(makes)})
@@ -166,7 +166,7 @@ def body(**names: Any) -> Callable[[], object]:
         ({"exclude_sink": True}, "exclude_sinks"),
         ({"scores": lambda self, prompt: []}, "score"),
         ({"selects": lambda self, prompt: []}, "select"),
-        ({"reader": lambda self, prompt: []}, "readers"),
+        ({"query_position": lambda self, prompt: []}, "query_positions"),
         ({"stages_layers": lambda self, layers: ()}, "stage_layers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
@@ -219,10 +219,10 @@ def test_helpers_of_ones_own_are_fine():
         sharpness: float = 1.0
         layers: int = 2
 
-        def score(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def score(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return self.scores(prompt)
 
-        def scores(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def scores(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return [torch.zeros(layout.count) for layout in prompt.layouts]
 
         def selection_of(self) -> None: ...
@@ -238,7 +238,7 @@ def test_options_without_a_dataclass():
     class Mine(vlmprune.Pruner):
         sharpness: float = 2.0
 
-        def score(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def score(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return [torch.zeros(layout.count) for layout in prompt.layouts]
 
     ways = (

@@ -15,6 +15,10 @@ from vlmprune import VlmpruneError
 from vlmprune import ops as kernels
 from vlmprune.flow.compact import compaction
 from vlmprune.ops import dispatch
+from vlmprune.ops.column_sums import column_sums
+from vlmprune.ops.gather import compact, compact_kv
+from vlmprune.ops.redistribution import redistribute
+from vlmprune.ops.top_k import top_k
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,11 +32,11 @@ def _reset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_compact() -> None:
     chosen = compaction(torch.rand(3, 20) < 0.5)
-    hidden, turns = torch.randn(3, 20, 8), (torch.randn(1, 20, 6), torch.randn(3, 20, 6))
-    positions, mask = torch.randint(0, 99, (1, 20)), torch.rand(3, 20) < 0.7
-    got = kernels.compact(hidden, chosen.index, chosen.real, rotary=turns, positions=positions, mask=mask)
-    wanted = compact_twin(hidden, chosen.index, chosen.real, turns, positions, mask)
-    for a, b in zip((got.hidden, *got.rotary, got.positions, got.mask), wanted, strict=True):
+    hidden, cos_sin = torch.randn(3, 20, 8), (torch.randn(1, 20, 6), torch.randn(3, 20, 6))
+    position_ids, mask = torch.randint(0, 99, (1, 20)), torch.rand(3, 20) < 0.7
+    got = compact(hidden, chosen.index, chosen.real, cos_sin=cos_sin, position_ids=position_ids, mask=mask)
+    wanted = compact_twin(hidden, chosen.index, chosen.real, cos_sin, position_ids, mask)
+    for a, b in zip((got.hidden, *got.cos_sin, got.position_ids, got.mask), wanted, strict=True):
         assert a is not None
         assert torch.equal(a, b)
         assert a.dtype == b.dtype
@@ -41,7 +45,7 @@ def test_compact() -> None:
 def test_compact_kv() -> None:
     index = compaction(torch.rand(2, 20) < 0.5).index
     key, value = torch.randn(2, 20, 3, 8).transpose(1, 2), torch.randn(2, 3, 20, 4)
-    for got, wanted in zip(kernels.compact_kv(key, value, index), compact_kv_twin(key, value, index), strict=True):
+    for got, wanted in zip(compact_kv(key, value, index), compact_kv_twin(key, value, index), strict=True):
         assert torch.equal(got, wanted)
 
 
@@ -49,7 +53,7 @@ def test_compact_kv() -> None:
 def test_column_sums(weighted: bool) -> None:
     query, key, rows = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 12, 8), torch.tensor([[8, 5], [8, 6]])
     weight = torch.rand(2, 2) if weighted else None
-    got = kernels.column_sums(query, key, rows, weight=weight, scaling=0.3)
+    got = column_sums(query, key, rows, weight=weight, scaling=0.3)
     assert torch.allclose(got.double(), columns_twin(query, key, rows, weight, scaling=0.3), atol=1e-6)
 
 
@@ -62,7 +66,7 @@ def test_redistribute(dtype: torch.dtype) -> None:
     rows, before = torch.tensor([[23, 20, 22], [-1, 21, 23]]), output.clone()
     options = {"p": 0.4, "rho": 0.5, "gate": 0.2, "scaling": 8**-0.5}
     wanted = redistribute_twin(output, query, key, value, rows, sinks, visual, **options)
-    got = kernels.redistribute(output, query, key, value, rows, sinks, visual, **options)
+    got = redistribute(output, query, key, value, rows, sinks, visual, **options)
     assert got is output
     tolerance = 1e-6 if dtype == torch.float32 else 2**-7
     assert torch.allclose(got.double(), wanted.double(), atol=tolerance, rtol=tolerance)
@@ -73,8 +77,8 @@ def test_top_k() -> None:
     scores = (torch.randn(50) * 3).round()
     spans = [part.sort().values for part in torch.randperm(50).split([20, 1, 29])]
     for counts in ([5, 1, 9], [0, 0, 1], [20, 1, 29]):
-        assert torch.equal(kernels.top_k(scores, spans, counts), top_k_twin(scores, spans, counts))
-    assert kernels.top_k(scores, [], []).tolist() == []
+        assert torch.equal(top_k(scores, spans, counts), top_k_twin(scores, spans, counts))
+    assert top_k(scores, [], []).tolist() == []
 
 
 def test_what_is_chosen() -> None:

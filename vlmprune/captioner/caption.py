@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from ..errors import VlmpruneError
 from ..inputs.images import as_rgb
 from .divide import Box
-from .ledger import Sentence
+from .provenance import Sentence
 from .vlm import Spent
 
 EDGES = ((230, 60, 60), (60, 120, 230), (40, 170, 80), (235, 160, 30), (160, 80, 200))
@@ -46,7 +46,7 @@ class Node:
 
 
 @dataclass
-class Cost:
+class CaptionCost:
     """What a caption cost.
 
     `calls`: by stage, detector runs, sequences described, statements matched, generative calls of the aggregator.
@@ -88,7 +88,7 @@ class Caption:
     sentences: tuple[Sentence, ...]
     patches: tuple[Node, ...]
     tree: Node
-    cost: Cost
+    cost: CaptionCost
     notes: tuple[str, ...] = ()
     image: Image.Image | None = field(default=None, repr=False, compare=False)
 

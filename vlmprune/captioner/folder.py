@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from ..errors import VlmpruneError
 from ..inputs import images as pictures
-
-if TYPE_CHECKING:
-    from .pipeline import PatchCaptioner
+from .caption import Caption
 
 RUN = "run.json"  # how the captions of a folder are made
 RECORDS = "records"
@@ -22,20 +22,25 @@ ALL = "captions.jsonl"
 
 
 def caption_folder(
-    captioner: PatchCaptioner, images: str | Path | Iterable[str | Path], out: Path, *, progress: bool
+    caption: Callable[[Image.Image], Caption],
+    identity: dict[str, Any],
+    images: str | Path | Iterable[str | Path],
+    out: Path,
+    *,
+    progress: bool,
 ) -> list[dict[str, Any]]:
-    """See `PatchCaptioner.map`."""
+    """See `PatchCaptioner.map`; `identity` is what decides the captions."""
     paths = picture_paths(images)
     records = out / RECORDS
     try:
         records.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VlmpruneError(f"{str(out)!r} cannot be a folder of captions ({error}); choose another place.") from None
-    claim(out, captioner.identity())
+    claim(out, identity)
     results = []
     with bar(len(paths), progress) as step:
         for path in paths:
-            results.append(one_record(captioner, path, records))
+            results.append(one_record(caption, path, records))
             step()
     write_whole(out / ALL, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in results))
     return results
@@ -82,7 +87,7 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def one_record(captioner: PatchCaptioner, path: Path, records: Path) -> dict[str, Any]:
+def one_record(caption: Callable[[Image.Image], Caption], path: Path, records: Path) -> dict[str, Any]:
     """The finished record of a picture, or a new one, on disk before it is returned."""
     base: dict[str, Any] = {"path": str(path)}
     # The path decides the name, the content whether the record still holds.
@@ -92,7 +97,7 @@ def one_record(captioner: PatchCaptioner, path: Path, records: Path) -> dict[str
         done = load(target)
         if isinstance(done, dict) and done.get("sha256") == base["sha256"] and "error" not in done:
             return {**done, "path": str(path)}
-        record = {**base, **captioner(pictures.picture(path)).to_dict()}
+        record = {**base, **caption(pictures.picture(path)).to_dict()}
     except Exception as error:  # whatever it is, the other pictures go on; Ctrl-C and exit do not end up here
         record = {**base, "error": f"{type(error).__name__}: {error}"}
     write_whole(target, json.dumps(record, ensure_ascii=False, indent=1) + "\n")

@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, checked
 from ..inputs.images import as_rgb
 from .aggregate import IMAGE, Aggregator
-from .by_llm import StructuredAggregator
-from .by_words import WordAggregator
-from .caption import Caption, Cost, Node, tree_of
+from .caption import Caption, CaptionCost, Node, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
 from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
+from .folder import caption_folder
 from .hierarchy import Hierarchy
+from .llm import StructuredAggregator
 from .match import Matcher, VLMMatcher, checked_scores
 from .prompts import BUNDLED
+from .rules import WordAggregator
 from .sampling import seed_of
 from .text import bundled_lexicon, joined
 from .vlm import Spent, VisionModel
@@ -68,6 +69,7 @@ class PatchCaptioner:
         VlmpruneError: something of it does not fit.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -96,6 +98,7 @@ class PatchCaptioner:
             self.aggregator.temperatures |= {task: getattr(self.config, name) for task, name in heat.items()}
             self.aggregator.seed = seed
 
+    @checked
     def __call__(self, image: Image.Image) -> Caption:
         """The caption of a picture.
 
@@ -103,11 +106,12 @@ class PatchCaptioner:
             VlmpruneError: no picture, or a detector, matcher or aggregator that gives what cannot be used.
         """
         image = checked_picture(image)
-        cost = Cost()
+        cost = CaptionCost()
         self.vision.spent, calls = Spent(), self.aggregator.calls
         (described,) = self.describe([image], cost)
         return self.aggregate(image, described, cost, calls=calls)
 
+    @checked
     def map(
         self, images: str | Path | Iterable[str | Path], out: str | Path, *, progress: bool = True
     ) -> list[dict[str, Any]]:
@@ -121,19 +125,17 @@ class PatchCaptioner:
         Raises:
             VlmpruneError: no pictures, or `out` holds captions made in another way.
         """
-        from .folder import caption_folder
-
-        return caption_folder(self, images, Path(out), progress=progress)
+        return caption_folder(self, self.identity(), images, Path(out), progress=progress)
 
     # -- divide and describe -----------------------------------------------------------------------------------
 
-    def describe(self, images: Sequence[Image.Image], cost: Cost | None = None) -> list[Described]:
+    def describe(self, images: Sequence[Image.Image], cost: CaptionCost | None = None) -> list[Described]:
         """Divide each image and describe it and its patches, with the crops of all images batched together.
 
         The samples of a patch share one encoding and one prefill of it. Every sample has its own randomness, so an
         image is described alike alone and among others.
         """
-        cost = cost if cost is not None else Cost()
+        cost = cost if cost is not None else CaptionCost()
         config, prompts = self.config, self.config.prompts
         digests = [
             hashlib.sha256(f"{image.size}".encode() + np.asarray(image).tobytes()).hexdigest()[:16] for image in images
@@ -232,10 +234,10 @@ class PatchCaptioner:
     # -- aggregate ---------------------------------------------------------------------------------------------
 
     def aggregate(
-        self, image: Image.Image, described: Described, cost: Cost | None = None, *, calls: int | None = None
+        self, image: Image.Image, described: Described, cost: CaptionCost | None = None, *, calls: int | None = None
     ) -> Caption:
         """The caption of an image from what was said about it; `cost` and the aggregator's `calls` so far go on."""
-        cost = cost if cost is not None else Cost()
+        cost = cost if cost is not None else CaptionCost()
         calls = self.aggregator.calls if calls is None else calls
         matched = 0.0
         objects = objects_of(described.patches)
@@ -251,7 +253,7 @@ class PatchCaptioner:
         with clock(cost, "aggregate"):
             work = Hierarchy(image.size, self.config, self.aggregator, score)
             final, regions = work.run(described.whole, described.patches, described.samples)
-            sentences = work.ledger.close(final)
+            sentences = work.provenance.close(final)
         cost.seconds["aggregate"] -= matched
         cost.seconds["match"] = matched
         cost.seconds["total"] = sum(cost.seconds.values())
@@ -265,7 +267,7 @@ class PatchCaptioner:
         tree, filled = tree_of(
             described.whole, work.image, patches, [(r.name, r.box, r.patches) for r in regions], sentences
         )
-        text = joined(work.ledger.texts(final))
+        text = joined(work.provenance.texts(final))
         return Caption(text, tuple(sentences), filled, tree, cost, described.notes, image)
 
     def identity(self) -> dict[str, Any]:
@@ -297,7 +299,7 @@ def _identity(part: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def clock(cost: Cost, stage: str) -> Iterator[None]:
+def clock(cost: CaptionCost, stage: str) -> Iterator[None]:
     """Add the seconds of a block to a stage."""
     start = time.perf_counter()
     try:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
-from ..api import PrunedModel, batched, conversation, plain_model, warn_unknown_words
+from ..api import PrunedModel, batched, unwrap_peft, user_turn, warn_unknown_words
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
 from ..hf.arguments import on
@@ -74,13 +74,13 @@ class VisionModel:
             raise VlmpruneError("The captioner needs the model's processor; pass PatchCaptioner(model, processor).")
         if not hasattr(self.processor, "apply_chat_template"):
             raise VlmpruneError(f"{type(self.processor).__name__} writes no chat prompts; pass the model's processor.")
-        plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
+        unwrap_peft(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
         self._refuse_exits()
 
     @property
     def plain(self) -> Any:
         """The transformers model itself."""
-        return plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)
+        return unwrap_peft(self.model.model if isinstance(self.model, PrunedModel) else self.model)
 
     @property
     def handle(self) -> PrunedModel | None:
@@ -181,7 +181,7 @@ class VisionModel:
             yield range(at, min(count, at + self.batch_size))
 
     def _inputs(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
-        talks = [conversation([one], text) for one, text in zip(pictures, questions, strict=True)]
+        talks = [user_turn([one], text) for one, text in zip(pictures, questions, strict=True)]
         return on(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:

@@ -90,7 +90,8 @@ class GuidedSession(Session):
         for inputs in (kwargs, guide_inputs or {}):
             refuse_video(inputs)
         cache = cache_in(kwargs)
-        if not has_image(kwargs) or (cache is not None and is_filled(cache)):
+        drafts = self._get("generating")  # within a call of the same prompt, whose ranking stands
+        if drafts or not has_image(kwargs) or (cache is not None and is_filled(cache)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")

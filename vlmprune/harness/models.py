@@ -1,4 +1,4 @@
-"""Loading what ``--model`` and ``--guide`` name, and making a method from the command's options."""
+"""Loading what ``--model`` and ``--guide`` name, and making a method or a captioner from the command's options."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import VlmpruneError, nearest
 from .format import note
+
+if TYPE_CHECKING:
+    from ..captioner import PatchCaptioner
 
 BUNDLED_LARGE, BUNDLED_SMALL = "the bundled large model", "the bundled small model"
 PACKAGE = Path(__file__).parents[1]
@@ -114,6 +117,22 @@ def make(name: str, models: Models | None = None, **given: Any) -> Any:
         if models.small_processor is not models.processor:
             options |= {"guide_processor": models.small_processor}
     return method_class(name)(**options)
+
+
+def build_captioner(
+    models: Models, method: Any, aggregator: Any, changes: dict[str, Any], seed: int
+) -> PatchCaptioner:
+    """The captioner over the wrapped model; a family without an adapter runs unwrapped where nothing is pruned."""
+    import vlmprune
+
+    from ..captioner import BUNDLED_CONFIG, CaptionConfig
+
+    supported = models.model.config.model_type in vlmprune.list_families()
+    plain = isinstance(method, vlmprune.Unpruned) and not supported
+    wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
+    config = BUNDLED_CONFIG if models.bundled else CaptionConfig()
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    return vlmprune.PatchCaptioner(wrapped, models.processor, aggregator=aggregator, config=config, seed=seed)
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Asker:
     """One actor of `map_images`: loads the models on its own machine, then answers batch after batch."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        from ..harness.measure import Contender
+        from ..harness.measure import MethodRun
         from ..harness.models import load_models, make
 
         self.settings = settings
@@ -127,7 +127,7 @@ class Asker:
         method = settings["method"]
         if isinstance(method, str):
             method = make(method, models, **settings["options"])
-        self.contender = Contender("", "", models.model, models.processor, method)
+        self.run = MethodRun(models.model, models.processor, method)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Columns in, the same columns and the answers out."""
@@ -140,18 +140,14 @@ class Asker:
             except VlmpruneError as error:
                 errors[row] = str(error)
         if usable:
-            contender = self.contender
-            contender.answers.clear()
-            contender.reports.clear()
-            contender.run(
-                [picture for _, picture in usable],
+            texts, report = self.run.answer(
+                [image for _, image in usable],
                 [str(questions[row]) for row, _ in usable],
-                record=True,
                 max_new_tokens=self.settings["max_new_tokens"],
             )
-            report = json.dumps(contender.reports[0].to_dict())
-            for (row, _), answer in zip(usable, contender.answers[0], strict=True):
-                answers[row], reports[row] = answer, report
+            described = json.dumps(report.to_dict())
+            for (row, _), text in zip(usable, texts, strict=True):
+                answers[row], reports[row] = text, described
         return {**batch, "answer": answers, "report": reports, "error": errors}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import count_for
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GuideSettings:
 
 @dataclass(frozen=True)
 class Guided(Pruner):
-    """Keeps the visual tokens of highest `Prompt.importance`, which the session was given for this prompt.
+    """Keeps the visual tokens of highest `PruningContext.importance`, which the session was given for this prompt.
 
     `layer=None` is SGL's rule: as deep as the budget is large, `int(keep * L)`; with tokens an image as the budget,
     the share is that of the batch, sum(K) / sum(V).
@@ -61,7 +61,7 @@ class Guided(Pruner):
         # keep=1.0 drops nothing anywhere; the last layer stands for "no layer".
         return min(layers - 1, int(self.keep * layers)) if isinstance(self.keep, float) else 0
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         if prompt.importance is None:
             raise VlmpruneError(
                 f"The method {self.name or type(self).__name__!r} needs its guide's ranking, which only calls of the "

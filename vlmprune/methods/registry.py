@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -108,13 +107,4 @@ def make_method(method: Method | str | type[Method], **options: Any) -> Method:
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise VlmpruneError(f"{method!r} is no method; pass a method object or one of {', '.join(sorted(_methods))}.")
     check_options(method, Method)
-    parameters = inspect.signature(method).parameters
-    title = method.name or method.__name__
-    for name in options:
-        if name not in parameters:
-            remedy = nearest(name, parameters) if parameters else "it takes none, so leave it out."
-            raise VlmpruneError(f"The method {title!r} has no option {name!r}; {remedy}")
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in options:
-            raise VlmpruneError(f"The method {title!r} needs {name}=; pass wrap(model, {title!r}, {name}=...).")
     return method(**options)

@@ -5,6 +5,8 @@ Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head wi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,17 @@ def rows_at_once(query: Tensor, key: Tensor) -> int:
     batch, heads, queries, width = query.shape
     room = max(LEAST_ROOM, batch * heads * queries * width)
     return max(1, room // (batch * heads * key.shape[2]))
+
+
+def row_chunks(query: Tensor, key: Tensor, start: int) -> Iterator[tuple[int, Tensor]]:
+    """Query rows start..S-1 of every sample, [B, R] at a time, each after the number of its first row.
+
+    Weights then take no more room than the output; the number is the host's: asking the rows for it would wait.
+    """
+    batch, queries = len(query), query.shape[2]
+    step = rows_at_once(query, key)
+    for at in range(start, queries, step):
+        yield at, torch.arange(at, min(queries, at + step), device=query.device).expand(batch, -1)
 
 
 def attention_rows(

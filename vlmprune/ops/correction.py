@@ -8,17 +8,8 @@ Shapes: B batch, H heads, G key heads, R rows, P columns, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-from ..errors import VlmpruneError
-from .attention_rows import rows_at_once
-
-if TYPE_CHECKING:
-    from ..attention.probe import AttentionCall
 
 
 def marks_of(sinks: Tensor, visual: Tensor) -> Tensor:
@@ -105,17 +96,6 @@ def weighted_values(changes: Tensor, value: Tensor) -> Tensor:
     return out.reshape(batch, heads, rows, -1).transpose(1, 2)
 
 
-def row_chunks(call: AttentionCall, start: int) -> Iterator[tuple[int, Tensor]]:
-    """Query rows start..S-1 of every sample, [B, R] at a time, each after the number of its first row.
-
-    Weights then take no more room than the output; the number is the host's, to ask the rows for it would wait.
-    """
-    batch, queries = len(call.query), call.query.shape[2]
-    step = rows_at_once(call.query, call.key)
-    for at in range(start, queries, step):
-        yield at, torch.arange(at, min(queries, at + step), device=call.query.device).expand(batch, -1)
-
-
 def add_to_rows(output: Tensor, start: int, change: Tensor, heads: list[int] | None = None) -> None:
     """Add a change [B, R, H, D] in fp32 to rows start..start+R-1 of an output [B, S, H, D], in place."""
     rows = output[:, start : start + change.shape[1]]
@@ -129,20 +109,3 @@ def add_to_rows(output: Tensor, start: int, change: Tensor, heads: list[int] | N
 def own_copy(output: Tensor) -> Tensor:
     """An output that may be changed in place: a kernel's own one where no gradient can need it."""
     return output.clone() if torch.is_grad_enabled() and output.requires_grad else output
-
-
-def check_readable(call: AttentionCall, name: str) -> None:
-    """Refuse kernels whose weights cannot be edited row by row.
-
-    Raises:
-        VlmpruneError: the mask is no tensor, or heads have learned sinks beside the keys.
-    """
-    if call.mask is not None and not isinstance(call.mask, Tensor):
-        raise VlmpruneError(
-            f"{name} cannot read attention masks of type {type(call.mask).__name__}; load the model with "
-            "attn_implementation='sdpa'."
-        )
-    if call.options.get("s_aux") is not None:
-        raise VlmpruneError(
-            f"{name} cannot edit attention with learned sinks, as this language model has; use a pruner instead."
-        )

@@ -18,14 +18,14 @@ POSITIONS, PADDING, BOOLEAN, ADDITIVE = 0, 1, 2, 3
 
 @triton.jit
 def masked_scores(
-    q, k, b, place, t, inside,
+    q, k, b, query_row, t, inside,
     mask, mask_b, mask_s, mask_t,
     scaling, softcap, window, S, T,
     MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Scores [M, N] in fp32 of query tile q [M, D] and key tile k [D, N], -inf where nothing is to be seen.
 
-    `place` [M]: the rows' query positions. `t` [N]: the keys. `inside` [M, N]: what belongs to the problem at all.
+    `query_row` [M]: the rows' query positions. `t` [N]: the keys. `inside` [M, N]: what belongs to the problem at all.
     """
     # Half formats are exact in tf32 too; Triton's interpreter would multiply the bits of bf16 as if they were integers.
     s = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision=PRECISION) * scaling
@@ -33,14 +33,14 @@ def masked_scores(
         s = (2 * tl.sigmoid(2 * s / softcap) - 1) * softcap
     column = t[None, :]
     if MASK >= 2:
-        at = mask + b * mask_b + place[:, None].to(tl.int64) * mask_s + column * mask_t
+        at = mask + b * mask_b + query_row[:, None].to(tl.int64) * mask_s + column * mask_t
         given = tl.load(at, mask=inside, other=0)
         if MASK == 2:
             s = tl.where(given != 0, s, float("-inf"))
         else:
             s += given.to(tl.float32)
     else:
-        row = place[:, None] + (T - S)
+        row = query_row[:, None] + (T - S)
         if CAUSAL:
             s = tl.where(column <= row, s, float("-inf"))
         if WINDOWED:

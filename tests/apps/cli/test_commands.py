@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 import vlmprune
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
-from vlmprune.apps.cli.compare import BASELINES, CHANCE, held_out
-from vlmprune.apps.cli.options import default_method
+from vlmprune.harness.baselines import BASELINES, CHANCE, default_method, held_out
 from vlmprune.harness.parse import number, picture
 from vlmprune.tiny import WEIGHTS
 

@@ -9,13 +9,13 @@ import gradio as gr
 
 import vlmprune
 
+from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
-from ..cli.options import EXIT_AT
 from .draw import overlay
-from .engine import Engine, Piece, Run, Setting, layer_count
+from .engine import AskResult, Engine, MethodChoice, Piece, layer_count
 from .examples import inputs
-from .page import bars, card, figure, grid, notice, plain_errors, told
+from .page import bars, card, figure, grid, notice, plain_errors, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def build(engine: Engine) -> None:
         queue=False,
     )
 
-    @told(BLANK)
+    @with_notice(BLANK)
     def answer(
         picture: Any, question: str, method: str, keep: float, early: bool, sure: float, heat: str, layer: int
     ) -> Iterator[tuple[Any, ...]]:
@@ -101,7 +101,7 @@ def build(engine: Engine) -> None:
     )
     for control in (layer, heat):
         control.input(
-            lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, Run) else "",
+            lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, AskResult) else "",
             [state, layer, heat],
             pictures,
             api_visibility="private",
@@ -126,9 +126,9 @@ def build(engine: Engine) -> None:
     )
 
 
-def setting(method: str, keep: float, exit_at: float | None) -> Setting:
+def setting(method: str, keep: float, exit_at: float | None) -> MethodChoice:
     """As the page gives it: a slider at its end is everything, a share and not one token."""
-    return Setting(method, float(keep), exit_at)
+    return MethodChoice(method, float(keep), exit_at)
 
 
 def waiting(said: dict[str, str]) -> str:
@@ -136,7 +136,7 @@ def waiting(said: dict[str, str]) -> str:
     return grid([card(title, said[title.lower()], busy=True) for title in ("Unpruned", "Pruned")])
 
 
-def finished(run: Run) -> str:
+def finished(run: AskResult) -> str:
     """The answers with what each cost, and the small model's."""
     cells = [
         card("Unpruned", run.unpruned.text, facts(run.unpruned)),
@@ -161,7 +161,7 @@ def finished(run: Run) -> str:
     return grid(cells) + "".join(notice(note, alert=False) for note in run.notes)
 
 
-def title(run: Run) -> str:
+def title(run: AskResult) -> str:
     """The method that pruned, with its budget."""
     made = run.pruned.report.method
     return f"Pruned: {made['name']}, keep {made.get('keep', '-')}"
@@ -179,7 +179,7 @@ def facts(answer: Answer) -> list[tuple[str, str]]:
     return rows if report.guide_flops is None else [*rows, ("small model's FLOPs", amount(report.guide_flops))]
 
 
-def costs(run: Run) -> str:
+def costs(run: AskResult) -> str:
     """Bars of what both cost; the whole of the pruned side counts, its small model too."""
     before, after = run.unpruned.report, run.pruned.report
     groups: list[tuple[str, float, float, Callable[[float], str]]] = [
@@ -202,7 +202,7 @@ def costs(run: Run) -> str:
     )
 
 
-def looked(run: Run, layer: int, heat: str) -> str:
+def looked(run: AskResult, layer: int, heat: str) -> str:
     """The picture as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
     layer = max(0, min(run.layers - 1, int(layer)))
     alive, visual = run.alive(layer), run.unpruned.report.visual_tokens[0]
@@ -219,7 +219,7 @@ def looked(run: Run, layer: int, heat: str) -> str:
     return grid(cells)
 
 
-def warm(run: Run, layer: int, heat: str) -> tuple[Any, str]:
+def warm(run: AskResult, layer: int, heat: str) -> tuple[Any, str]:
     """The heat map and what it is."""
     if heat == SMALL and run.small is not None:
         what = "Attention of the small model to the picture, summed over its layers and its answer: what SGL ranks by."

@@ -10,12 +10,11 @@ import gradio as gr
 from ...api import PrunedModel
 from ...captioner.caption import EDGES
 from ...harness.format import amount, milliseconds
-from ...harness.models import make
-from ..cli.caption import build as captioner
+from ...harness.models import build_captioner, make
 from .draw import shown
 from .engine import Engine, Send
 from .examples import inputs
-from .page import card, figure, grid, notice, plain_errors, text, told
+from .page import card, figure, grid, notice, plain_errors, text, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def describe(engine: Engine, picture: Image.Image, samples: int, filtering: bool
 
     def work(send: Send) -> None:
         changes = {"samples": int(samples), "filter": bool(filtering)}
-        made = captioner(engine.models, make("none"), None, changes, seed=0)
+        made = build_captioner(engine.models, make("none"), None, changes, seed=0)
         try:
             send(made(picture))
         finally:
@@ -56,7 +55,7 @@ def build(engine: Engine) -> None:
             drawn = gr.HTML(elem_id="caption-picture")
     tree = gr.HTML(elem_id="caption-tree")
 
-    @told(("", "", ""))
+    @with_notice(("", "", ""))
     def run(picture: Any, samples: int, filtering: bool) -> Iterator[tuple[Any, ...]]:
         shown_picture = checked(picture)
         yield notice("Describing the picture and its patches", alert=False), "", ""

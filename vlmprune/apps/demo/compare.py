@@ -11,15 +11,14 @@ import gradio as gr
 import vlmprune
 
 from ...errors import VlmpruneError
+from ...harness.baselines import EXIT_AT, WITH_EXIT, small_alone
 from ...harness.format import milliseconds, share
-from ...harness.measure import Contender
+from ...harness.measure import MethodRun
 from ...harness.models import make, options_of
-from ..cli.compare import WITH_EXIT, small_alone
-from ..cli.options import EXIT_AT
 from .draw import overlay
-from .engine import MAX_NEW_TOKENS, Engine, Send, Setting
+from .engine import MAX_NEW_TOKENS, Engine, MethodChoice, Send
 from .examples import inputs
-from .page import bars, figure, grid, notice, plain_errors, text, told
+from .page import bars, figure, grid, notice, plain_errors, text, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ SMALL_SIDE = 220  # pixels of an overlay in the grid
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodAnswer:
     """One method's answer and report, or why it has none."""
 
     name: str
@@ -59,47 +58,49 @@ def methods(engine: Engine) -> list[str]:
     return names + [name + WITH_EXIT for name in names if "exit_at" in options_of(name)]
 
 
-def contenders(engine: Engine, keep: float) -> Iterator[Contender | Row]:
-    """The unpruned model, the small one alone, and every method; a `Row` where a method does not fit the models."""
+def method_runs(engine: Engine, keep: float) -> Iterator[MethodRun | MethodAnswer]:
+    """The unpruned model, the small one alone, and every method; a `MethodAnswer` where a method cannot run."""
     models = engine.models
-    yield Contender("unpruned", "", models.model, models.processor, make("none"))
+    yield MethodRun(models.model, models.processor, make("none"), "unpruned")
     yield from small_alone(models)
     for name in methods(engine):
         exit_at = EXIT_AT if name.endswith(WITH_EXIT) else None
         try:
-            made = Setting(name.removesuffix(WITH_EXIT), keep, exit_at).made(models)
-            yield Contender(name, str(keep), models.model, models.processor, made)
+            made = MethodChoice(name.removesuffix(WITH_EXIT), keep, exit_at).made(models)
+            yield MethodRun(models.model, models.processor, made, name, str(keep))
         except VlmpruneError as error:
-            yield Row(name, error=str(error))
+            yield MethodAnswer(name, error=str(error))
 
 
-def compare(engine: Engine, picture: Image.Image, question: str, keep: float) -> Iterator[Progress | list[Row]]:
+def compare(
+    engine: Engine, picture: Image.Image, question: str, keep: float
+) -> Iterator[Progress | list[MethodAnswer]]:
     """Progress, and at last all rows.
 
     Raises:
         VlmpruneError: a bad question or budget.
     """
     question = engine.asked(question)
-    racers = list(contenders(engine, float(keep)))
+    runs = list(method_runs(engine, float(keep)))
 
     def work(send: Send) -> None:
-        rows: list[Row] = []
-        for racer in racers:
-            rows.append(racer if isinstance(racer, Row) else raced(racer, picture, question))
-            send(Progress(len(rows), len(racers)))
+        rows: list[MethodAnswer] = []
+        for run in runs:
+            rows.append(run if isinstance(run, MethodAnswer) else answered(run, picture, question))
+            send(Progress(len(rows), len(runs)))
         send(rows)
 
     return engine.stream(work)
 
 
-def raced(racer: Contender, picture: Image.Image, question: str) -> Row:
+def answered(run: MethodRun, image: Image.Image, question: str) -> MethodAnswer:
     """One run to warm up and one that counts."""
     try:
-        for record in (False, True):
-            racer.run([picture], [question], record=record, max_new_tokens=MAX_NEW_TOKENS, num_beams=1)
+        for _ in range(2):
+            (answer,), report = run.answer([image], [question], max_new_tokens=MAX_NEW_TOKENS, num_beams=1)
     except VlmpruneError as error:
-        return Row(racer.method_name, error=str(error))
-    return Row(racer.method_name, racer.answers[0][0], racer.reports[0])
+        return MethodAnswer(run.name, error=str(error))
+    return MethodAnswer(run.name, answer, report)
 
 
 def build(engine: Engine) -> None:
@@ -113,7 +114,7 @@ def build(engine: Engine) -> None:
             table = gr.HTML(elem_id="compare-table")
     pictures = gr.HTML(elem_id="compare-pictures", elem_classes="vp-small-grid")
 
-    @told(("", ""))
+    @with_notice(("", ""))
     def run(picture: Any, question: str, keep: float) -> Iterator[tuple[Any, ...]]:
         shown = checked(picture)
         yield notice("Asking one method after another", alert=False), ""
@@ -158,7 +159,7 @@ def build(engine: Engine) -> None:
     )
 
 
-def tabulated(rows: list[Row]) -> str:
+def tabulated(rows: list[MethodAnswer]) -> str:
     """Answers as a table, then bars of time and tokens."""
     full = rows[0].report.prefill_flops if rows[0].report is not None else 0
     body = "".join(
@@ -179,12 +180,12 @@ def tabulated(rows: list[Row]) -> str:
     )
 
 
-def flops(row: Row, full: int) -> str:
+def flops(row: MethodAnswer, full: int) -> str:
     """Of the prompt, the small model's included, in percent of the unpruned large model's."""
     return "-" if row.report is None else share(row.report.prefill_flops + (row.report.guide_flops or 0), full)
 
 
-def overlays(rows: list[Row], picture: Image.Image) -> list[str]:
+def overlays(rows: list[MethodAnswer], picture: Image.Image) -> list[str]:
     """What each method kept, in a grid."""
     cells = []
     for row in rows:

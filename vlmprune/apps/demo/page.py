@@ -37,7 +37,7 @@ def notice(message: str, *, alert: bool = True) -> str:
     return f'<p class="vp-{kind}" role="{role}">{text(sentence(message))}</p>'
 
 
-def told(blank: Sequence[Any]) -> Callable[[Callable[..., Iterator[tuple[Any, ...]]]], Callable[..., Any]]:
+def with_notice(blank: Sequence[Any]) -> Callable[[Callable[..., Iterator[tuple[Any, ...]]]], Callable[..., Any]]:
     """A handler whose errors are a sentence on the page.
 
     Args:

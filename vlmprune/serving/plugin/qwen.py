@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import DictEmbeddingItems
 
-from ..wire import GRID, KEPT, Bounds
+from ..payload import GRID, KEPT, Bounds
 from .kept import (
     bounds_of,
     check_bare,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .aggregate import IMAGE, Fused, Grouping, Item, Similar, Written
+from .aggregate import IMAGE, Candidate, Fusion, Grouping, Rewrite, Similar
 from .text import GENERAL, Lexicon, Statement, singular, words
 
 
@@ -66,31 +66,29 @@ class WordAggregator:
     def _fullest(self, members: Sequence[int], said: list[Statement]) -> int:
         return min(members, key=lambda i: (-len(said[i].properties) - len(said[i].rest), i))
 
-    def merge(self, sentences: Sequence[str]) -> list[Written]:
+    def merge(self, sentences: Sequence[str]) -> list[Rewrite]:
         """The sentences as they are."""
-        return [Written(text, (i,)) for i, text in enumerate(sentences)]
+        return [Rewrite(text, (i,)) for i, text in enumerate(sentences)]
 
-    def fuse(self, items: Sequence[Item]) -> Fused:
-        """Each thing once, in the order of the items."""
-        said = [self.lexicon.read(item.text) for item in items]
+    def fuse(self, candidates: Sequence[Candidate]) -> Fusion:
+        """Each thing once, in the order of the candidates."""
+        said = [self.lexicon.read(one.text) for one in candidates]
 
         def rank(i: int) -> tuple[bool, float, int]:
             # What several samples said was kept without a score: as sure as it gets.
-            score = items[i].score
-            return items[i].region == IMAGE, -(1.0 if score is None else score), i
+            score = candidates[i].score
+            return candidates[i].region == IMAGE, -(1.0 if score is None else score), i
 
         taken: list[int] = []
         dropped: list[tuple[int, str]] = []
-        for i in sorted(range(len(items)), key=rank):
-            same = next((j for j in taken if items[j].region != items[i].region and self._same(said[i], said[j])), None)
+        for i in sorted(range(len(candidates)), key=rank):
+            others = (j for j in taken if candidates[j].region != candidates[i].region)
+            same = next((j for j in others if self.lexicon.compare(said[i], said[j]) is not None), None)
             if same is None:
                 taken.append(i)
             else:
-                dropped.append((i, f"region {items[same].region!r} already names it: {items[same].text!r}"))
-        return Fused(tuple(Written(items[i].text, (i,)) for i in sorted(taken)), tuple(sorted(dropped)))
-
-    def _same(self, a: Statement, b: Statement) -> bool:
-        return self.lexicon.compare(a, b) is not None
+                dropped.append((i, f"region {candidates[same].region!r} already names it: {candidates[same].text!r}"))
+        return Fusion(tuple(Rewrite(candidates[i].text, (i,)) for i in sorted(taken)), tuple(sorted(dropped)))
 
     def objects(self, caption: str, classes: Sequence[str]) -> list[str]:
         """The classes whose name the caption holds, plural or singular."""

@@ -16,13 +16,13 @@ from ..errors import VlmpruneError
 from . import prompts
 from .aggregate import (
     AggregatorError,
-    Fused,
+    Candidate,
+    Fusion,
     Grouping,
-    Item,
+    Rewrite,
     Similar,
-    Written,
-    problem_of_fused,
-    problem_of_written,
+    problem_of_fusion,
+    problem_of_rewrites,
 )
 from .sampling import SeededSampler, seed_of
 
@@ -46,15 +46,15 @@ def _list(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 TEXT = {"type": "string"}
-WRITTEN = _list(_object(text=TEXT, numbers=NUMBERS))
+REWRITES = _list(_object(text=TEXT, numbers=NUMBERS))
 SCHEMAS = {
     "group": _object(
         similar=_list(_object(text=TEXT, numbers=NUMBERS)),
         contradictory=_list(_object(numbers=NUMBERS)),
         unique=NUMBERS,
     ),
-    "merge": _object(sentences=WRITTEN),
-    "fuse": _object(sentences=WRITTEN, dropped=_list(_object(number={"type": "integer"}, reason=TEXT))),
+    "merge": _object(sentences=REWRITES),
+    "fuse": _object(sentences=REWRITES, dropped=_list(_object(number={"type": "integer"}, reason=TEXT))),
     "objects": _object(classes=_list(TEXT)),
 }
 
@@ -151,32 +151,32 @@ class StructuredAggregator(ABC):
 
         return self._ask("group", prompts.GROUP.format(sentences=_numbered(lines)), read)
 
-    def merge(self, sentences: Sequence[str]) -> Sequence[Written]:
+    def merge(self, sentences: Sequence[str]) -> Sequence[Rewrite]:
         """Rewrite as one text; the model never sees what was rejected."""
         if len(sentences) < 2:
-            return [Written(text, (i,)) for i, text in enumerate(sentences)]
+            return [Rewrite(text, (i,)) for i, text in enumerate(sentences)]
 
-        def read(reply: Any) -> list[Written]:
-            written = _written(reply)
-            _refuse(problem_of_written(written, len(sentences)))
-            return written
+        def read(reply: Any) -> list[Rewrite]:
+            rewrites = _rewrites(reply)
+            _refuse(problem_of_rewrites(rewrites, len(sentences)))
+            return rewrites
 
         return self._ask("merge", prompts.MERGE.format(sentences=_numbered([("", s) for s in sentences])), read)
 
-    def fuse(self, items: Sequence[Item]) -> Fused:
+    def fuse(self, candidates: Sequence[Candidate]) -> Fusion:
         """The caption of the image from the sentences of its regions."""
-        if not items:
-            return Fused(())
+        if not candidates:
+            return Fusion(())
 
-        def read(reply: Any) -> Fused:
+        def read(reply: Any) -> Fusion:
             dropped = tuple((_indices([one["number"]])[0], one["reason"]) for one in reply["dropped"])
-            fused = Fused(tuple(_written(reply)), dropped)
-            _refuse(problem_of_fused(fused, len(items)))
-            if not fused.sentences:
+            fusion = Fusion(tuple(_rewrites(reply)), dropped)
+            _refuse(problem_of_fusion(fusion, len(candidates)))
+            if not fusion.sentences:
                 raise Unusable("It drops every sentence.")
-            return fused
+            return fusion
 
-        lines = [(f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)})", one.text) for one in items]
+        lines = [(f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)})", one.text) for one in candidates]
         return self._ask("fuse", prompts.FUSE.format(sentences=_numbered(lines)), read)
 
     def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
@@ -236,8 +236,8 @@ def _indices(numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(number - 1 for number in numbers)
 
 
-def _written(reply: Any) -> list[Written]:
-    return [Written(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"]]
+def _rewrites(reply: Any) -> list[Rewrite]:
+    return [Rewrite(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"]]
 
 
 def _refuse(problem: str | None) -> None:
