@@ -25,10 +25,10 @@ from rich.progress import track
 import vlmprune
 from eval.provenance import provenance, write_record
 from vlmprune.accounting.scores import exact_match
-from vlmprune.api import batched, user_turn
 from vlmprune.guide.runner import Guidance, Guide
 from vlmprune.harness.baselines import EXIT_AT, accuracy, image_of, scored_families
 from vlmprune.harness.measure import backend
+from vlmprune.inputs.chat import batched, user_turn
 from vlmprune.methods.guided import Guided, GuideSettings
 from vlmprune.methods.registry import make_method
 from vlmprune.tiny.scenes import benchmark

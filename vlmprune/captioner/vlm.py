@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
-from ..api import PrunedModel, batched, unwrap_peft, user_turn, warn_unknown_words
+from ..api import PrunedModel, unwrap_peft
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
 from ..hf.arguments import on
 from ..hf.hooks import HANDLE
+from ..inputs.chat import batched, user_turn, warn_unknown_words
 from ..methods.combined import parts_of
 from ..methods.guided import Guided
 from .sampling import SeededSampler, SharedPrefill

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..api import batched, build_messages, unwrap_peft
+from ..api import unwrap_peft
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, count_for
@@ -25,6 +25,7 @@ from ..guide.inputs import end_ids, prompt_inputs, same_inputs
 from ..guide.runner import guide_for
 from ..guide.session import same_vocabulary
 from ..hf.arguments import padding_mask
+from ..inputs.chat import batched, build_messages
 from ..methods.base import Method, Pruner, PruningContext
 from ..methods.guided import Guided
 from ..methods.registry import make_method
