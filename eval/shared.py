@@ -14,7 +14,7 @@ from typing import Any
 from vlmprune.accounting.report import Report
 from vlmprune.api import unwrap_peft
 from vlmprune.families import family_of
-from vlmprune.guide.runner import Guidance
+from vlmprune.guide.runner import Guidance, guide_for
 from vlmprune.guide.vision import VisionMemo
 from vlmprune.harness.measure import MethodRun
 from vlmprune.methods.base import Pruner
@@ -59,7 +59,7 @@ class BatchCache:
         reading = pruner is not None and pruner.reads_vision  # the tower must run for what is read in it
         guide: _Once | None = None
         if isinstance(run.method, Guided):
-            guide = _Once(run.method, self._guides)
+            guide = _Once(run.method, plain, self._guides)
             run = replace(run, method=guide.method)
         # A guide's own run comes first, and its tower's time is part of the guide's.
         if reading or (known is None and guide is not None):
@@ -94,18 +94,19 @@ def _charge(report: Report, stage: str, seconds: float) -> None:
 class _Once:
     """`method`: the given guided method with a guide that runs once a batch; `ran`: whether it did; `model`: its."""
 
-    def __init__(self, method: Guided, found: dict[Hashable, dict[bool, Guidance]]) -> None:
+    def __init__(self, method: Guided, model: Any, found: dict[Hashable, dict[bool, Guidance]]) -> None:
         options = {k: str(v) for k, v in method.describe().items() if k not in _NOT_THE_GUIDES}
         self.name = tuple(sorted(options.items()))
         self.found = found.setdefault(self.name, {})
         self.ran = False
-        self.model: Any = None
+        guide = guide_for(method, model)
+        self.model = guide.model
+        settings = replace(method.guide_settings(), runner=self._stand_in(guide))
         self.method = copy.copy(method)
         # The dataclass is frozen, and a subclass made here would not be the same method in a report.
-        object.__setattr__(self.method, "make_guide", lambda model: self._stand_in(method.make_guide(model)))
+        object.__setattr__(self.method, "guide_settings", lambda: settings)
 
     def _stand_in(self, guide: Any) -> Any:
-        self.model = guide.model
         run = guide.answer
 
         def answer(inputs: Any, settings: Any, *, whole: bool) -> Guidance:

@@ -28,11 +28,11 @@ from eval.record import Record
 from eval.shared import BatchCache
 from eval.worker import weights_hash
 from vlmprune.accounting.scores import plain
-from vlmprune.api import prepare
 from vlmprune.flow.sinks import separation
 from vlmprune.harness.baselines import held_out, scene_questions
 from vlmprune.harness.format import note
 from vlmprune.harness.measure import MethodRun
+from vlmprune.inputs.chat import prepare
 
 SEED = 0
 BATCH = 16

@@ -254,7 +254,7 @@ def test_ask_and_its_overlay_see_a_turned_grey_photo_as_it_looks() -> None:
     stored = saved(Image.fromarray(values.astype("u2")), "PNG", exif=exif)
     eight = np.rint(np.rot90(values, -1) / 257).astype("u1")
     plain = Image.fromarray(np.repeat(eight[..., None], 3, axis=2))
-    from vlmprune.api import prepare
+    from vlmprune.inputs.chat import prepare
 
     given, wanted = (prepare(processor, image, "What colour is the star?")["pixel_values"] for image in (stored, plain))
     assert torch.equal(given, wanted)

@@ -21,10 +21,10 @@ from transformers import AutoModelForImageTextToText
 import vlmprune
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
-from vlmprune.api import prepare
 from vlmprune.apps.demo.engine import Engine, MethodChoice
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
+from vlmprune.inputs.chat import prepare
 from vlmprune.inputs.placeholders import check_question, placeholders
 from vlmprune.inputs.processor import load_processor, reason
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import vlmprune
 from vlmprune import VlmpruneError
 from vlmprune.methods import registry
 from vlmprune.methods.catalogue import catalogue
+from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import BUILT_IN, make_method
 
 
@@ -111,3 +114,15 @@ def test_a_class_has_one_name() -> None:
     with pytest.raises(VlmpruneError, match="derive it from"):
         vlmprune.register_method(name="mine", method=vlmprune.Pruner)
     assert vlmprune.FastV.name == "fastv" and vlmprune.Pruner.name == ""
+
+
+def test_what_a_method_declares_is_never_looked_for_with_a_default() -> None:
+    """`getattr(method, "exclude_sinks", False)` would pass over a misspelt declaration in silence."""
+    names = {option.name for cls in BUILT_IN for option in fields(cls)}
+    names |= {name for base in (vlmprune.Pruner, vlmprune.Intervention, Guided) for name in dir(base)} - {"name"}
+    root = Path(vlmprune.__file__).parents[1]
+    for path in (path for folder in ("vlmprune", "eval", "demos") for path in (root / folder).rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            optional = {"getattr": 3, "hasattr": 2}.get(ast.unparse(call.func)) == len(call.args)
+            if optional and isinstance(call.args[1], ast.Constant) and not call.args[1].value.startswith("__"):
+                assert call.args[1].value not in names, f"{path}:{call.lineno}"

@@ -91,7 +91,7 @@ def test_a_guide_of_another_processor(pair: Any) -> None:
         ("none", {}, "inside the language model"),
         ("uniform", {"layer": 2}, "layer=2"),
         ("uniform", {"keep": 0}, "keep=0"),
-        ("sgl", {}, "needs guide="),
+        ("sgl", {}, "needs guide;"),
         ("uniform", {"positions": "other"}, "unknown"),
     ],
 )

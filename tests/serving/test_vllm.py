@@ -17,7 +17,7 @@ from tests.serving.payloads import odd_grid, odd_kept, odd_rows, odd_visual
 from tests.serving.support import QUESTIONS
 from tests.support.engines import picture, qwen_for_engine, save_for_engine
 from tests.support.tiny_families import make_inputs, row
-from vlmprune.api import batched, build_messages, prepare
+from vlmprune.inputs.chat import batched, build_messages, prepare
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_options
 from vlmprune.serving.payload import GRID, KEPT, ROWS, VISUAL

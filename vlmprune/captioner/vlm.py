@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
-from ..api import PrunedModel, batched, unwrap_peft, user_turn, warn_unknown_words
+from ..api import PrunedModel, unwrap_peft
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
 from ..hf.arguments import on
 from ..hf.hooks import HANDLE
+from ..inputs.chat import batched, user_turn, warn_unknown_words
 from ..methods.combined import parts_of
-from ..methods.sgl import SGL
+from ..methods.guided import Guided
 from .sampling import SeededSampler, SharedPrefill
 
 
@@ -163,10 +164,11 @@ class VisionModel:
 
     def _refuse_exits(self) -> None:
         """An exit would put one greedy answer of the guide in the place of all samples."""
-        for part in () if self.handle is None else parts_of(self.handle.method):
-            if isinstance(part, SGL) and part.exit_at is not None:
+        method = None if self.handle is None else self.handle.method
+        for part in () if method is None else parts_of(method):
+            if isinstance(part, Guided) and (exit_at := part.guide_settings().exit_at) is not None:
                 raise VlmpruneError(
-                    f"With exit_at={part.exit_at} one answer of the guide takes the place of a crop's samples; wrap "
+                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap "
                     "the model with exit_at=None to caption."
                 )
 

@@ -59,8 +59,8 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    from ..api import batched, user_turn
     from ..hf.arguments import on
+    from ..inputs.chat import batched, user_turn
 
     talks = [
         user_turn([] if image is None else [image], question)

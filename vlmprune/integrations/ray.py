@@ -50,12 +50,13 @@ def map_images(
     """
     from ..harness.models import make
     from ..methods.base import Method
+    from ..methods.guided import Guided
 
     if isinstance(method, str):
         make(method, **options)  # said here, and not by an actor
     elif not isinstance(method, Method) or options:
         raise VlmpruneError(f"method={method!r:.80} is no name of a method with options, and no method object alone.")
-    elif method.describe().get("guide") is not None:
+    elif isinstance(method, Guided) and method.guide_settings().model is not None:
         raise VlmpruneError("A guide does not travel with a method object; pass method='sgl', guide=ID_OR_DIR.")
     settings = {
         "model": model, "guide": guide, "method": method, "options": options, "image": image, "question": question,

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..api import batched, build_messages, unwrap_peft
+from ..api import unwrap_peft
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, count_for
 from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs, same_inputs
+from ..guide.runner import guide_for
 from ..guide.session import same_vocabulary
 from ..hf.arguments import padding_mask
+from ..inputs.chat import batched, build_messages
 from ..methods.base import Method, Pruner, PruningContext
 from ..methods.guided import Guided
 from ..methods.registry import make_method
@@ -84,7 +86,7 @@ class Encoder:
         self._guide: Any = None
         if isinstance(self.method, SGL):
             self.exit_at = self.method.exit_at
-            self._guide = self.method.make_guide(model)
+            self._guide = guide_for(self.method, model)
             self._ranker = copy.copy(self._guide)  # the same guide without the second look that only exits need
             self._ranker.check = False
             given = self.method.guide_processor

@@ -42,8 +42,8 @@ def sinks(
         writable_image(plot, source=image)
     import vlmprune
 
-    from ...api import prepare
     from ...hf.arguments import on
+    from ...inputs.chat import prepare
 
     with quiet():
         with spinner("loading"):

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import vlmprune
 
 from ...accounting.scores import sureness
-from ...api import Answer, prepare, unknown_words, unknown_words_note, unwrap_peft, wrap
+from ...api import Answer, unwrap_peft, wrap
 from ...errors import VlmpruneError
 from ...families import family_of
 from ...harness.models import Models, make, options_of
+from ...inputs.chat import prepare, unknown_words, unknown_words_note
 from .attention_maps import attention_maps
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import torch
 
 import vlmprune
 
-from ...api import Answer, prepare, wrap
+from ...api import Answer, wrap
 from ...flow.sinks import eligible_layers
 from ...hf.arguments import on
+from ...inputs.chat import prepare
 from .draw import overlay
 from .engine import Engine, Send, layer_count
 from .examples import inputs
