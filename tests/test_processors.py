@@ -246,10 +246,9 @@ def test_a_picture_that_the_processor_refuses_is_one_sentence(
     size: tuple[int, int], processors: Any, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Qwen's refuse what is 200 times as long as wide: asked, on the command line, captioned, and in an evaluation."""
-    from vlmprune.cli import app
-
     from eval.run import main
     from tests.eval.data import put
+    from vlmprune.apps.cli import app
 
     long = Image.new("RGB", size)
     long.save(tmp_path / "long.png")
