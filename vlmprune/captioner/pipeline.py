@@ -268,12 +268,12 @@ def objects_of(patches: Sequence[Patch]) -> list[Box]:
     return list(dict.fromkeys(box for patch in patches for box in patch.objects))
 
 
-def _identity(part: Any) -> dict[str, Any]:
-    """A part's name and plain settings; its `identity()` where it has one."""
-    name = getattr(part, "__qualname__", None) or type(part).__qualname__
-    if hasattr(part, "identity"):
-        return {"name": name, **part.identity()}
-    held = vars(part) if hasattr(part, "__dict__") else {}
+def _identity(component: Any) -> dict[str, Any]:
+    """A component's name and plain settings; its `identity()` where it has one."""
+    name = getattr(component, "__qualname__", None) or type(component).__qualname__
+    if hasattr(component, "identity"):
+        return {"name": name, **component.identity()}
+    held = vars(component) if hasattr(component, "__dict__") else {}
     plain = {k: v for k, v in held.items() if isinstance(v, str | int | float | bool) and k != "calls"}
     models = {k: getattr(getattr(v, "config", None), "_name_or_path", None) for k, v in held.items()}
     return {"name": name, **plain, **{k: v for k, v in models.items() if v is not None}}
