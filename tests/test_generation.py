@@ -18,8 +18,8 @@ from tests.support.reference import all_logits
 from tests.support.running import STEPS, assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, repeated, row
 from tests.support.upstream import wrong_before
-from vlmprune.api import prepare
 from vlmprune.hf.compatibility import CACHE
+from vlmprune.inputs.chat import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -310,3 +310,17 @@ def test_threads_are_never_mixed_up(family):
         for thread in threads:
             thread.join()
     assert all(torch.equal(results[i], alone[i]) for i in range(3))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_model_that_drafts_for_itself(family):
+    """One `generate` within another: the inner one took the grids of the outer one's images away."""
+    model = shared(family)
+    inputs = row(make_inputs(model), 0)
+    for method in (Planted(plan=((0, 2),), layer=1), vlmprune.SGL(guide=build(family, seed=1), keep=3, layer=1)):
+        with vlmprune.wrap(model, method) as pruned:
+            plain = pruned.generate(**inputs, max_new_tokens=5, do_sample=False)
+            drafted = pruned.generate(**inputs, max_new_tokens=5, do_sample=False, assistant_model=model)
+            assert drafted.tolist() == plain.tolist()
+            assert [kept.tolist() for kept in drafted.report.kept] == [kept.tolist() for kept in plain.report.kept]
+            assert pruned.report is drafted.report

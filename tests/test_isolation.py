@@ -74,12 +74,12 @@ def test_kept_tokens_turn_by_their_original_positions(family, monkeypatch):
         expected = reference(model, inputs, plan, 1, 3, out.sequences[:, -3:])
         return float((logits - expected).abs().max())
 
-    def first_rows(self, stage, kwargs, hidden):
+    def first_rows(self, stage, chosen, kwargs, hidden):
         cos, sin = kwargs["position_embeddings"]
         return cos[..., : hidden.shape[1], :], sin[..., : hidden.shape[1], :]
 
     assert distance() < 1e-4
-    monkeypatch.setattr(forward.Prefill, "_positions", first_rows)
+    monkeypatch.setattr(forward.Prefill, "_cos_sin", first_rows)
     assert distance() > 1e-2
 
 

@@ -16,7 +16,7 @@ from tests.support.running import assert_near, generate, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, of_ids, padded, row
 from vlmprune.flow.locate import ImageGrid, ImageSpan, SampleLayout, no_place
 from vlmprune.flow.select import Selection, count_for, top_k_per_image, with_last
-from vlmprune.methods.base import Prompt, Pruner
+from vlmprune.methods.base import Pruner, PruningContext
 from vlmprune.methods.registry import BUILT_IN
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -40,7 +40,7 @@ def ending_in_its_image(model: Any, side: str = "left") -> Inputs:
 class First(Pruner):
     """A user's method that selects by itself: the first tokens of every image."""
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         return Selection(
             [
                 torch.cat([span.positions[: count_for(self.keep, span.count)] for span in layout.images])
@@ -55,7 +55,7 @@ class Early(Pruner):
 
     name: ClassVar[str] = ""
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         return [-torch.arange(layout.count) for layout in prompt.layouts]
 
 

@@ -70,6 +70,34 @@ def test_a_gradient_of_any_depth_is_the_gradient_in_eight_bits(name: str) -> Non
     assert np.asarray(seen).mean() == pytest.approx(127.5, abs=0.5)
 
 
+def tiff(values: np.ndarray, packed: bytes, bits: int, *, white_is_zero: bool = False) -> Image.Image:
+    """An uncompressed grey TIFF of unsigned numbers, from the tags of TIFF 6.0."""
+    height, width = values.shape
+    entries = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, 0 if white_is_zero else 1),
+               (273, 4, 8), (277, 3, 1), (278, 3, height), (279, 4, len(packed)), (339, 3, 1)]  # fmt: skip
+    written = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    head = b"II*\0" + struct.pack("<I", 8 + len(packed))
+    return Image.open(io.BytesIO(head + packed + struct.pack("<H", len(entries)) + written + bytes(4)))
+
+
+def test_tiff_says_what_its_numbers_mean() -> None:
+    """Twelve bits end at 4,095, 32 unsigned ones do not turn negative, and white may be 0."""
+    values = np.tile(np.arange(256) * 4095 // 255, (4, 1))
+    pairs = values.reshape(-1, 2)
+    first, second = pairs[:, 0], pairs[:, 1]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype("u1").tobytes()
+    large = np.tile(np.arange(256, dtype="u8") * 0x01010101, (4, 1))
+    sixteen, eight = RAMP.astype("<u2").tobytes(), EIGHT.astype("u1").tobytes()
+    for image, wanted in (
+        (tiff(values, packed, 12), EIGHT),
+        (tiff(large, large.astype("<u4").tobytes(), 32), EIGHT),
+        (tiff(RAMP, sixteen, 16), EIGHT),
+        (tiff(RAMP, sixteen, 16, white_is_zero=True), 255 - EIGHT),
+        (tiff(EIGHT, eight, 8, white_is_zero=True), 255 - EIGHT),
+    ):
+        assert np.abs(np.asarray(as_rgb(image), int) - wanted[..., None]).max() <= 1, image
+
+
 @pytest.mark.parametrize("make", [lambda v: pgm(v), lambda v: saved(Image.fromarray(v.astype("u2")), "PNG")])
 def test_sixteen_bits_have_a_range_of_their_own(make: Callable[[np.ndarray], Image.Image]) -> None:
     """A dark picture stays dark: its brightest value is no white."""
@@ -226,7 +254,7 @@ def test_ask_and_its_overlay_see_a_turned_grey_photo_as_it_looks() -> None:
     stored = saved(Image.fromarray(values.astype("u2")), "PNG", exif=exif)
     eight = np.rint(np.rot90(values, -1) / 257).astype("u1")
     plain = Image.fromarray(np.repeat(eight[..., None], 3, axis=2))
-    from vlmprune.api import prepare
+    from vlmprune.inputs.chat import prepare
 
     given, wanted = (prepare(processor, image, "What colour is the star?")["pixel_values"] for image in (stored, plain))
     assert torch.equal(given, wanted)

@@ -21,13 +21,12 @@ from transformers import AutoModelForImageTextToText
 import vlmprune
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
-from vlmprune.api import prepare
-from vlmprune.apps.demo.engine import Engine, Setting
+from vlmprune.apps.demo.engine import Engine, MethodChoice
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
-from vlmprune.inputs import check_question, load_processor
-from vlmprune.inputs.placeholders import placeholders
-from vlmprune.inputs.processor import reason
+from vlmprune.inputs.chat import prepare
+from vlmprune.inputs.placeholders import check_question, placeholders
+from vlmprune.inputs.processor import load_processor, reason
 
 QUESTION = "What colour is the star?"
 RED = Image.new("RGB", (40, 30), (200, 30, 60))
@@ -218,7 +217,9 @@ def test_every_way_to_ask_refuses_it() -> None:
         "heads": lambda: vlmprune.ACT().calibrate(large, data, processor=processor),
         "captioner": lambda: VisionModel(large, processor).probability([RED], [bad], yes="yes", no="no"),
         "sinks": lambda: vlmprune.find_sinks(large, **prepare(processor, RED, bad)),
-        "demo": lambda: Engine(load_models(None, None, trust_remote_code=False)).run(RED, bad, Setting("uniform", 0.5)),
+        "demo": lambda: Engine(load_models(None, None, trust_remote_code=False)).run(
+            RED, bad, MethodChoice("uniform", 0.5)
+        ),
     }
     for way in ways.values():
         with pytest.raises(VlmpruneError, match="The question holds '<image>'"):
@@ -238,6 +239,48 @@ def test_the_command_line_says_it_in_a_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "The question holds '<image>'" in error
+
+
+@pytest.mark.parametrize("size", [(1, 300), (900, 2)])
+def test_a_picture_that_the_processor_refuses_is_one_sentence(
+    size: tuple[int, int], processors: Any, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qwen's refuse what is 200 times as long as wide: asked, on the command line, captioned, and in an evaluation."""
+    from eval.run import main
+    from tests.eval.data import put
+    from vlmprune.apps.cli import app
+
+    long = Image.new("RGB", size)
+    long.save(tmp_path / "long.png")
+    model = AutoModelForImageTextToText.from_pretrained(folders["qwen2_vl"])
+    with vlmprune.wrap(model, "uniform", keep=0.5, processor=processors["qwen2_vl"]) as pruned:
+        ways = (
+            lambda: pruned.ask(long, QUESTION),
+            lambda: VisionModel(pruned).probability([long], ["x"], yes="yes", no="no"),
+        )
+        for way in ways:
+            with pytest.raises(
+                VlmpruneError, match=r"aspect ratio must be smaller than 200.*; change what it names\.$"
+            ):
+                way()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        app(["ask", str(tmp_path / "long.png"), QUESTION, "--model", str(folders["qwen2_vl"])])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    rows = [{"image": f"{name}.jpg", "question": "What?", "answers": [{"answer": "can"}] * 10} for name in "abc"]
+    put(tmp_path / "vizwiz", "val.json", rows)
+    for name, image in (("a", RED), ("b", long), ("c", RED)):
+        (tmp_path / "vizwiz/val").mkdir(exist_ok=True)
+        image.save(tmp_path / f"vizwiz/val/{name}.jpg")
+    options = ["--task", "vizwiz", "--max-new-tokens", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    named = ["--model", str(folders["qwen2_vl"]), "--method", "uniform", "--keep", "0.5", "--batch-size", "3"]
+    assert main([*options, *named]) == 0
+    (found,) = (tmp_path / "out").rglob("summary.json")
+    summary = json.loads(found.read_text())
+    assert (summary["questions"], summary["answered"]) == (3, 2)
+    assert [one["where"] for one in summary["bad"]] == ["b.jpg"]
+    assert "aspect ratio" in summary["bad"][0]["why"]
 
 
 def test_eval_leaves_such_a_question_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from transformers.modeling_utils import slice_logits_to_keep
 
 import vlmprune
 from tests.support.planted import Planted
@@ -18,6 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 FAMILIES = ("llava", "mllama")  # whose rows we take, and whose model takes them itself
 LAST = {"llava": 17, "mllama": 9}  # text in every sample
+
+
+def taken(logits: torch.Tensor, keep: Any) -> torch.Tensor:
+    """What transformers 5.24 takes of logits [B, S, vocabulary]; older versions index with whatever they get."""
+    if isinstance(keep, torch.Tensor) and keep.dim() == 2:
+        return torch.take_along_dim(logits, keep[..., None], dim=1)
+    return logits[:, keep]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +55,7 @@ def test_forms_that_transformers_takes(family, form):
     plan = plan_of(model, inputs, "ragged")
     keep = form(LAST[family])
     try:
-        wanted = slice_logits_to_keep(all_logits(model, inputs, plan, 1), keep)
+        wanted = taken(all_logits(model, inputs, plan, 1), keep)
     except (TypeError, IndexError):
         pytest.skip("not before vlmprune either")
     with vlmprune.wrap(model, Planted(plan=plan, layer=1)), torch.no_grad():

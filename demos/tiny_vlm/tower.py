@@ -250,10 +250,7 @@ def train_tower(work: Path, minutes: float, lr: float = 1.5e-3, batch: int = 32,
     folder = work / "tower"
     state = State(PatchNamer(), lr, folder, ema=0.998)
     state.load()
-    start = state.meta["seconds"] if more else 0.0
-    budget = 60 * (more or minutes)
-    if more:
-        state.meta["start_step"] = state.meta["step"]
+    start, budget = state.begin(minutes, more)
     while state.meta["seconds"] - start < budget:
         rng = random.Random(state.meta["step"])
         first = state.meta["images"]

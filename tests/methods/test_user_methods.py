@@ -23,21 +23,21 @@ from vlmprune.methods.declared import FLAGS
 class Chooser(vlmprune.Pruner):
     """Returns what it is told to."""
 
-    makes: ClassVar[Callable[[vlmprune.Prompt], Any]]
+    makes: ClassVar[Callable[[vlmprune.PruningContext], Any]]
 
-    def select(self, prompt: vlmprune.Prompt) -> Any:
+    def select(self, prompt: vlmprune.PruningContext) -> Any:
         return type(self).makes(prompt)
 
 
 @dataclass(frozen=True)
 class Scorer(vlmprune.Pruner):
-    makes: ClassVar[Callable[[vlmprune.Prompt], Any]]
+    makes: ClassVar[Callable[[vlmprune.PruningContext], Any]]
 
-    def score(self, prompt: vlmprune.Prompt) -> Any:
+    def score(self, prompt: vlmprune.PruningContext) -> Any:
         return type(self).makes(prompt)
 
 
-def run(kind: type[vlmprune.Pruner], makes: Callable[[vlmprune.Prompt], Any]) -> list[list[int]]:
+def run(kind: type[vlmprune.Pruner], makes: Callable[[vlmprune.PruningContext], Any]) -> list[list[int]]:
     """What two samples of 9 visual tokens keep."""
     model = shared("llava")
     made = type("Mine", (kind,), {"makes": staticmethod(makes)})
@@ -166,7 +166,7 @@ def body(**names: Any) -> Callable[[], object]:
         ({"exclude_sink": True}, "exclude_sinks"),
         ({"scores": lambda self, prompt: []}, "score"),
         ({"selects": lambda self, prompt: []}, "select"),
-        ({"reader": lambda self, prompt: []}, "readers"),
+        ({"query_position": lambda self, prompt: []}, "query_positions"),
         ({"stages_layers": lambda self, layers: ()}, "stage_layers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
@@ -180,10 +180,31 @@ def test_a_misspelt_method_of_an_intervention():
     sentence(call, "Mine", "'watchers'", "'watcher'")
 
 
-@pytest.mark.parametrize("flag", ["reads_attention", "reads_keys", "reads_vision", "reads_text"])
+@pytest.mark.parametrize("flag", ["reads_attention", "reads_keys", "reads_vision", "reads_text", "exclude_sinks"])
 @pytest.mark.parametrize("value", ["yes", 1, None], ids=repr)
 def test_a_declaration_of_another_type(flag, value):
     sentence(body(**{flag: value}), "Mine", flag, repr(value), "True or False")
+
+
+@pytest.mark.parametrize("how", ["option", "declaration", "neither"])
+def test_sinks_are_handed_to_those_that_exclude_them(how):
+    seen = []
+
+    def score(self, prompt):
+        seen.append(prompt.sinks)
+        return [torch.arange(layout.count).float() for layout in prompt.layouts]
+
+    names: dict[str, Any] = {"reads_attention": True, "layer": 1, "__annotations__": {"layer": "int"}, "score": score}
+    if how != "neither":
+        names["exclude_sinks"] = how == "declaration"
+    if how == "option":
+        names["__annotations__"]["exclude_sinks"] = "bool"
+    made = dataclass(frozen=True)(type("Mine", (vlmprune.Pruner,), names))
+    assert made.exclude_sinks is (how == "declaration") and vlmprune.Pruner.exclude_sinks is False
+    model = shared("llava")
+    with vlmprune.wrap(model, made(**({"exclude_sinks": True} if how == "option" else {}))), torch.no_grad():
+        model(**make_inputs(model))
+    assert (seen[0] is None) is (how == "neither")
 
 
 def test_a_declaration_that_no_method_has():
@@ -198,10 +219,10 @@ def test_helpers_of_ones_own_are_fine():
         sharpness: float = 1.0
         layers: int = 2
 
-        def score(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def score(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return self.scores(prompt)
 
-        def scores(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def scores(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return [torch.zeros(layout.count) for layout in prompt.layouts]
 
         def selection_of(self) -> None: ...
@@ -217,7 +238,7 @@ def test_options_without_a_dataclass():
     class Mine(vlmprune.Pruner):
         sharpness: float = 2.0
 
-        def score(self, prompt: vlmprune.Prompt) -> list[torch.Tensor]:
+        def score(self, prompt: vlmprune.PruningContext) -> list[torch.Tensor]:
             return [torch.zeros(layout.count) for layout in prompt.layouts]
 
     ways = (
@@ -250,7 +271,7 @@ def test_a_method_that_ranks_nothing():
 
 def test_every_built_in_class_passes():
     """Checked as they were defined; here that nothing made them pass but themselves."""
-    for cls in vlmprune.methods().values():
+    for cls in vlmprune.list_methods().values():
         type("Own", (cls,), {})
 
 

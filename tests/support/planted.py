@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tests.support.reference import visual_slots
 from vlmprune.flow.select import Selection
-from vlmprune.methods.base import Prompt, Pruner
+from vlmprune.methods.base import Pruner, PruningContext
 
 Plan = tuple[tuple[int, ...], ...]
 
@@ -23,7 +23,7 @@ class Planted(Pruner):
     name: ClassVar[str] = "planted"
     plan: Plan = ()
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         beams = len(prompt.layouts) // len(self.plan)
         return Selection([torch.tensor(self.plan[i // beams]) for i in range(len(prompt.layouts))])
 

@@ -9,47 +9,47 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..flow.locate import SampleLayout
+from ..flow.prompt_state import PromptState
 from ..flow.stage import Stage
 from ..methods.base import Method
-from ..runtime.prefill import CrossPrefill, Prefill
 from .flops import ModelCost
 from .report import Report
 
 
-def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:
+def prompt_report(state: PromptState, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:
     """The report of a prompt whose forward just ended; of `repeats` equal rows (beams) the first stands for all.
 
     `seconds` is left to the caller, who held the clock.
     """
-    layouts = prefill.layouts[::repeats]
+    layouts = state.layouts[::repeats]
     visual = [layout.count for layout in layouts]
-    text_rows = prefill.valid[::repeats].sum(dim=1).tolist()
-    stages = [(stage, [len(k) for k in stage.kept[::repeats]]) for stage in prefill.stages if stage.chosen is not None]
+    text_rows = state.valid[::repeats].sum(dim=1).tolist()
+    stages = [(stage, [len(k) for k in stage.kept[::repeats]]) for stage in state.stages if stage.chosen is not None]
     kept = [torch.arange(v) for v in visual]
-    if prefill.stages:
-        kept = prefill.stages[-1].kept[::repeats]
+    if state.stages:
+        kept = state.stages[-1].kept[::repeats]
     kept_tokens = [len(k) for k in kept]
-    length = prefill.valid.shape[1]
-    cross = isinstance(prefill, CrossPrefill)
+    length = state.valid.shape[1]
+    cross = state.cross_attention
     pruned_from = stages[0][0].layer if stages else layers
     seeing = [i for i in range(layers) if cost.layers[i].cross or not cross]
 
-    left = {} if cross else {stage.layer: rows_left(prefill, stage, repeats) for stage, _ in stages}
+    left = {} if cross else {stage.layer: rows_left(state, stage, repeats) for stage, _ in stages}
 
     def visual_at(i: int) -> list[int]:
         return next((counts for stage, counts in reversed(stages) if stage.layer <= i), visual)
 
     def columns_at(i: int) -> int:
-        stage = prefill.stage_at(i)
+        stage = state.stage_at(i)
         assert stage is not None and stage.chosen is not None
         return stage.chosen.index.shape[1]
 
     def rows_at(i: int, full: bool = False) -> list[Any]:
-        stage = prefill.stage_at(i)
+        stage = state.stage_at(i)
         return text_rows if cross or full or stage is None or stage.on_host is None else left[stage.layer]
 
     # The keys of cross-attention layers are pruned, the rows of the sequence in all other families.
-    full = [prefill.columns if cost.layers[i].cross else length for i in range(layers)]  # type: ignore[attr-defined]  # only CrossPrefill has cross layers
+    full = [state.cross_columns if cost.layers[i].cross else length for i in range(layers)]
     lengths = [columns_at(i) if i >= pruned_from and cost.layers[i].cross == cross else full[i] for i in range(layers)]
     batch = len(layouts)
     average = sum(sum(visual_at(i)) for i in seeing) / len(seeing) / batch
@@ -69,19 +69,19 @@ def prompt_report(prefill: Prefill, method: Method, cost: ModelCost, layers: int
         kv_bytes=cost.kv_bytes(lengths, batch),
         kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
-        rows=prefill.rows.positions()[::repeats],
+        rows=state.rows.positions()[::repeats],
         notes=[] if any(visual) else ["no image in the prompt: nothing to prune, the model ran as it is"],
     )
 
 
-def rows_left(prefill: Prefill, stage: Stage, repeats: int) -> list[Any]:
+def rows_left(state: PromptState, stage: Stage, repeats: int) -> list[Any]:
     """Per sample the rows that a stage has left: where they stood, since a window is counted in original positions, or
     how many they are where positions are re-indexed."""
-    assert stage.on_host is not None and prefill.pruner is not None, "something was dropped"
+    assert stage.on_host is not None, "something was dropped"
     index, real = stage.on_host.index[::repeats], stage.on_host.real[::repeats]
-    if prefill.pruner.positions == "compact":
+    if state.reindexed:
         return real.sum(dim=1).tolist()
-    firsts = prefill.valid[::repeats].int().argmax(dim=1)
+    firsts = state.valid[::repeats].int().argmax(dim=1)
     return [own[some] - first for own, some, first in zip(index, real, firsts, strict=True)]
 
 

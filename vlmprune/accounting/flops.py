@@ -26,8 +26,8 @@ class LayerCost:
 
     linear: int  # a text (or visual) row of the sequence
     cross_linear: int  # a visual token in a cross-attention layer (keys and values), else 0
-    query_width: int  # heads * head width
-    kv_width: int  # key-value heads * head width
+    query_width: int  # heads * head width; the mean of keys' and values' where these differ
+    kv_width: int  # key-value heads * head width: half of what the cache keeps of a token
     window: Window | None
     cross: bool
 
@@ -131,14 +131,29 @@ def model_cost(family: Family, model: Any) -> ModelCost:
     """Count a model's layers once, at wrap time."""
     text = family.language_model(model)
     config = text.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     layers = []
     for layer, window in zip(text.layers, windows_of(family.attentions(model), config), strict=True):
         cross = hasattr(layer, "cross_attn")
         keys_values = linear_size(layer.cross_attn.k_proj) + linear_size(layer.cross_attn.v_proj) if cross else 0
         linear = linear_size(layer, config) - keys_values
-        layers.append(LayerCost(linear, keys_values, heads * width, kv_heads * width, window, cross))
+        attends, kept = widths(family.attention(layer), config)
+        layers.append(LayerCost(linear, keys_values, attends, kept, window, cross))
     head = model.get_output_embeddings()
     number = next(text.parameters()).element_size()
     return ModelCost(tuple(layers), linear_size(head), max(2, number))
+
+
+def widths(attention: Any, config: Any) -> tuple[int, int]:
+    """`query_width` and `kv_width` of an attention module.
+
+    The modules' own sizes count before the config's: layers may differ in their heads (MiMo), and latent attention
+    (DeepSeek) keeps neither keys nor values but what both are made of.
+    """
+    heads = config.num_attention_heads
+    width = _int(attention, "head_dim") or getattr(config, "head_dim", None) or config.hidden_size // heads
+    if latent := getattr(attention, "kv_a_proj_with_mqa", None):
+        both = attention.qk_head_dim + attention.v_head_dim
+        return heads * both // 2, latent.out_features // 2
+    parts = [_int(getattr(attention, name, None), "out_features") for name in ("k_proj", "v_proj")]
+    kept = sum(part for part in parts if part) if all(parts) else 2 * config.num_key_value_heads * width
+    return heads * width, kept // 2

@@ -9,21 +9,19 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.compact import Compaction
+from ..flow.prompt_state import PromptState
 from ..flow.sinks import eligible_layers
 from ..hf.cache_state import note, noted, physical_sizes, repeated
 from ..ops.gather import gather_positions
 from .observer import Watcher
 from .probe import AttentionCall
-
-if TYPE_CHECKING:
-    from ..runtime.prefill import Prefill
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,16 @@ class Columns:
 UNPRUNED = -1  # stands for the layer of a stage that there is none of
 
 
-def columns_of(prefill: Prefill) -> Columns:
+def columns_of(state: PromptState) -> Columns:
     """The columns of an uncompacted prompt, on the CPU."""
-    valid = prefill.valid
+    valid = state.valid
     visual = torch.zeros_like(valid)
     asking = torch.zeros_like(valid)
-    for row, layout in enumerate(prefill.layouts):
+    for row, layout in enumerate(state.layouts):
         visual[row, layout.slots] = True
         if layout.count:
             asking[row, int(layout.slots[-1]) + 1 :] = True
-    real = prefill.prompt_valid
+    real = state.prompt_valid
     return with_rows(visual & real, real, asking & valid)
 
 
@@ -111,7 +109,7 @@ class Editor(Watcher):
                 f"{name!r} changes decoder layers 2 to L-2, of which a model of {layers} layers has none; use a deeper "
                 "one."
             )
-        self.prefill: Prefill | None = None
+        self.state: PromptState | None = None
         self._cache: weakref.ref[Any] | None = None  # the editor outlives a call, and must not keep its cache alive
         self.marks: dict[int, Tensor] = {}
         self.offsets: dict[int, int] = {}
@@ -120,9 +118,9 @@ class Editor(Watcher):
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
         return self.eligible
 
-    def prompt(self, prefill: Prefill) -> None:
-        self.prefill, self._cache, self.marks, self.offsets = prefill, None, {}, {}
-        self._columns = {(UNPRUNED, torch.device("cpu")): columns_of(prefill)}
+    def prompt(self, state: PromptState) -> None:
+        self.state, self._cache, self.marks, self.offsets = state, None, {}, {}
+        self._columns = {(UNPRUNED, torch.device("cpu")): columns_of(state)}
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in self.text.layers):
             raise VlmpruneError(
                 f"Gradient checkpointing runs layers a second time, where {self.name!r} cannot edit them; call "
@@ -130,7 +128,7 @@ class Editor(Watcher):
             )
 
     def step(self, ids: Tensor | None, cache: Any) -> None:
-        self.prefill, self._cache, self.offsets = None, weakref.ref(cache), {}
+        self.state, self._cache, self.offsets = None, weakref.ref(cache), {}
         found = noted(cache, self.name)
         if found is None:
             warnings.warn(
@@ -143,22 +141,22 @@ class Editor(Watcher):
     def entering(self, layer: int, hidden: Tensor) -> None:
         if layer not in self.eligible:
             return
-        if self.prefill is None:
+        if self.state is None:
             if layer in self.marks:
                 # Of a sliding window only the last columns are left; asked here, before the step's own are added.
                 cache = self._cache() if self._cache is not None else None
                 assert cache is not None, "the step that fills it is running"
                 self.offsets[layer] = physical_sizes(cache, hidden.shape[1], layer)[1]
             return
-        if self._cache is None and self.prefill.cache is not None:
-            self._cache = weakref.ref(self.prefill.cache)
-            note(self.prefill.cache, self.name, self.marks)
+        if self._cache is None and self.state.cache is not None:
+            self._cache = weakref.ref(self.state.cache)
+            note(self.state.cache, self.name, self.marks)
         self.enter_prompt(layer, hidden, self.columns(layer, hidden.device))
 
     def columns(self, layer: int, device: torch.device) -> Columns:
         """The columns that this layer holds of the prompt, made once for all layers alike."""
-        assert self.prefill is not None
-        stage = self.prefill.stage_at(layer)
+        assert self.state is not None
+        stage = self.state.stage_at(layer)
         chosen = stage.on_host if stage is not None else None
         since = stage.layer if stage is not None and chosen is not None else UNPRUNED
         if (since, device) not in self._columns:
@@ -168,7 +166,7 @@ class Editor(Watcher):
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
         check_readable(call, self.name)
-        if self.prefill is not None:
+        if self.state is not None:
             return self.edit_prompt(layer, call, output, self.columns(layer, output.device))
         if layer not in self.marks:
             return None

@@ -6,18 +6,16 @@ Shapes: B batch, S sequence, V visual tokens of a sample, H heads, R text rows, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..flow.locate import SampleLayout
+from ..flow.prompt_state import PromptState
 from ..flow.score import visual_columns
 from .observer import Watcher
 from .probe import AttentionCall
-
-if TYPE_CHECKING:
-    from ..runtime.prefill import Prefill
 
 _LARGEST_MAP = 1 << 25  # attention weights made at once: 128 MiB in fp32
 
@@ -35,7 +33,7 @@ class ImportanceWatcher(Watcher):
 
     def __init__(self, visual_ids: Sequence[int], *, causal: bool = True) -> None:
         self._visual_ids, self._causal = visual_ids, causal
-        self._prefill: Prefill | None = None
+        self._state: PromptState | None = None
         self._sums: Tensor | None = None
         self.expect(ends=[], steps=None)
 
@@ -43,18 +41,18 @@ class ImportanceWatcher(Watcher):
         """For the next run: the ids of end-of-sequence tokens, and of how many steps rows count (None: of all)."""
         self._ends, self._steps = ends, steps
 
-    def prompt(self, prefill: Prefill) -> None:
-        self._prefill, self._sums, self._taken = prefill, None, 0
-        self._seen = prefill.input_ids.shape[1]
-        ids, valid = prefill.input_ids, prefill.valid
+    def prompt(self, state: PromptState) -> None:
+        self._state, self._sums, self._taken = state, None, 0
+        self._seen = state.input_ids.shape[1]
+        ids, valid = state.input_ids, state.valid
         visual = torch.isin(ids, torch.tensor(self._visual_ids)) & valid
         # A sample's text rows begin after its last visual token; one without an image has none.
         behind = visual.int().flip(1).cumsum(1).flip(1) == 0
         counts = behind & visual.any(dim=1, keepdim=True) & valid
         for row in (visual.any(dim=1) & ~counts.any(dim=1)).nonzero()[:, 0].tolist():
             counts[row, int(visual[row].nonzero()[-1])] = True
-        self._set_rows(counts, prefill.device)
-        self._awake = torch.ones(len(ids), dtype=torch.bool, device=prefill.device)
+        self._set_rows(counts, state.device)
+        self._awake = torch.ones(len(ids), dtype=torch.bool, device=state.device)
 
     def _set_rows(self, counts: Tensor, device: torch.device) -> None:
         """Rows to read from a mask [B, S] on the CPU: as many in every sample, those too many with weight 0."""
@@ -92,8 +90,8 @@ class ImportanceWatcher(Watcher):
     @property
     def layouts(self) -> list[SampleLayout]:
         """Where the last prompt's visual tokens are."""
-        assert self._prefill is not None, "no prompt was seen"
-        return self._prefill.layouts
+        assert self._state is not None, "no prompt was seen"
+        return self._state.layouts
 
     def importance(self) -> list[Tensor]:
         """Of the last prompt and the steps after it: per sample [V], fp32."""

@@ -121,6 +121,24 @@ def check_window(config: Any, window: Window | None, length: int) -> None:
         )
 
 
+def check_scale(attention: Any, length: int) -> None:
+    """Refuse Llama 4's layers that scale queries by their row where a pruned prompt's rows would get other scales.
+
+    Args:
+        length: of the unpruned prompt.
+    Raises:
+        VlmpruneError: the prompt is so long that the scale changes within it.
+    """
+    if not getattr(attention, "attn_temperature_tuning", False) or getattr(attention, "use_rope", True):
+        return
+    if length >= attention.floor_scale:
+        raise VlmpruneError(
+            f"Layers without rotary embeddings scale the queries of a prompt of {length} tokens by their row from "
+            f"{attention.floor_scale} tokens on, which a pruned prompt changes; load the model with "
+            "attn_temperature_tuning=False in its text config."
+        )
+
+
 def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool) -> Any:
     """Rows and columns of a layer's mask.
 

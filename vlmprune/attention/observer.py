@@ -6,15 +6,13 @@ Shapes: B batch, S sequence, H heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import VlmpruneError
+from ..flow.prompt_state import PromptState
 from .probe import AttentionCall
-
-if TYPE_CHECKING:
-    from ..runtime.prefill import Prefill
 
 
 class Watcher:
@@ -36,8 +34,8 @@ class Watcher:
         Here, and only here, the language model may be run on something else: no hook watches it yet.
         """
 
-    def prompt(self, prefill: Prefill) -> None:
-        """A prompt begins; `prefill.layouts` says where its visual tokens are."""
+    def prompt(self, state: PromptState) -> None:
+        """A prompt begins; `state.layouts` says where its visual tokens are."""
 
     def step(self, ids: Tensor | None, cache: Any) -> None:
         """A step on a filled cache begins; `ids` [B, S] are its new tokens."""

@@ -6,19 +6,17 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width, L layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..families import Family
 from ..flow.locate import SampleLayout
+from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, phi
 from .observer import Watcher
 from .sink_dims import SinkDims
-
-if TYPE_CHECKING:
-    from ..runtime.prefill import Prefill
 
 
 class VisualSinkWatcher(Watcher):
@@ -32,7 +30,7 @@ class VisualSinkWatcher(Watcher):
 
     def __init__(self, family: Family, model: Any) -> None:
         self.sinks = SinkDims(family, model, tau=None, dims=None, what="exclude_sinks")
-        self._prefill: Prefill | None = None
+        self._state: PromptState | None = None
         self._running = False
         self._by_layer: dict[int, list[Tensor]] = {}
 
@@ -43,16 +41,16 @@ class VisualSinkWatcher(Watcher):
         if ids is not None and valid is not None:
             self.sinks.find(ids, valid)
 
-    def prompt(self, prefill: Prefill) -> None:
-        self._prefill, self._running, self._by_layer = prefill, True, {}
+    def prompt(self, state: PromptState) -> None:
+        self._state, self._running, self._by_layer = state, True, {}
 
     def step(self, ids: Tensor | None, cache: Any) -> None:
         self._running = False
 
     def entering(self, layer: int, hidden: Tensor) -> None:
         # After a compaction the layouts no longer say where the visual tokens stand.
-        if self._running and self._prefill is not None and self._prefill.chosen is None and layer >= FIRST_LAYER:
-            self._by_layer[layer] = self.among(hidden, self._prefill.layouts, layer)
+        if self._running and self._state is not None and self._state.chosen is None and layer >= FIRST_LAYER:
+            self._by_layer[layer] = self.among(hidden, self._state.layouts, layer)
 
     def among(self, hidden: Tensor, layouts: Sequence[SampleLayout], layer: int) -> list[Tensor]:
         """The sinks among the visual tokens whose residual stream [B, S, D] enters a layer: per sample bool [V]."""
@@ -68,9 +66,9 @@ class VisualSinkWatcher(Watcher):
 
     def often(self) -> list[Tensor]:
         """The visual tokens of the last prompt that are sinks in at least half of the layers from 2 on: bool [V]."""
-        assert self._prefill is not None, "no prompt was seen"
+        assert self._state is not None, "no prompt was seen"
         if not self._by_layer:
-            return [torch.zeros(layout.count, dtype=torch.bool) for layout in self._prefill.layouts]
+            return [torch.zeros(layout.count, dtype=torch.bool) for layout in self._state.layouts]
         samples = zip(*self._by_layer.values(), strict=True)
         return [torch.stack([one.cpu() for one in layers]).float().mean(dim=0) >= 0.5 for layers in samples]
 

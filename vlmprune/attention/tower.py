@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,16 +14,8 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
+from ..flow.prompt_state import VisionStats
 from .probe import AttentionCall, clear_observers, observe
-
-
-@dataclass(frozen=True)
-class VisionStats:
-    """One sample's: `received` [V], attention from the class token (without one: from all tokens), mean over heads, and
-    `keys` [V, D], mean over heads."""
-
-    received: Tensor
-    keys: Tensor
 
 
 class TowerReader:

@@ -5,6 +5,7 @@ divide -> describe -> aggregate; `divide`, `text`, `aggregate`, `provenance` and
 
 from __future__ import annotations
 
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 from .aggregate import Aggregator, AggregatorError, Candidate, Fusion, Grouping, Rewrite, Similar
 from .caption import Caption, CaptionCost, Node
 from .config import CaptionConfig

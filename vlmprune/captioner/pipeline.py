@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, checked
 from ..inputs.images import as_rgb
 from .aggregate import IMAGE, Aggregator
 from .caption import Caption, CaptionCost, tree_of
@@ -69,6 +69,7 @@ class PatchCaptioner:
         VlmpruneError: an argument does not fit.
     """
 
+    @checked
     def __init__(
         self,
         model: Any,
@@ -97,6 +98,7 @@ class PatchCaptioner:
             self.aggregator.temperatures |= {task: getattr(self.config, name) for task, name in heat.items()}
             self.aggregator.seed = seed
 
+    @checked
     def __call__(self, image: Image.Image) -> Caption:
         """The caption of an image.
 
@@ -109,6 +111,7 @@ class PatchCaptioner:
         (described,) = self.describe([image], cost)
         return self.aggregate(image, described, cost, calls=calls)
 
+    @checked
     def map(
         self, images: str | Path | Iterable[str | Path], out: str | Path, *, progress: bool = True
     ) -> list[dict[str, Any]]:
@@ -265,12 +268,12 @@ def objects_of(patches: Sequence[Patch]) -> list[Box]:
     return list(dict.fromkeys(box for patch in patches for box in patch.objects))
 
 
-def _identity(part: Any) -> dict[str, Any]:
-    """A part's name and plain settings; its `identity()` where it has one."""
-    name = getattr(part, "__qualname__", None) or type(part).__qualname__
-    if hasattr(part, "identity"):
-        return {"name": name, **part.identity()}
-    held = vars(part) if hasattr(part, "__dict__") else {}
+def _identity(component: Any) -> dict[str, Any]:
+    """A component's name and plain settings; its `identity()` where it has one."""
+    name = getattr(component, "__qualname__", None) or type(component).__qualname__
+    if hasattr(component, "identity"):
+        return {"name": name, **component.identity()}
+    held = vars(component) if hasattr(component, "__dict__") else {}
     plain = {k: v for k, v in held.items() if isinstance(v, str | int | float | bool) and k != "calls"}
     models = {k: getattr(getattr(v, "config", None), "_name_or_path", None) for k, v in held.items()}
     return {"name": name, **plain, **{k: v for k, v in models.items() if v is not None}}

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
-from ..api import PrunedModel, batched, conversation, plain_model, warn_unknown_words
+from ..api import PrunedModel, unwrap_peft
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
 from ..hf.arguments import on
 from ..hf.hooks import HANDLE
+from ..inputs.chat import batched, user_turn, warn_unknown_words
 from ..methods.combined import parts_of
-from ..methods.sgl import SGL
+from ..methods.guided import Guided
 from .sampling import SeededSampler, SharedPrefill
 
 
@@ -72,13 +73,13 @@ class VisionModel:
             raise VlmpruneError("The captioner needs the model's processor; pass PatchCaptioner(model, processor).")
         if not hasattr(self.processor, "apply_chat_template"):
             raise VlmpruneError(f"{type(self.processor).__name__} writes no chat prompts; pass the model's processor.")
-        plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
+        unwrap_peft(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
         self._refuse_exits()
 
     @property
     def plain(self) -> Any:
         """The transformers model itself."""
-        return plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)
+        return unwrap_peft(self.model.model if isinstance(self.model, PrunedModel) else self.model)
 
     @property
     def handle(self) -> PrunedModel | None:
@@ -163,10 +164,11 @@ class VisionModel:
 
     def _refuse_exits(self) -> None:
         """An exit would put one greedy answer of the guide in the place of all samples."""
-        for part in () if self.handle is None else parts_of(self.handle.method):
-            if isinstance(part, SGL) and part.exit_at is not None:
+        method = None if self.handle is None else self.handle.method
+        for part in () if method is None else parts_of(method):
+            if isinstance(part, Guided) and (exit_at := part.guide_settings().exit_at) is not None:
                 raise VlmpruneError(
-                    f"With exit_at={part.exit_at} one answer of the guide takes the place of a crop's samples; wrap "
+                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap "
                     "the model with exit_at=None to caption."
                 )
 
@@ -175,7 +177,7 @@ class VisionModel:
             yield range(at, min(count, at + self.batch_size))
 
     def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
-        talks = [conversation([one], text) for one, text in zip(images, questions, strict=True)]
+        talks = [user_turn([one], text) for one, text in zip(images, questions, strict=True)]
         return on(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:

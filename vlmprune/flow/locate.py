@@ -98,6 +98,11 @@ def ending(layout: SampleLayout, last: int) -> SampleLayout:
     return replace(layout, images=(*layout.images[:-1], replace(layout.images[-1], ends=True)))
 
 
+def last_valid(valid: Tensor) -> Tensor:
+    """The last prompt token of every row of a padding mask [B, S], left or right padded: [B]."""
+    return (valid.int() * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(dim=1)
+
+
 def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[SampleLayout]:
     """Deal the images out to the samples in order.
 

@@ -101,7 +101,7 @@ def checked_layers(layers: Any, depth: int, who: str) -> tuple[int, ...]:
     return tuple(int(one) for one in numbers)
 
 
-def checked_readers(readers: Any, valid: Tensor, who: str) -> list[Tensor] | None:
+def checked_query_positions(positions: Any, valid: Tensor, who: str) -> list[Tensor] | None:
     """Positions of the rows whose attention counts, int64 on the CPU, per sample; bool masks [S] and lists too.
 
     Args:
@@ -109,15 +109,17 @@ def checked_readers(readers: Any, valid: Tensor, who: str) -> list[Tensor] | Non
     Raises:
         VlmpruneError: none, or some that a prompt does not have.
     """
-    if readers is None:
+    if positions is None:
         return None
     wanted = "return the positions of tokens, 1-D, for each sample (one at least, where prompt.valid is True), or None"
     out = []
-    for sample, (value, real) in enumerate(_each(readers, valid, f"{who}.readers()", wanted)):
-        found = _whole_numbers(value, len(real), f"{who}.readers()", f"for sample {sample}", wanted)
+    for sample, (value, real) in enumerate(_each(positions, valid, f"{who}.query_positions()", wanted)):
+        found = _whole_numbers(value, len(real), f"{who}.query_positions()", f"for sample {sample}", wanted)
         known = found[(found >= 0) & (found < len(real))]
         if not len(found) or len(known) < len(found) or not bool(real[known].all()):
-            raise VlmpruneError(f"{who}.readers() returned {found.tolist()!s:.60} for sample {sample}; {wanted}.")
+            raise VlmpruneError(
+                f"{who}.query_positions() returned {found.tolist()!s:.60} for sample {sample}; {wanted}."
+            )
         out.append(found)
     return out
 
@@ -172,7 +174,7 @@ def _whole_numbers(value: Any, size: int, what: str, where: str, wanted: str) ->
 
 def readable(tensor: Tensor) -> bool:
     """Whether a tensor has numbers, one behind the other."""
-    return tensor.layout == torch.strided and not tensor.is_meta
+    return tensor.layout == torch.strided
 
 
 def _tensor(value: Any) -> Tensor | None:
@@ -189,8 +191,7 @@ def shown(value: Any) -> str:
     """A value in one line, as messages name it: tensors and arrays by dtype and shape."""
     if isinstance(value, Tensor):
         kind = "" if value.layout == torch.strided else f"{str(value.layout).removeprefix('torch.')} "
-        where = f" on {value.device.type}" if value.is_meta else ""
-        return f"a {kind}{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}{where}"
+        return f"a {kind}{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     if hasattr(value, "__array__") and getattr(value, "shape", None):
         return f"a {value.dtype} array of shape {tuple(value.shape)}"
     return " ".join(f"{value!r:.60}".split())

@@ -40,7 +40,7 @@ def check_transformers() -> None:
             f"transformers {installed} is newer than {NEWEST}, the newest version that vlmprune is tested with; if "
             f"results look wrong, install 'transformers=={NEWEST}.*'.",
             UserWarning,
-            stacklevel=3,  # the line that called `wrap`
+            stacklevel=4,  # the line that called `wrap`, whose arguments are checked between
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -114,16 +115,37 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     """The same, which may be the image itself: a copy of 24 megapixels takes 72 MB."""
     try:
         image.load()
-        # A 16-bit PGM comes as 32-bit integers, and a turned image has forgotten which file it was.
-        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+        numbers = _numbers(image)  # first, because a turned image has forgotten which file it was
         image = _turned(image)
         if image.mode == "F" or image.mode.startswith("I"):
-            return _grey(image, name, sixteen)
+            return _grey(image, name, numbers)
         if image.mode == "LAB":
             return _from_lab(image)
         return _on_white(image)
     except Exception as error:  # a file's image is unpacked here, and decoders raise whatever it leads them to
         raise unreadable(name, error) from None
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What a file says of greys of more than 8 bits.
+
+    `white`: the number that is white, None where the data decide. `wrapped`: large ones came out negative. `reverse`: 0
+    is white.
+    """
+
+    white: float | None
+    wrapped: bool = False
+    reverse: bool = False
+
+
+def _numbers(image: Image.Image) -> _Numbers:
+    # A 16-bit PGM comes as 32-bit integers, and 12 bits of a TIFF as they are in 16.
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    bits, reverse = tags.get(258, (16,))[0], tags.get(262) == 0
+    white = float(2**bits - 1 if 8 < bits < 16 else 65535) if sixteen else None
+    return _Numbers(white, wrapped=bits == 32 and tags.get(339, (1,))[0] == 1, reverse=reverse)
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -147,16 +169,18 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _grey(image: Image.Image, name: str, sixteen: bool) -> Image.Image:
+def _grey(image: Image.Image, name: str, numbers: _Numbers) -> Image.Image:
     """Numbers of more than 8 bits as RGB; see `as_rgb`."""
     import numpy as np
     from PIL import Image
 
     values = np.asarray(image).astype(np.float64)
+    if numbers.wrapped and image.mode == "I":
+        values[values < 0] += 2.0**32
     if not np.isfinite(values).all():
         raise VlmpruneError(f"{name!r} holds values that are not finite; replace them first")
-    if sixteen:
-        low, high = 0.0, 65535.0
+    if numbers.white is not None:
+        low, high = 0.0, numbers.white
     else:
         low, high = float(values.min()), float(values.max())
         if image.mode == "I" and low >= 0 and high <= 255:
@@ -165,6 +189,8 @@ def _grey(image: Image.Image, name: str, sixteen: bool) -> Image.Image:
         grey = np.full(values.shape, 0 if low == 0 else 128)
     else:
         grey = np.rint((values - low) / (high - low) * 255)
+    if numbers.reverse:
+        grey = 255 - grey
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = 255

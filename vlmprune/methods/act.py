@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -84,8 +85,8 @@ class ACT(Intervention):
         Raises:
             VlmpruneError: no data, no processor, or a file of another run.
         """
-        from ..calibrate.act_heads import calibrate  # it needs `wrap`, which needs this file
-
+        # By name: it needs `wrap`, which needs this file.
+        calibrate = resolve_name("vlmprune.calibrate.act_heads:calibrate")
         return calibrate(self, model, data, processor, path, score, generation_kwargs)
 
 

@@ -5,37 +5,38 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width, L decoder lay
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
+from abc import ABCMeta
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ..errors import VlmpruneError
-from ..flow.locate import SampleLayout
+from ..errors import VlmpruneError, check_call
+from ..flow.locate import SampleLayout, last_valid
+from ..flow.prompt_state import VisionStats
 from ..flow.returned import checked_scores
 from ..flow.select import Selection, check_keep, top_k_per_image
 from .declared import check_names, check_options
 
 if TYPE_CHECKING:
     from ..attention.observer import Watcher
-    from ..attention.tower import VisionStats
     from ..families import Family
 
 
-@dataclass(frozen=True)
-class Prompt:
+@dataclass(frozen=True, kw_only=True)
+class PruningContext:
     """What a pruner may look at, at the decoder layer before which it prunes.
 
     `layouts`: where each sample's visual tokens are. `hidden` [B, S, D]: hidden states entering the layer, or for
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask; both
     and the layouts are on the CPU, whatever the model runs on. `attention` [B, S or cross states]: attention received
     by each position from the last prompt token, mean over heads, in the layer before (only for methods that set
-    `reads_attention`); the sum over `readers` where a method names them. `keys` [B, H, S, D]: rotated keys of the layer
-    before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only for
-    guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
+    `reads_attention`); the sum over `query_positions` where a method names them. `keys` [B, H, S, D]: rotated keys of
+    the layer before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only
+    for guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
     `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
 
     Methods of several stages see at each what the earlier ones have left: `layouts` and `hidden` of the shortened
@@ -75,8 +76,22 @@ class Prompt:
         return (after if after.any() else text).nonzero()[:, 0]
 
 
+class Checked(ABCMeta):
+    """The type of method classes: wrong options of a constructor are said in a sentence."""
+
+    def __call__(cls, *given: Any, **options: Any) -> Any:
+        title = getattr(cls, "name", "") or cls.__name__
+        check_call(f"The method {title!r}", cls.__signature__, given, options)
+        return super().__call__(*given, **options)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        made: Any = cls
+        return inspect.Signature(list(inspect.signature(made.__init__).parameters.values())[1:])
+
+
 @dataclass(frozen=True)
-class Method:
+class Method(metaclass=Checked):
     """Base of pruners and attention interventions."""
 
     name: ClassVar[str] = ""
@@ -149,12 +164,15 @@ class Pruner(Method):
     keep: float | int = 0.25
     layer: int | float = 0
     positions: str = field(default="original", kw_only=True)
+    # Whether a method that reads attention is told the visual sinks; no field, since methods may make it an option.
+    exclude_sinks = False
     # What the method looks at beside the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
-    reads_question: ClassVar[bool] = False  # the text behind the image in any other way, `Prompt.question` included
+    # The text behind the image in any other way, `PruningContext.question` included.
+    reads_question: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -208,18 +226,18 @@ class Pruner(Method):
         """
         return (self.layer_index(layers) if layouts is None else self.layer_for(layers, layouts),)
 
-    def readers(self, prompt: Prompt) -> list[Tensor] | None:
+    def query_positions(self, prompt: PruningContext) -> list[Tensor] | None:
         """Per sample, positions 0..S-1 of the text tokens whose attention counts; None = the last prompt token.
 
         Asked once a prompt, before layer 0.
         """
         return None
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         """One number a visual token, higher is kept: per sample [V]."""
         raise NotImplementedError(f"{type(self).__name__} needs score() or select()")
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         """Which visual tokens stay; the best-scored of every image by default."""
         scores = checked_scores(self.score(prompt), prompt.layouts, type(self).__name__)
         pairs = zip(scores, prompt.layouts, strict=True)
@@ -237,8 +255,3 @@ def check_layer(layer: int | float) -> None:
         raise VlmpruneError(f"layer={layer!r} is no layer; {remedy}.")
     if layer < 0 or (isinstance(layer, float) and layer >= 1.0):
         raise VlmpruneError(f"layer={layer!r} is out of range; {remedy}.")
-
-
-def last_valid(valid: Tensor) -> Tensor:
-    """The last prompt token of every row of a padding mask [B, S], left or right padded: [B]."""
-    return (valid.int() * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(dim=1)

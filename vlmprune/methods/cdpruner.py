@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..flow.select import Selection, count_for
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 SMALL = 1e-6  # keeps the least relevant token possible, and the logarithm finite
 
@@ -26,7 +26,7 @@ class CDPruner(Pruner):
     name: ClassVar[str] = "cdpruner"
     reads_text: ClassVar[bool] = True
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         kept = []
         for sample, layout in enumerate(prompt.layouts):
             hidden = prompt.sample_hidden(sample).detach()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.select import Selection, count_for, ranking
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Dart(Pruner):
                 "more of each and one at least."
             )
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         assert prompt.keys is not None, "the session reads keys for every method that sets reads_keys"
         norms = prompt.keys.float().pow(2).sum(dim=(1, 3)).sqrt()  # [B, S]
         kept = []

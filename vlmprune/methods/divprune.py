@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..flow.select import Selection, count_for
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class DivPrune(Pruner):
 
     name: ClassVar[str] = "divprune"
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         kept = []
         for sample, layout in enumerate(prompt.layouts):
             hidden = prompt.sample_hidden(sample).detach()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..flow.locate import ImageSpan, grid_centres
 from ..flow.score import lattice_cells
 from ..flow.select import Selection, coarser_grid, count_for
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Downsample(Pruner):
 
     name: ClassVar[str] = "downsample"
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         kept, merged = [], []
         for sample, layout in enumerate(prompt.layouts):
             hidden = prompt.sample_hidden(sample)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..flow.score import visual_columns
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FastV(Pruner):
     layer: int | float = 2
     exclude_sinks: bool = False
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         assert prompt.attention is not None, "the session probes every method that sets reads_attention"
         received = visual_columns(prompt.attention, prompt.layouts)
         if prompt.sinks is None:

@@ -10,12 +10,33 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import count_for
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
+
+
+@dataclass(frozen=True)
+class GuideSettings:
+    """What a guided method says about its guide; `vlmprune.guide.runner.guide_for` makes it ready to run.
+
+    `model`: the guide, None = the pruned model itself. `processor`: the guide's, where it is not the model's.
+    `exit_at`: S from which the guide's answer is taken, None = never. `steps`: rank from at most this many of its
+    tokens, None = all. `check`: whether to measure consistency; `normalise`: as the geometric mean of the answer
+    tokens' probabilities, else their product. `exclude_sinks`: give the guide's visual sinks no importance. `runner`: a
+    `Guide` that is ready already.
+    """
+
+    model: Any = None
+    processor: Any = None
+    exit_at: float | None = None
+    steps: int | None = None
+    check: bool = True
+    normalise: bool = True
+    exclude_sinks: bool = False
+    runner: Any = None
 
 
 @dataclass(frozen=True)
 class Guided(Pruner):
-    """Keeps the visual tokens of highest `Prompt.importance`, which the session was given for this prompt.
+    """Keeps the visual tokens of highest `PruningContext.importance`, which the session was given for this prompt.
 
     `layer=None` is SGL's rule: as deep as the budget is large, `int(keep * L)`; with tokens an image as the budget,
     the share is that of the batch, sum(K) / sum(V).
@@ -40,7 +61,7 @@ class Guided(Pruner):
         # keep=1.0 drops nothing anywhere; the last layer stands for "no layer".
         return min(layers - 1, int(self.keep * layers)) if isinstance(self.keep, float) else 0
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         if prompt.importance is None:
             raise VlmpruneError(
                 f"The method {self.name or type(self).__name__!r} needs its guide's ranking, which only calls of the "
@@ -52,6 +73,6 @@ class Guided(Pruner):
         """How many visual tokens each sample keeps."""
         return [sum(count_for(self.keep, span.count) for span in layout.images) for layout in layouts]
 
-    def make_guide(self, model: Any) -> Any:
-        """The model whose attention ranks the visual tokens of `model`, as a `vlmprune.guide.runner.Guide`."""
-        raise NotImplementedError(f"{type(self).__name__} needs make_guide()")
+    def guide_settings(self) -> GuideSettings:
+        """The model whose attention ranks the visual tokens, and how it is run."""
+        raise NotImplementedError(f"{type(self).__name__} needs guide_settings()")

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..flow.score import visual_columns
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,6 @@ class KNorm(Pruner):
     reads_keys: ClassVar[bool] = True
     layer: int | float = 2
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         assert prompt.keys is not None, "the session reads keys for every method that sets reads_keys"
         return visual_columns(-prompt.keys.float().pow(2).sum(dim=(1, 3)), prompt.layouts)

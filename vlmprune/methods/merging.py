@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..flow.select import Selection, count_for
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Merging(Pruner):
 
     reads_vision: ClassVar[bool] = True
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         assert prompt.vision is not None, "the session reads the tower for every method that sets reads_vision"
         kept, merged = [], []
         for sample, (layout, stats) in enumerate(zip(prompt.layouts, prompt.vision, strict=True)):

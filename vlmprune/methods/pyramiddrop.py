@@ -12,7 +12,7 @@ from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.score import visual_columns
 from ..flow.select import Selection, count_for, top_k_per_image
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class PyramidDrop(Pruner):
             )
         return tuple(first + (layers - first) * stage // self.stages for stage in range(self.stages))
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         assert prompt.attention is not None, "the session probes every method that sets reads_attention"
         scored = enumerate(visual_columns(prompt.attention, prompt.layouts))
         return Selection([staged_top(scores, prompt, sample, self.keep) for sample, scores in scored])
 
 
-def staged_top(scores: Tensor, prompt: Prompt, sample: int, keep: float | int) -> Tensor:
+def staged_top(scores: Tensor, prompt: PruningContext, sample: int, keep: float | int) -> Tensor:
     """The best-scored tokens [K] of every image of a sample, as many as its stage leaves, in ascending order."""
     images, whole = prompt.layouts[sample].images, prompt.unpruned[sample].images
     parts = [

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.score import random_scores
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ class Random(Pruner):
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise VlmpruneError(f"seed={self.seed!r} is no seed; use an int >= 0.")
 
-    def score(self, prompt: Prompt) -> list[Tensor]:
+    def score(self, prompt: PruningContext) -> list[Tensor]:
         rows = zip(prompt.input_ids, prompt.valid, prompt.layouts, strict=True)
         return [random_scores(self.seed, ids[valid], layout.count) for ids, valid, layout in rows]

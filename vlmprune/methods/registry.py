@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -53,7 +52,7 @@ BUILT_IN: tuple[type[Method], ...] = (
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
 
 
-def methods() -> dict[str, type[Method]]:
+def list_methods() -> dict[str, type[Method]]:
     """Every registered method by name (a copy)."""
     return dict(_methods)
 
@@ -65,7 +64,7 @@ def register_method(name: str, method: M | None = None) -> M | Callable[[M], M]:
         name: lower-case letters, digits, `_` and `-`, starting with a letter; not taken yet.
         method: a subclass of `Pruner` or of another `Method`.
     Raises:
-        VlmpruneError: a bad or taken name, or no method class.
+        VlmpruneError: a bad or taken name, no method class, or one that has a name already.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
         raise VlmpruneError(
@@ -75,8 +74,10 @@ def register_method(name: str, method: M | None = None) -> M | Callable[[M], M]:
         raise VlmpruneError(f"A method named {name!r} is registered already; choose another name.")
 
     def add(cls: M) -> M:
-        if not (isinstance(cls, type) and issubclass(cls, Method)):
+        if not (isinstance(cls, type) and issubclass(cls, Method)) or cls.__module__ == Method.__module__:
             raise VlmpruneError(f"{cls!r} is no method class; derive it from vlmprune.Pruner.")
+        if cls in _methods.values():  # its `name` is one
+            raise VlmpruneError(f"{cls.__name__} is registered already as {cls.name!r}; use that name or a subclass.")
         check_options(cls, Method)
         cls.name = name
         _methods[name] = cls
@@ -106,13 +107,4 @@ def make_method(method: Method | str | type[Method], **options: Any) -> Method:
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise VlmpruneError(f"{method!r} is no method; pass a method object or one of {', '.join(sorted(_methods))}.")
     check_options(method, Method)
-    parameters = inspect.signature(method).parameters
-    title = method.name or method.__name__
-    for name in options:
-        if name not in parameters:
-            remedy = nearest(name, parameters) if parameters else "it takes none, so leave it out."
-            raise VlmpruneError(f"The method {title!r} has no option {name!r}; {remedy}")
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in options:
-            raise VlmpruneError(f"The method {title!r} needs {name}=; pass wrap(model, {title!r}, {name}=...).")
     return method(**options)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..flow.locate import SampleLayout
 from ..flow.score import visual_columns
 from ..flow.select import Selection, ranking
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 from .pyramiddrop import staged_count
 
 DEEPER = (1.0, 3.0, 7.5)  # the paper's layers 2, 6 and 15 as multiples of the first
@@ -40,7 +40,7 @@ class SparseVLM(Pruner):
     name: ClassVar[str] = "sparsevlm"
     reads_attention: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
-    layer: int | float = 2 / 32
+    layer: int | float = 0.0625  # before layer 2 of 32
 
     def layer_index(self, layers: int) -> int:
         # As a share the first stage of a shallow model would be layer 0, before which there is no attention.
@@ -50,7 +50,7 @@ class SparseVLM(Pruner):
         first = self.layer_index(layers)
         return tuple(sorted({min(layers - 1, int(first * times)) for times in DEEPER}))
 
-    def readers(self, prompt: Prompt) -> list[Tensor]:
+    def query_positions(self, prompt: PruningContext) -> list[Tensor]:
         out = []
         for sample, layout in enumerate(prompt.layouts):
             words = prompt.question(sample)
@@ -58,10 +58,10 @@ class SparseVLM(Pruner):
                 out.append(words)
                 continue
             question = prompt.hidden[sample, words.to(prompt.hidden.device)].detach().float()
-            out.append(words[raters(prompt.sample_hidden(sample).detach().float(), question).cpu()])
+            out.append(words[query_tokens(prompt.sample_hidden(sample).detach().float(), question).cpu()])
         return out
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         assert prompt.attention is not None, "the session probes every method that sets reads_attention"
         kept, merged = [], []
         for sample, scores in enumerate(visual_columns(prompt.attention, prompt.layouts)):
@@ -79,7 +79,7 @@ class SparseVLM(Pruner):
         return Selection(kept, merged)
 
 
-def raters(visual: Tensor, question: Tensor) -> Tensor:
+def query_tokens(visual: Tensor, question: Tensor) -> Tensor:
     """Which of the question's tokens [T, D] resemble the visual tokens [V, D] more than the average: indices, one at
     least."""
     similarity = torch.softmax(visual @ question.T, dim=1).mean(dim=0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..flow.select import Selection, every_nth
-from .base import Prompt, Pruner
+from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
@@ -15,5 +15,5 @@ class Uniform(Pruner):
 
     name: ClassVar[str] = "uniform"
 
-    def select(self, prompt: Prompt) -> Selection:
+    def select(self, prompt: PruningContext) -> Selection:
         return Selection([every_nth(layout.images, self.keep) for layout in prompt.layouts])

@@ -13,6 +13,7 @@ from ..attention.editor import Columns, Editor
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError
+from ..flow.prompt_state import PromptState
 from ..flow.sinks import check_dims, check_share, check_tau, phi, separation
 from ..hf.arguments import host_copies
 from ..ops.correction import own_copy
@@ -21,7 +22,6 @@ from .base import Intervention
 if TYPE_CHECKING:
     from ..attention.observer import Watcher
     from ..families import Family
-    from ..runtime.prefill import Prefill
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class VarEditor(Editor):
             )
         self.sinks.find(ids, valid)
 
-    def prompt(self, prefill: Prefill) -> None:
-        super().prompt(prefill)
+    def prompt(self, state: PromptState) -> None:
+        super().prompt(state)
         self._phi = []
 
     def enter_prompt(self, layer: int, hidden: Tensor, columns: Columns) -> None:
-        if not self.sinks.dims or not any(layout.count for layout in self.prefill.layouts):  # type: ignore[union-attr]  # a prompt is on
+        if not self.sinks.dims or not any(layout.count for layout in self.state.layouts):  # type: ignore[union-attr]  # a prompt is on
             return
         values = phi(hidden.detach(), self.sinks.dims)
         self._phi.append(values.masked_fill(~columns.real, 0.0).flatten())
@@ -109,7 +109,7 @@ class VarEditor(Editor):
         return call.redistribute(own_copy(output), rows, sinks, visual, p=var.p, rho=var.rho, gate=var.gate)
 
     def notes(self) -> list[str]:
-        if self.prefill is None or not any(layout.count for layout in self.prefill.layouts):
+        if self.state is None or not any(layout.count for layout in self.state.layouts):
             return ["VAR: no image in the prompt, so nothing was changed"]
         if not self.sinks.dims:
             return [f"VAR: no sink dimensions found (none reaches tau {self.sinks.tau:.2f}), so nothing was changed"]

@@ -25,7 +25,6 @@ class Decode:
         """`windows`: of every decoder layer. `mask`: what the base model was given."""
         self.state, self.text_model, self.windows = state, text_model, windows
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self.cache: Any = None
         self._built: dict[tuple[Any, ...], Any] = {}  # what the layers of a step share, made by the first that needs it
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:

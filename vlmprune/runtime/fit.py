@@ -2,11 +2,56 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
-from ..errors import VlmpruneError
+from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import Family
 from ..methods.base import Pruner
+
+# What a decoder layer may be given: what is cut to the kept rows, or belongs to no row.
+_GIVEN = {
+    "hidden_states",
+    "position_embeddings",
+    "position_ids",
+    "attention_mask",
+    *("past_key_values", "past_key_value", "cache", "use_cache", "cache_position"),
+    *("output_attentions", "output_router_logits"),
+    *("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"),
+}
+
+
+def check_backbone(text: Any) -> None:
+    """Refuse a language model whose layers do more with a sequence than attend, whatever family it is in.
+
+    Raises:
+        UnsupportedModelError: a layer without attention (a recurrence sees what is masked), or one that is given more
+            a token than its state and rotary embedding.
+    """
+    what = f"The language model {getattr(text.config, 'model_type', type(text).__name__)!r} cannot be pruned"
+    remedy = "use a model whose layers all are plain attention"
+    if not hasattr(text, "layers"):
+        raise UnsupportedModelError(f"{what}, because a {type(text).__name__} has no layers; {remedy}.")
+    for i, layer in enumerate(text.layers):
+        layer = getattr(layer, "_orig_mod", layer)  # of a compiled one
+        if not (hasattr(layer, "self_attn") or hasattr(layer, "cross_attn")):
+            raise UnsupportedModelError(
+                f"{what}, because its layer {i}, a {type(layer).__name__}, has no self_attn; {remedy}."
+            )
+        parameters = inspect.signature(type(layer).forward).parameters.values()
+        named = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD} - {"self"}
+        if "hidden_states" not in named:  # a wrapper's, which says nothing
+            continue
+        if more := sorted(named - _GIVEN):
+            raise UnsupportedModelError(
+                f"{what}, because its layers are given {more[0]!r} too, which would have to be pruned along; {remedy}."
+            )
+        if "position_embeddings" not in named:
+            raise UnsupportedModelError(
+                f"{what}, because its layers take no position_embeddings, from which a kept token's position is read; "
+                f"{remedy}."
+            )
 
 
 def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
@@ -31,10 +76,10 @@ def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
             f"{name} compares visual tokens with the text beside them, which {family.model_type!r} keeps apart; use a "
             "method that does not, such as 'divprune' or 'fastv'."
         )
-    if family.cross_attention and type(pruner).readers is not Pruner.readers:
+    if family.cross_attention and type(pruner).query_positions is not Pruner.query_positions:
         raise VlmpruneError(
-            f"{name} reads the attention of rows that its readers() names, but in {family.model_type!r} only the last "
-            "token's attention to the image is read; leave readers() out there."
+            f"{name} reads the attention of rows that its query_positions() names, but in {family.model_type!r} only "
+            "the last token's attention to the image is read; leave query_positions() out there."
         )
     if pruner.positions == "compact" and not family.plain_positions:
         raise VlmpruneError(

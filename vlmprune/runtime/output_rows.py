@@ -15,58 +15,11 @@ from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.compact import Compaction
+from ..flow.prompt_state import Rows
 from ..flow.returned import shown
 from ..ops.gather import gather_positions
 
 IGNORED = -100  # the label that transformers' losses leave out
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where the positions of a prompt stand in its output; everything on the CPU.
-
-    `valid` [B, S]: the padding mask. `chosen`: what is left after the last pruning layer, None where nothing was
-    dropped.
-    """
-
-    valid: Tensor
-    chosen: Compaction | None = None
-
-    @property
-    def kept(self) -> Tensor:
-        """Bool [B, S]: the real positions that have a row."""
-        if self.chosen is None:
-            return self.valid
-        return torch.zeros_like(self.valid).scatter(1, self.chosen.index, self.chosen.real)
-
-    @property
-    def where(self) -> Tensor:
-        """[B, S]: the row of each position.
-
-        One that was dropped, or is padding behind the prompt, has that of the nearest kept position before it, which
-        predicts what comes next; padding before the prompt, that of the first.
-        """
-        if self.chosen is None:
-            return torch.arange(self.valid.shape[1]).expand(len(self.valid), -1)
-        order = self.kept.cumsum(1)
-        return self.chosen.index.shape[1] - order[:, -1:] + (order - 1).clamp(min=0)
-
-    def positions(self) -> list[Tensor]:
-        """Per sample, ascending, the positions that have a row."""
-        return [row.nonzero()[:, 0] for row in self.kept]
-
-    def check(self, sample: Tensor, position: Tensor) -> None:
-        """Refuse positions whose row was dropped.
-
-        Raises:
-            VlmpruneError: there is one.
-        """
-        gone = (self.valid & ~self.kept)[sample, position]
-        if bool(gone.any()):
-            raise VlmpruneError(
-                f"logits_to_keep asks for position {int(position[gone][0])} of sample {int(sample[gone][0])}, a visual "
-                "token that was dropped and has no logits; ask for positions that report.rows lists."
-            )
 
 
 def wanted(keep: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -98,11 +51,11 @@ def wanted(keep: Any, batch: int, length: int) -> tuple[Tensor, Tensor]:
             else:
                 position = every[:, asked].reshape(batch, -1)
     except (IndexError, TypeError, ValueError, RuntimeError):
-        few = isinstance(keep, Tensor) and not is_mask(keep) and keep.numel() <= batch and not keep.is_floating_point()
+        few = isinstance(keep, Tensor) and keep.numel() <= batch and not (is_mask(keep) or keep.is_floating_point())
         given = keep.tolist() if few else shown(keep)
         raise VlmpruneError(
-            f"logits_to_keep={given} asks for positions that a batch of {batch} prompts of {length} does not have; use 0 "
-            f"to {length - 1}, 1-D or a row a sample, a number of last columns, or a bool mask of the prompt's shape."
+            f"logits_to_keep={given} asks for positions that {batch} prompts of {length} tokens do not have; use 0 to "
+            f"{length - 1}, 1-D or a row a sample, a number of last columns, or a bool mask of the prompt's shape."
         ) from None
     return torch.arange(batch)[:, None].expand_as(position), position
 

@@ -1,259 +1,97 @@
 """What happens inside a prompt's forward of the decoder layers; `decode.py` has the steps after it.
 
 Both offer `enter(i, args, kwargs)`, called by a pre-hook on decoder layer i, which returns the layer's new arguments or
-None to leave them. Shapes: B batch, S sequence, C sequence after compaction, V visual tokens, D width, L layers.
+None to leave them. Shapes: B batch, S sequence, C sequence after compaction, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..attention.masks import Sizes, Window, check_window, own_mask, take_mask
-from ..attention.probe import AttentionCall
-from ..attention.sink_observer import VisualSinkWatcher
-from ..attention.tower import VisionStats
-from ..errors import VlmpruneError
+from ..attention.masks import Sizes, Window, check_scale, check_window, own_mask, take_mask
 from ..families import Family
-from ..flow.compact import Compaction, compaction, keep_mask
-from ..flow.locate import SampleLayout
-from ..flow.returned import checked_readers, checked_selection, readable
-from ..flow.select import Selection, with_last
-from ..flow.stage import Stage, merged, remaining
-from ..hf.arguments import cache_in, host_copies
-from ..hf.cache_state import PrunedPrompt, physical_sizes, remember
-from ..methods.base import Prompt, Pruner, last_valid
+from ..flow.compact import Compaction
+from ..flow.prompt_state import PromptState
+from ..flow.stage import Stage, merged
+from ..hf.arguments import cache_in
+from ..hf.cache_state import physical_sizes, remember
 from ..ops.gather import compact, gather_positions, gather_rows
+from .decide import Decider, pruned_prompt
 from .decode import Arguments, rotary
-from .output_rows import Rows
+from .deepstack import DeepStack
 
 
 class Prefill:
-    """A prompt: located, scored, selected and compacted at each of the pruner's layers, gathered in those after it.
+    """A prompt: compacted at each of the pruner's layers, its arguments gathered for those after them.
 
-    `input_ids`, `valid` and `layouts` are on the CPU, and so is all that is reckoned from them: a GPU is asked once a
-    prompt for its ids and once a stage for what was kept, and waited for no more than that.
+    `decider` decides at these layers, None where nothing is dropped. `windows`: of every decoder layer. `deepstack`:
+    the features to add after the first layers, where the language model leaves that to us.
     """
 
     def __init__(
         self,
-        pruner: Pruner | None,
-        layers: Sequence[int],
+        state: PromptState,
+        decider: Decider | None,
         family: Family,
         text_model: Any,
         windows: Sequence[Window | None],
-        input_ids: Tensor,
-        valid: Tensor,
-        layouts: list[SampleLayout],
-        importance: list[Tensor] | None = None,
+        deepstack: DeepStack | None = None,
     ) -> None:
-        self.pruner, self.layers, self.family, self.text_model = pruner, tuple(layers), family, text_model
-        self.windows = windows
-        self.input_ids, self.valid, self.layouts = input_ids, valid, layouts
-        self.device = input_ids.device  # of the ids as they were given
-        self.attention: Tensor | None = None
-        self.keys: Tensor | None = None
-        self.vision: list[VisionStats] | None = None
-        self.importance = importance
-        self.readers: list[Tensor] | None = None
-        self.stages: list[Stage] = []
-        self.deepstack: tuple[Tensor, list[Tensor]] | None = None
-        self.sink_watcher: VisualSinkWatcher | None = None  # for pruners that leave visual sinks out
-        self.cache: Any = None  # which cache the layers fill, from the first of them on
-        self.prompt_length = input_ids.shape[1]  # with use_cache=False, what comes after it was generated
+        self.state, self.decider, self.deepstack = state, decider, deepstack
+        self.family, self.text_model, self.windows = family, text_model, windows
         self._gathered: dict[tuple[str, int, int], Any] = {}
         self._keep_alive: list[Any] = []
 
-    # -- reading the layer before ------------------------------------------------------------------------------
-
-    def observe(self, call: AttentionCall, output: Tensor) -> None:
-        """Attention of the reading rows in the probed layer, mean over heads [B, S or cross states], and keys.
-
-        The last prompt token reads, or the text tokens that the method named.
-        """
-        assert self.pruner is not None
-        cross = self.family.cross_attention
-        if self.pruner.reads_keys:
-            # A static cache has room for more than the prompt; keys of cross attention are no positions of it.
-            length = call.key.shape[2] if cross else self._now_valid().shape[1]
-            self.keys = call.key.detach()[:, :, :length]
-        where = self._inverse()
-        if self.readers is None:
-            rows = last_valid(self.prompt_valid)[:, None]
-            rows = rows if cross else where.gather(1, rows)
-            self.attention = call.received(rows, causal=not cross) / call.query.shape[1]
-            return
-        longest = max(len(readers) for readers in self.readers)
-        rows = torch.stack(
-            [where[row, readers][torch.arange(longest) % len(readers)] for row, readers in enumerate(self.readers)]
-        )
-        # Rows are repeated to equal length, so that none reads padding, which is NaN; the repeats do not count.
-        own = torch.stack([torch.arange(longest) < len(readers) for readers in self.readers])
-        self.attention = call.received(rows, own.float()) / call.query.shape[1]
-
-    # -- the flow ----------------------------------------------------------------------------------------------
-
-    def stage_at(self, i: int) -> Stage | None:
-        """The last stage before or at layer i."""
-        return next((stage for stage in reversed(self.stages) if stage.layer <= i), None)
-
-    @property
-    def chosen(self) -> Compaction | None:
-        """What is left after all stages, None where nothing was dropped."""
-        return self.stages[-1].chosen if self.stages else None
-
-    @property
-    def _chosen_on_host(self) -> Compaction | None:
-        return self.stages[-1].on_host if self.stages else None
-
-    @property
-    def rows(self) -> Rows:
-        """What the last layers saw; the keys of cross attention are no rows."""
-        return Rows(self.valid, None if self.family.cross_attention else self._chosen_on_host)
-
-    @property
-    def prompt_valid(self) -> Tensor:
-        """The padding mask [B, S] less what comes after the prompt: generated tokens, or candidates for them."""
-        return self.valid & (torch.arange(self.valid.shape[1]) < self.prompt_length)
-
-    def _now_valid(self) -> Tensor:
-        """The padding mask of the sequence as the stages so far have left it."""
-        chosen = self._chosen_on_host
-        return self.valid if chosen is None or self.family.cross_attention else chosen.real
-
-    def _inverse(self) -> Tensor:
-        """[B, S]: where each position of the unpruned sequence stands now (0 for those that are gone)."""
-        positions = torch.arange(self.valid.shape[1]).expand(len(self.valid), -1)
-        chosen = self._chosen_on_host
-        if chosen is None:
-            return positions
-        # Fillers point at dropped positions, which real ones never share: writing 0 there does no harm.
-        return torch.zeros_like(positions).scatter(1, chosen.index, torch.arange(chosen.index.shape[1]) * chosen.real)
-
-    def _prompt(self, layer: int, hidden: Tensor) -> Prompt:
-        """What the pruner sees: the layouts as earlier stages have left them."""
-        layouts, ids, valid = self.layouts, self.input_ids, self.prompt_valid
-        chosen = self._chosen_on_host
-        if chosen is not None:
-            where = self._inverse()
-            layouts = [
-                remaining(layout, kept, where[row])
-                for row, (layout, kept) in enumerate(zip(self.layouts, self.stages[-1].kept, strict=True))
-            ]
-            ids = torch.gather(ids, 1, chosen.index)
-            valid = torch.gather(valid, 1, chosen.index) & chosen.real
-        return Prompt(
-            layouts,
-            hidden,
-            ids,
-            valid,
-            layer,
-            self.attention,
-            self.importance,
-            self.sink_watcher.among(hidden, layouts, layer) if self.sink_watcher else None,
-            self.keys,
-            self.vision,
-            len(self.stages),
-            len(self.layers),
-            self.layouts,
-        )
-
-    def _select(self, prompt: Prompt) -> Selection:
-        assert self.pruner is not None
-        selection = self.pruner.select(prompt)  # not under no_grad: merged states carry the gradient
-        kept = selection.kept if isinstance(selection, Selection) else None
-        if isinstance(kept, list) and kept and all(isinstance(some, Tensor) and readable(some) for some in kept):
-            selection = Selection(host_copies(kept), selection.merged)
-        name, width = type(self.pruner).__name__, prompt.hidden.shape[-1]
-        selection = checked_selection(selection, prompt.layouts, width, name)
-        return with_last(selection, prompt.layouts, prompt.hidden)
-
-    def _decide(self, layer: int, hidden: Tensor) -> Stage:
-        """Run the pruner on what is left, and turn its choice into a gather index over the sequence."""
-        before = self.stages[-1] if self.stages else None
-        prompt = self._prompt(layer, hidden)
-        selection = self._select(prompt)
-        kept = selection.kept
-        if before is not None:
-            kept = [old[new] for old, new in zip(before.kept, kept, strict=True)]
-        stage = Stage(layer, kept)
-        if not self._drops(kept):  # every layer runs untouched, bit by bit
-            return stage
-        stage.merged = selection.merged
-        stage.places = [layout.slots[new] for layout, new in zip(prompt.layouts, selection.kept, strict=True)]
-        eligible = self._eligible(hidden)
-        stage.on_host = compaction(keep_mask(eligible, [layout.slots for layout in self.layouts], kept))
-        stage.chosen = stage.on_host.to(hidden.device)
-        stage.inner = stage.chosen.index
-        if self._chosen_on_host is not None:
-            stage.inner = self._inverse().gather(1, stage.on_host.index).to(hidden.device)
-        return stage
-
-    def _drops(self, kept: Sequence[Tensor]) -> bool:
-        """Whether anything was dropped or merged."""
-        return any(len(some) < layout.count for some, layout in zip(kept, self.layouts, strict=True))
-
-    def _eligible(self, hidden: Tensor) -> Tensor:
-        """Padding goes too, and rows are re-padded to the longest."""
-        return self.valid
-
-    def _state(self, stage: Stage) -> PrunedPrompt:
-        assert stage.chosen is not None and self.pruner is not None
-        dropped = torch.tensor(
-            [layout.count - len(kept) for layout, kept in zip(self.layouts, stage.kept, strict=True)]
-        )
-        shift = dropped.to(stage.chosen.index.device) if self.pruner.positions == "compact" else None
-        # What comes after the prompt are candidates: `generate` takes those it rejects from the cache again.
-        rows = stage.chosen.index.shape[1] - (self.valid.shape[1] - self.prompt_length)
-        columns = stage.chosen.columns[:, :rows]
-        return PrunedPrompt(stage.layer, self.prompt_length, columns, stage.chosen.ragged, shift)
-
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        if self.pruner is None:
-            return None
+        cache = self.state.cache = cache_in(kwargs)
         hidden: Tensor = args[0]
-        if i == 0 and self.readers is None:
-            name = type(self.pruner).__name__
-            self.readers = checked_readers(self.pruner.readers(self._prompt(0, hidden)), self.valid, name)
-        if i < self.layers[0]:
+        decider = self.decider
+        if decider is None:
             return None
-        cache = cache_in(kwargs)
-        stage = self.stage_at(i)
-        if i in self.layers:
+        if i == 0:
+            decider.ask_query_positions(hidden)
+        stage = self.state.stage_at(i)
+        if i in decider.layers:
             # Decided already when gradient checkpointing runs the layer a second time.
             if stage is None or stage.layer != i:
-                stage = self._decide(i, hidden)
-                self.stages.append(stage)
+                stage = decider.decide(i, hidden)
                 if cache is not None and stage.chosen is not None:
-                    remember(cache, self._state(stage))
+                    remember(cache, pruned_prompt(self.state, stage))
             if stage.chosen is not None:
                 hidden = self._compact(stage, hidden, kwargs)
         if stage is None or stage.chosen is None:
             return None
+        check_scale(self.family.attention(self.text_model.layers[i]), self.state.valid.shape[1])
         new = dict(kwargs)
-        new["position_embeddings"] = self._positions(stage, kwargs, hidden)
+        new["position_embeddings"] = self._cos_sin(stage, stage.chosen, kwargs, hidden)
         if kwargs.get("position_ids") is not None:
-            new["position_ids"] = self._once(
-                "ids", stage, kwargs["position_ids"], lambda ids: self._gather_ids(stage, ids)
-            )
+            new["position_ids"] = self._position_ids(stage, stage.chosen, kwargs)
         new["attention_mask"] = self._mask(i, stage, kwargs.get("attention_mask"), hidden, cache)
         return (hidden, *args[1:]), new
 
     def _compact(self, stage: Stage, hidden: Tensor, beside: dict[str, Any]) -> Tensor:
         """The kept rows of the hidden states; on a GPU the same launch gathers what lies beside them."""
-        assert stage.chosen is not None and self.pruner is not None
-        rotary, ids, mask = map(beside.get, ("position_embeddings", "position_ids", "attention_mask"))
-        if self.pruner.positions == "compact":  # re-indexed, they are made anew
-            rotary = ids = None
+        assert stage.chosen is not None, "something was dropped"
+        cos_sin, ids, mask = map(beside.get, ("position_embeddings", "position_ids", "attention_mask"))
+        if self.state.reindexed:  # both are computed for the new positions
+            cos_sin = ids = None
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        rotary = rotary if isinstance(rotary, tuple | list) else None  # Llama 4's is one complex tensor: gathered later
-        index, real, pair = stage.chosen.index, stage.chosen.real, tuple(rotary or ())
-        rows = compact(merged(hidden, stage), index, real, inner=stage.inner, cos_sin=pair, position_ids=ids, mask=mask)
-        made = {"rotary": (rotary, rows.cos_sin), "ids": (ids, rows.position_ids), "mask": (mask, rows.mask)}
+        # Llama 4's is one complex tensor: gathered later.
+        cos_sin = cos_sin if isinstance(cos_sin, tuple | list) else None
+        rows = compact(
+            merged(hidden, stage),
+            stage.chosen.index,
+            stage.chosen.real,
+            inner=stage.inner,
+            cos_sin=tuple(cos_sin or ()),
+            position_ids=ids,
+            mask=mask,
+        )
+        made = {"cos_sin": (cos_sin, rows.cos_sin), "ids": (ids, rows.position_ids), "mask": (mask, rows.mask)}
         for what, (value, result) in made.items():
             if value is not None:
                 self._once(what, stage, value, lambda _, result=result: result)
@@ -261,45 +99,50 @@ class Prefill:
 
     # -- what every later layer gets ---------------------------------------------------------------------------
 
-    def _once(self, what: str, stage: Stage, value: Any, make: Any) -> Any:
-        """Layers share their arguments: gather each distinct one once a stage."""
+    def _once(self, what: str, stage: Stage, value: Any, make: Callable[..., Any]) -> Any:
+        """Layers share their arguments: gather each distinct one once per stage."""
         key = (what, stage.layer, id(value))
         if key not in self._gathered:
             self._keep_alive.append(value)  # or its id could be given to another object
             self._gathered[key] = make(value)
         return self._gathered[key]
 
-    def _gather_ids(self, stage: Stage, ids: Tensor) -> Tensor:
-        assert stage.chosen is not None and self.pruner is not None
-        if self.pruner.positions == "compact":
-            start = ids.expand(len(self.valid), -1).gather(1, self.valid.to(ids.device).int().argmax(1, keepdim=True))
-            order = stage.chosen.real.to(ids.device).cumsum(1) - 1
+    def _position_ids(self, stage: Stage, chosen: Compaction, kwargs: dict[str, Any]) -> Tensor:
+        def gathered(ids: Tensor) -> Tensor:
+            if not self.state.reindexed:
+                return gather_positions(ids, chosen.index)
+            first = self.state.valid.to(ids.device).int().argmax(1, keepdim=True)
+            start = ids.expand(len(first), -1).gather(1, first)
+            order = chosen.real.to(ids.device).cumsum(1) - 1
             return (start + order).clamp(min=0)
-        return gather_positions(ids, stage.chosen.index)
 
-    def _positions(self, stage: Stage, kwargs: dict[str, Any], hidden: Tensor) -> Any:
-        assert stage.chosen is not None and self.pruner is not None
-        embeddings = kwargs["position_embeddings"]
-        if self.pruner.positions == "compact":
-            ids = self._once("ids", stage, kwargs["position_ids"], lambda ids: self._gather_ids(stage, ids))
-            return self._once("rotary", stage, embeddings, lambda _: rotary(self.text_model, hidden, ids))
-        index = stage.chosen.index
-        if isinstance(embeddings, Tensor):
-            return self._once("rotary", stage, embeddings, lambda whole: gather_rows(whole, index))
-        return self._once("rotary", stage, embeddings, lambda pair: tuple(gather_rows(part, index) for part in pair))
+        ids: Tensor = self._once("ids", stage, kwargs["position_ids"], gathered)
+        return ids
+
+    def _cos_sin(self, stage: Stage, chosen: Compaction, kwargs: dict[str, Any], hidden: Tensor) -> Any:
+        """Rotary embeddings of the kept positions."""
+
+        def gathered(whole: Any) -> Any:
+            if self.state.reindexed:
+                return rotary(self.text_model, hidden, self._position_ids(stage, chosen, kwargs))
+            if isinstance(whole, Tensor):
+                return gather_rows(whole, chosen.index)
+            return tuple(gather_rows(part, chosen.index) for part in whole)
+
+        return self._once("cos_sin", stage, kwargs["position_embeddings"], gathered)
 
     def _mask(self, i: int, stage: Stage, mask: Any, hidden: Tensor, cache: Any) -> Any:
         chosen, config, window = stage.chosen, self.text_model.config, self.windows[i]
-        assert chosen is not None and self.pruner is not None
+        assert chosen is not None, "something was dropped"
         rows = chosen.index.shape[1]
         length, offset = (rows, 0) if cache is None else physical_sizes(cache, rows, i)
         assert offset == 0, "a prompt's cache was empty"
-        if self.pruner.positions == "compact" and window is not None:
+        if self.state.reindexed and window is not None:
             # Re-indexed tokens count a window in the shortened sequence, as a model that was given it would.
             valid = chosen.real if chosen.ragged else None
             make = partial(own_mask, config, hidden, valid, Sizes(length, 0, 0), i, window)
             return self._once(f"own mask {length} {window}", stage, mask, lambda _: make())
-        check_window(config, window, self.valid.shape[1])
+        check_window(config, window, self.state.valid.shape[1])
         if mask is not None:
             hides = chosen.ragged or length > rows
             columns = nn.functional.pad(chosen.columns, (0, length - rows), value=-1)
@@ -311,77 +154,3 @@ class Prefill:
         # position ids would be taken for packed sequences.
         make = partial(own_mask, config, hidden, chosen.real, Sizes(length, 0, 0), i, None)
         return self._once(f"built {length}", stage, mask, lambda _: make())
-
-    # -- DeepStack ---------------------------------------------------------------------------------------------
-
-    def add_deepstack(self, i: int, hidden: Tensor) -> Tensor:
-        """Add the visual features of level i to the visual rows of a layer's output, compacted or not."""
-        assert self.deepstack is not None
-        visual, levels = self.deepstack
-        visual = visual.to(hidden.device)
-        ordinal = (visual.flatten().cumsum(0) - 1).view_as(visual)  # features are in the order of the visual tokens
-        stage = self.stage_at(i)
-        if stage is not None and stage.chosen is not None:
-            chosen = stage.chosen.to(hidden.device)
-            ordinal = torch.gather(ordinal, 1, chosen.index)
-            visual = torch.gather(visual, 1, chosen.index) & chosen.real
-        hidden = hidden.clone()
-        hidden[visual] = hidden[visual] + levels[i].to(hidden.device, hidden.dtype)[ordinal[visual]]
-        return hidden
-
-
-class CrossPrefill(Prefill):
-    """A prompt of a family whose text rows attend to the image in cross-attention layers: its keys are gathered.
-
-    `columns`: how many keys those layers have unpruned, padding tiles included.
-    """
-
-    columns = 0
-    mask: Tensor | None = None
-
-    def _eligible(self, hidden: Tensor) -> Tensor:
-        return torch.ones(hidden.shape[:2], dtype=torch.bool)
-
-    def _choose(self, states: Tensor, cache: Any) -> Stage:
-        (layer,) = self.layers
-        stage = self._decide(layer, states)
-        self.stages.append(stage)
-        if stage.chosen is None:
-            return stage
-        if stage.chosen.ragged and self.mask is None:
-            raise VlmpruneError(
-                "A batch of images of different sizes needs the processor's cross_attention_mask; pass everything it "
-                "returns."
-            )
-        if getattr(cache, "is_compileable", False):
-            raise VlmpruneError(
-                "A static cache has room for exactly all keys of the image, so a pruned prompt with cross attention "
-                "cannot fill it; use the default cache instead of cache_implementation='static'."
-            )
-        if cache is not None:
-            length, columns = self.valid.shape[1], stage.chosen.columns
-            remember(cache, PrunedPrompt(layer, length, columns, stage.chosen.ragged, cross=True))
-        return stage
-
-    def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-        states = kwargs.get("cross_attention_states")
-        if states is None or i not in self.cross_layers:
-            return None
-        states = states.reshape(len(self.layouts), -1, states.shape[-1])
-        self.columns = states.shape[1]
-        if self.pruner is None or i < self.layers[0]:
-            return None
-        self.mask = kwargs.get("cross_attention_mask")
-        stage = self.stages[0] if self.stages else self._choose(states, cache_in(kwargs))
-        if stage.chosen is None:
-            return None
-        new = dict(kwargs)
-        new["cross_attention_states"] = self._compact(stage, states, {})
-        if self.mask is not None:
-            make = partial(take_mask, rows=None, columns=stage.chosen.columns, hides=stage.chosen.ragged)
-            new["cross_attention_mask"] = self._once("mask", stage, self.mask, make)
-        return args, new
-
-    @property
-    def cross_layers(self) -> list[int]:
-        return self.text_model.config.cross_attention_layers

@@ -28,19 +28,23 @@ from ..attention.sink_observer import VisualSinkWatcher
 from ..attention.tower import TowerReader
 from ..errors import InactiveHandleError, VlmpruneError
 from ..families import Family, Media
-from ..flow.locate import SampleLayout, ending, layouts_from_mask
+from ..flow.locate import SampleLayout, ending, last_valid, layouts_from_mask
+from ..flow.prompt_state import PromptState, Rows
 from ..flow.returned import checked_layers
 from ..hf.arguments import cache_in, encoded, has_image, host_copies, padding_mask, refuse_video, small
 from ..hf.cache_state import is_filled, note, noted, recall
 from ..hf.hooks import Hook, conceal, refuse_replica, replica, shadow
-from ..methods.base import Method, Pruner, last_valid
+from ..methods.base import Method, Pruner
 from ..methods.combined import parts_of
 from .call_lock import BASE, MODEL, turnstile_of
+from .cross_prefill import CrossPrefill
+from .decide import Decider
 from .decode import Decode
-from .fit import check_fit, read_layers
-from .output_rows import Asked, Rows, asked_for, labelled
+from .deepstack import DeepStack
+from .fit import check_backbone, check_fit, read_layers
+from .output_rows import Asked, asked_for, labelled
 from .pieces import RANKED, Ranked, check_later, refuse_part, run_whole, silent
-from .prefill import CrossPrefill, Prefill
+from .prefill import Prefill
 
 
 class Session:
@@ -56,6 +60,7 @@ class Session:
         self.model, self.family, self.method, self.watchers = model, family, method, watchers
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
+        check_backbone(self.text)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
         self.layers = self._stages() if self.pruner else (0,)
         self.cost = model_cost(family, model)
@@ -74,7 +79,7 @@ class Session:
             if self._prunes:
                 self._read = read_layers(self.pruner, self.layers, self.seeing)
         self._sink_watcher = None
-        if self._read and getattr(self.pruner, "exclude_sinks", False):
+        if self._read and self.pruner is not None and self.pruner.exclude_sinks:
             self._sink_watcher = VisualSinkWatcher(family, model)
             self.watchers = [*watchers, self._sink_watcher]
         self._watched = [list(watcher.layers(self.seeing)) for watcher in self.watchers]
@@ -124,7 +129,7 @@ class Session:
             pre(layer, functools.partial(self._enter_layer, i))
             if self.family.deepstack:
                 post(layer, functools.partial(self._leave_layer, i))
-        self._undo.append(shadow(model, "generate", self._generate))
+        self._undo.append(shadow(model, "generate", self._generate_apart))
         self._undo.append(shadow(model, "_replicate_for_data_parallel", replica))
         if hasattr(base, "get_image_features"):
             self._undo.append(shadow(base, "get_image_features", self._image_features))
@@ -167,6 +172,17 @@ class Session:
             yield
         finally:
             self._local.asleep = before
+
+    def _generate_apart(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`generate` as it is called: one within another, of a model that drafts for itself, leaves its state."""
+        if not self._get("generating"):
+            return self._generate(original, *args, **kwargs)
+        outer = dict(vars(self._local))
+        try:
+            return self._generate(original, *args, **kwargs)
+        finally:
+            vars(self._local).clear()
+            vars(self._local).update(outer)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._get("asleep"):
@@ -387,20 +403,26 @@ class Session:
         """The vision stage is over and the decoder layers are next: locate the visual tokens of a new prompt."""
         if self._get("given") is None or self._get("active") is not None:
             return None
-        prefill = self._locate(self._local.given)
-        self._local.active = prefill
-        for i in self._read if prefill.pruner is not None else ():
-            observe(self._probed[i], prefill.observe)
-        for watcher in self.watchers:
-            watcher.prompt(prefill)
-        self._watch()
-        if prefill.pruner is not None and kwargs.get("deepstack_visual_embeds") is not None:
+        state = self._locate(self._local.given)
+        pruner = self.pruner if self._prunes and any(layout.count for layout in state.layouts) else None
+        layers = self._stages(state.layouts) if pruner else self.layers
+        decider = Decider(pruner, layers, state, self._sink_watcher) if pruner is not None else None
+        changed, deepstack = None, None
+        if decider is not None and kwargs.get("deepstack_visual_embeds") is not None:
             kwargs = dict(kwargs)
-            prefill.deepstack = (kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
-            return args, kwargs
-        return None
+            deepstack = DeepStack(kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
+            changed = args, kwargs
+        kind = CrossPrefill if self.family.cross_attention else Prefill
+        self._local.active = kind(state, decider, self.family, self.text, self.windows, deepstack)
+        if decider is not None:
+            for i in self._read:
+                observe(self._probed[i], decider.observe)
+        for watcher in self.watchers:
+            watcher.prompt(state)
+        self._watch()
+        return changed
 
-    def _locate(self, given: dict[str, Any]) -> Prefill:
+    def _locate(self, given: dict[str, Any]) -> PromptState:
         ids = given.get("input_ids")
         if ids is None:
             if self._prunes:
@@ -413,18 +435,20 @@ class Session:
         ids, valid = host_copies([ids, padding_mask(given.get("attention_mask"), ids)])
         layouts = self._layouts(given, ids, valid)
         pruner = self.pruner if self._prunes and any(layout.count for layout in layouts) else None
-        layers = self._stages(layouts) if pruner else self.layers
-        kind = CrossPrefill if self.family.cross_attention else Prefill
-        importance = self._importance(layouts) if pruner else None
-        prefill = kind(pruner, layers, self.family, self.text, self.windows, ids, valid, layouts, importance)
-        prefill.device = device
-        prefill.sink_watcher = self._sink_watcher
         if pruner is not None and pruner.asks:
             refuse_part(type(pruner).__name__, ids, given.get("attention_mask"))
-        prefill.prompt_length = min(self._get("prompt_length") or ids.shape[1], ids.shape[1])
-        if pruner is not None and self.tower is not None:
-            prefill.vision = self.tower.take(layouts, self._rows_per_image(given, len(ids)))
-        return prefill
+        tower = self.tower if pruner is not None else None
+        return PromptState(
+            input_ids=ids,
+            valid=valid,
+            layouts=layouts,
+            device=device,
+            prompt_length=min(self._get("prompt_length") or ids.shape[1], ids.shape[1]),
+            cross_attention=self.family.cross_attention,
+            reindexed=pruner is not None and pruner.positions == "compact",
+            importance=self._importance(layouts) if pruner else None,
+            vision=tower.take(layouts, self._rows_per_image(given, len(ids))) if tower is not None else None,
+        )
 
     def _stages(self, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:
         """The layers before which tokens are dropped: at wrap time, or of a prompt with these layouts.
@@ -492,11 +516,11 @@ class Session:
         inside = self._get("generating", False)
         again = inside and self._get("made") is not None  # use_cache=False: a prompt every step
         report: Report | None = self._get("stands")
-        if output is not None and isinstance(active, Prefill) and active.cache is not None:
-            note(active.cache, RANKED, self._ranked(active))
+        if output is not None and isinstance(active, Prefill) and active.state.cache is not None:
+            note(active.state.cache, RANKED, self._ranked(active))
         if output is not None and isinstance(active, Prefill) and not again:
-            repeats = len(active.layouts) // (self._get("prompts") or len(active.layouts))
-            report = prompt_report(active, self.method, self.cost, len(self.text.layers), repeats)
+            repeats = len(active.state.layouts) // (self._get("prompts") or len(active.state.layouts))
+            report = prompt_report(active.state, self.method, self.cost, len(self.text.layers), repeats)
             report.notes += [line for watcher in self.watchers for line in watcher.notes()]
             self._finish(report)
             vision = self._get("vision", 0.0) - self._local.vision_before
@@ -506,20 +530,22 @@ class Session:
             if not inside:
                 report.seconds["total"] = sum(report.seconds.values())
                 self._local.vision = 0.0
-            if active.cache is not None:
-                note(active.cache, "report", report)
+            if active.state.cache is not None:
+                note(active.state.cache, "report", report)
             self._local.made = report
         elif output is not None and isinstance(active, Decode) and report is not None and not inside:
             spent = report.seconds
             spent["decode"] = spent.get("decode", 0.0) + self._now() - self._local.start
-        if isinstance(active, Prefill | Decode):
-            active.cache = None  # watchers outlive the forward, and must not keep a cache alive
+        if isinstance(active, Prefill):
+            active.state.release()
         if not inside:
             self._local.media = {}
             if output is not None:
                 self._publish(output, report)
         self.turnstile.leave()
-        return self._with_rows(active.rows, output) if output is not None and isinstance(active, Prefill) else None
+        if output is None or not isinstance(active, Prefill):
+            return None
+        return self._with_rows(active.state.rows, output)
 
     def _with_rows(self, rows: Rows, output: Any) -> Any:
         """The base model's output, with the rows that the caller of the whole model wants."""
@@ -531,11 +557,11 @@ class Session:
 
     def _ranked(self, prompt: Prefill) -> Ranked | None:
         """What pieces that come later on the prompt's cache must know of it."""
-        if prompt.pruner is None or not prompt.pruner.asks:
+        if prompt.decider is None or not prompt.decider.pruner.asks:
             return None
-        ids, over = prompt.input_ids, bool(self._get("generating"))
-        name = type(prompt.pruner).__name__
-        return Ranked(name, silent(ids, prompt.prompt_valid, self._visual(ids), self.model.config), over)
+        ids, over = prompt.state.input_ids, bool(self._get("generating"))
+        name = type(prompt.decider.pruner).__name__
+        return Ranked(name, silent(ids, prompt.state.prompt_valid, self._visual(ids), self.model.config), over)
 
     def _finish(self, report: Report) -> None:
         """Add to the report of a prompt what only a special session knows."""
@@ -559,7 +585,6 @@ class Session:
                 # thread's forward: before the layer they see its old arguments, after it the new ones.
                 for seen in (kwargs, changed[1] if changed else kwargs):
                     self._recomputed[seen["position_embeddings"][0]] = active
-            active.cache = cache_in(kwargs)
         if active is not None:
             for watcher in self.watchers:
                 watcher.entering(i, (changed[0] if changed else args)[0])
@@ -567,6 +592,6 @@ class Session:
 
     def _leave_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         active = self._active(kwargs)
-        if isinstance(active, Prefill) and active.deepstack is not None and i < len(active.deepstack[1]):
-            return active.add_deepstack(i, output)
+        if isinstance(active, Prefill) and active.deepstack is not None:
+            return active.deepstack.add(i, output, active.state.stage_at(i))
         return None

@@ -23,7 +23,7 @@ from ..families import FAMILIES, Family, Media
 from ..flow.locate import SampleLayout, layouts_from_mask
 from ..flow.select import Selection
 from ..hf.arguments import on, padding_mask, small
-from ..methods.base import Prompt, Pruner
+from ..methods.base import Pruner, PruningContext
 
 # What vLLM takes embeddings of, an image as one run of them, and the positions they can have there: compact ones in
 # stock vLLM, original ones with the plugin. Positions of several axes (Qwen) cannot be compact.
@@ -152,7 +152,7 @@ class Tower:
         self,
         inputs: Mapping[str, Any],
         layouts: Sequence[SampleLayout],
-        choose: Callable[[Prompt], Selection],
+        choose: Callable[[PruningContext], Selection],
         importance: list[Tensor] | None = None,
     ) -> tuple[list[Tensor], Selection]:
         """The rows of every sample [V, R], and what was chosen of them.
@@ -172,8 +172,17 @@ class Tower:
         for row, (layout, own) in enumerate(zip(layouts, features, strict=True)):
             hidden[row, layout.slots.to(hidden.device)] = own[:, : self.width]
         valid = padding_mask(inputs.get("attention_mask"), ids)
-        prompt = Prompt(layouts, hidden, ids, valid, 0, importance=importance, vision=vision, unpruned=layouts)
-        return features, choose(prompt)
+        context = PruningContext(
+            layouts=layouts,
+            hidden=hidden,
+            input_ids=ids,
+            valid=valid,
+            layer=0,
+            importance=importance,
+            vision=vision,
+            unpruned=layouts,
+        )
+        return features, choose(context)
 
     def _read(self, inputs: Mapping[str, Any], layouts: Sequence[SampleLayout]) -> list[Tensor]:
         """The features, with the tower's attention read beside them."""

@@ -5,21 +5,23 @@ Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..api import plain_model
+from ..api import unwrap_peft
 from ..attention.editor import Columns, check_readable, columns_of
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
-from ..errors import VlmpruneError
+from ..errors import VlmpruneError, checked, nearest
 from ..families import Family, family_of
+from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
-from ..hf.arguments import refuse_video
+from ..hf.arguments import has_image, refuse_video
 from ..methods.none import Unpruned
 from ..ops.attention_rows import row_chunks
 from ..ops.correction import gated, marks_of, masses
@@ -28,10 +30,8 @@ from ..runtime.session import Session
 from .report import SinkReport
 from .sample import SampleSinks
 
-if TYPE_CHECKING:
-    from ..runtime.prefill import Prefill
 
-
+@checked
 def find_sinks(
     model: Any,
     *,
@@ -54,16 +54,21 @@ def find_sinks(
     check_tau(tau)
     check_share("rho", rho)
     check_share("gate", gate)
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
     reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
     refuse_video(inputs)
+    for name, value in inputs.items():
+        # What else a processor returns is ignored, as the model ignores it.
+        if isinstance(value, int | float | str) and name not in inspect.signature(plain.forward).parameters:
+            known = ("tau", "sink_dims", "rho", "gate")
+            raise VlmpruneError(f"find_sinks() has no option {name!r}; {nearest(name, known)}")
     ids = inputs.get("input_ids")
     visual = torch.tensor(family.visual_ids(plain.config))
-    if ids is None or not bool(torch.isin(ids.cpu(), visual).any()):
+    if not isinstance(ids, Tensor) or not has_image(inputs) or not bool(torch.isin(ids.cpu(), visual).any()):
         raise VlmpruneError(
-            "The prompt has no image tokens, so there are no visual sinks to find; pass what the processor returns for "
-            "an image and a question."
+            "The prompt has no image or no image tokens, so there are no visual sinks to find; pass what the "
+            "processor returns for an image and a question."
         )
     with attached(Session(plain, family, Unpruned(), [reader])), torch.no_grad():
         plain(**{**inputs, "use_cache": False})
@@ -82,9 +87,9 @@ class SinkReader(Watcher):
         assert ids is not None and valid is not None, "find_sinks checks its inputs"
         self.sinks.find(ids, valid)
 
-    def prompt(self, prefill: Prefill) -> None:
-        self.prefill = prefill
-        self.columns: Columns = columns_of(prefill)
+    def prompt(self, state: PromptState) -> None:
+        self.state = state
+        self.columns: Columns = columns_of(state)
         # The primary sink is the first token; where that is a patch, the first text token may be it instead.
         real, text = self.columns.real, self.columns.real & ~self.columns.visual
         self.firsts = torch.stack([real.int().argmax(dim=1), text.int().argmax(dim=1)], dim=1)
@@ -142,7 +147,7 @@ class SinkReader(Watcher):
 
     def _sample(self, b: int) -> SampleSinks:
         real = self.columns.real[b]
-        layout = self.prefill.layouts[b]
+        layout = self.state.layouts[b]
         norms = torch.stack([layer[b, real] for layer in self.norms])
         places = real.cumsum(dim=0) - 1  # from a position in the padded row to one in the prompt
         firsts = places[self.firsts[b]].tolist()

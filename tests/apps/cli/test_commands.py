@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 import vlmprune
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
-from vlmprune.apps.cli.compare import BASELINES, CHANCE, held_out
-from vlmprune.apps.cli.options import default_method
+from vlmprune.harness.baselines import BASELINES, CHANCE, default_method, held_out
 from vlmprune.harness.parse import number, read_image
 from vlmprune.tiny import WEIGHTS
 
@@ -90,7 +89,7 @@ def test_layer_reaches_the_method() -> None:
     assert ask_json("--layer", "0.5")["pruned"]["report"]["method"]["layer"] == 0.5
 
 
-@pytest.mark.parametrize("method", sorted(vlmprune.methods()))
+@pytest.mark.parametrize("method", sorted(vlmprune.list_methods()))
 def test_every_registered_method_can_be_named(method: str) -> None:
     assert ask_json("--method", method)["pruned"]["report"]["method"]["name"] == method
 
@@ -154,10 +153,10 @@ def test_pictures_are_read_as_people_see_them(tmp_path: Path) -> None:
 
 def test_methods_lists_the_registry() -> None:
     records = json.loads(run("methods", "--json"))
-    assert [record["name"] for record in records] == list(vlmprune.methods())
+    assert [record["name"] for record in records] == list(vlmprune.list_methods())
     assert all(record["summary"] for record in records)
     shown = run("methods")
-    assert all(name in shown for name in vlmprune.methods())
+    assert all(name in shown for name in vlmprune.list_methods())
 
 
 def test_compare_on_one_question() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,10 +40,16 @@ def sinks(
     threshold, chosen = number("--tau", tau), number("--layer", layer)
     if plot is not None:
         writable_image(plot, source=image)
+    import vlmprune
+
+    from ...hf.arguments import on
+    from ...inputs.chat import prepare
+
     with quiet():
         with spinner("loading"):
             models = load_models(model, None, trust_remote_code=trust_remote_code)
-        report = find(models.model, models.processor, shown, text, threshold)
+        given = on(models.model, prepare(models.processor, shown, text))
+        report = vlmprune.find_sinks(models.model, tau=threshold, **given)
         if plot is not None:
             save(report.plot(shown, layer=chosen), plot)
     if json:
@@ -52,13 +58,3 @@ def sinks(
     console().print(f"{models.name}: {text}", str(report), sep="\n")
     if plot is not None:
         console().print(f"The picture: {plot}")
-
-
-def find(model: Any, processor: Any, image: Any, question: str, tau: float | None) -> Any:
-    """The report of one picture and question."""
-    import vlmprune
-
-    from ...api import prepare
-    from ...hf.arguments import on
-
-    return vlmprune.find_sinks(model, tau=tau, **on(model, prepare(processor, image, question)))

@@ -38,6 +38,7 @@ _OPCODES = {
     "BINPUT", "BINGET", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWTRUE", "NEWFALSE",
 }  # fmt: skip
 _LONGEST_PICKLE = 10_000  # bytes; that of a plain tensor has about 200
+_MOST_FILES = 64  # in its archive; that of a plain tensor has 6 to 10
 _SEND = "send base64 of torch.save(tensor)"
 
 
@@ -218,6 +219,8 @@ def _repacked(content: bytes) -> tuple[io.BytesIO, int]:
     """The archive of one plain tensor, written again, and the bytes of its numbers. Written again, because torch reads
     archives in another way than this check, and what was checked has to be what is read."""
     clean, size = io.BytesIO(), None
+    if content.count(b"PK\x01\x02") > _MOST_FILES:  # before the directory is read, an object an entry
+        raise BadEmbeddings(f"The image embeddings have more files than the archive of a tensor; {_SEND}.")
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(clean, "w") as again:
         entries = archive.infolist()
         # torch.save does not compress; an archive that does is meant to fill the memory.

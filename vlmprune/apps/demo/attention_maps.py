@@ -5,50 +5,48 @@ Shapes: B batch, S sequence, V visual tokens of a sample, H heads, T keys.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...api import plain_model
+from ...api import unwrap_peft
 from ...attention.observer import Watcher
 from ...attention.probe import AttentionCall
 from ...families import family_of
+from ...flow.locate import last_valid
+from ...flow.prompt_state import PromptState
 from ...flow.score import visual_columns
 from ...hf.arguments import on
-from ...methods.base import last_valid
 from ...methods.none import Unpruned
 from ...runtime.call_lock import attached
 from ...runtime.session import Session
 
-if TYPE_CHECKING:
-    from ...runtime.prefill import Prefill
 
-
-class _Looking(Watcher):
+class AttentionRecorder(Watcher):
     """Keeps, by layer, the attention of the last prompt token to each visual token, mean over heads: [V]."""
 
     def __init__(self, *, causal: bool) -> None:
         self.causal = causal
         self.found: dict[int, Tensor] = {}
 
-    def prompt(self, prefill: Prefill) -> None:
-        self.prefill = prefill
+    def prompt(self, state: PromptState) -> None:
+        self.state = state
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
-        rows = last_valid(self.prefill.valid).to(call.query.device)[:, None]
+        rows = last_valid(self.state.valid).to(call.query.device)[:, None]
         received = call.weights(rows, causal=self.causal).mean(dim=1)[:, 0]
-        self.found[layer] = visual_columns(received, self.prefill.layouts)[0].cpu()
+        self.found[layer] = visual_columns(received, self.state.layouts)[0].cpu()
 
 
-def attention_by_layer(model: Any, inputs: Any) -> dict[int, Tensor]:
+def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
     """Of every decoder layer that sees the image, attention of the last prompt token to the visual tokens [V].
 
     This is what FastV ranks by, in every layer instead of one. A wrapped model is looked at as if it were not wrapped.
     """
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
-    looking = _Looking(causal=not family.cross_attention)
-    with attached(Session(plain, family, Unpruned(), [looking])), torch.no_grad():
+    recorder = AttentionRecorder(causal=not family.cross_attention)
+    with attached(Session(plain, family, Unpruned(), [recorder])), torch.no_grad():
         plain(**on(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
-    return looking.found
+    return recorder.found

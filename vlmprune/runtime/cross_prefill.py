@@ -1,0 +1,61 @@
+"""A prompt of a family whose text rows attend to the image in cross-attention layers: their keys are gathered."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..attention.masks import take_mask
+from ..errors import VlmpruneError
+from ..flow.stage import Stage
+from ..hf.arguments import cache_in
+from ..hf.cache_state import remember
+from .decide import Decider, pruned_prompt
+from .decode import Arguments
+from .prefill import Prefill
+
+
+class CrossPrefill(Prefill):
+    """The same for cross-attention states; there is one stage, and rows of the sequence are left alone."""
+
+    def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        self.state.cache = cache_in(kwargs)
+        states, decider = kwargs.get("cross_attention_states"), self.decider
+        if states is None or i not in self.text_model.config.cross_attention_layers:
+            return None
+        states = states.reshape(len(self.state.layouts), -1, states.shape[-1])
+        self.state.cross_columns = states.shape[1]
+        if decider is None or i < decider.layers[0]:
+            return None
+        mask = kwargs.get("cross_attention_mask")
+        stage = self.state.stages[0] if self.state.stages else self._decide(decider, states, mask)
+        if stage.chosen is None:
+            return None
+        new = dict(kwargs)
+        new["cross_attention_states"] = self._compact(stage, states, {})
+        if mask is not None:
+            make = partial(take_mask, rows=None, columns=stage.chosen.columns, hides=stage.chosen.ragged)
+            new["cross_attention_mask"] = self._once("mask", stage, mask, make)
+        return args, new
+
+    def _decide(self, decider: Decider, states: Tensor, mask: Any) -> Stage:
+        (layer,) = decider.layers
+        stage = decider.decide(layer, states)
+        if stage.chosen is None:
+            return stage
+        if stage.chosen.ragged and mask is None:
+            raise VlmpruneError(
+                "A batch of images of different sizes needs the processor's cross_attention_mask; pass everything it "
+                "returns."
+            )
+        cache = self.state.cache
+        if getattr(cache, "is_compileable", False):
+            raise VlmpruneError(
+                "A static cache has room for exactly all keys of the image, so a pruned prompt with cross attention "
+                "cannot fill it; use the default cache instead of cache_implementation='static'."
+            )
+        if cache is not None:
+            remember(cache, pruned_prompt(self.state, stage))
+        return stage

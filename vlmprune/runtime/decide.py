@@ -1,0 +1,126 @@
+"""A pruning layer of a prompt: what the pruner may look at, what it decides, and what that makes of the sequence.
+
+Shapes: B batch, S sequence before pruning, V visual tokens of a sample, K kept, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..attention.probe import AttentionCall
+from ..attention.sink_observer import VisualSinkWatcher
+from ..flow.compact import compaction, keep_mask
+from ..flow.locate import last_valid
+from ..flow.prompt_state import PromptState
+from ..flow.returned import checked_query_positions, checked_selection, readable
+from ..flow.select import Selection, with_last
+from ..flow.stage import Stage
+from ..hf.arguments import host_copies
+from ..hf.cache_state import PrunedPrompt
+from ..methods.base import Pruner, PruningContext
+
+
+class Decider:
+    """A pruner at work on one prompt, at each of its layers; it writes what it reads and decides into `state`.
+
+    `sinks` finds visual sinks for pruners that leave them out of their ranking.
+    """
+
+    def __init__(
+        self, pruner: Pruner, layers: Sequence[int], state: PromptState, sinks: VisualSinkWatcher | None = None
+    ) -> None:
+        self.pruner, self.layers, self.state, self.sinks = pruner, tuple(layers), state, sinks
+        self._name = type(pruner).__name__
+
+    def observe(self, call: AttentionCall, output: Tensor) -> None:
+        """Read the layer before a stage: attention [B, S or cross states], mean over heads, and keys.
+
+        Query rows are the last prompt token's, or those of the text tokens that the method named.
+        """
+        state, heads = self.state, call.query.shape[1]
+        causal = not state.cross_attention
+        if self.pruner.reads_keys:
+            # A static cache has room for more than the prompt; keys of cross attention are no positions of it.
+            state.keys = call.key.detach()[:, :, : state.length if causal else call.key.shape[2]]
+        where, queries = state.inverse(), state.query_positions
+        if queries is None:
+            rows = last_valid(state.prompt_valid)[:, None]
+            state.attention = call.received(where.gather(1, rows) if causal else rows, causal=causal) / heads
+            return
+        longest = max(len(own) for own in queries)
+        # Rows are repeated to equal length, so that none reads padding, which is NaN; the repeats do not count.
+        rows = torch.stack([where[row, own][torch.arange(longest) % len(own)] for row, own in enumerate(queries)])
+        counts = torch.stack([torch.arange(longest) < len(own) for own in queries])
+        state.attention = call.received(rows, counts.float()) / heads
+
+    def ask_query_positions(self, hidden: Tensor) -> None:
+        """Before layer 0, once per prompt: which text tokens' attention counts."""
+        if self.state.query_positions is None:
+            named = self.pruner.query_positions(self._context(0, hidden))
+            self.state.query_positions = checked_query_positions(named, self.state.valid, self._name)
+
+    def decide(self, layer: int, hidden: Tensor) -> Stage:
+        """Run the pruner on what is left, and turn its choice into a gather index over the sequence."""
+        state = self.state
+        context = self._context(layer, hidden)
+        selection = self._select(context)
+        kept = selection.kept
+        if state.stages:
+            kept = [old[new] for old, new in zip(state.stages[-1].kept, kept, strict=True)]
+        stage = Stage(layer, kept)
+        if state.drops(kept):  # else every layer runs untouched, bit by bit
+            stage.merged = selection.merged
+            stage.places = [layout.slots[new] for layout, new in zip(context.layouts, selection.kept, strict=True)]
+            # Padding goes too, and rows are re-padded to the longest.
+            eligible = torch.ones(hidden.shape[:2], dtype=torch.bool) if state.cross_attention else state.valid
+            stage.on_host = compaction(keep_mask(eligible, [layout.slots for layout in state.layouts], kept))
+            stage.chosen = stage.on_host.to(hidden.device)
+            stage.inner = stage.chosen.index
+            if state.chosen is not None:
+                stage.inner = state.inverse().gather(1, stage.on_host.index).to(hidden.device)
+        state.stages.append(stage)
+        return stage
+
+    def _context(self, layer: int, hidden: Tensor) -> PruningContext:
+        """What the pruner sees: the prompt as earlier stages have left it."""
+        state = self.state
+        layouts, ids, valid = state.left()
+        return PruningContext(
+            layouts=layouts,
+            hidden=hidden,
+            input_ids=ids,
+            valid=valid,
+            layer=layer,
+            attention=state.attention,
+            importance=state.importance,
+            sinks=self.sinks.among(hidden, layouts, layer) if self.sinks else None,
+            keys=state.keys,
+            vision=state.vision,
+            stage=len(state.stages),
+            stages=len(self.layers),
+            unpruned=state.layouts,
+        )
+
+    def _select(self, context: PruningContext) -> Selection:
+        selection = self.pruner.select(context)  # not under no_grad: merged states carry the gradient
+        kept = selection.kept if isinstance(selection, Selection) else None
+        if isinstance(kept, list) and kept and all(isinstance(some, Tensor) and readable(some) for some in kept):
+            selection = Selection(host_copies(kept), selection.merged)
+        selection = checked_selection(selection, context.layouts, context.hidden.shape[-1], self._name)
+        return with_last(selection, context.layouts, context.hidden)
+
+
+def pruned_prompt(state: PromptState, stage: Stage) -> PrunedPrompt:
+    """What later steps have to know of a stage, to be kept on the cache."""
+    assert stage.chosen is not None, "something was dropped"
+    columns, ragged = stage.chosen.columns, stage.chosen.ragged
+    if state.cross_attention:
+        return PrunedPrompt(stage.layer, state.valid.shape[1], columns, ragged, cross=True)
+    dropped = torch.tensor([layout.count - len(kept) for layout, kept in zip(state.layouts, stage.kept, strict=True)])
+    shift = dropped.to(columns.device) if state.reindexed else None
+    # What comes after the prompt are candidates: `generate` takes those it rejects from the cache again.
+    rows = columns.shape[1] - (state.valid.shape[1] - state.prompt_length)
+    return PrunedPrompt(stage.layer, state.prompt_length, columns[:, :rows], ragged, shift)
