@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="STAGE", help="only this stage; may be given several times")
     parser.add_argument("--tiny", action="store_true", help="small shapes on the CPU, kernels in Triton's interpreter")
     parser.add_argument("--summary", type=Path, metavar="DIR", help="print what the records in DIR say, and end")
-    parser.add_argument("--order", help=argparse.SUPPRESS)  # how a group's process is started anew
+    parser.add_argument("--order", help=argparse.SUPPRESS)  # how a group's process is restarted
     args = parser.parse_args()
     order = json.loads(args.order) if args.order else None
     if args.tiny or (order and order["setting"]["tiny"]):

@@ -86,7 +86,7 @@ def _start(stage: GpuStage, group: str, setting: StageSetting) -> tuple[int, int
 
 
 def _become(stage: GpuStage, group: str, setting: StageSetting, sink: int) -> None:
-    """A fork that cannot use the GPU, because something imported has looked for one, starts Python anew."""
+    """A fork that cannot use the GPU, because something imported has looked for one, restarts Python."""
     if setting.device == "cpu" or not getattr(torch.cuda, "_is_in_bad_fork", lambda: False)():
         return
     os.set_inheritable(sink, True)

@@ -1,4 +1,4 @@
-"""A stage's file: written anew, at once, whenever points have come, so that a run cut short leaves what it has."""
+"""A stage's file: rewritten at once whenever points have come, so that a run cut short keeps what it has."""
 
 from __future__ import annotations
 

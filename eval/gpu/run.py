@@ -93,14 +93,14 @@ def headlines(name: str, record: dict[str, Any]) -> list[str]:
     """What a stage says in short, and every point that failed or was cut."""
     points = record["points"]
     bad = [
-        f"{point['status'].upper()}: {point['group']}, {point['point']}: {point.get('error') or told(point)}"
+        f"{point['status'].upper()}: {point['group']}, {point['point']}: {point.get('error') or numbers_of(point)}"
         for point in points
         if point["status"] in (FAILED, CUT)
     ]
     return [*bad, *HEADLINES[name](points)]
 
 
-def told(point: Point) -> str:
+def numbers_of(point: Point) -> str:
     """A failed check's numbers."""
     names = ("worst", "bound", "absolute", "of_allowed", "changes_logits_by")
     return ", ".join(f"{name} {point[name]:.2e}" for name in names if name in point)

@@ -163,7 +163,7 @@ def own_peak(variant: str) -> float:
     with torch.no_grad(), on(model, variant):
         model(**inputs, use_cache=True, logits_to_keep=1)
         for _ in range(3):
-            Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
             before = resident("VmRSS")
             model(**inputs, use_cache=True, logits_to_keep=1)
             peaks.append((resident("VmHWM") - before) / 1024)

@@ -1,7 +1,7 @@
-"""What an aggregator is asked and must answer, and which sentences stay. Pure: texts and numbers, no model.
+"""The interface of an aggregator, and which sentences stay. Pure: texts and numbers, no model.
 
-Sentences are named by their index into the list that was handed over; so nothing can be misquoted, and what is missing
-shows. Source: Patch Matters (arXiv 2504.06666), section "Aggregate".
+Sentences are identified by their index into the list passed in, so that none can be misquoted and a missing one is
+noticed. Source: Patch Matters (arXiv 2504.06666), section "Aggregate".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class AggregatorError(VlmpruneError):
 
 @dataclass(frozen=True)
 class Similar:
-    """Sentences of two or more samples that say the same, and one sentence for all of them."""
+    """Equivalent sentences of two or more samples, and one sentence for all of them."""
 
     text: str
     members: tuple[int, ...]
@@ -94,7 +94,7 @@ class Aggregator(Protocol):
         ...
 
     def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
-        """Those of the classes that the caption speaks of."""
+        """The classes that the caption mentions."""
         ...
 
 

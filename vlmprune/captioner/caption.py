@@ -1,4 +1,4 @@
-"""What a caption is: the text, and all that can be asked about it."""
+"""The result of captioning: the text, its sentences by place, and the cost."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class CaptionCost:
     `visual_tokens`: rows of visual tokens that entered the language model in all calls of the describing model, once
     for all samples of a crop, since they share its prefill (the paper counts each sample's),
     `layer_avg_tokens` the same averaged over its layers, `prefill_flops` of its language model (None: the model was
-    not wrapped, so nobody counted). `images_encoded`: images through the vision tower. `seconds`: by stage.
+    not wrapped, so nothing was counted). `images_encoded`: images through the vision tower. `seconds`: by stage.
     """
 
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
@@ -77,9 +77,9 @@ class CaptionCost:
 class Caption:
     """The caption of one image.
 
-    `text`: what to show. `sentences`: every sentence ever said about the image, in the order it was said. `tree`: the
-    same by place. `patches`: the parts that were described (the four spatial ones, then the semantic one if there was
-    one). `regions`: the parts that went into the last fusion. `cost`: what it took.
+    `text`: what to show. `sentences`: provenance of every sentence about the image, in the order they were generated.
+    `tree`: the same by place. `patches`: the parts that were described (the four spatial ones, then the semantic one if
+    there was one). `cost`: what it took.
     """
 
     text: str

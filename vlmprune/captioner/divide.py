@@ -21,7 +21,7 @@ ADJACENT = ((0, 1), (0, 2), (1, 3), (2, 3))  # quadrants that share a side, as i
 
 @dataclass(frozen=True)
 class Detection:
-    """A box somebody saw an object in: `score` in 0..1, `label` its class or "" where the detector knows none."""
+    """A box around a detected object: `score` in 0..1, `label` its class or "" where the detector knows none."""
 
     box: Box
     score: float = 1.0
@@ -61,7 +61,7 @@ def hull(boxes: Iterable[Box]) -> Box:
 
 
 def usable(detections: Iterable[Detection], size: tuple[int, int]) -> list[Detection]:
-    """The detections cut to the image of `size` (width, height); what lies outside of it or has no area goes.
+    """The detections cut to the image of `size` (width, height); boxes outside of it or without area are dropped.
 
     Raises:
         VlmpruneError: a box or score is no finite number.
@@ -163,7 +163,7 @@ def spatial_patches(
 
 
 def semantic_patch(matched: Sequence[Box], size: tuple[int, int], *, most_iou: float = 0.4) -> Patch | None:
-    """The hull of the boxes that a short caption speaks of (the image if there are none), if it is small enough.
+    """The hull of the boxes that a short caption mentions (the image if there are none), if it is small enough.
 
     Returns:
         None where its IoU with the whole image is greater than `most_iou`: it would say little new.

@@ -1,4 +1,4 @@
-"""Captions of many images: one file each, written whole or not at all, so that a killed run goes on where it was."""
+"""Captions of many images: one file each, written whole or not at all, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def one_record(caption: Callable[[Image.Image], Caption], path: Path, records: P
         if isinstance(done, dict) and done.get("sha256") == base["sha256"] and "error" not in done:
             return {**done, "path": str(path)}
         record = {**base, **caption(read_image(path)).to_dict()}
-    except Exception as error:  # whatever it is, the other images go on; Ctrl-C and exit do not end up here
+    except Exception as error:  # the other images go on; Ctrl-C and exit are not caught here
         record = {**base, "error": f"{type(error).__name__}: {error}"}
     write_whole(target, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     return record
@@ -114,7 +114,7 @@ def load(path: Path) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that after a crash it is there whole, old or new."""
+    """Write a file atomically: after a crash it holds the old text or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)

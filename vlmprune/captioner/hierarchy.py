@@ -65,7 +65,7 @@ class Hierarchy:
 
         Args:
             whole: the caption of the whole image. parts: the four spatial patches, and the semantic one if there is
-                one. samples: for each part what was said about it; samples of a part stay with it.
+                one. samples: for each part its descriptions; samples of a part stay with it.
         """
         regions = self.within(parts, samples)
         glob = self.describe_image(whole, [one for one in regions if one.name not in QUADRANTS])
@@ -133,7 +133,7 @@ class Hierarchy:
     ) -> list[int]:
         """Decide about the sentences `flat`, each looked up in its box; returns those that go on.
 
-        Similar ones go on as one rewriting, of which `rewritten` is told.
+        Similar ones go on as one rewriting, which is passed to `rewritten`.
         """
         scores = {}
         for i in to_score(grouping):
@@ -205,7 +205,7 @@ class Hierarchy:
     # -- between -----------------------------------------------------------------------------------------------
 
     def between(self, regions: Sequence[Region], parts: Sequence[Part]) -> list[Region]:
-        """Compare adjacent patches that overlap much, then merge those that hang together.
+        """Compare adjacent patches that overlap much, then merge those that are connected.
 
         All pairs are filtered before anything is merged, and a sentence rejected in one pair is gone from every other.
         Patches chained by a shared one (A-B and B-C) become one region, so that none of B's sentences goes on twice.

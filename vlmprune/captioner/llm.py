@@ -1,4 +1,4 @@
-"""Aggregation by a language model that answers in JSON: asked, checked, asked again, refused if it will not comply."""
+"""Aggregation by a language model that answers in JSON: replies are checked, and requested again if they do not fit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SCHEMAS = {
 
 
 class Unusable(Exception):
-    """A reply that does not fit, with what to tell the model; never leaves this module."""
+    """A reply that does not fit, with the feedback for the model; caught in this module."""
 
 
 def check_schema(value: Any, schema: dict[str, Any], at: str = "the reply") -> None:
@@ -131,7 +131,7 @@ class StructuredAggregator(ABC):
         """The model's reply to a conversation; `task` names the schema in SCHEMAS."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes two aggregators write alike, JSON-serialisable; for the records of a folder."""
+        """The settings that decide its output, JSON-serialisable; for the records of a folder."""
         return {"attempts": self.attempts, "seed": self.seed, "temperatures": self.temperatures}
 
     def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
@@ -180,7 +180,7 @@ class StructuredAggregator(ABC):
         return self._ask("fuse", prompts.FUSE.format(sentences=_numbered(lines)), read)
 
     def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
-        """Those of the classes that the caption speaks of."""
+        """The classes that the caption mentions."""
         if not classes:
             return []
 
@@ -241,7 +241,7 @@ def _rewrites(reply: Any) -> list[Rewrite]:
 
 
 def _refuse(problem: str | None) -> None:
-    """Turn a problem told with indices into one told with the numbers of the prompt."""
+    """Raise a problem with the numbers of the prompt in place of indices."""
     if problem is not None:
         shown = re.sub(r"(?<=sentence )-?\d+|(?<=[\[ ])\d+(?=[,\]])", lambda m: str(int(m.group()) + 1), problem)
         raise Unusable(shown[:1].upper() + shown[1:] + ".")

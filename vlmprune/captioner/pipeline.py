@@ -45,7 +45,7 @@ BUNDLED_CONFIG = CaptionConfig(
 
 @dataclass(frozen=True)
 class Described:
-    """What was said about an image before anything is decided: samples of its patches, the caption of the whole."""
+    """Descriptions of an image before aggregation: samples of its patches, the caption of the whole."""
 
     patches: tuple[Patch, ...]
     samples: tuple[tuple[str, ...], ...]
@@ -66,7 +66,7 @@ class PatchCaptioner:
         config: a `CaptionConfig`; default the paper's values, or for the bundled pair `BUNDLED_CONFIG`.
         seed: every sample has a generator of its own, seeded from this, the pixels, the patch and the sample's number.
     Raises:
-        VlmpruneError: something of it does not fit.
+        VlmpruneError: an argument does not fit.
     """
 
     @checked
@@ -121,7 +121,7 @@ class PatchCaptioner:
         again by the next run, and stops nothing.
 
         Returns:
-            One record a path in order: `path`, and what `Caption.to_dict` gives, or `error`.
+            One record per path, in order: `path`, and what `Caption.to_dict` gives, or `error`.
         Raises:
             VlmpruneError: no images, or `out` holds captions made in another way.
         """
@@ -227,7 +227,7 @@ class PatchCaptioner:
     def aggregate(
         self, image: Image.Image, described: Described, cost: CaptionCost | None = None, *, calls: int | None = None
     ) -> Caption:
-        """The caption of an image from what was said about it; `cost` and the aggregator's `calls` so far go on."""
+        """The caption of an image from its descriptions; `cost` and the aggregator's `calls` so far go on."""
         cost = cost if cost is not None else CaptionCost()
         calls = self.aggregator.calls if calls is None else calls
         objects = objects_of(described.patches)

@@ -14,10 +14,10 @@ from .divide import Box
 class Sentence:
     """One sentence with its provenance.
 
-    `patch`: the patch or region it describes, `box` that one's box in pixels; `sample`: which sample said it, None for
-    one rewritten from others, whose numbers are `sources`; `label`: its class (similar, contradictory or unique, None
-    where it was never grouped), `score`: its fit to the image, None where it was never scored; `kept`: whether what
-    it says is in the caption, itself or rewritten; `reason`: why; `verdicts`: every decision about it, in order.
+    `patch`: the patch or region it describes, `box` that one's box in pixels; `sample`: which sample it comes from,
+    None for one rewritten from others, whose numbers are `sources`; `label`: its class (similar, contradictory or
+    unique, None where it was never grouped), `score`: its fit to the image, None where it was never scored; `kept`:
+    whether its content is in the caption, itself or rewritten; `reason`: why; `verdicts`: all, in order.
     """
 
     number: int
@@ -59,17 +59,17 @@ class Provenance:
         return self.entries[number]
 
     def add(self, text: str, patch: str, box: Box, *, sample: int | None = None, sources: Iterable[int] = ()) -> int:
-        """Write a sentence down; returns its number."""
+        """Add a sentence; returns its number."""
         self.entries.append(Sentence(len(self.entries), text, patch, box, sample, tuple(sources)))
         return len(self.entries) - 1
 
     def judge(self, number: int, verdict: SentenceVerdict) -> None:
-        """Write down what was decided about a sentence."""
+        """Add a verdict on a sentence."""
         entry = self.entries[number]
         self.entries[number] = replace(entry, verdicts=(*entry.verdicts, verdict))
 
     def drop(self, number: int, stage: str, reason: str) -> None:
-        """Write down that a sentence goes no further, for another reason than its class."""
+        """Drop a sentence for another reason than its class."""
         entry = self.entries[number]
         self.judge(number, SentenceVerdict(stage, entry.label, entry.score, False, reason))
 

@@ -12,7 +12,7 @@ from .text import GENERAL, Lexicon, Statement, singular, words
 
 @dataclass
 class WordAggregator:
-    """Two sentences are about one thing when the lexicon says so; sentences of one sample never are.
+    """Two sentences are about one thing when the lexicon matches them; sentences of one sample never are.
 
     A description names no object twice, so within a sample every sentence starts its own thing; each sentence of the
     next sample joins the thing it agrees with most, one at most. A thing whose sentences nowhere conflict is similar
@@ -70,7 +70,7 @@ class WordAggregator:
         said = [self.lexicon.read(one.text) for one in candidates]
 
         def rank(i: int) -> tuple[bool, float, int]:
-            # What several samples said was kept without a score: as sure as it gets.
+            # A sentence of several samples is kept without a score: it counts as certain.
             score = candidates[i].score
             return candidates[i].region == IMAGE, -(1.0 if score is None else score), i
 

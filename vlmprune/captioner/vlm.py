@@ -56,7 +56,7 @@ class VisionModel:
     Args:
         model: a loaded Hugging Face image-text-to-text model, or what `vlmprune.wrap` returned.
         processor: its processor; a wrapped model's own when None.
-        batch_size: prompts a forward.
+        batch_size: prompts per forward.
     Raises:
         VlmpruneError: no processor, or it writes no chat prompts.
     """
@@ -83,7 +83,7 @@ class VisionModel:
 
     @property
     def handle(self) -> PrunedModel | None:
-        """The handle the model is wrapped by now, whether that or the model was passed."""
+        """The handle of a wrapped model, whether the handle or the model was passed."""
         return self.model if isinstance(self.model, PrunedModel) else self.plain.__dict__.get(HANDLE)
 
     # -- the two questions -------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ class VisionModel:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """What tells this model from another without reading all of its weights, JSON-serialisable."""
+        """What distinguishes this model from others without reading all of its weights, JSON-serialisable."""
         digest = hashlib.sha256(self.plain.config.to_json_string(use_diff=False).encode())
         for name, weight in self.plain.named_parameters():
             # Some of each: a checkpoint trained further differs everywhere.

@@ -1,7 +1,7 @@
-"""The operations whose speed matters, one interface each: PyTorch's implementation, and a Triton kernel for GPUs.
+"""The operations whose speed matters: each has one interface, a PyTorch implementation and a Triton kernel for GPUs.
 
-`use("torch")`, `use("triton")` or `use("auto")` chooses, and so does the environment variable VLMPRUNE_KERNELS; by
-default tensors on a GPU go to Triton. Beside each interface `<name>.py` stands its `<name>_triton.py`.
+`use("torch")`, `use("triton")`, `use("auto")` or the environment variable VLMPRUNE_KERNELS chooses the implementation.
+By default Triton runs on GPU tensors. The kernel behind `<name>.py` is in `<name>_triton.py`.
 """
 
 from .dispatch import BACKENDS, chosen, use

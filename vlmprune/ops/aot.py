@@ -1,8 +1,8 @@
-"""Compile every Triton kernel ahead of time, without a GPU, and read what the compiler says it needs.
+"""Compile every Triton kernel ahead of time, without a GPU, and report the resources that each one needs.
 
     python -m vlmprune.ops.aot --out budget.json
 
-Registers and spills come from the log of ptxas, shared memory from Triton.
+Registers and spills are read from the log of ptxas, shared memory from Triton.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def variants() -> list[Variant]:
 
 
 def compiled(variant: Variant, architecture: int) -> dict[str, int]:
-    """Compile to a cubin: its registers a thread, shared memory in bytes, spilled bytes, and size.
+    """Compile to a cubin: registers per thread, shared memory in bytes, spilled bytes, and size.
 
     Args:
         architecture: compute capability times 10, as 80 or 90.
@@ -108,7 +108,7 @@ def compiled(variant: Variant, architecture: int) -> dict[str, int]:
     signature = {
         name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in kernel.arg_names
     }
-    # As the launcher finds out: memory is aligned to 16 bytes, and widths and strides of states are multiples of 16.
+    # As the launcher specialises: memory is aligned to 16 bytes, and widths and strides of states are multiples of 16.
     aligned = [["tt.divisibility", 16]]
     attributes = {
         (i,): aligned

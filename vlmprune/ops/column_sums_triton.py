@@ -1,7 +1,7 @@
-"""Triton kernels behind `column_sums.py`: softmax statistics by parts of the keys, then the columns.
+"""Triton kernels behind `column_sums.py`: softmax statistics for each part of the keys, then the column sums.
 
-One program a query head would walk all keys alone (32 programs on 132 processors at batch 1), so keys are split. Both
-passes read the keys; the second finds them in the cache (25 MB of keys at 3,000 tokens, 50 MB of L2 on an H100).
+One program per query head would leave most of a GPU idle (32 programs on 132 processors at batch 1), so keys are split.
+Both passes read the keys; the second hits the cache (25 MB of keys at 3,000 tokens, 50 MB of L2 on an H100).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from .scores_triton import block_of_width, mask_arguments, masked_scores, precision_of, tile
 
 SPLITS = 64  # parts of the keys, at most
-BLOCK_M = 16  # query rows of a tile, the least that tensor cores take; FastV has one a head
+BLOCK_M = 16  # query rows of a tile, the minimum of tensor cores; FastV has one per head
 BLOCK_N = 64
 
 
@@ -118,7 +118,7 @@ def column_sums(
     tiles = tile(query.dtype == torch.float32, BLOCK_N)
     block = tiles["BLOCK_N"]
     span = triton.cdiv(keys, SPLITS * block) * block
-    # Parts that no program fills (3,000 keys are 47 parts of 64) count nothing.
+    # Unused parts (3,000 keys fill 47 of 64) contribute nothing.
     part_max = query.new_full((batch * groups, SPLITS, read), float("-inf"), dtype=torch.float32)
     part_sum = torch.zeros_like(part_max)
     out = query.new_empty(batch, groups, keys, dtype=torch.float32)

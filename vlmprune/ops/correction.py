@@ -1,7 +1,7 @@
-"""Changing attention weights after the fact: what an edited row's output differs by, without the attention map.
+"""Editing attention weights after the kernel has run: the change of an edited row's output, without the attention map.
 
 An edit of softmax weights `a -> a + d` changes the output by `d @ V`. A fused kernel's output can therefore be
-corrected for the few rows that change, with the correction in fp32, and every other row stays in the kernel.
+corrected for the few rows that change, in fp32; all other rows stay as the kernel wrote them.
 
 Shapes: B batch, H heads, G key heads, R rows, P columns, D head width.
 """
@@ -13,18 +13,18 @@ from torch import Tensor
 
 
 def marks_of(sinks: Tensor, visual: Tensor) -> Tensor:
-    """What `redistribution` needs to know of the columns.
+    """The column masks that `redistribution` needs.
 
     Args:
         sinks, visual: [B, P] bool.
     Returns:
-        [B, 3, P] fp32: sinks; visual tokens; visual tokens that are no sinks.
+        [B, 3, P] fp32: sinks; visual tokens; visual tokens that are not sinks.
     """
     return torch.stack([sinks, visual, visual & ~sinks], dim=1).float()
 
 
 def masses(weights: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of each row [B, H, R, P] to sinks, to the image, and to visual tokens that are no sinks: [B, H, R]."""
+    """Attention of each row [B, H, R, P] to sinks, to the image, and to visual tokens that are not sinks: [B, H, R]."""
     sums = weights @ marks[:, None].transpose(-1, -2)
     return sums[..., 0], sums[..., 1], sums[..., 2]
 
@@ -33,7 +33,7 @@ def gated(image: Tensor, free: Tensor, rho: float, gate: float) -> Tensor:
     """VAR's head gate, per head and row: image-centric (attention to the image >= gate), and mostly off the sinks.
 
     Args:
-        image, free: attention to all visual tokens and to those that are no sinks, [B, H, R].
+        image, free: attention to all visual tokens and to those that are not sinks, [B, H, R].
         rho: least fraction `free / image`. A row with nothing to give to (free = 0) never passes.
     """
     return (image >= gate) & (free >= rho * image) & (free > 0)
@@ -43,11 +43,11 @@ def redistribution(weights: Tensor, marks: Tensor, *, p: float, rho: float, gate
     """VAR: how the weights of each row change.
 
     A row that passes the gate takes the fraction p from every sink, text sinks included, and gives it to the visual
-    tokens that are no sinks, in proportion to their weights. A row's changes add up to 0.
+    tokens that are not sinks, in proportion to their weights. A row's changes add up to 0.
 
     Args:
         weights: [B, H, R, P], softmax rows (columns beyond P, which nothing marks, may be left out).
-        marks: [B, 3, P] from `marks_of`; all zero for a sample that is to be left alone.
+        marks: [B, 3, P] from `marks_of`; all zero for a sample that must not change.
     Returns:
         [B, H, R, P].
     """
@@ -100,12 +100,12 @@ def add_to_rows(output: Tensor, start: int, change: Tensor, heads: list[int] | N
     """Add a change [B, R, H, D] in fp32 to rows start..start+R-1 of an output [B, S, H, D], in place."""
     rows = output[:, start : start + change.shape[1]]
     if heads is None:
-        rows.copy_(rows + change)  # a sum of bf16 and fp32 is made in fp32
-    else:  # one by one: a list as an index would be copied to the device
+        rows.copy_(rows + change)  # bf16 + fp32 is computed in fp32
+    else:  # one by one: indexing with a list would copy it to the device
         for at, head in enumerate(heads):
             rows[:, :, head].copy_(rows[:, :, head] + change[:, :, at])
 
 
 def own_copy(output: Tensor) -> Tensor:
-    """An output that may be changed in place: a kernel's own one where no gradient can need it."""
+    """An output that may be changed in place: the kernel's own, or a copy where a gradient may need it."""
     return output.clone() if torch.is_grad_enabled() and output.requires_grad else output

@@ -1,4 +1,4 @@
-"""Compaction: the kept rows of a prompt's tensors, re-padded left, in one launch; and those of a filled cache.
+"""Compaction: gather the kept rows of a prompt, re-padded left, in one launch; and the kept entries of a cache.
 
 Shapes: B batch, S sequence before, C sequence after, A axes of positions, D width, G key heads.
 """
@@ -46,7 +46,7 @@ def compact(
     position_ids: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Compacted:
-    """Gather everything a decoder layer gets of a ragged batch to the kept rows.
+    """Gather the kept rows of all inputs of a decoder layer, for a ragged batch.
 
     Args:
         hidden: [B, S', D]. index: [B, C] in 0..S-1. real: bool [B, C], False in the filler slots of shorter rows;
@@ -72,8 +72,8 @@ def compact(
 def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The entries `index` [B, C] of a layer's keys and values [B, G, T, D].
 
-    For methods of your own that prune a cache after the prompt has filled it, as KV-cache compression does. Nothing in
-    vlmprune calls it: its methods prune the prompt, so that the later layers never make the dropped entries.
+    For KV-cache compression, which prunes a cache after prefill. The methods of vlmprune prune the prompt instead, so
+    the later layers never compute the dropped entries.
 
     Returns:
         [B, G, C, D] each, contiguous.

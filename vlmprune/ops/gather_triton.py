@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .scores_triton import as_bytes
 
-BLOCK_SLOTS = 32  # cache entries a program moves
-LARGEST_ROW = 4096  # numbers of a hidden state a program moves
+BLOCK_SLOTS = 32  # cache entries per program
+LARGEST_ROW = 4096  # elements of a hidden state per program
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def compact_kernel(
     ROTARY_AXES: tl.constexpr, POSITION_AXES: tl.constexpr, HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Program (slot of the batch, part): a part of the hidden state, or, as the last part, all that is small."""
+    """Program (slot of the batch, part): a part of the hidden state, or, as the last part, all small tensors."""
     slot = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     b, c = slot // C, slot % C
@@ -83,12 +83,12 @@ def compact_kv_kernel(
 
 
 def rows_of(index: Tensor) -> Tensor:
-    """Strides of a [B, C] index are read along its rows only."""
+    """The kernels take the stride between rows of a [B, C] index; within a row it must be 1."""
     return index if index.stride(1) == 1 else index.contiguous()
 
 
 def broadcast(tensor: Tensor, batch: int, last: int) -> Tensor:
-    """[..., B or 1, S] and `last` further dimensions as [A, B, S, ...], nothing copied where strides allow it."""
+    """[..., B or 1, S] and `last` further dimensions as [A, B, S, ...], without a copy where strides allow it."""
     tensor = tensor.reshape(-1, *tensor.shape[-2 - last :])
     return tensor.expand(-1, batch, *tensor.shape[2:])
 
@@ -107,7 +107,7 @@ def compact(
     width = hidden.shape[-1]
     index, inner, real = rows_of(index), rows_of(inner), as_bytes(rows_of(real))
     out = hidden.new_empty(batch, slots, width)
-    # What is missing is stood in for by a tensor that is never read.
+    # A missing input is replaced by a tensor that is never read.
     cos, sin = (broadcast(part, batch, 1) for part in cos_sin or (hidden, hidden))
     out_cos, out_sin = cos, sin
     if cos_sin:

@@ -54,7 +54,7 @@ def redistribute_kernel(
         weights = tl.exp(s - safe_max[:, None])
         row_max = new_max
         row_sum = row_sum * rescale + tl.sum(weights, axis=1)
-        if n < P:  # columns from P on are marked as nothing
+        if n < P:  # columns from P on are neither sinks nor visual
             is_sink = tl.load(sinks + b * sinks_b + t, mask=t < P, other=0) != 0
             is_visual = tl.load(visual + b * visual_b + t, mask=t < P, other=0) != 0
             on_sinks = tl.where(is_sink[None, :], weights, 0.0)

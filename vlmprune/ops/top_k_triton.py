@@ -23,7 +23,7 @@ def top_k_kernel(scores, positions, starts, counts, firsts, out, stride, BLOCK: 
     score = tl.load(scores + token * stride, mask=inside, other=0.0).to(tl.float32)
     score = tl.where(score == 0.0, 0.0, score)  # -0.0 and 0.0 are a tie
     bits = score.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the numbers
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers that order like the floats
     threshold = tl.zeros([1], tl.int64) - 2147483648
     for step in range(32):
         candidate = threshold + (tl.full([1], 1, tl.int64) << (31 - step))
@@ -38,7 +38,7 @@ def top_k_kernel(scores, positions, starts, counts, firsts, out, stride, BLOCK: 
 
 
 def warps(block: int) -> int:
-    """At most 16 numbers a thread; 32 spilled registers."""
+    """At most 16 numbers per thread; 32 spilled registers."""
     return max(4, min(16, block // 512))
 
 
@@ -47,7 +47,7 @@ def top_k(scores: Tensor, spans: Sequence[Tensor], counts: Sequence[int]) -> Ten
     starts = list(accumulate((len(span) for span in spans), initial=0))
     firsts = list(accumulate(counts, initial=0))
 
-    def to_device(numbers: Tensor) -> Tensor:  # a blocking copy would wait for all that the GPU still has to do
+    def to_device(numbers: Tensor) -> Tensor:  # a blocking copy would wait for all queued GPU work
         return numbers.to(scores.device, non_blocking=True)
 
     positions = torch.cat([to_device(span) for span in spans])

@@ -1,4 +1,4 @@
-"""`find_sinks`: one forward of a model, read layer by layer, and what it says about the prompt's sinks.
+"""`find_sinks`: one forward of a model, read layer by layer, gives the sinks of a prompt.
 
 Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D width.
 """
@@ -44,11 +44,11 @@ def find_sinks(
     """Where the attention sinks of a prompt are, in every layer.
 
     Args:
-        model: a loaded model of a supported family; a wrapped one is looked at as if it were not wrapped.
+        model: a loaded model of a supported family; a wrapped one is read as if it were unwrapped.
         tau, sink_dims, rho, gate: as in `VAR`; the gates are those that VAR would open.
         inputs: what the processor returns, with an image.
     Raises:
-        UnsupportedModelError: no vision-language model.
+        UnsupportedModelError: not a vision-language model.
         VlmpruneError: no image tokens in the prompt, or an option out of range.
     """
     check_tau(tau)
@@ -113,7 +113,7 @@ class SinkReader(Watcher):
         lengths = _norms(hidden)
         sizes = torch.gather(lengths, 1, self.firsts)[:, :, None] * lengths[:, None]
         self.cosines.append(pairs.cpu() / sizes.clamp(min=1e-12))
-        # Without sink dimensions the largest of all is shown: how far the model is from having any.
+        # Without sink dimensions the maximum over all is reported: how far the model is from having any.
         self.phi.append(phi(hidden, self.sinks.dims or range(hidden.shape[-1])).cpu())
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The plot of a sink report: heat map on the image, norm curve of the primary sink, sinks of every layer.
 
-Drawn with Pillow alone, so that looking at sinks needs no plotting library.
+Drawn with Pillow alone, so that a plot of sinks needs no plotting library.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def heat_map(
     for (x, y), (dx, dy), value, sink in zip(
         span.xy.tolist(), cell_sizes(span).tolist(), values[places].tolist(), sinks[places].tolist(), strict=True
     ):
-        if x != x:  # NaN: a newline or class token shows no place
+        if x != x:  # NaN: a newline or class token has no place
             continue
         box = tuple(round(v * SIDE) for v in (x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2))
         pen.rectangle(box, fill=_colour(value / tau / 2))

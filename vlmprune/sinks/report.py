@@ -29,7 +29,7 @@ class SinkReport:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know."""
+        """Warnings for the reader."""
         if not self.dims:
             return [
                 f"no sink dimensions found: first tokens reach tau {self.tau:.2f} in none, so there are no sinks; phi "
@@ -61,7 +61,7 @@ class SinkReport:
             kinds = [sink.kind for sink in sample.secondary]
             lines += [
                 (f"sample {number}", f"{len(sample.visual)} visual tokens of {sample.phi.shape[1]}"),
-                ("  visual sinks", " ".join(map(str, counts)) + "  (a layer)"),
+                ("  visual sinks", " ".join(map(str, counts)) + "  (per layer)"),
                 ("  text sinks", " ".join(str(len(found)) for found in sample.text_sinks)),
                 ("  gated heads", " ".join(str(len(found)) for found in sample.gated_heads)),
                 ("  primary sink", f"token {sample.primary}, layers {sample.window.first} to {sample.window.last}"),

@@ -18,14 +18,14 @@ from ..flow.sinks import ALIKE, FIRST_LAYER, ActiveWindow, SecondarySink, eligib
 
 @dataclass(frozen=True)
 class SampleSinks:
-    """One sample.
+    """The sinks of one sample.
 
-    `phi` [L, S]: how far each token entering a layer sticks out in the sink dimensions, or in any where there are none.
-    `visual` [V]: where its visual tokens stand among the S. `images`: their grids. `sinks` [L, S]: phi >= tau, from
-    layer 2 on. `primary`: position of the primary sink, `norms` [L + 1] its norm entering every layer and leaving the
-    last, `window` between the largest rise and the largest drop. `cosines` [L, S]: with the primary sink; `secondary`:
-    who points where it points. `image_attention`, `sink_share`, `gated` [L, H]: of the text rows after the image, mean
-    attention to it, the fraction of that on visual sinks, and the fraction of rows that VAR's gates let pass.
+    `phi` [L, S]: how far each token entering a layer sticks out in the sink dimensions, or in any dimension if there
+    are none. `visual` [V]: positions of its visual tokens in the S. `images`: their grids. `sinks` [L, S]: phi >= tau,
+    from layer 2 on. `primary`: position of the primary sink, `norms` [L + 1] its norm entering every layer and leaving
+    the last, `window` between the largest rise and the largest drop. `cosines` [L, S]: with the primary sink;
+    `secondary`: tokens of the same direction. `image_attention`, `sink_share`, `gated` [L, H]: of text rows after
+    the image, mean attention to it, the fraction of it on visual sinks, the fraction of rows that pass VAR's gate.
     """
 
     phi: Tensor

@@ -39,7 +39,7 @@ __all__ = [
 def benchmark(
     family: str, count: int, split: str = "test", *, start: int = 0, per_scene: int = 2
 ) -> Iterator[tuple[Scene, Question]]:
-    """``count`` questions of one family on full-size scenes of a split, at most ``per_scene`` different ones a scene.
+    """``count`` questions of one family on full-size scenes of a split, at most ``per_scene`` different ones per scene.
 
     Each call walks the split's seeds from ``start`` on and is the same on every machine.
     """
