@@ -1,1 +1,1 @@
-"""Inputs of a model: its processor, images, and checks of questions; `chat.py` puts them together."""
+"""What goes into a model: its processor, images, and questions that are fit for it; `chat.py` puts them together."""

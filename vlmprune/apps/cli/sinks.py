@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ...errors import VlmpruneError
 from ...harness.format import console, print_json, spinner
 from ...harness.models import load_models, quiet
 from ...harness.parse import number, writable_image
@@ -38,6 +39,8 @@ def sinks(
     """Find the attention sinks of an image: how many, in which layers, and how much attention they take."""
     shown, text = prompt(image, question or (None if image is None else DEFAULT_QUESTION))
     threshold, chosen = number("--tau", tau), number("--layer", layer)
+    if isinstance(chosen, float):
+        raise VlmpruneError(f"--layer must be an int >= 0, got {layer}; it numbers a decoder layer.")
     if plot is not None:
         writable_image(plot, source=image)
     import vlmprune
