@@ -12,14 +12,9 @@ from ...errors import VlmpruneError
 from ...harness.format import amount, console, milliseconds, note, print_json, spinner
 from ...harness.measure import at_least_one
 from ...harness.models import Models, build_captioner, load_models, make, quiet
-from ...harness.parse import number, picture, writable_image
-from .options import (
-    GuideOption,
-    JsonOption,
-    LayerOption,
-    ModelOption,
-    TrustOption,
-)
+from ...harness.parse import number, writable_image
+from .ask import prompt, save
+from .options import GuideOption, JsonOption, KeepOption, LayerOption, ModelOption, TrustOption
 
 if TYPE_CHECKING:
     from ...captioner import Caption
@@ -45,15 +40,7 @@ def caption(
     method: Annotated[
         str, typer.Option("--method", metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
     ] = "none",
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            "--keep",
-            metavar="K",
-            show_default="the method's own",
-            help="What to keep of each crop: a share like 0.25, or a number of tokens.",
-        ),
-    ] = None,
+    keep: KeepOption = None,
     layer: LayerOption = None,
     model: ModelOption = None,
     guide: GuideOption = None,
@@ -105,12 +92,16 @@ def caption(
         writable_image(overlay, source=image)
     if (aggregator is None) != (aggregator_model is None):
         raise VlmpruneError("--aggregator and --aggregator-model belong together; give both or neither")
-    shown: Any = None if folder else one_picture(image)
+    shown: Any = None if folder else prompt(image, "Describe it.")[0]
     budget: dict[str, Any] = {"keep": number("--keep", keep), "layer": number("--layer", layer)}
     changes = {"samples": samples, "max_new_tokens": max_new_tokens, "filter": filtering}
     with quiet():
         make(method, guide=guide, **budget)  # a bad option is said before anything is loaded
-        writer = endpoint(aggregator, aggregator_model)
+        writer = None
+        if aggregator is not None and aggregator_model is not None:
+            from ...captioner import EndpointAggregator
+
+            writer = EndpointAggregator(aggregator, aggregator_model, os.environ.get(KEY))
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
             captioner = build_captioner(models, make(method, models, **budget), writer, changes, seed)
@@ -121,8 +112,6 @@ def caption(
             with spinner("describing"):
                 result = captioner(shown)
             if overlay is not None:
-                from .ask import save
-
                 save(result.overlay(), overlay)
     if folder:
         tell(records, out or OUT, json)
@@ -132,24 +121,6 @@ def caption(
         show(result, models, method)
         if overlay is not None:
             console().print(f"The patches: {overlay}")
-
-
-def one_picture(image: Path | None) -> Any:
-    """The picture; without one, the bundled one."""
-    if image is not None:
-        return picture(image)
-    from ...tiny import example
-
-    return example()[0]
-
-
-def endpoint(url: str | None, model: str | None) -> Any:
-    """The aggregator behind ``--aggregator``."""
-    if url is None or model is None:
-        return None
-    from ...captioner import EndpointAggregator
-
-    return EndpointAggregator(url, model, os.environ.get(KEY))
 
 
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:

@@ -11,8 +11,7 @@ from ...errors import VlmpruneError
 from ...harness.format import note, spinner
 from ...harness.models import load_models, options_of, quiet
 from ...harness.parse import number
-from .demo import LAST_PORT
-from .options import GuideOption, TrustOption
+from .options import GuideOption, HostOption, TrustOption, check_port
 
 NEEDED = ("fastapi", "uvicorn", "httpx", "prometheus_client")
 
@@ -45,9 +44,7 @@ def serve_proxy(
         str,
         typer.Option("--positions", metavar="MODE", help="'original' with the plugin in the engine, else 'compact'."),
     ] = "original",
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="The port to listen on.")] = 8001,
     engine_key: Annotated[
         str | None, typer.Option("--engine-key", envvar="VLMPRUNE_ENGINE_KEY", help="Sent to the engine as a token.")
@@ -85,8 +82,7 @@ def serve_proxy(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Serve an OpenAI-compatible API in front of a vLLM server. Ctrl-C or SIGTERM finishes what is open, then ends."""
-    if not 1 <= port <= LAST_PORT:
-        raise VlmpruneError(f"--port {port} is no port; give a number from 1 to {LAST_PORT:,}")
+    check_port(port)
     if not engine.startswith(("http://", "https://")):
         raise VlmpruneError(f"--engine {engine!r} is no web address; give one like http://127.0.0.1:8000")
     if missing := [name for name in NEEDED if find_spec(name) is None]:

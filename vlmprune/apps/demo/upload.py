@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,7 @@ def picture_input(label: str = "Picture", **options: Any) -> gr.Image:
         label=label, sources=["upload", "webcam", "clipboard"], format="png", buttons=[], height=300, **options
     )
     # On the instance: Gradio writes a .pyi file beside the source of every subclass of its components.
-    _override(component, "preprocess", _preprocess)
+    component.preprocess = _preprocess
     fetch = component.async_move_resource_to_block_cache
 
     async def uploaded_only(source: str | Path | None) -> str | None:
@@ -56,12 +55,8 @@ def picture_input(label: str = "Picture", **options: Any) -> gr.Image:
             raise gr.Error("Pictures are taken from uploads, not from web addresses.", print_exception=False)
         return await fetch(source)
 
-    _override(component, "async_move_resource_to_block_cache", uploaded_only)
+    component.async_move_resource_to_block_cache = uploaded_only
     return component
-
-
-def _override(component: gr.Image, name: str, function: Callable[..., Any]) -> None:
-    setattr(component, name, function)
 
 
 def _preprocess(payload: Any) -> Image.Image | Unreadable | None:
