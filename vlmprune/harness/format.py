@@ -46,7 +46,7 @@ def spinner(message: str) -> Iterator[None]:
         yield
 
 
-def share(part: float, whole: float) -> str:
+def percent(part: float, whole: float) -> str:
     """``part`` of ``whole`` in percent."""
     return f"{part / whole:.1%}" if whole else "-"
 

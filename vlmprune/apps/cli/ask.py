@@ -1,4 +1,4 @@
-"""``vlmprune ask``: one question about one picture, answered with all visual tokens and with some of them."""
+"""``vlmprune ask``: one question about one image, answered with all visual tokens and with some of them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ask(
     model: ModelOption = None,
     guide: GuideOption = None,
     overlay: Annotated[
-        Path | None, typer.Option("--overlay", metavar="FILE.png", help="Save a picture of what was kept.")
+        Path | None, typer.Option("--overlay", metavar="FILE.png", help="Save an image of what was kept.")
     ] = None,
     max_new_tokens: MaxNewTokensOption = 32,
     repeats: RepeatsOption = 3,
@@ -94,7 +94,7 @@ def ask(
 
 
 def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
-    """The picture and the question; without any, the bundled ones."""
+    """The image and the question; without any, the bundled ones."""
     if image is None:
         from ...tiny import example
 
@@ -109,10 +109,10 @@ def runs(pair: list[MethodRun]) -> list[tuple[MethodRun, int]]:
     return [(contender, contender.typical()) for contender in pair]
 
 
-def save(picture: Any, path: Path) -> None:
+def save(image: Any, path: Path) -> None:
     """Write the overlay; a full disk or a read-only folder is the user's to know."""
     try:
-        picture.save(path)
+        image.save(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VlmpruneError(f"{str(path)!r} cannot be written ({reason}); choose another place") from None

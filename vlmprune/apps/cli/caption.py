@@ -1,4 +1,4 @@
-"""``vlmprune caption``: a detailed, checked caption of one picture, or of every picture in a folder."""
+"""``vlmprune caption``: a detailed, checked caption of one image, or of every image in a folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def caption(
         typer.Option("--samples", metavar="N", show_default="3", help="Descriptions of each patch."),
     ] = None,
     filtering: Annotated[
-        bool, typer.Option("--filter/--no-filter", help="Drop sentences that do not fit the picture.")
+        bool, typer.Option("--filter/--no-filter", help="Drop sentences that do not fit the image.")
     ] = True,
     max_new_tokens: Annotated[
         int | None,
@@ -127,11 +127,11 @@ def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
     """What became of a folder.
 
     Raises:
-        VlmpruneError: not one picture could be captioned.
+        VlmpruneError: not one image could be captioned.
     """
     failed = [record for record in records if "error" in record]
     if len(failed) == len(records):
-        raise VlmpruneError(f"none of {len(records)} pictures could be captioned; the first: {failed[0]['error']}")
+        raise VlmpruneError(f"none of {len(records)} images could be captioned; the first: {failed[0]['error']}")
     for record in failed:
         note(f"{record['path']} failed: {record['error']}")
     if json:
@@ -149,7 +149,7 @@ def show(result: Caption, models: Models, method: str) -> None:
     screen, cost = console(), result.cost
     kept = [one for one in result.sentences if one.sample is not None and one.kept]
     said = [one for one in result.sentences if one.sample is not None]
-    screen.print(result.text or "(nothing that the model said fits the picture)", style="bold")
+    screen.print(result.text or "(nothing that the model said fits the image)", style="bold")
     screen.print()
     screen.print(str(result.tree))
     screen.print()

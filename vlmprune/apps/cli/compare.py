@@ -21,7 +21,7 @@ from ...harness.baselines import (
     held_out,
     small_alone,
 )
-from ...harness.format import console, milliseconds, print_json, share, spinner, table
+from ...harness.format import console, milliseconds, percent, print_json, spinner, table
 from ...harness.measure import MethodRun, at_least_one, backend, interleaved
 from ...harness.models import Models, load_models, make, options_of, quiet
 from ...harness.parse import number
@@ -63,7 +63,7 @@ def compare(
             "--keep",
             metavar="K",
             show_default=", ".join(BUDGETS),
-            help="A budget: a share of each image's tokens, or a number of tokens; may be repeated.",
+            help="A budget: a fraction of each image's tokens, or a number of tokens; may be repeated.",
         ),
     ] = None,
     layer: LayerOption = None,
@@ -164,7 +164,7 @@ def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batc
 
 
 def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dict[str, Any]:
-    """A row's numbers; shares are of the unpruned large model."""
+    """A row's numbers; fractions are of the unpruned large model."""
     answers = [answer for run in row.answers for answer in run]
     out: dict[str, Any] = {
         "method": row.name,
@@ -198,9 +198,9 @@ def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
             row["keep"] or "",
             f"{row['lm_tokens']:.1f}",
             f"{row['layer_avg_tokens']:.1f}",
-            share(row["prefill_flops_share"], 1),
-            share(row["guide_flops_share"], 1) if row["guide_flops_share"] else "",
-            share(row["kv_share"], 1),
+            percent(row["prefill_flops_share"], 1),
+            percent(row["guide_flops_share"], 1) if row["guide_flops_share"] else "",
+            percent(row["kv_share"], 1),
             milliseconds(row["seconds"]),
             result,
         )

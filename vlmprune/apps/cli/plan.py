@@ -51,7 +51,7 @@ def plan(
     layer: LayerOption = None,
     visual: Annotated[
         int | None,
-        typer.Option("--visual", metavar="N", show_default="the config's", help="Visual tokens of the picture."),
+        typer.Option("--visual", metavar="N", show_default="the config's", help="Visual tokens of the image."),
     ] = None,
     text: Annotated[int, typer.Option("--text", metavar="N", help="Text tokens of the prompt.")] = 64,
     new: Annotated[int, typer.Option("--new", metavar="N", help="Tokens generated.")] = 32,

@@ -1,4 +1,4 @@
-"""``vlmprune serve-proxy``: an OpenAI-compatible server that prunes pictures before an engine sees them."""
+"""``vlmprune serve-proxy``: an OpenAI-compatible server that prunes images before an engine sees them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def serve_proxy(
         str, typer.Option("--method", metavar="NAME", help="What chooses; it must need no language model.")
     ] = "sgl",
     keep: Annotated[
-        str, typer.Option("--keep", metavar="X", help="Share or number of visual tokens kept, unless a request says.")
+        str, typer.Option("--keep", metavar="X", help="Fraction or number of visual tokens kept unless a request says.")
     ] = "0.25",
     exit_at: Annotated[
         float | None,
@@ -50,7 +50,7 @@ def serve_proxy(
         str | None, typer.Option("--engine-key", envvar="VLMPRUNE_ENGINE_KEY", help="Sent to the engine as a token.")
     ] = None,
     image_urls: Annotated[
-        bool, typer.Option("--allow-image-urls", help="Fetch pictures from the web; off by default, files never.")
+        bool, typer.Option("--allow-image-urls", help="Fetch images from the web; off by default, files never.")
     ] = False,
     embeddings: Annotated[
         bool, typer.Option("--allow-embeddings", help="Take images that clients encoded themselves; off by default.")
@@ -77,7 +77,7 @@ def serve_proxy(
         float, typer.Option("--max-open-megabytes", metavar="MB", help="Of all requests that are open; then 503.")
     ] = 256,
     text: Annotated[int, typer.Option("--max-text", metavar="N", help="Characters of a request's texts.")] = 1_000_000,
-    batch: Annotated[int, typer.Option("--batch", help="The most pictures guide and tower see at once.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", help="The most images guide and tower see at once.")] = 8,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds the engine may be silent.")] = 120.0,
     trust_remote_code: TrustOption = False,
 ) -> None:
