@@ -35,7 +35,7 @@ class _Ranked:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SeenImage:
     """Work for the tower."""
 
     chat: Chat
@@ -79,7 +79,7 @@ class Pipeline:
             weight=lambda job: job.chat.pixels,
             heaviest=limits.request_pixels,
         )
-        self._vision: BatchWorker[_Seen, Encoded] = BatchWorker(
+        self._vision: BatchWorker[_SeenImage, Encoded] = BatchWorker(
             "vision", self._embed, most=batch, weight=lambda job: job.chat.pixels, heaviest=limits.request_pixels
         )
 
@@ -103,7 +103,7 @@ class Pipeline:
         inputs = self._inputs([job.chat for job in jobs], True)
         return self.encoder.rank_inputs(inputs, max_new_tokens=first.max_new_tokens, exits=first.exits)
 
-    def _embed(self, jobs: list[_Seen]) -> list[Encoded]:
+    def _embed(self, jobs: list[_SeenImage]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]
         inputs = self._inputs([job.chat for job in jobs], False)
         return self.encoder.embed_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
@@ -140,7 +140,7 @@ class Pipeline:
             if whole and ranking.exits(exit_at):
                 return Exit(ranking, not ranking.finished)
         start = time.perf_counter()
-        encoded: Encoded = await self._result(self._vision.submit(_Seen(chat, ranking)), "vision tower")
+        encoded: Encoded = await self._result(self._vision.submit(_SeenImage(chat, ranking)), "vision tower")
         self.metrics.vision.observe((time.perf_counter() - start) * 1e3)
         return encoded
 
