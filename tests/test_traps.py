@@ -34,7 +34,8 @@ from vlmprune.hf.cache_state import later_valid
 from vlmprune.hf.compatibility import CACHE
 from vlmprune.inputs.chat import prepare
 from vlmprune.ops.gather import gather_positions, gather_rows
-from vlmprune.runtime import session
+from vlmprune.runtime import locate
+from vlmprune.runtime.base_forward import BaseForward
 from vlmprune.runtime.decode import Decode
 from vlmprune.runtime.prefill import Prefill
 from vlmprune.runtime.session import Session
@@ -90,7 +91,7 @@ def test_1_grids_are_captured_at_the_tower(family, monkeypatch):
 
     # Neither the tower's arguments nor those of the base model: nothing is left to know the grid from.
     monkeypatch.setattr(Session, "_image_features", lambda self, original, *args, **kwargs: original(*args, **kwargs))
-    monkeypatch.setattr(session, "small", lambda arguments: {})
+    monkeypatch.setattr(locate, "small", lambda arguments: {})
     with (
         vlmprune.wrap(model, vlmprune.Uniform(keep=0.5)),
         pytest.raises(vlmprune.VlmpruneError, match=f"without {size}"),
@@ -264,8 +265,8 @@ def test_5_a_generated_image_token_is_no_prompt(family, layer, monkeypatch):
 
     def guess(self: Session, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         enter(self, module, args, kwargs)
-        if (self._local.given["input_ids"] == IMAGE).any():
-            self._local.active = None
+        if (self.calls.now.arguments["input_ids"] == IMAGE).any():
+            self.calls.now.forward = None
 
     monkeypatch.setattr(Session, "_enter_base", guess)
     assert error_of(lambda: decode()[0], model, inputs, plan, layer, tokens) > FAR_OFF
@@ -423,5 +424,5 @@ def test_deepstack_is_added_by_us(layer, monkeypatch):
     model = shared("qwen3_vl")
     inputs = make_inputs(model)
     assert decoding_error(model, inputs, layer, "ragged") < NEAR
-    monkeypatch.setattr(Session, "_leave_layer", lambda self, *args: None)
+    monkeypatch.setattr(BaseForward, "leave_layer", lambda self, *args: None)
     assert decoding_error(model, inputs, layer, "ragged") > FAR_OFF

@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import VlmpruneError
 from ..hf.hooks import conceal
+from ..hf.per_thread import PerThread
 from ..ops.attention_rows import attention_rows, visible_keys
 from ..ops.column_sums import column_sums as received
 from ..ops.redistribution import redistribute
@@ -132,7 +133,7 @@ def _heads(states: Tensor, heads: list[int]) -> Tensor:
 # Gets the call and its output [B, S, H, D]; what it returns, unless None, takes the output's place.
 Observer = Callable[[AttentionCall, Tensor], Tensor | None]
 
-_observers = threading.local()
+_observers: PerThread[dict[nn.Module, list[Observer]]] = PerThread(dict)
 _attached = 0
 _attached_lock = threading.Lock()
 
@@ -150,7 +151,7 @@ def _dispatch(
     eager = sys.modules[type(module).__module__].eager_attention_forward
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own.vlmprune_original._attn_implementation, eager)
     out, weights = kernel(module, query, key, value, attention_mask, **kwargs)
-    observers: list[Observer] | None = getattr(_observers, "by_module", {}).get(module)
+    observers = _observers.own.get(module)
     if observers:
         call = AttentionCall(query, key, value, attention_mask, kwargs)
         for observer in observers:
@@ -164,16 +165,13 @@ def observe(module: nn.Module, observer: Observer) -> None:
 
     Several observers of a module see its calls in the order in which they came, each the output of the one before.
     """
-    if not hasattr(_observers, "by_module"):
-        _observers.by_module = {}
-    _observers.by_module.setdefault(module, []).append(observer)
+    _observers.own.setdefault(module, []).append(observer)
 
 
 def clear_observers(modules: Iterable[nn.Module]) -> None:
     """Forget this thread's observers of these modules; called when a forward begins and when it ends."""
-    by_module = getattr(_observers, "by_module", {})
     for module in modules:
-        by_module.pop(module, None)
+        _observers.own.pop(module, None)
 
 
 @functools.cache

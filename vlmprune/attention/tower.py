@@ -5,8 +5,8 @@ Shapes: n images, N tokens of the tower (a class token included), V visual token
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,16 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.prompt_state import VisionStats
+from ..hf.per_thread import PerThread
 from .probe import AttentionCall, clear_observers, observe
+
+
+@dataclass
+class _Seen:
+    """What a thread's passes of the tower said: attention received and keys of every image, and whether it was used."""
+
+    images: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    used: bool = True
 
 
 class TowerReader:
@@ -33,12 +42,13 @@ class TowerReader:
                 "'fastv' or 'divprune'."
             )
         self.module, self.class_token, self.method = module, class_token, method
-        self._local = threading.local()
+        self._seen = PerThread(_Seen)
 
     def begin(self) -> None:
         """The tower starts: images that were dealt out belong to an earlier prompt."""
-        if getattr(self._local, "used", True):
-            self._local.images, self._local.used = [], False
+        seen = self._seen.own
+        if seen.used:
+            seen.images, seen.used = [], False
         observe(self.module, self._see)
 
     def end(self) -> None:
@@ -50,7 +60,7 @@ class TowerReader:
         keys = call.key.detach().float().mean(dim=1)
         rows = torch.arange(1 if self.class_token else tokens).expand(images, -1)
         received = call.weights(rows, causal=False).mean(dim=(1, 2))
-        self._local.images += list(zip(received, keys, strict=True))
+        self._seen.own.images += list(zip(received, keys, strict=True))
 
     def take(self, layouts: Sequence[SampleLayout], repeats: int) -> list[VisionStats]:
         """Statistics of every row's visual tokens; `repeats` rows (beams) stand for one prompt.
@@ -60,8 +70,8 @@ class TowerReader:
         """
         prompts = layouts[::repeats]
         number = sum(len(layout.images) for layout in prompts)
-        seen = getattr(self._local, "images", [])[-number:] if number else []
-        self._local.used = True
+        self._seen.own.used = True
+        seen = self._seen.own.images[-number:] if number else []
         if len(seen) < number:
             raise VlmpruneError(
                 f"{self.method} reads the vision tower while it encodes, but the prompt's {number} images came as "

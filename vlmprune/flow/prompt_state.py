@@ -109,6 +109,11 @@ class PromptState:
     stages: list[Stage] = field(default_factory=list)
     cache: Any = None
 
+    @property
+    def has_image(self) -> bool:
+        """Whether any sample has visual tokens."""
+        return any(layout.count for layout in self.layouts)
+
     def release(self) -> None:
         """The prompt's forward is over: observers keep the state, and must not keep a cache alive."""
         self.cache = None

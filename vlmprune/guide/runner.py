@@ -226,13 +226,13 @@ class Guide:
     # -- cost --------------------------------------------------------------------------------------------------
 
     def _prompt_flops(self, inputs: dict[str, Any], layouts: list[SampleLayout]) -> int:
-        cost = self._watching.cost
+        cost = self._watching.setup.cost
         rows, visual = _lengths(inputs), [layout.count for layout in layouts]
         return cost.flops([rows] * len(cost.layers), [visual] * len(cost.layers))
 
     def _answer_flops(self, inputs: dict[str, Any], answers: list[Tensor], layouts: list[SampleLayout]) -> int:
         """The steps after the prompt, and the second look."""
-        cost = self._watching.cost
+        cost = self._watching.setup.cost
         total = 0
         for rows, answer, layout, kept in zip(
             _lengths(inputs), answers, layouts, self._second.counts(layouts), strict=True

@@ -80,7 +80,7 @@ class GuidedSession(Session):
     # -- generate ----------------------------------------------------------------------------------------------
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._get("asleep"):
+        if self.calls.bypassed:
             return original(*args, **kwargs)
         kwargs.update(zip(generate_parameters(), args, strict=False))
         given = dict(kwargs)
@@ -90,40 +90,37 @@ class GuidedSession(Session):
         for inputs in (kwargs, guide_inputs or {}):
             refuse_video(inputs)
         cache = cache_in(kwargs)
-        drafts = self._get("generating")  # within a call of the same prompt, whose ranking stands
+        drafts = self.calls.now.generating  # within a call of the same prompt, whose ranking stands
         if drafts or not has_image(kwargs) or (cache is not None and is_filled(cache)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
         self._refuse_extras(kwargs)
         with self.turnstile.generating():
-            if not self._undo:  # taken off while this call waited
+            if not self.hooks:  # taken off while this call waited
                 return self.model.generate(**given)
-            start = self._now()
-            self._local.media = {}
+            start = self.calls.now.clock.now()
+            self.calls.now.image_metadata = {}
             guidance = self._ask_guide(kwargs, guide_inputs)
-            layouts = self._layouts(kwargs, kwargs["input_ids"], self._valid(kwargs))
+            layouts = self.setup.locator.layouts(self.calls.now, kwargs, kwargs["input_ids"], self._valid(kwargs))
             importance = transfer(guidance.importance, guidance.layouts, layouts)
             exited = self._exits(guidance)
             # What the guide was given apart may be other pixels.
             alike = self.same and guide_inputs is None and bool(self._shared)
-            guided = self._now() - start
+            guided = self.calls.now.clock.now() - start
             running = [i for i, gone in enumerate(exited) if not gone]
             vision = guidance.vision if alike else None
-            try:
-                out, report = self._run(original, kwargs, running, layouts, importance, vision)
-            finally:
-                self.rank_by(None)
+            out, report = self._run(original, kwargs, running, layouts, importance, vision)
             if any(exited):
                 columns = self.family.cross_columns
                 keys = columns(self.model.config, Media(small(kwargs))) if columns else 0
                 valid = self._valid(kwargs)
-                report = exited_report(report, running, layouts, valid, keys, self.method, self.cost)
+                report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost)
                 out = self._merged(out, guidance, exited, kwargs)
             assert report is not None, "what ran has a report"
             self._note(report, guidance, exited, guided)
-            report.seconds["total"] = self._now() - start
-            return self._publish(out, report)
+            report.seconds["total"] = self.calls.now.clock.now() - start
+            return self.calls.publish(out, report)
 
     def _refuse_extras(self, kwargs: dict[str, Any]) -> None:
         asked = [name for name in _EXTRAS if setting(self.model, kwargs, name)]
@@ -184,11 +181,10 @@ class GuidedSession(Session):
         if len(running) < len(layouts):
             own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
             kwargs = {**kwargs, **own}
-        self.rank_by([importance[i] for i in running])
         tower = self.family.vision_tower(self.model)
         seen: AbstractContextManager[None] = vision.replaying(tower, rows) if vision is not None else nullcontext()
         with seen:
-            return self._reported(original, (), kwargs)
+            return self._reported(original, (), kwargs, [importance[i] for i in running])
 
     def _note(self, report: Report, guidance: Guidance, exited: list[bool], seconds: float) -> None:
         report.exited, report.guide_flops = exited, guidance.flops
@@ -239,28 +235,23 @@ class GuidedSession(Session):
     @torch.compiler.disable
     def _enter_model(self, args: Any, kwargs: dict[str, Any]) -> tuple[Asked | None, Any, dict[str, Any]]:
         changed = super()._enter_model(args, kwargs)
-        if self._get("generating"):
+        call = self.calls.now
+        if call.generating:
             return changed
         given = self._arguments(self.model, args, kwargs)
-        self.rank_by(None)
-        self._local.guided = None
         cache = cache_in(given)
-        if not self._prunes or not has_image(given) or (cache is not None and is_filled(cache)):
+        if self.setup.pruner is None or not has_image(given) or (cache is not None and is_filled(cache)):
             return changed
         self._refuse_stranger()
-        start = self._now()
+        start = call.clock.now()
         with self.asleep():
             guidance = self.guide.rank(prompt_inputs(given))
-        self._local.media = {}
-        layouts = self._layouts(given, given["input_ids"], self._valid(given))
+        call.image_metadata = {}
+        layouts = self.setup.locator.layouts(call, given, given["input_ids"], self._valid(given))
         self.rank_by(transfer(guidance.importance, guidance.layouts, layouts))
-        self._local.guided = guidance, self._now() - start
+        seconds, exited = call.clock.now() - start, [False] * len(layouts)
+        call.complete = lambda report: self._note(report, guidance, exited, seconds)
         return changed
-
-    def _finish(self, report: Report) -> None:
-        if not self._get("generating") and (guided := self._get("guided")) is not None:
-            guidance, seconds = guided
-            self._note(report, guidance, [False] * len(guidance.importance), seconds)
 
 
 def same_vocabulary(ours: Any, theirs: Any) -> bool:

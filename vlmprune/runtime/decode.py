@@ -19,15 +19,20 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Decode:
-    """A step, or a later turn of text, on a cache that a pruned prompt filled."""
+    """A step, or a later turn of text, on a filled cache."""
 
-    def __init__(self, state: PrunedPrompt, text_model: Any, windows: Sequence[Window | None], mask: Any) -> None:
-        """`windows`: of every decoder layer. `mask`: what the base model was given."""
+    def __init__(
+        self, state: PrunedPrompt | None, text_model: Any, windows: Sequence[Window | None], mask: Any
+    ) -> None:
+        """`state`: of the pruned prompt that filled the cache, None where nothing was pruned. `windows`: of every
+        decoder layer. `mask`: what the base model was given."""
         self.state, self.text_model, self.windows = state, text_model, windows
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._built: dict[tuple[Any, ...], Any] = {}  # what the layers of a step share, made by the first that needs it
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if self.state is None:
+            return None
         hidden: Tensor = args[0]
         if self.state.cross:
             cross = kwargs.get("cross_attention_mask")
@@ -53,6 +58,7 @@ class Decode:
 
     def _cross(self, mask: Tensor, batch: int) -> Any:
         """The kept columns of an additive cross-attention mask [B, 1, S, T]: [B, 1, S, K]."""
+        assert self.state is not None, "a pruned prompt"
         state = self.state.rows(batch)
         return take_mask(mask, None, state.columns, state.ragged)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import Family
+from ..flow.locate import SampleLayout
+from ..flow.returned import checked_layers
 from ..methods.base import Pruner
 
 # What a decoder layer may be given: what is cut to the kept rows, or belongs to no row.
@@ -86,6 +88,35 @@ def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
             f"positions='compact' is not supported for {family.model_type!r}, whose attention or position ids depend "
             "on where the visual tokens stood; use positions='original'."
         )
+
+
+def wrap_layers(pruner: Pruner, depth: int) -> tuple[int, ...]:
+    """The layers before which tokens are dropped, as a model of `depth` decoder layers is wrapped.
+
+    Raises:
+        VlmpruneError: none, or some that the model does not have.
+    """
+    return checked_layers(pruner.stage_layers(depth), depth, type(pruner).__name__)
+
+
+def prompt_layers(
+    pruner: Pruner, depth: int, layouts: list[SampleLayout], wrapped: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    """The same of a prompt with these layouts.
+
+    Args:
+        wrapped: the layers at wrap time, if attention is read before them; else None.
+    Raises:
+        VlmpruneError: no layers, or others than those whose attention is read.
+    """
+    name = type(pruner).__name__
+    layers = checked_layers(pruner.stage_layers(depth, layouts), depth, name)
+    if wrapped is not None and layers != wrapped:
+        raise VlmpruneError(
+            f"{name}.stage_layers() returned {wrapped} when the model was wrapped, before which attention is read, and "
+            f"{layers} for a prompt; return the same layers, whatever the prompt."
+        )
+    return layers
 
 
 def read_layers(pruner: Pruner, drops: Sequence[int], seeing: Sequence[int]) -> list[int]:

@@ -87,18 +87,20 @@ class Asked:
     beside: dict[str, Any] = field(default_factory=dict)
     rows: Rows | None = None
 
-    def taken(self, output: Any) -> Any:
+    def taken(self, output: Any, rows: Rows) -> Any:
         """The base model's output with the last hidden states that `logits_to_keep` asks for: [B, N, D], or [N, D].
 
+        Args:
+            rows: of the prompt that ran.
         Raises:
             VlmpruneError: one of them was dropped.
         """
+        self.rows = rows
         if self.keep is None or not self.changes_rows:
             return output
-        assert self.rows is not None, "the base model ran"
         if isinstance(output, tuple):
-            return (self._take(output[0], self.rows), *output[1:])
-        output.last_hidden_state = self._take(output.last_hidden_state, self.rows)
+            return (self._take(output[0], rows), *output[1:])
+        output.last_hidden_state = self._take(output.last_hidden_state, rows)
         return output
 
     def _take(self, hidden: Tensor, rows: Rows) -> Tensor:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
+from ..flow.prompt_state import PromptState
 from ..hf.arguments import setting
+from ..methods.base import Pruner
 
 RANKED = "ranked"  # the name under which a cache keeps what follows
 _REMEDY = "run the image and the whole question as one prompt, without a cache from before"
@@ -42,6 +44,13 @@ def silent(ids: Tensor, valid: Tensor, visual: Tensor, config: Any) -> bool:
     place = torch.arange(1, ids.shape[1] + 1)
     image, words = (((kind & valid) * place).amax(dim=1) for kind in (visual, text))
     return bool((image > words).any())
+
+
+def ranked(pruner: Pruner | None, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked | None:
+    """What pieces that come later on a prompt's cache must know of it; None where nothing depends on its text."""
+    if pruner is None or not pruner.asks:
+        return None
+    return Ranked(type(pruner).__name__, silent(state.input_ids, state.prompt_valid, visual, config), over)
 
 
 def check_later(ranked: Ranked | None, tokens: int, *, generating: bool, begins: bool) -> None:

@@ -1,4 +1,4 @@
-"""``vlmprune sinks``: where a model's attention sinks are for one picture, as a table and as a picture."""
+"""``vlmprune sinks``: where a model's attention sinks are for one image, as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -60,4 +60,4 @@ def sinks(
         return
     console().print(f"{models.name}: {text}", str(report), sep="\n")
     if plot is not None:
-        console().print(f"The picture: {plot}")
+        console().print(f"The plot: {plot}")

@@ -1,0 +1,151 @@
+"""What is known of one call of a wrapped model while it runs, and what a thread keeps between its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..accounting.build_report import carry
+from ..accounting.report import Report
+from ..hf.per_thread import PerThread
+from .clock import Clock
+from .decode import Decode
+from .output_rows import Asked
+from .prefill import Prefill
+
+
+@dataclass
+class Call:
+    """A `generate`, or a forward outside of one; of a `generate` within another, that one.
+
+    `generating`: it is a `generate`; `begins`: none of its forwards has run yet. `prompts` and `prompt_length`: rows
+    and columns of the ids that it was given (beams repeat the rows). `image_metadata`: what the vision stage was told
+    of the images. `importance`: a guide's ranking of the prompt, per sample [V]. `complete`: adds to the prompt's
+    report what only a special session knows.
+
+    Of the forward that runs now: `asked`, what the caller of the whole model wants; `arguments` of the base model, once
+    a prompt may be located in them; `forward`, from there on.
+
+    `made`: the report of the prompt that ran. `standing`: that of the prompt that filled the cache before.
+    """
+
+    clock: Clock
+    generating: bool = False
+    begins: bool = False
+    prompts: int | None = None
+    prompt_length: int | None = None
+    image_metadata: dict[str, Any] = field(default_factory=dict)
+    importance: list[Tensor] | None = None
+    complete: Callable[[Report], None] | None = None
+    asked: Asked | None = None
+    arguments: dict[str, Any] | None = None
+    forward: Prefill | Decode | None = None
+    made: Report | None = None
+    standing: Report | None = None
+
+    @property
+    def report(self) -> Report | None:
+        return self.made or self.standing
+
+    def begin_forward(self) -> None:
+        """A forward of the base model begins; whatever an interrupted one left is forgotten."""
+        self.forward = self.arguments = None
+        if not self.generating:
+            self.made = None
+
+    def end_forward(self) -> Prefill | Decode | None:
+        """It is over; what it was."""
+        forward, self.forward, self.arguments = self.forward, None, None
+        return forward
+
+    def forget_vision(self) -> None:
+        """The images of this forward are no later one's."""
+        self.image_metadata, self.clock.vision = {}, 0.0
+
+
+@dataclass
+class _Thread:
+    """What a thread keeps: its call, the report of the last one, whether the model runs as if it were not wrapped."""
+
+    call: Call
+    report: Report | None = None
+    bypassed: bool = False
+
+
+class Calls:
+    """The calls of one wrapped model, of which every thread sees its own.
+
+    Args:
+        text_model: the language model, on whose device the clock waits.
+    """
+
+    def __init__(self, text_model: Any) -> None:
+        self._text = text_model
+        self._threads = PerThread(lambda: _Thread(self._idle()))
+        self._latest: Report | None = None
+
+    def _idle(self) -> Call:
+        """The state of a thread between two calls."""
+        return Call(Clock(self._text))
+
+    @property
+    def now(self) -> Call:
+        """This thread's."""
+        return self._threads.own.call
+
+    def end(self) -> None:
+        """This thread's call is over."""
+        self._threads.own.call = self._idle()
+
+    @contextmanager
+    def generating(self, ids: Any, importance: list[Tensor] | None) -> Iterator[Call]:
+        """Within the block this thread's call is a `generate` of a prompt with these ids."""
+        prompts, length = ids.shape if isinstance(ids, Tensor) else (None, None)
+        thread, clock, metadata = self._threads.own, Clock(self._text), self.now.image_metadata
+        thread.call = Call(clock, True, True, prompts, length, metadata, importance)
+        try:
+            yield thread.call
+        finally:
+            self.end()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """A `generate` within another, of a model that drafts for itself, leaves the other's state."""
+        thread = self._threads.own
+        outer, report = thread.call, thread.report
+        try:
+            yield
+        finally:
+            if outer.generating:
+                thread.call, thread.report = outer, report
+
+    @property
+    def bypassed(self) -> bool:
+        """Whether this thread's calls of the model run as if it were not wrapped."""
+        return self._threads.own.bypassed
+
+    @contextmanager
+    def bypass(self) -> Iterator[None]:
+        """Within the block they do."""
+        thread = self._threads.own
+        before, thread.bypassed = thread.bypassed, True
+        try:
+            yield
+        finally:
+            thread.bypassed = before
+
+    @property
+    def report(self) -> Report | None:
+        """Of this thread's last call; in a thread that made none, of any thread's."""
+        return self._threads.own.report or self._latest
+
+    def publish(self, out: Any, report: Report | None) -> Any:
+        """The output of a call, which carries the call's report as `report`."""
+        if report is not None:
+            self._threads.own.report = self._latest = report
+            carry(out, report)
+        return out

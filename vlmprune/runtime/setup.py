@@ -1,0 +1,79 @@
+"""A method made ready for a model: where it drops tokens, whose attention is read, and whether the two fit at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..accounting.flops import model_cost
+from ..attention.observer import Watcher, check_watcher
+from ..attention.sink_observer import VisualSinkWatcher
+from ..attention.tower import TowerReader
+from ..families import Family
+from ..flow.prompt_state import PromptState
+from ..methods.base import Method, Pruner
+from ..methods.combined import parts_of
+from .decide import Decider
+from .fit import check_backbone, check_fit, prompt_layers, read_layers, wrap_layers
+from .locate import Locator
+
+
+class Setup:
+    """What a session knows of its model and method before any call; nothing on the model is touched.
+
+    `base`, `text`: the base model and the language model. `layers`: before which the pruner drops tokens. `read`: the
+    layers whose attention or keys it reads. `watched`: the layers of each of the `watchers`. `probed`: the attention
+    modules of all of these. `tower`: reads the vision tower, where the pruner asks for it.
+
+    Raises:
+        VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
+    """
+
+    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[Watcher]) -> None:
+        self.model, self.family, self.method, self.watchers = model, family, method, watchers
+        self.base: Any = family.base(model)
+        self.text: Any = family.language_model(model)
+        check_backbone(self.text)
+        self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
+        self.layers = wrap_layers(self.pruner, len(self.text.layers)) if self.pruner else (0,)
+        self.cost = model_cost(family, model)
+        self.windows = [layer.window for layer in self.cost.layers]
+        self.locator = Locator(family, model)
+        for watcher in watchers:
+            check_watcher(watcher, self.seeing)
+        if self.pruner is not None:
+            check_fit(self.pruner, family, len(self.layers))
+        if self.pruner is not None and self.pruner.keeps_all:
+            self.pruner = None  # the model runs untouched
+        self.read = read_layers(self.pruner, self.layers, self.seeing) if self.pruner else []
+        self._sink_watcher = None
+        if self.read and self.pruner is not None and self.pruner.exclude_sinks:
+            self._sink_watcher = VisualSinkWatcher(family, model)
+            self.watchers = [*watchers, self._sink_watcher]
+        self.watched = [list(watcher.layers(self.seeing)) for watcher in self.watchers]
+        self.tower: TowerReader | None = None
+        if self.pruner and self.pruner.reads_vision:
+            name = type(self.pruner).__name__
+            self.tower = TowerReader(family.tower_attention(model), family.class_token(model), name, family.model_type)
+        probed = {i for layers in self.watched for i in layers} | set(self.read)
+        self.probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
+
+    @property
+    def seeing(self) -> list[int]:
+        """The decoder layers whose attention sees visual tokens."""
+        if self.family.cross_attention:
+            return list(self.text.config.cross_attention_layers)
+        return list(range(len(self.text.layers)))
+
+    @property
+    def changes_prompts(self) -> bool:
+        """Whether a prompt with an image runs otherwise than in the plain model."""
+        return self.pruner is not None or bool(self.watchers)
+
+    def decider(self, state: PromptState) -> Decider | None:
+        """The pruner at work on a prompt; None where there is nothing to drop."""
+        if self.pruner is None or not state.has_image:
+            return None
+        wrapped = self.layers if self.read else None
+        layers = prompt_layers(self.pruner, len(self.text.layers), state.layouts, wrapped)
+        return Decider(self.pruner, layers, state, self._sink_watcher)
