@@ -116,6 +116,7 @@ def work(number: int, worker: int, workers: int) -> WorkerResult:
             out.right[name] += [exact_match(a, question.answer) for a, (*_, question) in zip(texts, part, strict=True)]
             out.reports[name].append(report)
             if name == first_sgl:
+                assert report.confidence is not None and report.consistency is not None
                 out.sure += [sureness(*pair) for pair in zip(report.confidence, report.consistency, strict=True)]
     return out
 
