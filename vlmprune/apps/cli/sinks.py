@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,7 +52,7 @@ def sinks(
         with spinner("loading"):
             models = load_models(model, None, trust_remote_code=trust_remote_code)
         given = on(models.model, prepare(models.processor, shown, text))
-        report = vlmprune.find_sinks(models.model, tau=threshold, **given)
+        report: Any = vlmprune.find_sinks(models.model, tau=threshold, **given)
         if plot is not None:
             save(report.plot(shown, layer=chosen), plot)
     if json:
