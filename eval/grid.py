@@ -32,7 +32,7 @@ LIMIT = 2112  # all questions on scenes, as many of easy-VQA's 9,673
 
 def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
     """The grid: the baselines, every registered method, and SGL with exits."""
-    methods = (*BASELINES, *(name for name in vlmprune.methods() if name not in BASELINES), SGL_EXIT)
+    methods = (*BASELINES, *(name for name in vlmprune.list_methods() if name not in BASELINES), SGL_EXIT)
     return Settings(
         tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size, share=True
     )

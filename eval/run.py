@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from vlmprune.apps.cli.options import EXIT_AT
 from vlmprune.errors import VlmpruneError
+from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.harness.format import console, note
 from vlmprune.harness.measure import at_least_one
 from vlmprune.harness.models import method_class, quiet

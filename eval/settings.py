@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmprune.apps.cli.options import EXIT_AT
+from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.harness.models import Models, make, options_of
 from vlmprune.harness.parse import number
 

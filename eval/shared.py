@@ -7,15 +7,16 @@ where it is done and charged to every run that would have had to do it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from vlmprune.api import plain_model
+from vlmprune.accounting.report import Report
+from vlmprune.api import unwrap_peft
 from vlmprune.families import family_of
-from vlmprune.guide.runner import Guidance
+from vlmprune.guide.runner import Guidance, guide_for
 from vlmprune.guide.vision import VisionMemo
-from vlmprune.harness.measure import Contender
+from vlmprune.harness.measure import MethodRun
 from vlmprune.methods.base import Pruner
 from vlmprune.methods.combined import parts_of
 from vlmprune.methods.guided import Guided
@@ -23,8 +24,8 @@ from vlmprune.methods.guided import Guided
 _NOT_THE_GUIDES = ("keep", "layer", "positions", "exit_at")  # options that change nothing about its run
 
 
-class Shared:
-    """What is known about the batch at hand; the next one starts anew."""
+class BatchCache:
+    """What is known about the current batch; the next one starts empty."""
 
     def __init__(self) -> None:
         self._batch: Hashable = None
@@ -48,46 +49,44 @@ class Shared:
             self._made[name] = make()
         return self._made[name]
 
-    @contextmanager
-    def running(self, contender: Contender) -> Iterator[Contender]:
-        """The contender to run within the block, once, recorded, on pictures; its report is charged at the end."""
-        plain = plain_model(contender.model)
+    def answer(
+        self, run: MethodRun, images: Sequence[Any], questions: Sequence[str], **generation: Any
+    ) -> tuple[list[str], Report]:
+        """`run.answer` on this batch's images; the report is charged with the shared work that the run relies on."""
+        plain = unwrap_peft(run.model)
         tower, known = family_of(plain).vision_tower(plain), self._towers.get(id(plain))
-        method = contender.method
-        pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
-        guided = isinstance(method, Guided)
+        pruner = next((part for part in parts_of(run.method) if isinstance(part, Pruner)), None)
         reading = pruner is not None and pruner.reads_vision  # the tower must run for what is read in it
-        runner = contender
         guide: _Once | None = None
-        if guided:
-            guide = _Once(method, self._guides)
-            runner = copy.copy(contender)
-            runner.method = guide.method
+        if isinstance(run.method, Guided):
+            guide = _Once(run.method, plain, self._guides)
+            run = replace(run, method=guide.method)
         # A guide's own run comes first, and its tower's time is part of the guide's.
-        if reading or (known is None and guided):
-            yield runner
+        if reading or (known is None and guide is not None):
+            answers, report = run.answer(images, questions, **generation)
         elif known is None:
             memo = VisionMemo()
             with memo.recording(tower):
-                yield runner
+                answers, report = run.answer(images, questions, **generation)
             self._towers[id(plain)] = memo
-            self._spent[id(plain)] = contender.reports[-1].seconds.get("vision", 0.0)
+            self._spent[id(plain)] = report.seconds.get("vision", 0.0)
         else:
             before = known.hits
             with known.replaying(tower):
-                yield runner
+                answers, report = run.answer(images, questions, **generation)
             # An oracle's guide is the model itself: its tower was answered from here when it ran.
             if known.hits > before or (guide is not None and guide.model is plain):
-                _charge(contender, "vision", self._spent[id(plain)])
+                _charge(report, "vision", self._spent[id(plain)])
         if guide is not None:
             if guide.ran:
-                self._spent[guide.name] = contender.reports[-1].seconds["guide"]
-            _charge(contender, "guide", self._spent[guide.name])
+                self._spent[guide.name] = report.seconds["guide"]
+            _charge(report, "guide", self._spent[guide.name])
+        return answers, report
 
 
-def _charge(contender: Contender, stage: str, seconds: float) -> None:
-    """Set a stage's seconds in the last report, and move its total by the difference."""
-    spent = contender.reports[-1].seconds
+def _charge(report: Report, stage: str, seconds: float) -> None:
+    """Set a stage's seconds in a report, and move its total by the difference."""
+    spent = report.seconds
     spent["total"] += seconds - spent.get(stage, 0.0)
     spent[stage] = seconds
 
@@ -95,18 +94,19 @@ def _charge(contender: Contender, stage: str, seconds: float) -> None:
 class _Once:
     """`method`: the given guided method with a guide that runs once a batch; `ran`: whether it did; `model`: its."""
 
-    def __init__(self, method: Guided, found: dict[Hashable, dict[bool, Guidance]]) -> None:
+    def __init__(self, method: Guided, model: Any, found: dict[Hashable, dict[bool, Guidance]]) -> None:
         options = {k: str(v) for k, v in method.describe().items() if k not in _NOT_THE_GUIDES}
         self.name = tuple(sorted(options.items()))
         self.found = found.setdefault(self.name, {})
         self.ran = False
-        self.model: Any = None
+        guide = guide_for(method, model)
+        self.model = guide.model
+        settings = replace(method.guide_settings(), runner=self._stand_in(guide))
         self.method = copy.copy(method)
         # The dataclass is frozen, and a subclass made here would not be the same method in a report.
-        object.__setattr__(self.method, "make_guide", lambda model: self._stand_in(method.make_guide(model)))
+        object.__setattr__(self.method, "guide_settings", lambda: settings)
 
     def _stand_in(self, guide: Any) -> Any:
-        self.model = guide.model
         run = guide.answer
 
         def answer(inputs: Any, settings: Any, *, whole: bool) -> Guidance:

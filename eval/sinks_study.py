@@ -20,21 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 import vlmprune
 from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.record import Record
-from eval.shared import Shared
+from eval.shared import BatchCache
 from eval.worker import weights_hash
 from vlmprune.accounting.scores import plain
-from vlmprune.api import prepare
-from vlmprune.apps.cli.compare import held_out
 from vlmprune.flow.sinks import separation
+from vlmprune.harness.baselines import held_out, scene_questions
 from vlmprune.harness.format import note
-from vlmprune.harness.measure import Contender
-from vlmprune.tiny.scenes import FAMILIES, benchmark, render
+from vlmprune.harness.measure import MethodRun
+from vlmprune.inputs.chat import prepare
 
 SEED = 0
 BATCH = 16
@@ -77,30 +75,19 @@ def reachable_tau(model: Any, processor: Any, prompts: list[tuple[Any, str]]) ->
     return None
 
 
-def calibration_data(count: int) -> list[tuple[Any, str, str]]:
-    """Validation questions, the families in turn."""
-    families = [family for family in FAMILIES if family != "caption"]
-    streams = [benchmark(family, count, "validation", per_scene=1) for family in families]
-    drawn = [next(streams[i % len(streams)]) for i in range(count)]
-    return [(Image.fromarray(render(scene)), question.text, question.answer) for scene, question in drawn]
-
-
 def answers(
     model: Any, processor: Any, methods: dict[str, Any], batches: list[Any], record: Record
 ) -> dict[str, list[str]]:
     """Each method's greedy answer to every question; all methods answer a batch in turn, on one vision pass."""
-    contenders = {name: Contender(name, "", model, processor, method) for name, method in methods.items()}
-    shared, start, made = Shared(), time.monotonic(), 0
+    runs = {name: MethodRun(model, processor, method) for name, method in methods.items()}
+    shared, start, made = BatchCache(), time.monotonic(), 0
     for number, (images, questions) in enumerate(batches):
         shared.batch(number)
         lines = []
-        for name, contender in contenders.items():
-            if f"{name}/{number}" in record.done:
-                continue
-            with shared.running(contender) as runner:
-                runner.run(images, questions, record=True, **SETTINGS)
-            lines.append({"id": f"{name}/{number}", "answers": contender.answers.pop()})
-            contender.reports.clear()
+        for name, run in runs.items():
+            if f"{name}/{number}" not in record.done:
+                given, _ = shared.answer(run, images, questions, **SETTINGS)
+                lines.append({"id": f"{name}/{number}", "answers": given})
         if lines:
             record.append(lines)
             made += 1
@@ -141,9 +128,8 @@ def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[
     looked_at = [pair for images, texts in batches for pair in zip(images, texts, strict=True)][:prompts]
     found = {name: sinks(model, processor, looked_at, None) for name, model in (("large", large), ("small", small))}
     lower = reachable_tau(large, processor, looked_at)
-    heads = vlmprune.ACT().calibrate(
-        large, calibration_data(calibration), processor=processor, path=folder / "act.json"
-    )
+    data = [(image, question.text, question.answer) for image, question in scene_questions(calibration, "validation")]
+    heads = vlmprune.ACT().calibrate(large, data, processor=processor, path=folder / "act.json")
     variants: dict[str, Any] = {
         "none": vlmprune.Unpruned(),
         "var": vlmprune.VAR(),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from vlmprune.accounting.report import Report
 from vlmprune.errors import PromptError, VlmpruneError
 from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
-from vlmprune.harness.measure import Contender, backend
+from vlmprune.harness.measure import MethodRun, backend
 from vlmprune.harness.models import Models, load_models
-from vlmprune.inputs import check_question
+from vlmprune.inputs.placeholders import check_question
 
 from .settings import BLIND, SMALL, Run, Settings
-from .shared import Shared
+from .shared import BatchCache
 from .tasks.base import Sample, Task
 from .tasks.load import Data, load
 from .tasks.registry import task_class
@@ -36,9 +35,9 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._data: dict[str, tuple[Task, Data]] = {}
-        self._contenders: dict[Run, Contender] = {}
+        self._method_runs: dict[Run, MethodRun] = {}
         self._hashes: dict[int, str] = {}
-        self._shared = Shared()
+        self._shared = BatchCache()
 
     @cached_property
     def models(self) -> Models:
@@ -54,13 +53,13 @@ class Worker:
             self._data[name] = task, data
         return self._data[name]
 
-    def contender(self, run: Run) -> Contender:
+    def method_run(self, run: Run) -> MethodRun:
         """The model and method of a run.
 
         Raises:
             VlmpruneError: there is no small model where one is needed.
         """
-        if run not in self._contenders:
+        if run not in self._method_runs:
             models = self.models
             model, processor = models.model, models.processor
             if run.method == SMALL:
@@ -68,25 +67,25 @@ class Worker:
                     raise VlmpruneError(f"The row {SMALL!r} needs a small model beside --model; name one with --guide.")
                 model, processor = models.small, models.small_processor
             method = self.settings.method(run, models)
-            self._contenders[run] = Contender(run.method, run.keep or "", model, processor, method)
-        return self._contenders[run]
+            self._method_runs[run] = MethodRun(model, processor, method, run.method, run.keep or "")
+        return self._method_runs[run]
 
     def identity(self, run: Run) -> dict[str, Any]:
         """What must not change between the parts of a run."""
         task, _ = self.data(run.task)
-        contender, models = self.contender(run), self.models
-        if id(contender.model) not in self._hashes:
-            self._hashes[id(contender.model)] = weights_hash(contender.model)
-        described = contender.method.describe()
+        method_run, models = self.method_run(run), self.models
+        if id(method_run.model) not in self._hashes:
+            self._hashes[id(method_run.model)] = weights_hash(method_run.model)
+        described = method_run.method.describe()
         return {
             "task": run.task,
             "method": run.method,
             "keep": run.keep,
             "options": {k: v for k, v in described.items() if k != "name"},
             "model": models.small_name if run.method == SMALL else models.name,
-            "weights": self._hashes[id(contender.model)],
+            "weights": self._hashes[id(method_run.model)],
             "guide": models.small_name if "guide" in described else None,
-            "backend": backend(contender.model),
+            "backend": backend(method_run.model),
             "max_new_tokens": self.settings.max_new_tokens or task.max_new_tokens,
             "batch_size": self.settings.batch_size,
             "boxes": self.settings.boxes,
@@ -107,7 +106,7 @@ class Worker:
         """
         task, data = self.data(run.task)
         if not self.settings.share:
-            self._shared = Shared()
+            self._shared = BatchCache()
         self._shared.batch((run.task, *numbers))
         lines: dict[int, dict[str, Any]] = {}
         usable, pictures = [], []
@@ -126,38 +125,33 @@ class Worker:
         if usable:
             samples = [data.samples[number] for number in usable]
             shown: list[Any] = [None] * len(pictures) if run.method == BLIND else pictures
-            contender = self.contender(run)
-            contender.answers.clear()
-            contender.reports.clear()
-            sharing = self.settings.share and run.method != BLIND
+            method_run = self.method_run(run)
+            answer = method_run.answer
+            if self.settings.share and run.method != BLIND:
+                answer = partial(self._shared.answer, method_run)
+            prompts = [sample.prompt for sample in samples]
+            longest = self.settings.max_new_tokens or task.max_new_tokens
             try:
-                with self._shared.running(contender) if sharing else nullcontext(contender) as runner:
-                    runner.run(
-                        shown,
-                        [sample.prompt for sample in samples],
-                        record=True,
-                        max_new_tokens=self.settings.max_new_tokens or task.max_new_tokens,
-                    )
+                texts, report = answer(shown, prompts, max_new_tokens=longest)
             except PromptError as error:
                 if self.settings.strict:
                     raise
                 if len(numbers) > 1:  # one of them is to blame
                     return [line for number in numbers for line in self.answer(run, [number])]
                 return [self._failed(samples[0], error)]
-            reports = slim(contender.reports[0])
+            reports = slim(report)
             for at, (number, sample) in enumerate(zip(usable, samples, strict=True)):
-                text = contender.answers[0][at]
-                report = reports[at] | {"answer_tokens": self._tokens(contender, text)}
+                own = reports[at] | {"answer_tokens": self._tokens(method_run, texts[at])}
                 digest = self._shared.once(f"sha256 of {number}", hashlib.sha256(pictures[at].tobytes()).hexdigest)
-                lines[number] = self._line(task, sample, text, digest, report)
+                lines[number] = self._line(task, sample, texts[at], digest, own)
         return [lines[number] for number in numbers]
 
     def _failed(self, sample: Sample, error: VlmpruneError) -> dict[str, Any]:
         return {"id": sample.id, "prompt_sha256": sha(sample.prompt), "error": str(error)}
 
-    def _tokens(self, contender: Contender, text: str) -> int:
+    def _tokens(self, method_run: MethodRun, text: str) -> int:
         """Length of an answer, its end included; from its text, since processors differ in what they return."""
-        tokenizer = getattr(contender.processor, "tokenizer", contender.processor)
+        tokenizer = getattr(method_run.processor, "tokenizer", method_run.processor)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
     def _line(self, task: Task, sample: Sample, text: str, picture: str, report: dict[str, Any]) -> dict[str, Any]:

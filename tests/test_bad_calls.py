@@ -16,9 +16,9 @@ from tests.support.tiny_families import make_inputs
 from tests.test_bad_input import sentence
 
 
-@pytest.mark.parametrize("method", sorted(set(vlmprune.methods()) - {"none"}))
+@pytest.mark.parametrize("method", sorted(set(vlmprune.list_methods()) - {"none"}))
 def test_constructors(method):
-    cls = vlmprune.methods()[method]
+    cls = vlmprune.list_methods()[method]
     guide = {"guide": shared("llava")} if method == "sgl" else {}
     sentence(lambda: cls(zzz=3, **guide), repr(method), "'zzz'", "choose one of")
     sentence(lambda: cls(*range(20)), repr(method), "without a name", "by name")

@@ -93,7 +93,7 @@ def test_unknown_family_lists_the_supported_ones(monkeypatch):
     monkeypatch.setattr(type(model.config), "model_type", "llava_from_tomorrow")
     call = lambda: vlmprune.wrap(model, "random")  # noqa: E731
     message = sentence(call, "'llava_from_tomorrow'", kind=vlmprune.UnsupportedModelError)
-    assert all(family in message for family in vlmprune.families())
+    assert all(family in message for family in vlmprune.list_families())
 
 
 @pytest.mark.parametrize("version", ["4.57.0", "5.13.1", "5.14.0.dev0"])
@@ -131,7 +131,7 @@ def test_unknown_option():
     sentence(lambda: vlmprune.wrap(shared("llava"), "random", kep=0.5), "kep", "random")
 
 
-@pytest.mark.parametrize("method", sorted(vlmprune.methods()))
+@pytest.mark.parametrize("method", sorted(vlmprune.list_methods()))
 def test_unknown_and_missing_options_of_every_method(method):
     wrap = lambda **options: vlmprune.wrap(shared("llava"), method, **options)  # noqa: E731
     given = {"guide": shared("llava")} if method == "sgl" else {}
@@ -293,7 +293,7 @@ def test_registering():
         sentence(lambda n=name: vlmprune.register_method(name=n, method=NoNumber), repr(name))
     sentence(lambda: vlmprune.register_method(name="fastv", method=NoNumber), "'fastv'")
     sentence(lambda: vlmprune.register_method(name="mine", method=int), "int")
-    assert "mine" not in vlmprune.methods()
+    assert "mine" not in vlmprune.list_methods()
 
 
 def test_ask():

@@ -9,7 +9,9 @@ import pytest
 
 import vlmprune
 from eval.tasks.registry import TASKS
+from vlmprune import families
 from vlmprune.hf.compatibility import NEWEST, OLDEST
+from vlmprune.methods import registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,12 +24,12 @@ def section(title: str) -> str:
 def test_the_methods_table_is_the_registry() -> None:
     rows = re.findall(r"^\| `([a-z_-]+)` \| (\S+) \|", section("Methods"), flags=re.MULTILINE)
     # A method whose depth follows from its budget has no default layer.
-    depth = {name: getattr(cls, "layer", "-") for name, cls in vlmprune.methods().items()}
+    depth = {name: getattr(cls, "layer", "-") for name, cls in vlmprune.list_methods().items()}
     assert dict(rows) == {name: "keep*L" if layer is None else str(layer) for name, layer in depth.items()}
 
 
 def test_the_families_are_listed_in_order() -> None:
-    assert tuple(re.findall(r"`([a-z0-9_]+)`", section("Model families"))) == vlmprune.families()
+    assert tuple(re.findall(r"`([a-z0-9_]+)`", section("Model families"))) == tuple(vlmprune.list_families())
 
 
 def test_the_versions_of_transformers_are_those_that_are_tested() -> None:
@@ -43,10 +45,21 @@ def test_the_commands_that_ci_runs_are_there_and_pinned(name: str) -> None:
 
 def test_links_lead_to_files() -> None:
     folders = ("demos/tiny_vlm", "eval", "eval/serving")
-    for document in ("README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in folders)):
+    pages = [f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")]
+    for document in ("README.md", "CONTRIBUTING.md", *pages, *(f"{folder}/README.md" for folder in folders)):
         folder = (ROOT / document).parent
         for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", (ROOT / document).read_text()):
             assert (folder / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("name", ["own_method", "own_family"])
+def test_the_examples_run(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    page = (ROOT / f"docs/{name}.md").read_text()
+    (code,) = re.findall(r"^```python\n(.+?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    exec(compile(code, f"docs/{name}.md", "exec", dont_inherit=True), {"__name__": name})
+    assert re.search(r"kept\s+49", capsys.readouterr().out)
 
 
 def test_files_named_in_the_layout_exist() -> None:

@@ -38,12 +38,12 @@ def test_every_grid_has_a_record_without_failures(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["families", "oldest"])
 def test_every_family_was_run(name: str) -> None:
-    assert sorted(set(vlmprune.families()) - set(record(name)["families"])) == [], RUN.format(name)
+    assert sorted(set(vlmprune.list_families()) - set(record(name)["families"])) == [], RUN.format(name)
 
 
 @pytest.mark.parametrize("names", [("methods", "families"), ("oldest",)], ids="+".join)
 def test_every_method_was_run(names: tuple[str, ...]) -> None:
-    built_in = {name for name, cls in vlmprune.methods().items() if cls.__module__.startswith("vlmprune.")}
+    built_in = {name for name, cls in vlmprune.list_methods().items() if cls.__module__.startswith("vlmprune.")}
     ran = {method for name in names for method in record(name)["methods"]}
     assert sorted(built_in - ran) == [], RUN.format(names[0])
 

@@ -18,8 +18,8 @@ from tests.support.reference import all_logits
 from tests.support.running import STEPS, assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, repeated, row
 from tests.support.upstream import wrong_before
-from vlmprune.api import prepare
 from vlmprune.hf.compatibility import CACHE
+from vlmprune.inputs.chat import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,10 +141,10 @@ def state():
 
 before = state()
 import vlmprune
+for name in vlmprune.__all__:
+    getattr(vlmprune, name)
 found = {"changed": [i for i, (a, b) in enumerate(zip(before, state())) if a != b]}
 found["with the library"] = sorted(sys.modules)
-import vlmprune.methods.fastv, vlmprune.families.llava
-found["functions"] = ["fastv" in vlmprune.methods(), "llava" in vlmprune.families()]
 import vlmprune.apps.cli
 found["with the command line"] = sorted(sys.modules)
 print(json.dumps(found))
@@ -164,9 +166,70 @@ def test_extras_are_imported_by_those_who_use_them(imported: dict[str, Any], mod
     assert module not in imported["with the command line"]
 
 
-def test_functions_that_share_a_folders_name_stay_functions(imported: dict[str, Any]) -> None:
-    """`vlmprune.methods` and `vlmprune.families` are functions and folders; importing the folder must not win."""
-    assert imported["functions"] == [True, True]
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import vlmprune; vlmprune.__version__, dir(vlmprune), vlmprune.VlmpruneError",
+        "import vlmprune.apps.cli",
+        "from vlmprune.apps.cli import main; sys.argv[1:] = ['--help']; main()",
+        "from vlmprune.apps.cli import main; sys.argv[1:] = ['methods']; main()",
+        "from vlmprune.apps.cli import main; sys.argv[1:] = ['methods', '--json']; main()",
+        "from vlmprune.apps.cli import main; sys.argv[1:] = ['plan', '--help']; main()",
+        "from vlmprune.apps.cli import main; sys.argv[1:] = ['plan', '--hardware', 'none']; main()",
+        "from vlmprune.apps.cli import main; sys.argv[1:] = ['ask', '--help']; main()",
+    ],
+)
+def test_torch_is_imported_when_a_name_needs_it(code: str) -> None:
+    """What the command line prints without a model needs neither."""
+    loaded = "[name for name in ('torch', 'transformers', 'torchvision') if name in sys.modules]"
+    assert python(f"import sys\ntry: {code}\nexcept SystemExit: pass\nprint({loaded})").endswith("[]")
+
+
+def test_a_name_may_be_asked_for_in_any_order() -> None:
+    """Packages are modules, not functions; a name that is not there is an AttributeError, as `hasattr` needs."""
+    code = """
+import vlmprune
+assert vlmprune.methods.__name__ == "vlmprune.methods" and vlmprune.families.__name__ == "vlmprune.families"
+import vlmprune.methods.fastv, vlmprune.families.llava
+assert vlmprune.FastV is vlmprune.methods.fastv.FastV is vlmprune.list_methods()["fastv"]
+assert vlmprune.list_families()["llava"] == "declared"
+assert not hasattr(vlmprune, "fastv") and not hasattr(vlmprune, "_nothing")
+assert set(vlmprune.__all__) | {"methods", "families", "__version__"} <= set(dir(vlmprune))
+from vlmprune import *
+assert wrap is vlmprune.wrap
+"""
+    assert python(code) == ""
+
+
+def test_type_checkers_see_every_name() -> None:
+    """`__all__`, the imports under TYPE_CHECKING and the modules named as strings say the same."""
+    (block,) = (
+        node.body
+        for node in ast.parse((ROOT / "vlmprune/__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = {alias.name: node.module for node in block if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert sorted(seen) == sorted(vlmprune.__all__)
+    for name, module in seen.items():
+        assert getattr(import_module(f"vlmprune.{module}"), name) is getattr(vlmprune, name)
+
+
+def test_a_broken_torchvision_is_hidden_before_transformers_is_imported() -> None:
+    """By `vlmprune.hf`, which a package or the module itself imports first; `transformers.utils` reads no images."""
+    for path in (ROOT / "vlmprune").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        at_top = [node for node in tree.body if node in nodes]
+        heavy = [node for node in nodes if re.match(r"(import|from) transformers(?!\.utils)", ast.unparse(node))]
+        if not heavy or path.parent.name == "hf":
+            continue
+        package = (path.parent / "__init__.py").read_text()
+        hidden = "from .. import hf  #" in package or "import hf  #" in path.read_text()
+        # An import within a function comes after those at the top, and these packages hide it.
+        late = not set(heavy) & set(at_top) and any(
+            re.search(r"\.(families|api|engine)\b", ast.unparse(node)) for node in at_top
+        )
+        assert hidden or late, path
 
 
 def test_everything_public_is_there_and_documented() -> None:
@@ -177,5 +240,5 @@ def test_everything_public_is_there_and_documented() -> None:
 
 def test_every_registered_class_is_public() -> None:
     public = {getattr(vlmprune, name) for name in vlmprune.__all__ if isinstance(getattr(vlmprune, name), type)}
-    built_in = [cls for cls in vlmprune.methods().values() if cls.__module__.startswith("vlmprune.")]
+    built_in = [cls for cls in vlmprune.list_methods().values() if cls.__module__.startswith("vlmprune.")]
     assert set(built_in) <= public

@@ -11,7 +11,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, PngImagePlugin, PpmImagePlugin
 
 from vlmprune import VlmpruneError
-from vlmprune.inputs.images import decoded, picture, size_of, suffixes
+from vlmprune.inputs.images import decoded, read_image, size_of, suffixes
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
 
@@ -46,7 +46,7 @@ def test_ghostscript_is_never_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert Image.open(io.BytesIO(EPS)).format == "EPS"
     (tmp_path / "photo.png").write_bytes(EPS)  # what counts is the content
     with pytest.raises(VlmpruneError, match="not an image"):
-        picture(tmp_path / "photo.png")
+        read_image(tmp_path / "photo.png")
     assert not reached
 
 

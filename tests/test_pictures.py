@@ -18,8 +18,8 @@ from PIL import Image
 import vlmprune
 from eval.tasks.base import Sample
 from vlmprune import VlmpruneError
-from vlmprune.captioner.pipeline import checked_picture
-from vlmprune.inputs.images import as_rgb, decoded, picture
+from vlmprune.captioner.pipeline import checked_image
+from vlmprune.inputs.images import as_rgb, decoded, read_image
 from vlmprune.integrations.ray import read
 from vlmprune.serving.chat import Limits, read_chat, unpacked
 
@@ -195,7 +195,7 @@ def test_a_damaged_exif_block_is_no_reason_to_refuse(block: bytes) -> None:
 def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert picture(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+    assert read_image(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_cut_file_is_one_sentence_also_when_it_was_opened_before() -> None:
@@ -234,12 +234,12 @@ def test_every_way_in_sees_the_same(tmp_path: Path, way: str) -> None:
     (tmp_path / "a.png").write_bytes(file.getvalue())
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     seen = {
-        "file": lambda: picture(tmp_path / "a.png"),
+        "file": lambda: read_image(tmp_path / "a.png"),
         "bytes": lambda: decoded(io.BytesIO(file.getvalue()), "x"),
         "eval": lambda: Sample("1", "", lambda: array("u2"), "").picture(),
         "ray path": lambda: read(str(tmp_path / "a.png")),
         "ray array": lambda: read(RAMP.astype("u2")),
-        "captioner": lambda: checked_picture(array("u2")),
+        "captioner": lambda: checked_image(array("u2")),
         "data URL": lambda: sent(url),
     }[way]()
     assert np.array_equal(np.asarray(seen), np.repeat(EIGHT[..., None], 3, axis=2))
@@ -254,7 +254,7 @@ def test_ask_and_its_overlay_see_a_turned_grey_photo_as_it_looks() -> None:
     stored = saved(Image.fromarray(values.astype("u2")), "PNG", exif=exif)
     eight = np.rint(np.rot90(values, -1) / 257).astype("u1")
     plain = Image.fromarray(np.repeat(eight[..., None], 3, axis=2))
-    from vlmprune.api import prepare
+    from vlmprune.inputs.chat import prepare
 
     given, wanted = (prepare(processor, image, "What colour is the star?")["pixel_values"] for image in (stored, plain))
     assert torch.equal(given, wanted)

@@ -21,13 +21,12 @@ from transformers import AutoModelForImageTextToText
 import vlmprune
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
-from vlmprune.api import prepare
-from vlmprune.apps.demo.engine import Engine, Setting
+from vlmprune.apps.demo.engine import Engine, MethodChoice
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
-from vlmprune.inputs import check_question, load_processor
-from vlmprune.inputs.placeholders import placeholders
-from vlmprune.inputs.processor import reason
+from vlmprune.inputs.chat import prepare
+from vlmprune.inputs.placeholders import check_question, placeholders
+from vlmprune.inputs.processor import load_processor, reason
 
 QUESTION = "What colour is the star?"
 RED = Image.new("RGB", (40, 30), (200, 30, 60))
@@ -218,7 +217,9 @@ def test_every_way_to_ask_refuses_it() -> None:
         "heads": lambda: vlmprune.ACT().calibrate(large, data, processor=processor),
         "captioner": lambda: VisionModel(large, processor).probability([RED], [bad], yes="yes", no="no"),
         "sinks": lambda: vlmprune.find_sinks(large, **prepare(processor, RED, bad)),
-        "demo": lambda: Engine(load_models(None, None, trust_remote_code=False)).run(RED, bad, Setting("uniform", 0.5)),
+        "demo": lambda: Engine(load_models(None, None, trust_remote_code=False)).run(
+            RED, bad, MethodChoice("uniform", 0.5)
+        ),
     }
     for way in ways.values():
         with pytest.raises(VlmpruneError, match="The question holds '<image>'"):
@@ -245,10 +246,9 @@ def test_a_picture_that_the_processor_refuses_is_one_sentence(
     size: tuple[int, int], processors: Any, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Qwen's refuse what is 200 times as long as wide: asked, on the command line, captioned, and in an evaluation."""
-    from vlmprune.cli import app
-
     from eval.run import main
     from tests.eval.data import put
+    from vlmprune.apps.cli import app
 
     long = Image.new("RGB", size)
     long.save(tmp_path / "long.png")

@@ -27,12 +27,13 @@ from tests.support.reference import language_model
 from tests.support.running import assert_near, generate, plan_of, reference, shared
 from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inputs, row
 from tests.support.upstream import VERSION
-from vlmprune.api import prepare
 from vlmprune.attention.masks import Sizes, own_mask
-from vlmprune.flow.compact import compaction, gather_positions, gather_rows
+from vlmprune.flow.compact import compaction
 from vlmprune.hf import cache_state
 from vlmprune.hf.cache_state import later_valid
 from vlmprune.hf.compatibility import CACHE
+from vlmprune.inputs.chat import prepare
+from vlmprune.ops.gather import gather_positions, gather_rows
 from vlmprune.runtime import locate
 from vlmprune.runtime.base_forward import BaseForward
 from vlmprune.runtime.decode import Decode

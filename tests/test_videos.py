@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import vlmprune
 from tests.support.running import shared
 from tests.support.tiny_families import IMAGE, VIDEO, build, make_inputs
-from vlmprune.apps.demo.look import attention_by_layer
+from vlmprune.apps.demo.attention_maps import attention_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 SENTENCE = "The prompt has a video, which is not supported yet; ask about its frames as a list of images."
@@ -51,7 +51,7 @@ def refused(call: Callable[[], object]) -> None:
 
 def methods(family: str) -> dict[str, Any]:
     guide = build(family, seed=1, layers=3)
-    made: dict[str, Any] = {name: name for name in vlmprune.methods() if name != "sgl"}
+    made: dict[str, Any] = {name: name for name in vlmprune.list_methods() if name != "sgl"}
     if family != "qwen2_vl":
         made = {name: name for name in ("none", "random", "fastv", "var")}
     else:
@@ -91,7 +91,7 @@ def test_every_method(family, image):
             model(**make_inputs(model, text_lengths=(5,), images=(0,)))
             ran.clear()
     refused(lambda: vlmprune.find_sinks(model, **inputs))
-    refused(lambda: attention_by_layer(model, inputs))
+    refused(lambda: attention_maps(model, inputs))
     assert not ran
     with torch.no_grad():
         model(**inputs)

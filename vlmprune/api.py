@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 from .accounting.report import Report
-from .errors import VIDEO, InactiveHandleError, PromptError, UnsupportedModelError, VlmpruneError, checked
+from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError, checked
 from .families import family_of, inner_model
+from .guide.runner import guide_for
 from .guide.session import GuidedSession
 from .hf.arguments import on
 from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
-from .inputs import check_conversation
-from .inputs.images import as_rgb, picture
-from .inputs.processor import reason
+from .inputs.chat import opened, prepare
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
@@ -196,8 +190,8 @@ def wrap(
     """Wrap a loaded Hugging Face vision-language model, in place and on this instance only.
 
     Args:
-        model: an image-text-to-text model of a supported family (see `families()`); PEFT and quantised ones too, and a
-            wrapped model's handle.
+        model: an image-text-to-text model of a supported family (see `list_families()`); PEFT and quantised ones
+            too, and a wrapped model's handle.
         method: a method object, its registered name plus `options`, or a list with at most one pruner
             and any number of interventions.
         processor: the model's processor, needed by `ask`.
@@ -218,7 +212,7 @@ def wrap(
         )
     if isinstance(model, PrunedModel):
         model = model.model
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
     made = one_method(method, options)
     with turnstile_of(plain).generating():
@@ -227,8 +221,10 @@ def wrap(
             processor = older.processor
         # Raises before the older handle goes.
         watchers = [part.watcher(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
-        if any(isinstance(part, Guided) for part in parts_of(made)):
-            session: Session = GuidedSession(plain, family, made, watchers, processor=processor)
+        guided = next((part for part in parts_of(made) if isinstance(part, Guided)), None)
+        if guided is not None:
+            guide = guide_for(guided, plain)
+            session: Session = GuidedSession(plain, family, made, watchers, guide=guide, processor=processor)
         else:
             session = Session(plain, family, made, watchers)
         if older is not None:
@@ -236,7 +232,7 @@ def wrap(
         return PrunedModel(model, session, processor)
 
 
-def plain_model(model: Any) -> Any:
+def unwrap_peft(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper, or the model itself.
 
     Raises:
@@ -275,123 +271,3 @@ def one_method(method: Method | str | type[Method] | Sequence[Any], options: dic
     if not made:
         raise VlmpruneError("The list of methods is empty; pass a pruner, interventions such as VAR(), or both.")
     return made[0] if len(made) == 1 else Combined(tuple(made))
-
-
-def opened(image: Any) -> Any:
-    """Pictures whose files are read; what is no path is left to `talk_about`.
-
-    Only for what the caller's own program passes: a path that a stranger sent would be read too.
-
-    Raises:
-        VlmpruneError: a file that is missing or no image, a video, or a web address.
-    """
-    if isinstance(image, list | tuple):
-        return [opened(one) for one in image]
-    if not isinstance(image, str | os.PathLike):
-        return image
-    if re.match(r"[a-z]+:/|data:", str(image), re.IGNORECASE):
-        raise VlmpruneError(f"{str(image)!r:.80} is a web address; download the picture and pass the path of its file.")
-    try:
-        return picture(Path(image))
-    except (VlmpruneError, OSError, ValueError) as error:  # a path with a null byte, or one too long
-        reason = str(error)
-        raise VlmpruneError(f"{reason[:1].upper()}{reason[1:].rstrip('.')}.") from None
-
-
-def prepare(processor: Any, image: Any, question: str) -> Any:
-    """Model inputs for one question about one or several pictures.
-
-    Raises:
-        VlmpruneError: as `talk_about` and `tokenized`.
-    """
-    talk = talk_about(image, question)
-    warn_unknown_words(processor, question)
-    return tokenized(processor, talk)
-
-
-def talk_about(image: Any, question: str) -> list[dict[str, Any]]:
-    """One question about one or several pictures, as chat templates take it.
-
-    Raises:
-        VlmpruneError: no picture, something that is none, or an empty question.
-    """
-    images = list(image) if isinstance(image, list | tuple) else [image]
-    for one in images:
-        if not isinstance(one, Image.Image):
-            array = hasattr(one, "__array__") and not isinstance(one, torch.Tensor)
-            made = ", made by PIL.Image.fromarray() for example" if array else ""
-            raise VlmpruneError(f"{_named(one)} is no picture; pass a PIL image{made}, or a list of PIL images.")
-        if not one.width or not one.height:
-            raise VlmpruneError(f"A picture of {one.width} x {one.height} pixels shows nothing; pass another one.")
-    if not images:
-        raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
-    if not isinstance(question, str):
-        raise VlmpruneError(f"question={question!r:.80} is no text; ask something about the picture as a str.")
-    if not question.strip():
-        raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise VlmpruneError(f"question={question!r:.80} holds half a surrogate pair; decode it again.") from None
-    return conversation(images, question)
-
-
-def _named(thing: Any) -> str:
-    """A thing in one line: arrays and bytes by their type."""
-    if hasattr(thing, "shape"):
-        return f"A {type(thing).__name__} of shape {tuple(thing.shape)}"
-    return f"An object of type {type(thing).__name__!r}" if isinstance(thing, bytes) else f"{thing!r:.80}"
-
-
-def conversation(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
-    """One user turn, pictures first and in RGB, as chat templates take it."""
-    content = [{"type": "image", "image": as_rgb(one)} for one in images] + [{"type": "text", "text": question}]
-    return [{"role": "user", "content": content}]
-
-
-def tokenized(processor: Any, talk: list[Any], **options: Any) -> Any:
-    """Model inputs of a conversation, or of a list of them with the `options` that batches need.
-
-    Raises:
-        VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
-    """
-    if not hasattr(processor, "apply_chat_template"):
-        raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
-    check_conversation(processor, talk)
-    try:
-        # Tokenizing the rendered text apart would put a second BOS in front of the template's.
-        return processor.apply_chat_template(
-            talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
-        )
-    except VlmpruneError:
-        raise
-    except ValueError as error:
-        raise PromptError(
-            f"The model's processor makes no prompt of these pictures and texts ({reason(error)}); change what it "
-            "names."
-        ) from error
-
-
-def batched(processor: Any, talks: list[Any]) -> Any:
-    """Model inputs of several conversations; padded left, every row ends where its answer starts."""
-    return tokenized(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
-
-
-def unknown_words(processor: Any, question: str) -> list[str]:
-    """The words of a question that the tokenizer can only read as "unknown"."""
-    tokenizer = getattr(processor, "tokenizer", None)
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if tokenizer is None or unknown is None:
-        return []
-    return [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
-
-
-def warn_unknown_words(processor: Any, question: str) -> None:
-    """Warn about them."""
-    if words := unknown_words(processor, question):
-        warnings.warn(unknown_words_note(words), stacklevel=5)
-
-
-def unknown_words_note(words: Sequence[str]) -> str:
-    """What to tell a user about words that the tokenizer does not know."""
-    return f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot see these words."

@@ -32,6 +32,12 @@ class State:
         self.meta: dict[str, Any] = {"step": 0, "seconds": 0.0, "images": 0, "answers": 0}
         self._mark = time.time()
 
+    def begin(self, minutes: float, more: float) -> tuple[float, float]:
+        """Seconds spent before this run and the seconds that it may take; `more` > 0 goes on after a finished run."""
+        if more:
+            self.meta["start_step"] = self.meta["step"]
+        return (self.meta["seconds"] if more else 0.0), 60 * (more or minutes)
+
     def rate(self, budget: float, warmup: int, decay: float, start: float = 0.0) -> float:
         """Learning rate now; ``start`` = seconds already spent before this run (a resumed run warms up again)."""
         spent = (self.meta["seconds"] - start) / max(budget, 1e-9)

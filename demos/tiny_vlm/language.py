@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlmprune.inputs.images import picture
+from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
 from vlmprune.tiny.scenes import (
     COLOURS,
@@ -24,12 +25,12 @@ from vlmprune.tiny.scenes import (
     Question,
     ask,
     make_scene,
-    patch_cover,
     render,
 )
 
 from .common import State, log
-from .packing import IDS, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
+from .labels import patch_cover
+from .packing import IDS, Packed, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
 from .pair import build_model
 from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
@@ -140,7 +141,7 @@ class EasyVqa:
 
 def enlarged(path: str) -> np.ndarray:
     """A picture at the canvas size, uint8 (112, 112, 3)."""
-    return np.asarray(picture(Path(path)).resize((GRID * 8, GRID * 8), Image.Resampling.BICUBIC))
+    return np.asarray(read_image(Path(path)).resize((GRID * 8, GRID * 8), Image.Resampling.BICUBIC))
 
 
 def align_loss(model: Any, visual: Tensor, labels: dict[str, Tensor]) -> Tensor:
@@ -202,6 +203,83 @@ def patch_shares(cover: np.ndarray, owner: np.ndarray) -> np.ndarray:
     return np.where(owner >= 0, cover / np.append(mass, 1)[owner], 0).astype(np.float32)
 
 
+def started(work: Path, which: str, more: float) -> State:
+    """One of the pair with its training state: as saved in `work`, else as bundled (the tower alone without `more`)."""
+    trained = work / "tower.safetensors"
+    model = build_model(which, trained if trained.exists() else None)
+    state = State(model, LEARNING_RATE[which], work / which, ema=0.998)
+    if not state.load() and (more or not trained.exists()):
+        bundled = {k: v.float() for k, v in load_file(str(WEIGHTS / which / "model.safetensors")).items()}
+        if not trained.exists():
+            part = "model.vision_tower."
+            tower = {k.removeprefix(part): v for k, v in bundled.items() if k.startswith(part)}
+            model.model.vision_tower.load_state_dict(tower)
+        if more:
+            model.load_state_dict(bundled, strict=False)
+            state.restart_average()
+    return state
+
+
+@dataclass
+class TrainingBatch:
+    """Tower `features` [B, V, D] and `places` [B, V] of images, their questions, and what `patch_words` says of every
+    patch, None of images that are no scenes."""
+
+    features: Tensor
+    places: Tensor
+    rows: list[list[Question]]
+    labels: dict[str, Tensor] | None
+
+
+def drawn_batch(
+    tower: Any, easy: EasyVqa, rng: random.Random, first: int, batch: int, progress: float, dropping: float
+) -> TrainingBatch:
+    """Images of easy-vqa or scenes from seed `first` on; of some batches, visual tokens are dropped."""
+    labels: dict[str, Tensor] | None = None
+    if rng.random() < EASY_VQA_SHARE:
+        images, rows = easy.batch(rng, batch)
+        places = torch.arange(GRID * GRID).expand(batch, -1)
+    else:
+        scenes, mix = scenes_for(rng, first, batch, progress)
+        images, rows = [render(s) for s in scenes], [questions_for(rng, s, mix) for s in scenes]
+        places = window_places([s.window for s in scenes])
+        every = [patch_words(s) for s in scenes]
+        labels = {k: torch.from_numpy(np.stack([e[k] for e in every])) for k in every[0]}
+    with torch.no_grad():
+        features = encode(tower, pixels(images), places)[:, 1:]
+    if progress > FIRST_LESSONS and rng.random() < dropping:
+        kept = drop_uniformly(rng, features.shape[1], rng.uniform(0, 0.5))
+        features, places = features[:, kept], places[:, kept]
+        labels = labels and {k: v[:, kept] for k, v in labels.items()}
+    return TrainingBatch(features, places, rows, labels)
+
+
+def losses_of(
+    model: Any, given: TrainingBatch, packed: Packed, progress: float, deep: bool
+) -> tuple[Tensor, float, float | None]:
+    """The loss to train on, that of the answers alone, and that of the spots where any question names a thing."""
+    # Products in bf16 take half the time in a wide model; the residual stream, losses and weights stay fp32.
+    with torch.autocast("cpu", torch.bfloat16, enabled=deep):
+        ran = run(model, given.features, packed)
+    logits = model.lm_head(ran.last[packed.where])
+    each = F.cross_entropy(logits, packed.target, reduction="none")
+    loss = (each * packed.weight).sum() / packed.weight.sum()
+    answers, spots = float(loss.detach()), None
+    if given.labels is not None and progress < LAST_LESSONS:
+        loss = loss + 0.15 * align_loss(model, ran.visual, given.labels)
+    if given.labels is not None:
+        loss = loss + SHARE_WEIGHT * share_loss(ran.visual, given.labels["share"])
+    if len(packed.early[0]):
+        loss = loss + EARLY_WEIGHT * early_loss(model, ran.last, packed)
+    if len(packed.spots[0]):
+        spot = spot_loss(ran, packed)
+        spots = float(spot.detach())
+        loss = loss + SPOT_WEIGHT * spot
+    if deep and len(packed.gaps[0]):
+        loss = loss + SPOT_WEIGHT * gap_loss(ran, packed)
+    return loss, answers, spots
+
+
 def train_language(
     work: Path, which: str, minutes: float, batch: int = 8, more: float = 0.0, dropping: float = DROP_SHARE
 ) -> None:
@@ -210,83 +288,37 @@ def train_language(
     `more` > 0 goes on after a finished run for that many minutes with a fresh warmup and decay; where `work` holds no
     run, from the bundled weights. Where it holds no tower, the bundled one is taken.
     """
-    folder = work / which
-    trained = work / "tower.safetensors"
-    model = build_model(which, trained if trained.exists() else None)
-    tower = model.model.vision_tower
-    state = State(model, LEARNING_RATE[which], folder, ema=0.998)
-    if not state.load() and (more or not trained.exists()):
-        bundled = {k: v.float() for k, v in load_file(str(WEIGHTS / which / "model.safetensors")).items()}
-        if not trained.exists():
-            part = "model.vision_tower."
-            tower.load_state_dict({k.removeprefix(part): v for k, v in bundled.items() if k.startswith(part)})
-        if more:
-            model.load_state_dict(bundled, strict=False)
-            state.restart_average()
+    state = started(work, which, more)
+    model: Any = state.module
     deep = len(model.model.language_model.layers) > 2  # a layer between finding two places and the answer
     easy = EasyVqa()
-    start = state.meta["seconds"] if more else 0.0
-    if more:
-        state.meta["start_step"] = state.meta["step"]
-    budget = 60 * (more or minutes)
+    start, budget = state.begin(minutes, more)
     looked = saved = time.time()
     losses: list[float] = []
     spots: list[float] = []
     while state.meta["seconds"] - start < budget:
         step = state.meta["step"]
-        rng = random.Random(step)
-        first = state.meta["images"]
         progress = (state.meta["seconds"] - start) / budget
         if more:  # the first lessons are learnt
             progress = max(progress, LAST_LESSONS)
-        labels: dict[str, Tensor] | None = None
-        if rng.random() < EASY_VQA_SHARE:
-            pictures, rows = easy.batch(rng, batch)
-            places = torch.arange(GRID * GRID).expand(batch, -1)
-        else:
-            scenes, mix = scenes_for(rng, first, batch, progress)
-            pictures, rows = [render(s) for s in scenes], [questions_for(rng, s, mix) for s in scenes]
-            places = window_places([s.window for s in scenes])
-            every = [patch_words(s) for s in scenes]
-            labels = {k: torch.from_numpy(np.stack([e[k] for e in every])) for k in every[0]}
-        with torch.no_grad():
-            features = encode(tower, pixels(pictures), places)[:, 1:]
-        if progress > FIRST_LESSONS and rng.random() < dropping:
-            kept = drop_uniformly(rng, features.shape[1], rng.uniform(0, 0.5))
-            features, places = features[:, kept], places[:, kept]
-            labels = labels and {k: v[:, kept] for k, v in labels.items()}
-        packed = pack(rows, places)
-        # Products in bf16 take half the time in a wide model; the residual stream, losses and weights stay fp32.
-        with torch.autocast("cpu", torch.bfloat16, enabled=deep):
-            ran = run(model, features, packed)
-        logits = model.lm_head(ran.last[packed.where])
-        each = F.cross_entropy(logits, packed.target, reduction="none")
-        loss = (each * packed.weight).sum() / packed.weight.sum()
-        losses.append(float(loss.detach()))
-        if labels is not None and progress < LAST_LESSONS:
-            loss = loss + 0.15 * align_loss(model, ran.visual, labels)
-        if labels is not None:
-            loss = loss + SHARE_WEIGHT * share_loss(ran.visual, labels["share"])
-        if len(packed.early[0]):
-            loss = loss + EARLY_WEIGHT * early_loss(model, ran.last, packed)
-        if len(packed.spots[0]):
-            spot = spot_loss(ran, packed)
-            spots.append(float(spot.detach()))
-            loss = loss + SPOT_WEIGHT * spot
-        if deep and len(packed.gaps[0]):
-            loss = loss + SPOT_WEIGHT * gap_loss(ran, packed)
+        tower = model.model.vision_tower
+        given = drawn_batch(tower, easy, random.Random(step), state.meta["images"], batch, progress, dropping)
+        packed = pack(given.rows, given.places)
+        loss, of_answers, of_spots = losses_of(model, given, packed, progress, deep)
+        losses.append(of_answers)
+        spots += [] if of_spots is None else [of_spots]
         loss.backward()
         rate = state.rate(budget, 100, 0.4, start)
         state.step(rate)
         state.meta["images"] += batch
         state.meta["answers"] += len(packed.answers)
         if step % 50 == 49:
-            log(folder, step=step + 1, seconds=state.meta["seconds"], answers=state.meta["answers"],
+            log(state.folder, step=step + 1, seconds=state.meta["seconds"], answers=state.meta["answers"],
                 loss=sum(losses) / len(losses), spots=sum(spots) / max(1, len(spots)), lr=rate)
             losses, spots = [], []
         if time.time() - looked > 150:
             state.swap()
-            log(folder, step=step + 1, **accuracy(model, 64))
+            log(state.folder, step=step + 1, **accuracy(model, 64))
             state.swap()
             looked = time.time()
             state.pause()
@@ -296,7 +328,7 @@ def train_language(
             state.pause()
     state.save()
     state.swap()
-    log(folder, final=True, step=state.meta["step"], **accuracy(model, 200))
+    log(state.folder, final=True, step=state.meta["step"], **accuracy(model, 200))
 
 
 def accuracy(model: Any, number: int) -> dict[str, float]:

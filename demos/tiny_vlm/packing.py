@@ -67,8 +67,7 @@ def pack(rows: list[list[Question]], places: Tensor) -> Packed:
     group = torch.full((batch, width), -1)
     positions = torch.zeros(batch, 1 + visual + width, dtype=torch.long)
     positions[:, 1 : 1 + visual] = places + 1
-    row_at: list[int] = []
-    col_at: list[int] = []
+    where: list[tuple[int, int]] = []
     target: list[int] = []
     weight: list[float] = []
     answers: list[tuple[str, int, int]] = []
@@ -86,8 +85,7 @@ def pack(rows: list[list[Question]], places: Tensor) -> Packed:
             positions[b, 1 + visual + at : 1 + visual + end] = torch.arange(first, first + len(whole))
             answers.append((question.family, len(target), len(target) + len(answer)))
             start = at + len(prompt) - 1  # the row of <ans> predicts the first token of the answer
-            row_at += [b] * len(answer)
-            col_at += range(start, start + len(answer))
+            where += [(b, start + i) for i in range(len(answer))]
             target += answer
             if question.family != "caption":
                 early += [(b, column, answer[0]) for column in range(max(at, start - EARLY), start)]
@@ -98,30 +96,35 @@ def pack(rows: list[list[Question]], places: Tensor) -> Packed:
             spots += named
             weight += [CAPTION_WEIGHT if question.family == "caption" else 1.0] * len(answer)
             at = end
-    size = 1 + visual + width
-    seen = torch.ones(size, size, dtype=torch.bool).tril().expand(batch, -1, -1).clone()
-    same = (group[:, :, None] == group[:, None, :]) & (group >= 0)[:, None, :]
-    seen[:, 1 + visual :, 1 + visual :] &= same | torch.eye(width, dtype=torch.bool)
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
-    where = (torch.tensor(row_at), torch.tensor(col_at))
+    rows_at, columns_at = torch.tensor(where).reshape(-1, 2).unbind(1)
     words = torch.tensor(early).reshape(-1, 3)
-
-    def with_places(entries: list[tuple[int, int, float, float]]) -> tuple[Tensor, Tensor, Tensor]:
-        table = torch.tensor(entries).reshape(-1, 4)
-        return table[:, 0].long(), table[:, 1].long(), table[:, 2:]
-
     return Packed(
         ids,
         positions,
-        mask,
-        where,
+        _mask(group, visual),
+        (rows_at, columns_at),
         torch.tensor(target),
         torch.tensor(weight),
         answers,
         early=(words[:, 0], words[:, 1], words[:, 2]),
-        spots=with_places(spots),
-        gaps=with_places(gaps),
+        spots=_with_places(spots),
+        gaps=_with_places(gaps),
     )
+
+
+def _mask(group: Tensor, visual: int) -> Tensor:
+    """The additive mask [B, 1, S, S] of texts whose tokens belong to the questions `group` [B, T], -1 to none."""
+    batch, width = group.shape
+    size = 1 + visual + width
+    seen = torch.ones(size, size, dtype=torch.bool).tril().expand(batch, -1, -1).clone()
+    same = (group[:, :, None] == group[:, None, :]) & (group >= 0)[:, None, :]
+    seen[:, 1 + visual :, 1 + visual :] &= same | torch.eye(width, dtype=torch.bool)
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+
+
+def _with_places(entries: list[tuple[int, int, float, float]]) -> tuple[Tensor, Tensor, Tensor]:
+    table = torch.tensor(entries).reshape(-1, 4)
+    return table[:, 0].long(), table[:, 1].long(), table[:, 2:]
 
 
 def _spots(question: Question, prompt: list[int]) -> Iterator[tuple[int, float, float]]:

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlmprune.tiny.scenes import COLOURS, GRID, PATCH, SHAPES, SIZES, Scene, make_scene, patch_owner, render
+from vlmprune.tiny.scenes import COLOURS, GRID, PATCH, SHAPES, SIZES, Scene, make_scene, render
 from vlmprune.tiny.vocabulary import TEXTURES
 
 from .common import State, log
+from .labels import patch_cover
 
 WIDTH = 128
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # of the CLIP image processor
@@ -142,7 +143,7 @@ def random_windows(rng: random.Random, batch: int, full: float = 0.4) -> list[tu
 def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
     """What every patch (V) of the scene's window shows; class 0 of a thing's attribute = no thing."""
     row, col, rows, cols = scene.window
-    owner = patch_owner(scene).reshape(-1)
+    owner = patch_cover(scene)[1].reshape(-1)
     things = scene.things
     shapes, colours, sizes = list(SHAPES), list(COLOURS), list(SIZES)
 
@@ -249,10 +250,7 @@ def train_tower(work: Path, minutes: float, lr: float = 1.5e-3, batch: int = 32,
     folder = work / "tower"
     state = State(PatchNamer(), lr, folder, ema=0.998)
     state.load()
-    start = state.meta["seconds"] if more else 0.0
-    budget = 60 * (more or minutes)
-    if more:
-        state.meta["start_step"] = state.meta["step"]
+    start, budget = state.begin(minutes, more)
     while state.meta["seconds"] - start < budget:
         rng = random.Random(state.meta["step"])
         first = state.meta["images"]

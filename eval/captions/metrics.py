@@ -1,8 +1,9 @@
 """How right a caption of a scene is: every object and attribute is known, so nothing is estimated.
 
 An object's *kind* is its shape; colour, size, position and digit are its attributes. CHAIR follows Rohrbach et al. 2018
-(arXiv 1809.02156): CHAIR-i is the share of mentions whose kind the picture does not hold at all, CHAIR-s the share of
-captions with at least one such. Recall and precision are stricter: mentions and objects are matched one to one.
+(arXiv 1809.02156): CHAIR-i is the fraction of mentions whose kind the image does not hold at all, CHAIR-s the
+fraction of captions with at least one such. Recall and precision are stricter: mentions and objects are matched one to
+one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from vlmprune.captioner.text import sentences, singular, words
 from vlmprune.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
 
+RESAMPLES = 1000  # of a bootstrap
 ATTRIBUTES = ("colour", "size", "position", "digit")
 PLACES = sorted((place.split() for row in POSITIONS for place in row), key=len, reverse=True)
 
@@ -33,7 +35,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one caption got right; sums over captions give every share below.
+    """What one caption got right; sums over captions give every fraction below.
 
     `objects` of the scene, `mentions` in the caption, `matched` one to one by kind, `named` by kind and colour;
     `absent`: mentions of a kind the scene lacks; `captions` and `with_absent`: 1 or 0 each; `attributes` of the scene's
@@ -138,7 +140,7 @@ def match(found: Sequence[Mention], things: Sequence[Thing]) -> list[tuple[int, 
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if gain[i, j] > 0]
 
 
-SHARES = {  # name -> (numerator, denominator), as sums over captions
+FRACTIONS = {  # name -> (numerator, denominator), as sums over captions
     "object_recall": ("matched", "objects"),
     "object_precision": ("matched", "mentions"),
     "named_recall": ("named", "objects"),
@@ -157,39 +159,37 @@ def table(counts: Sequence[Counts]) -> np.ndarray:
     return np.array([[getattr(one, f.name) for f in fields(Counts)] for one in counts], dtype=float)
 
 
-def shares(summed: np.ndarray) -> dict[str, float]:
-    """Every share of summed counts [..., fields], and the F1 of each recall with its precision."""
+def fractions(summed: np.ndarray) -> dict[str, float]:
+    """Every fraction of summed counts [..., fields], and the F1 of each recall with its precision."""
     column = {f.name: summed[..., i] for i, f in enumerate(fields(Counts))}
     with np.errstate(invalid="ignore", divide="ignore"):
-        out = {name: np.nan_to_num(column[top] / column[bottom]) for name, (top, bottom) in SHARES.items()}
+        out = {name: np.nan_to_num(column[top] / column[bottom]) for name, (top, bottom) in FRACTIONS.items()}
         for kind in ("object", "named", "attribute"):
             recall, precision = out[f"{kind}_recall"], out[f"{kind}_precision"]
             out[f"{kind}_f1"] = np.nan_to_num(2 * recall * precision / (recall + precision))
     return out
 
 
-def summary(counts: Sequence[Counts], *, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Every share with its standard error, bootstrapped over captions."""
+def summary(counts: Sequence[Counts], *, resamples: int = RESAMPLES) -> dict[str, dict[str, float]]:
+    """Every fraction with its standard error, bootstrapped over captions."""
     values = table(counts)
-    total = shares(values.sum(0))
-    spread = shares(_resampled(values, resamples, seed))
+    total = fractions(values.sum(0))
+    spread = fractions(_resampled(values, resamples))
     return {name: {"value": float(total[name]), "standard_error": float(spread[name].std())} for name in total}
 
 
-def difference(
-    a: Sequence[Counts], b: Sequence[Counts], *, resamples: int = 1000, seed: int = 0
-) -> dict[str, list[float]]:
-    """b minus a of every share on the same scenes: [difference, 2.5 %, 97.5 %] of a paired bootstrap."""
+def difference(a: Sequence[Counts], b: Sequence[Counts]) -> dict[str, list[float]]:
+    """b minus a of every fraction on the same scenes: [difference, 2.5 %, 97.5 %] of a paired bootstrap."""
     first, second = table(a), table(b)
-    total = {name: shares(second.sum(0))[name] - value for name, value in shares(first.sum(0)).items()}
-    one, two = (shares(_resampled(values, resamples, seed)) for values in (first, second))
+    total = {name: fractions(second.sum(0))[name] - value for name, value in fractions(first.sum(0)).items()}
+    one, two = (fractions(_resampled(values)) for values in (first, second))
     return {
         name: [float(total[name]), *(float(v) for v in np.quantile(two[name] - one[name], (0.025, 0.975)))]
         for name in total
     }
 
 
-def _resampled(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Sums over captions drawn with replacement [resamples, fields]; the same draws for the same seed and N."""
-    rng = np.random.default_rng(seed)
+def _resampled(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
+    """Sums over captions drawn with replacement [resamples, fields]; the same draws for the same N."""
+    rng = np.random.default_rng(0)
     return np.stack([values[rng.integers(0, len(values), len(values))].sum(0) for _ in range(resamples)])

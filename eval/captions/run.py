@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.worker import weights_hash
 from vlmprune.captioner import BUNDLED_CONFIG, CaptionConfig, PatchCaptioner
-from vlmprune.captioner.caption import Cost
+from vlmprune.captioner.caption import CaptionCost
 from vlmprune.captioner.divide import Patch
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.pipeline import Described
@@ -46,7 +47,7 @@ PATCHES = "Patch Matters"
 
 
 @dataclass
-class Row:
+class CaptionRow:
     """A way to caption: its captions so far, what each got right, and what all cost."""
 
     name: str
@@ -66,7 +67,7 @@ class Row:
         """What each caption got right; the row's captions are those of the first scenes."""
         return [count(text, scene) for text, scene in zip(self.texts, scenes, strict=False)]
 
-    def join(self, other: Row) -> None:
+    def join(self, other: CaptionRow) -> None:
         """Add what another portion of the scenes gave."""
         self.texts += other.texts
         self.spent.add(other.spent)
@@ -97,14 +98,14 @@ class Row:
         }
 
 
-def held_out(number: int, start: int = 0, split: str = "test", least: int = 4, most: int = 8) -> list[Scene]:
-    """Scenes of a split with `least` to `most` objects, by seed."""
+def held_out(number: int, start: int = 0, split: str = "test") -> list[Scene]:
+    """Scenes of a split with 4 to 8 objects, by seed."""
     found: list[Scene] = []
     seed = start
     while len(found) < number:
         scene = make_scene(seed, split)
         seed += 1
-        if least <= len(scene.things) <= most:
+        if 4 <= len(scene.things) <= 8:
             found.append(scene)
     return found
 
@@ -115,41 +116,32 @@ def groups(scenes: Sequence[Scene]) -> Iterator[Sequence[Scene]]:
         yield scenes[at : at + TOGETHER]
 
 
-def described(captioner: PatchCaptioner, images: Sequence[Any], row: Row) -> list[Described]:
-    """Describe a group of images and charge the row."""
+@contextmanager
+def charged(captioner: PatchCaptioner, row: CaptionRow) -> Iterator[None]:
+    """Charge the row with what the describing model spends and with the time that passes."""
     captioner.vision.spent = Spent()
-    cost = Cost()
     start = time.perf_counter()
-    found = captioner.describe(images, cost)
+    yield
     row.seconds += time.perf_counter() - start
     row.spent.add(captioner.vision.spent)
+
+
+def described(captioner: PatchCaptioner, images: Sequence[Any], row: CaptionRow) -> list[Described]:
+    """Describe a group of images and charge the row."""
+    cost = CaptionCost()
+    with charged(captioner, row):
+        found = captioner.describe(images, cost)
     row.described += cost.calls["describe"]
     return found
 
 
-def aggregate(captioner: PatchCaptioner, images: Sequence[Any], found: Any, row: Row) -> None:
+def aggregate(captioner: PatchCaptioner, images: Sequence[Any], found: Any, row: CaptionRow) -> None:
     """Turn descriptions into captions and charge the row."""
     for image, one in zip(images, found, strict=True):
-        captioner.vision.spent = Spent()
-        start = time.perf_counter()
-        result = captioner.aggregate(image, one)
-        row.seconds += time.perf_counter() - start
-        row.spent.add(captioner.vision.spent)
+        with charged(captioner, row):
+            result = captioner.aggregate(image, one)
         row.matched += result.cost.calls["match"]
         row.texts.append(result.text)
-
-
-def through(captioner: PatchCaptioner, scenes: Sequence[Scene], row: Row) -> None:
-    """Caption a group of scenes for one row."""
-    images = [scene.image() for scene in scenes]
-    aggregate(captioner, images, described(captioner, images, row), row)
-
-
-def charge(row: Row, other: Row, before: tuple[float, int], spent: Spent) -> None:
-    """Let `other` pay as well what `row` paid for shared descriptions."""
-    other.seconds += row.seconds - before[0]
-    other.described += row.described - before[1]
-    other.spent.add(spent)
 
 
 def merged(captioner: PatchCaptioner, size: tuple[int, int], samples: Sequence[str]) -> str:
@@ -158,59 +150,56 @@ def merged(captioner: PatchCaptioner, size: tuple[int, int], samples: Sequence[s
     work = Hierarchy(size, config, captioner.aggregator, lambda pairs: [])
 
     (region,) = work.within([Patch("image", work.image)], [samples])
-    return joined(work.ledger.texts(region.live))
+    return joined(work.provenance.texts(region.live))
 
 
-def many_samples(captioner: PatchCaptioner, scenes: Sequence[Scene], row: Row) -> None:
-    """13 samples of each whole image at the patches' temperature."""
+def sampled(
+    captioner: PatchCaptioner, images: Sequence[Any], seeds: Sequence[Sequence[int]], temperature: float
+) -> list[list[str]]:
+    """Captions of whole images, one for each seed."""
     config = captioner.config
-    images = [scene.image() for scene in scenes]
-    captioner.vision.spent = Spent()
-    start = time.perf_counter()
-    said = captioner.vision.describe(
+    return captioner.vision.describe(
         images,
         config.prompts.describe,
-        seeds=[[seed_of(captioner.seed, scene.seed, k) for k in range(MANY)] for scene in scenes],
-        temperature=config.temperature,
+        seeds=seeds,
+        temperature=temperature,
         max_new_tokens=config.max_new_tokens,
     )
-    row.texts += [merged(captioner, image.size, samples) for image, samples in zip(images, said, strict=True)]
-    row.seconds += time.perf_counter() - start
-    row.spent.add(captioner.vision.spent)
+
+
+def many_samples(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], row: CaptionRow) -> None:
+    """13 samples of each whole image at the patches' temperature."""
+    seeds = [[seed_of(captioner.seed, scene.seed, k) for k in range(MANY)] for scene in scenes]
+    with charged(captioner, row):
+        found = sampled(captioner, images, seeds, captioner.config.temperature)
+        row.texts += [merged(captioner, image.size, texts) for image, texts in zip(images, found, strict=True)]
     row.described += captioner.vision.spent.calls
 
 
-def alone(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], found: Any, row: Row) -> None:
-    """The one caption of the whole image that Patch Matters also has, made again by itself to know its cost."""
-    config = captioner.config
-    captioner.vision.spent = Spent()
-    start = time.perf_counter()
-    captioner.vision.describe(
-        images,
-        config.prompts.describe,
-        seeds=[[seed_of(captioner.seed, "alone", scene.seed)] for scene in scenes],
-        temperature=config.global_temperature,
-        max_new_tokens=config.max_new_tokens,
-    )
-    row.seconds += time.perf_counter() - start
-    row.spent.add(captioner.vision.spent)
+def alone(
+    captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], found: Any, row: CaptionRow
+) -> None:
+    """The one caption of the whole image that Patch Matters also has, repeated by itself to know its cost."""
+    seeds = [[seed_of(captioner.seed, "alone", scene.seed)] for scene in scenes]
+    with charged(captioner, row):
+        sampled(captioner, images, seeds, captioner.config.global_temperature)
     row.described += captioner.vision.spent.calls
     row.texts += [one.whole for one in found]
 
 
-def unpruned(handle: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: int) -> list[Row]:
+def unpruned(handle: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: int) -> list[CaptionRow]:
     """The four rows without pruning, on a group of scenes."""
-    single, many = Row(REFERENCE), Row(f"{MANY} global samples, no filter")
-    full, loose = Row(PATCHES), Row(f"{PATCHES}, no filter")
+    single, many = CaptionRow(REFERENCE), CaptionRow(f"{MANY} global samples, no filter")
+    full, loose = CaptionRow(PATCHES), CaptionRow(f"{PATCHES}, no filter")
     captioner = PatchCaptioner(handle, config=config, seed=seed)
     unfiltered = PatchCaptioner(handle, config=replace(config, filter=False), seed=seed)
     images = [scene.image() for scene in scenes]
     found = described(captioner, images, full)
-    charge(full, loose, (0.0, 0), captioner.vision.spent)
+    loose.join(full)  # both pay for the descriptions they share
     aggregate(captioner, images, found, full)
     aggregate(unfiltered, images, found, loose)
     alone(captioner, scenes, images, found, single)
-    many_samples(captioner, scenes, many)
+    many_samples(captioner, scenes, images, many)
     return [single, many, full, loose]
 
 
@@ -224,7 +213,9 @@ class Part:
     row: str | None = None
     view: str | None = None
 
-    def run(self, models: tuple[Any, Any], processor: Any, scenes: Any, config: CaptionConfig, seed: int) -> list[Row]:
+    def run(
+        self, models: tuple[Any, Any], processor: Any, scenes: Any, config: CaptionConfig, seed: int
+    ) -> list[CaptionRow]:
         """Its rows on a group of scenes.
 
         Raises:
@@ -235,9 +226,10 @@ class Part:
         with vlmprune.wrap(models[0], self.method, processor=processor, **options) as handle:
             if self.row is None:
                 return unpruned(handle, scenes, config, seed)
-            row = Row(self.row, self.method, self.keep)
+            row = CaptionRow(self.row, self.method, self.keep)
             shown = config if self.view is None else replace(config, view=self.view)
-            through(PatchCaptioner(handle, config=shown, seed=seed), scenes, row)
+            captioner, images = PatchCaptioner(handle, config=shown, seed=seed), [scene.image() for scene in scenes]
+            aggregate(captioner, images, described(captioner, images, row), row)
             return [row]
 
 
@@ -249,15 +241,15 @@ def parts(methods: Sequence[str], view: str) -> list[Part]:
 
 
 def table(
-    work: Sequence[tuple[Part, Sequence[Scene]]], done: Record, run: Callable[[Part, Sequence[Scene]], list[Row]]
-) -> tuple[list[list[Row]], list[dict[str, Any]]]:
+    work: Sequence[tuple[Part, Sequence[Scene]]], done: Record, run: Callable[[Part, Sequence[Scene]], list[CaptionRow]]
+) -> tuple[list[list[CaptionRow]], list[dict[str, Any]]]:
     """The rows of every part over its scenes, from the record where they are there; what could not run, with why."""
     total, start, made = sum(-(-len(scenes) // TOGETHER) for _, scenes in work), time.monotonic(), 0
-    rows: list[list[Row]] = []
+    rows: list[list[CaptionRow]] = []
     skipped = []
     number = 0
     for part, scenes in work:
-        found: dict[Any, Row] = {}
+        found: dict[Any, CaptionRow] = {}
         for at, group in enumerate(groups(scenes)):
             number += 1
             name = f"{part.name}/{at}"
@@ -272,8 +264,8 @@ def table(
                 left = (time.monotonic() - start) / made * (total - number) / 60
                 print(f"{part.name}: portion {number} of {total}, about {left:.0f} min left", flush=True)
             for line in done.done[name]["rows"]:
-                row = Row(**{**line, "spent": Spent(**line["spent"])})
-                found.setdefault(row.key, Row(*row.key)).join(row)
+                row = CaptionRow(**{**line, "spent": Spent(**line["spent"])})
+                found.setdefault(row.key, CaptionRow(*row.key)).join(row)
         rows.append(list(found.values()))
     return rows, skipped
 

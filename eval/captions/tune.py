@@ -25,14 +25,14 @@ SHOWN = ("object_recall", "object_precision", "attribute_accuracy", "chair_i")
 
 
 class Remembered:
-    """A matcher that scores each sentence on each picture once."""
+    """A matcher that scores each sentence on each image once."""
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
         self._known: dict[tuple[bytes, str], float] = {}
 
     def __call__(self, pairs: Sequence[Any]) -> list[float]:
-        keys = [(picture.tobytes(), text) for picture, text in pairs]
+        keys = [(image.tobytes(), text) for image, text in pairs]
         new = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self._known}
         self._known.update(zip(new, self.matcher(list(new.values())), strict=True))
         return [self._known[key] for key in keys]

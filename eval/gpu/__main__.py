@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", metavar="STAGE", help="only this stage; may be given several times")
     parser.add_argument("--tiny", action="store_true", help="small shapes on the CPU, kernels in Triton's interpreter")
     parser.add_argument("--summary", type=Path, metavar="DIR", help="print what the records in DIR say, and end")
-    parser.add_argument("--order", help=argparse.SUPPRESS)  # how a group's process is started anew
+    parser.add_argument("--order", help=argparse.SUPPRESS)  # how a group's process is restarted
     args = parser.parse_args()
     order = json.loads(args.order) if args.order else None
     if args.tiny or (order and order["setting"]["tiny"]):
@@ -45,13 +45,13 @@ def main() -> int:
     try:
         from .processes import run_group
         from .run import STAGES, run_stages, stage_of, summary
-        from .stage import Setting
+        from .stage import StageSetting
     except ModuleNotFoundError as error:
         needs = "a checkout on PYTHONPATH, torch, triton, transformers, numpy, packaging, pillow and safetensors"
         parser.error(f"there is no module {error.name!r} here; this needs {needs}")
 
     if order:
-        run_group(stage_of(order["stage"]), order["group"], Setting(**order["setting"]), order["sink"])
+        run_group(stage_of(order["stage"]), order["group"], StageSetting(**order["setting"]), order["sink"])
         return 0
     if args.summary:
         if not args.summary.is_dir():

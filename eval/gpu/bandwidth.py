@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from eval.speed.kernels_gpu import Sizes, arithmetic, measured
+from eval.speed.kernels_gpu import KernelSizes, arithmetic, measured
 
 from .measure import card
-from .stage import FAILED, MEASURED, Emit, Point, Setting, Stage, short
+from .stage import FAILED, MEASURED, Emit, GpuStage, Point, StageSetting, short
 
-TINY = Sizes(batches=(1,), length=96, width=64, heads=2, head=16, rounds=2, device="cpu")
+TINY = KernelSizes(batches=(1,), length=96, width=64, heads=2, head=16, rounds=2, device="cpu")
 
 
 def groups(tiny: bool) -> list[str]:
@@ -19,10 +19,10 @@ def groups(tiny: bool) -> list[str]:
     return ["kernels"]
 
 
-def run(group: str, setting: Setting, emit: Emit) -> None:
+def run(group: str, setting: StageSetting, emit: Emit) -> None:
     """Time everything; a kernel that differs from PyTorch is a failure, not a time."""
     torch.manual_seed(setting.seed)
-    sizes = TINY if setting.tiny else Sizes()
+    sizes = TINY if setting.tiny else KernelSizes()
     for name, work in measured(sizes):
         try:
             emit({"point": name, "status": MEASURED, **work()})
@@ -46,4 +46,4 @@ def headlines(points: Sequence[Point]) -> list[str]:
     return lines
 
 
-STAGE = Stage("bandwidth", 25, groups, run)
+STAGE = GpuStage("bandwidth", 25, groups, run)

@@ -28,7 +28,7 @@ from tests.support.sinks import planted, var_twin
 from tests.support.tiny_families import Inputs, build, make_inputs, row
 from vlmprune.hf.arguments import on
 
-from .stage import ABSENT, FAILED, PASSED, Emit, Point, Setting, Stage, short
+from .stage import ABSENT, FAILED, PASSED, Emit, GpuStage, Point, StageSetting, short
 
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "qwen3_vl")
 VAR_FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "smolvlm")
@@ -58,7 +58,7 @@ def groups(tiny: bool) -> list[str]:
     return [*single, BESIDE_SDPA[0], *half, *(f"var {family}" for family in VAR_FAMILIES), *BESIDE_SDPA[1:]]
 
 
-def run(group: str, setting: Setting, emit: Emit) -> None:
+def run(group: str, setting: StageSetting, emit: Emit) -> None:
     """Check a group."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -75,7 +75,7 @@ def run(group: str, setting: Setting, emit: Emit) -> None:
 
 
 @cache
-def model_of(family: str, setting: Setting, dtype: str, attention: str = "sdpa", all_keys: bool = False) -> Any:
+def model_of(family: str, setting: StageSetting, dtype: str, attention: str = "sdpa", all_keys: bool = False) -> Any:
     """A family's model on the device, made once a process. `all_keys`: as many key heads as heads."""
     text = {"num_key_value_heads": 4} if all_keys else None
     return there(build(family, attn=attention, text=text), setting.device, DTYPES[dtype])
@@ -147,7 +147,7 @@ def forced(kernel: str) -> AbstractContextManager[Any]:
 # --- pruned = masked -----------------------------------------------------------------------------------------------
 
 
-def check_family(family: str, dtype: str, setting: Setting, emit: Emit) -> None:
+def check_family(family: str, dtype: str, setting: StageSetting, emit: Emit) -> None:
     """Every kernel of SDPA, padded and alone, before the first layer and in the middle."""
     kernels = ["torch's choice", "math"] if setting.tiny else list(SDPA)
     for kernel in kernels:
@@ -176,7 +176,7 @@ def checked(work: Callable[[], Point], plain: Callable[[], Any] | None = None) -
     return failed
 
 
-def run_plain(family: str, dtype: str, kernel: str, kind: str, setting: Setting) -> None:
+def run_plain(family: str, dtype: str, kernel: str, kind: str, setting: StageSetting) -> None:
     """The unwrapped model under a forced kernel of SDPA, or under an implementation beside it."""
     beside = kernel in BESIDE_SDPA
     model = model_of(family, setting, dtype, kernel if beside else "sdpa", kernel == "efficient")
@@ -184,7 +184,7 @@ def run_plain(family: str, dtype: str, kernel: str, kind: str, setting: Setting)
         generate(model, moved(model, prompts(model, kind)), steps=2)
 
 
-def check_kernel(family: str, dtype: str, kernel: str, kind: str, layer: int, setting: Setting) -> Point:
+def check_kernel(family: str, dtype: str, kernel: str, kind: str, layer: int, setting: StageSetting) -> Point:
     """One case. Grouped queries would be refused by the efficient kernel, so it gets as many key heads as heads."""
     model, exact = (model_of(family, setting, name, all_keys=kernel == "efficient") for name in (dtype, "fp32"))
     inputs = prompts(model, kind)
@@ -222,7 +222,7 @@ def judged(
     return {"status": PASSED if found["worst"] <= found["bound"] else FAILED, **found}
 
 
-def check_fastv(family: str, setting: Setting) -> Point:
+def check_fastv(family: str, setting: StageSetting) -> Point:
     """What FastV keeps, read by the Triton kernel, against the eager map of the layer before."""
     layer, share = 2, 0.5
     eager, model = (model_of(family, setting, "fp32", attention) for attention in ("eager", "sdpa"))
@@ -244,7 +244,7 @@ def check_fastv(family: str, setting: Setting) -> Point:
 # --- VAR -----------------------------------------------------------------------------------------------------------
 
 
-def check_var(family: str, setting: Setting, emit: Emit) -> None:
+def check_var(family: str, setting: StageSetting, emit: Emit) -> None:
     """VAR alone, and behind a pruner, against the loops on the CPU."""
     for layer in (None,) if setting.tiny else (None, 2):
         name = "VAR" if layer is None else f"VAR, pruned before layer {layer}"
@@ -252,7 +252,7 @@ def check_var(family: str, setting: Setting, emit: Emit) -> None:
         emit({**point, **checked(partial(check_one_var, family, layer, setting))})
 
 
-def check_one_var(family: str, layer: int | None, setting: Setting) -> Point:
+def check_one_var(family: str, layer: int | None, setting: StageSetting) -> Point:
     """One case."""
     model, eager = there(planted(family), setting.device), planted(family, "eager")
     inputs = make_inputs(eager, text_lengths=(12, 17, 14))
@@ -278,7 +278,7 @@ def check_one_var(family: str, layer: int | None, setting: Setting) -> Point:
 # --- kernels beside SDPA -------------------------------------------------------------------------------------------
 
 
-def missing(implementation: str, setting: Setting) -> str | None:
+def missing(implementation: str, setting: StageSetting) -> str | None:
     """Why an attention implementation is not here."""
     if implementation == "flex_attention":
         return "it is compiled, which --tiny leaves out" if setting.tiny else None
@@ -288,7 +288,7 @@ def missing(implementation: str, setting: Setting) -> str | None:
     return None if here is not None and here() else "its package is not installed"
 
 
-def check_beside(implementation: str, setting: Setting, emit: Emit) -> None:
+def check_beside(implementation: str, setting: StageSetting, emit: Emit) -> None:
     """LLaVA under FlexAttention or FlashAttention; the reference is SDPA's math kernel, masked."""
     if reason := missing(implementation, setting):
         emit({"point": implementation, "kernel": implementation, "status": ABSENT, "error": reason})
@@ -300,7 +300,7 @@ def check_beside(implementation: str, setting: Setting, emit: Emit) -> None:
         emit({**point, **checked(work, partial(run_plain, "llava", dtype, implementation, kind, setting))})
 
 
-def check_one_beside(implementation: str, dtype: str, kind: str, setting: Setting) -> Point:
+def check_one_beside(implementation: str, dtype: str, kind: str, setting: StageSetting) -> Point:
     """One case; two tokens, since FlexAttention compiles for every new shape."""
     model = model_of("llava", setting, dtype, implementation)
     same, exact = (model_of("llava", setting, name) for name in (dtype, "fp32"))
@@ -333,4 +333,4 @@ def headlines(points: Sequence[Point]) -> list[str]:
     return lines + [f"{name}: absent: {why}" for name, why in gone.items() if name not in worst]
 
 
-STAGE = Stage("conformance", 75, groups, run, side_by_side=min(12, os.cpu_count() or 1))
+STAGE = GpuStage("conformance", 75, groups, run, side_by_side=min(12, os.cpu_count() or 1))

@@ -1,7 +1,7 @@
 """What pruning saves on the clock: models of LLaVA-1.5's shape with random weights, in bf16 on SDPA.
 
 Unpruned and pruned runs take turns, round by round, and a setting's points are written after each round. 2,880 visual
-tokens are five pictures of 576 in one prompt. One `generate` gives everything: marks on the stream before it, where the
+tokens are five images of 576 in one prompt. One `generate` gives everything: marks on the stream before it, where the
 language model begins, and after every forward.
 """
 
@@ -21,7 +21,7 @@ import vlmprune
 from eval.speed.models import IMAGE_TOKEN, random_prompt
 
 from .measure import Clock, card, fresh, memory, ratio, spread
-from .stage import ABSENT, CUT, FAILED, MEASURED, Emit, Setting, Stage, short
+from .stage import ABSENT, CUT, FAILED, MEASURED, Emit, GpuStage, StageSetting, short
 
 # Width, width inside, layers, heads, key heads: Vicuna's two sizes; TinyLlama's as a guide of one billion.
 SIZES = {
@@ -41,7 +41,7 @@ PLANTED, HEIGHT, EVERY = (5, 40), 1000.0, 9  # sink dimensions, and every which 
 
 
 @dataclass
-class Contender:
+class TimedMethod:
     """A way to run a model, and what came of its rounds, in milliseconds."""
 
     name: str
@@ -51,14 +51,14 @@ class Contender:
     report: Any = None
 
     def on(self, model: Any) -> AbstractContextManager[Any]:
-        """The model as this contender runs it."""
+        """The model as this method runs it."""
         return nullcontext() if self.method is None else vlmprune.wrap(model, self.method)
 
 
 class Timed:
     """A model whose language model and forwards leave marks."""
 
-    def __init__(self, size: str, setting: Setting) -> None:
+    def __init__(self, size: str, setting: StageSetting) -> None:
         self.device, self.tiny, self.clock = setting.device, setting.tiny, Clock(setting.device)
         self.model = random_model("tiny" if setting.tiny else size, setting)
         self.begun: list[Any] = []
@@ -83,7 +83,7 @@ class Timed:
         }
 
 
-def random_model(size: str, setting: Setting) -> Any:
+def random_model(size: str, setting: StageSetting) -> Any:
     """LLaVA-1.5 with CLIP-L/14 at 336 pixels, made on the device."""
     width, inside, layers, heads, key_heads = SIZES[size]
     tower, pixels, patch = (TINY_TOWER, 24, 4) if setting.tiny else (TOWER, 336, 14)
@@ -101,8 +101,8 @@ def random_model(size: str, setting: Setting) -> Any:
     return model.eval()
 
 
-def prompt(model: Any, batch: int, images: int, setting: Setting) -> tuple[dict[str, Tensor], int]:
-    """Prompts of that many pictures and `TEXT` further tokens each; visual tokens of a prompt."""
+def prompt(model: Any, batch: int, images: int, setting: StageSetting) -> tuple[dict[str, Tensor], int]:
+    """Prompts of that many images and `TEXT` further tokens each; visual tokens of a prompt."""
     vision = model.config.vision_config
     visual = images * (vision.image_size // vision.patch_size) ** 2
     torch.manual_seed(setting.seed)
@@ -113,11 +113,11 @@ def prompt(model: Any, batch: int, images: int, setting: Setting) -> tuple[dict[
 
 
 def compete(
-    timed: Timed, title: str, contenders: Sequence[Contender], inputs: dict[str, Tensor], rounds: int, setting: Setting,
-    emit: Emit, tokens: int = DECODED,
+    timed: Timed, title: str, methods: Sequence[TimedMethod], inputs: dict[str, Tensor], rounds: int,
+    setting: StageSetting, emit: Emit, tokens: int = DECODED,
 ) -> None:  # fmt: skip
-    """All contenders in turns; the first one, plain, is what the others are compared with. One that breaks leaves."""
-    running = list(contenders)
+    """All methods in turns; the first one, plain, is what the others are compared with. One that breaks leaves."""
+    running = list(methods)
     for turn in range(rounds + 1):  # the first round warms up and compiles
         for one in tuple(running):
             if setting.left() < LEAST_LEFT:
@@ -138,11 +138,11 @@ def compete(
             for name, value in taken.items() if turn else ():
                 one.taken.setdefault(name, []).append(value)
         for one in running if turn else ():
-            emit(point_of(title, one, contenders[0]))
+            emit(point_of(title, one, methods[0]))
 
 
-def point_of(title: str, one: Contender, plain: Contender) -> dict[str, Any]:
-    """What a contender came to, beside the plain run of the same rounds."""
+def point_of(title: str, one: TimedMethod, plain: TimedMethod) -> dict[str, Any]:
+    """What a method came to, beside the plain run of the same rounds."""
     point: dict[str, Any] = {"point": f"{title}: {one.name}", "status": MEASURED}
     point["milliseconds"] = {name: spread(values) for name, values in one.taken.items()}
     point.update(one.peak)
@@ -166,35 +166,35 @@ def point_of(title: str, one: Contender, plain: Contender) -> dict[str, Any]:
     return point
 
 
-def grid(timed: Timed, size: str, batch: int, images: int, setting: Setting, emit: Emit) -> None:
+def grid(timed: Timed, size: str, batch: int, images: int, setting: StageSetting, emit: Emit) -> None:
     """Every budget, before the first layer (uniform) and before the third (FastV)."""
     inputs, visual = prompt(timed.model, batch, images, setting)
-    contenders = [Contender("unwrapped", None)]
+    methods = [TimedMethod("unwrapped", None)]
     for keep in KEEPS:
-        contenders.append(Contender(f"keep {keep:.0%}, layer 2", vlmprune.FastV(keep=keep, layer=2)))
-        contenders.append(Contender(f"keep {keep:.0%}, layer 0", vlmprune.Uniform(keep=keep, layer=0)))
+        methods.append(TimedMethod(f"keep {keep:.0%}, layer 2", vlmprune.FastV(keep=keep, layer=2)))
+        methods.append(TimedMethod(f"keep {keep:.0%}, layer 0", vlmprune.Uniform(keep=keep, layer=0)))
     title = f"{size}, batch {batch}, {visual} visual tokens"
-    compete(timed, title, contenders, inputs, rounds_of(setting, 3 if batch > 1 else 5), setting, emit)
+    compete(timed, title, methods, inputs, rounds_of(setting, 3 if batch > 1 else 5), setting, emit)
 
 
-def rounds_of(setting: Setting, rounds: int) -> int:
+def rounds_of(setting: StageSetting, rounds: int) -> int:
     """One with `--tiny`."""
     return 1 if setting.tiny else rounds
 
 
-def overhead(timed: Timed, size: str, setting: Setting, emit: Emit) -> None:
+def overhead(timed: Timed, size: str, setting: StageSetting, emit: Emit) -> None:
     """What the wrap costs where it saves nothing: all visual tokens but one are kept."""
     inputs, visual = prompt(timed.model, 1, 1, setting)
-    contenders = [
-        Contender("unwrapped", None),
-        Contender("keep V - 1, layer 0", vlmprune.Uniform(keep=visual - 1, layer=0)),
-        Contender("keep V - 1, layer 2", vlmprune.FastV(keep=visual - 1, layer=2)),
-        Contender("wrapped by 'none'", vlmprune.Unpruned()),
+    methods = [
+        TimedMethod("unwrapped", None),
+        TimedMethod("keep V - 1, layer 0", vlmprune.Uniform(keep=visual - 1, layer=0)),
+        TimedMethod("keep V - 1, layer 2", vlmprune.FastV(keep=visual - 1, layer=2)),
+        TimedMethod("wrapped by 'none'", vlmprune.Unpruned()),
     ]
-    compete(timed, f"{size}, overhead", contenders, inputs, rounds_of(setting, 9), setting, emit)
+    compete(timed, f"{size}, overhead", methods, inputs, rounds_of(setting, 9), setting, emit)
 
 
-def var(timed: Timed, size: str, setting: Setting, emit: Emit) -> None:
+def var(timed: Timed, size: str, setting: StageSetting, emit: Emit) -> None:
     """VAR over SDPA, on massive activations planted in BOS and every ninth visual token, with which every head is
     edited: the most that it can have to do."""
     model, dims = timed.model, list(PLANTED)
@@ -211,28 +211,28 @@ def var(timed: Timed, size: str, setting: Setting, emit: Emit) -> None:
     try:
         for images in (1,) if setting.tiny else (1, 5):
             inputs, visual = prompt(model, 1, images, setting)
-            contenders = [Contender("unwrapped", None), Contender("VAR", vlmprune.VAR(sink_dims=PLANTED))]
+            methods = [TimedMethod("unwrapped", None), TimedMethod("VAR", vlmprune.VAR(sink_dims=PLANTED))]
             title = f"{size}, VAR, {visual} visual tokens"
-            compete(timed, title, contenders, inputs, rounds_of(setting, 7), setting, emit)
+            compete(timed, title, methods, inputs, rounds_of(setting, 7), setting, emit)
     finally:
         handle.remove()
         with torch.no_grad():
             embedding.weight[1] = before
 
 
-def sgl(timed: Timed, size: str, setting: Setting, emit: Emit) -> None:
+def sgl(timed: Timed, size: str, setting: StageSetting, emit: Emit) -> None:
     """A guide of one billion on the same tower, ranking from the prompt alone and from eight tokens of its answer."""
     guide = random_model("tiny" if setting.tiny else "guide", setting)
     guide.model.vision_tower.load_state_dict(timed.model.model.vision_tower.state_dict())
     for images in (1,) if setting.tiny else (1, 5):
         inputs, visual = prompt(timed.model, 1, images, setting)
-        contenders = [Contender("unwrapped", None)]
+        methods = [TimedMethod("unwrapped", None)]
         for steps in GUIDE_STEPS:
             method = vlmprune.SGL(guide, keep=SGL_KEEP, guide_steps=steps)
-            contenders.append(Contender(f"SGL, {steps} guide steps", method))
-        contenders.append(Contender("FastV", vlmprune.FastV(keep=SGL_KEEP, layer=2)))
+            methods.append(TimedMethod(f"SGL, {steps} guide steps", method))
+        methods.append(TimedMethod("FastV", vlmprune.FastV(keep=SGL_KEEP, layer=2)))
         title = f"{size}, SGL at {SGL_KEEP:.0%}, {visual} visual tokens"
-        compete(timed, title, contenders, inputs, rounds_of(setting, 5), setting, emit, max(GUIDE_STEPS))
+        compete(timed, title, methods, inputs, rounds_of(setting, 5), setting, emit, max(GUIDE_STEPS))
 
 
 def groups(tiny: bool) -> list[str]:
@@ -240,7 +240,7 @@ def groups(tiny: bool) -> list[str]:
     return ["tiny"] if tiny else ["7B", "13B"]
 
 
-def run(group: str, setting: Setting, emit: Emit) -> None:
+def run(group: str, setting: StageSetting, emit: Emit) -> None:
     """Everything on one model, most telling first."""
     if setting.left() < 20.0:
         emit({"point": group, "status": ABSENT, "error": "no time was left for this size"})
@@ -285,4 +285,4 @@ def headlines(points: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-STAGE = Stage("end_to_end", 110, groups, run, whole=False)
+STAGE = GpuStage("end_to_end", 110, groups, run, whole=False)

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 import torch
 
 from tests.ops.cases import CASES, Case, filled
-from vlmprune import ops as kernels
+from vlmprune import ops
 
-from .stage import ABSENT, FAILED, PASSED, Emit, Point, Setting, Stage, short
+from .stage import ABSENT, FAILED, PASSED, Emit, GpuStage, Point, StageSetting, short
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SMALL = 64  # tokens; the interpreter runs larger cases in the test suite
@@ -36,12 +36,12 @@ def cases_of(group: str, tiny: bool) -> list[Case]:
     return found
 
 
-def run(group: str, setting: Setting, emit: Emit) -> None:
+def run(group: str, setting: StageSetting, emit: Emit) -> None:
     """Check every case of a group."""
     if find_spec("triton") is None:
         emit({"point": group, "status": ABSENT if setting.tiny else FAILED, "error": "Triton is not installed"})
         return
-    kernels.use("triton")
+    ops.use("triton")
     dtype = DTYPES[group.split()[1]]
     for case in cases_of(group, setting.tiny):
         point: Point = {"point": case.name, "kernel": case.kernel, "dtype": str(dtype).removeprefix("torch.")}
@@ -66,4 +66,4 @@ def headlines(points: Sequence[Point]) -> list[str]:
     return [f"{name}: worst {one['worst']:.1e}{allowed.get(name, '')}" for name, one in worst.items()]
 
 
-STAGE = Stage("kernels", 80, groups, run, side_by_side=min(12, os.cpu_count() or 1))
+STAGE = GpuStage("kernels", 80, groups, run, side_by_side=min(12, os.cpu_count() or 1))

@@ -87,7 +87,7 @@ def memory(device: str) -> dict[str, Any]:
 
 
 def fresh(device: str) -> None:
-    """Start the high-water mark of memory anew."""
+    """Reset the high-water mark of memory."""
     if device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .stage import CUT, FAILED, Point, Setting, Stage, short
+from .stage import CUT, FAILED, GpuStage, Point, StageSetting, short
 
 DONE = {"done": True}  # the last line of a group that came to its end
 
@@ -31,7 +31,7 @@ class _Running:
     done: bool = field(default=False)
 
 
-def run_stage(stage: Stage, setting: Setting, take: Callable[[Point], None]) -> None:
+def run_stage(stage: GpuStage, setting: StageSetting, take: Callable[[Point], None]) -> None:
     """Run all groups; `take` gets every point, those that were cut too."""
     waiting, running = list(stage.groups(setting.tiny)), dict[int, _Running]()
     try:
@@ -63,7 +63,7 @@ def run_stage(stage: Stage, setting: Setting, take: Callable[[Point], None]) -> 
             _end(pipe, own, hurry=True)
 
 
-def _start(stage: Stage, group: str, setting: Setting) -> tuple[int, int]:
+def _start(stage: GpuStage, group: str, setting: StageSetting) -> tuple[int, int]:
     """Fork a process for a group: its id, and the pipe from which its points come."""
     source, sink = os.pipe()
     sys.stdout.flush()
@@ -85,8 +85,8 @@ def _start(stage: Stage, group: str, setting: Setting) -> tuple[int, int]:
         os._exit(status)
 
 
-def _become(stage: Stage, group: str, setting: Setting, sink: int) -> None:
-    """A fork that cannot use the GPU, because something imported has looked for one, starts Python anew."""
+def _become(stage: GpuStage, group: str, setting: StageSetting, sink: int) -> None:
+    """A fork that cannot use the GPU, because something imported has looked for one, restarts Python."""
     if setting.device == "cpu" or not getattr(torch.cuda, "_is_in_bad_fork", lambda: False)():
         return
     os.set_inheritable(sink, True)
@@ -94,7 +94,7 @@ def _become(stage: Stage, group: str, setting: Setting, sink: int) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "eval.gpu", "--order", order])
 
 
-def run_group(stage: Stage, group: str, setting: Setting, sink: int) -> None:
+def run_group(stage: GpuStage, group: str, setting: StageSetting, sink: int) -> None:
     """Do a group's work in this process and write its points, a line of JSON each, to the pipe `sink`."""
 
     def emit(point: Any) -> None:

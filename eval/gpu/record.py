@@ -1,4 +1,4 @@
-"""A stage's file: written anew, at once, whenever points have come, so that a run cut short leaves what it has."""
+"""A stage's file: rewritten at once whenever points have come, so that a run cut short keeps what it has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from eval.record import write_text
 
-from .stage import CUT, FAILED, PASSED, Point, Stage
+from .stage import CUT, FAILED, PASSED, GpuStage, Point
 
 EVERY = 0.5  # seconds between two writes
 
@@ -18,7 +18,7 @@ EVERY = 0.5  # seconds between two writes
 class StageRecord:
     """Points of a stage in the order of their groups, and what they come to."""
 
-    def __init__(self, stage: Stage, folder: Path, about: dict[str, Any]) -> None:
+    def __init__(self, stage: GpuStage, folder: Path, about: dict[str, Any]) -> None:
         self.stage, self.path, self.about = stage, folder / f"{stage.name}.json", about
         self.points: dict[tuple[str, str], Point] = {}
         self.began, self.written = time.monotonic(), 0.0
@@ -50,7 +50,7 @@ class StageRecord:
         self.written = time.monotonic()
 
 
-def outcome(stage: Stage, points: list[Point]) -> str:
+def outcome(stage: GpuStage, points: list[Point]) -> str:
     """Failed where a point failed, where nothing came of the stage, or where checks were cut."""
     found = Counter(point["status"] for point in points)
     if found[FAILED] or not sum(n for status, n in found.items() if status != CUT):

@@ -21,14 +21,14 @@ from . import bandwidth, conformance, end_to_end, kernels
 from .measure import about_device
 from .processes import run_stage
 from .record import StageRecord
-from .stage import CUT, FAILED, MEASURED, Emit, Point, Setting, Stage
+from .stage import CUT, FAILED, MEASURED, Emit, GpuStage, Point, StageSetting
 
 MODULES: tuple[Any, ...] = (kernels, conformance, end_to_end, bandwidth)  # most telling first
-STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in MODULES}
+STAGES: dict[str, GpuStage] = {module.STAGE.name: module.STAGE for module in MODULES}
 HEADLINES: dict[str, Callable[[Sequence[Point]], list[str]]] = {m.STAGE.name: m.headlines for m in MODULES}
 
 
-def about(group: str, setting: Setting, emit: Emit) -> None:
+def about(group: str, setting: StageSetting, emit: Emit) -> None:
     """Provenance of the run, asked for in a process of its own: it touches the GPU."""
     try:
         triton = version("triton")
@@ -42,10 +42,10 @@ def about(group: str, setting: Setting, emit: Emit) -> None:
     emit({"point": "about", "status": MEASURED, **provenance(**facts)})
 
 
-ABOUT = Stage("about", 30, lambda _: ["about"], about)
+ABOUT = GpuStage("about", 30, lambda _: ["about"], about)
 
 
-def stage_of(name: str) -> Stage:
+def stage_of(name: str) -> GpuStage:
     """A stage by its name, the one before them all too."""
     return {**STAGES, ABOUT.name: ABOUT}[name]
 
@@ -53,7 +53,7 @@ def stage_of(name: str) -> Stage:
 def run_stages(names: Sequence[str], out: Path, *, tiny: bool, ends: float, scale: float) -> int:
     """Run them in order; what one leaves of its time goes to the next. 1 where one failed."""
     facts: list[Point] = []
-    run_stage(ABOUT, Setting(tiny, time.monotonic() + ABOUT.limit * scale), facts.append)
+    run_stage(ABOUT, StageSetting(tiny, time.monotonic() + ABOUT.limit * scale), facts.append)
     known = {name: value for name, value in facts[0].items() if name not in ("group", "point", "status")}
     if facts[0]["status"] != MEASURED:
         print(f"eval.gpu: there is no GPU to use ({facts[0]['error']}); --tiny runs on a CPU", file=sys.stderr)
@@ -63,7 +63,7 @@ def run_stages(names: Sequence[str], out: Path, *, tiny: bool, ends: float, scal
         later = sum(STAGES[one].limit * scale for one in names[number + 1 :])
         record = StageRecord(STAGES[name], out, known)
         try:
-            run_stage(STAGES[name], Setting(tiny, ends - later), record.take)
+            run_stage(STAGES[name], StageSetting(tiny, ends - later), record.take)
         except Exception as error:  # the stages after it have a right to their time
             record.take({"group": "-", "point": "stage", "status": FAILED, "error": f"{type(error).__name__}: {error}"})
         outcomes[name] = record.finish()
@@ -93,14 +93,14 @@ def headlines(name: str, record: dict[str, Any]) -> list[str]:
     """What a stage says in short, and every point that failed or was cut."""
     points = record["points"]
     bad = [
-        f"{point['status'].upper()}: {point['group']}, {point['point']}: {point.get('error') or told(point)}"
+        f"{point['status'].upper()}: {point['group']}, {point['point']}: {point.get('error') or numbers_of(point)}"
         for point in points
         if point["status"] in (FAILED, CUT)
     ]
     return [*bad, *HEADLINES[name](points)]
 
 
-def told(point: Point) -> str:
+def numbers_of(point: Point) -> str:
     """A failed check's numbers."""
     names = ("worst", "bound", "absolute", "of_allowed", "changes_logits_by")
     return ", ".join(f"{name} {point[name]:.2e}" for name in names if name in point)

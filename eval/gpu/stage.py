@@ -23,7 +23,7 @@ Emit = Callable[[Point], None]
 
 
 @dataclass(frozen=True)
-class Setting:
+class StageSetting:
     """How a group runs. `tiny`: small shapes on the CPU. `deadline`: when the stage ends, by `time.monotonic`."""
 
     tiny: bool
@@ -40,7 +40,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Stage:
+class GpuStage:
     """Part of the run, with a file of its own.
 
     Args:
@@ -52,7 +52,7 @@ class Stage:
     name: str
     limit: float
     groups: Callable[[bool], Sequence[str]]
-    run: Callable[[str, Setting, Emit], None]
+    run: Callable[[str, StageSetting, Emit], None]
     side_by_side: int = 1
     whole: bool = True
 

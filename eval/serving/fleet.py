@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import LlamaConfig, LlavaConfig
-
 from eval import markdown
 from vlmprune.accounting.hardware import hardware
-from vlmprune.apps.cli.plan import planned
+from vlmprune.harness.plan_rows import llava_config, planned
 
 RATE, BUSY = 100, 0.6  # requests a second; share of a GPU's time that is used, the rest is for bursts
 TEXT, NEW = 64, 32
@@ -29,21 +27,12 @@ COLUMNS = (
 )
 
 
-def llava(layers: int, width: int, inner: int, heads: int, kv_heads: int) -> LlavaConfig:
-    """LLaVA-1.5's shape around a Llama."""
-    words = LlamaConfig(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, vocab_size=32_064,
-    )  # fmt: skip
-    return LlavaConfig(text_config=words)
-
-
-LARGE = ("LLaVA-1.5 13B", llava(40, 5120, 13_824, 40, 40))
-SMALL = ("a 1.1B guide (22 x 2048)", llava(22, 2048, 5632, 32, 4))
+LARGE = ("LLaVA-1.5 13B", llava_config(40, 5120, 13_824, 40))
+SMALL = ("a 1.1B guide (22 x 2048)", llava_config(22, 2048, 5632, 32, 4))
 
 
 @dataclass(frozen=True)
-class Cost:
+class RequestCost:
     """GPU seconds of one request among many: a decode step reads the weights once for `batch` of them."""
 
     prefill: float
@@ -56,14 +45,14 @@ class Cost:
         return self.prefill + self.decode
 
 
-def cost(row: dict[str, Any], weights: float, bandwidth: float) -> Cost:
+def cost(row: dict[str, Any], weights: float, bandwidth: float) -> RequestCost:
     """From a row of the plan."""
     batch = max(1, row["requests"])
     step = (weights / batch + row["kv_bytes"]) / bandwidth
-    return Cost(row["prefill"], NEW * step, row["vision"], batch)
+    return RequestCost(row["prefill"], NEW * step, row["vision"], batch)
 
 
-def plan_of(config: Any, keeps: tuple[str, ...]) -> tuple[dict[str, Cost], float]:
+def plan_of(config: Any, keeps: tuple[str, ...]) -> tuple[dict[str, RequestCost], float]:
     """Costs by budget ("1.0" unpruned, all others before layer 0)."""
     machine = hardware("h100", flops=None, bandwidth=None, memory=None)
     made = planned(

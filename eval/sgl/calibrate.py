@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from PIL import Image
-
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.sgl.study import NEW_TOKENS, SHORT
+from vlmprune.harness.baselines import image_of
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import benchmark, render
+from vlmprune.tiny.scenes import benchmark
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     large, small, processor = vlmprune.load_tiny()
     data = [
-        (Image.fromarray(render(scene)), question.text, question.answer)
+        (image_of(scene), question.text, question.answer)
         for family in SHORT
         for scene, question in benchmark(family, args.questions, "validation")
     ]

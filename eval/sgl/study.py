@@ -2,15 +2,14 @@
 
     python -m eval.sgl.study --questions 250 --out eval/sgl/results/study.json      # 250 of each of eight families
 
-Questions are the test split's. The guide's and the oracle's findings are made once a batch and handed to every row
-that ranks by them, so that a row costs only its own model; seconds are therefore not measured here but in
+Questions are the test split's. The guide and the oracle run once per batch for every row that ranks by them
+(`eval.shared`), so that a row costs only its own model; seconds are therefore not measured here but in
 `eval.speed.sgl`. The exit's threshold comes from `eval.sgl.calibrate`, which sees the validation split only.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import multiprocessing
 import random
 import time
@@ -21,28 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.progress import track
 
 import vlmprune
 from eval.provenance import provenance, write_record
-from vlmprune.accounting.scores import exact_match
-from vlmprune.api import batched, conversation
-from vlmprune.apps.cli.options import EXIT_AT
-from vlmprune.guide.runner import Guidance, Guide
-from vlmprune.harness.measure import backend
-from vlmprune.methods.guided import Guided
+from eval.shared import BatchCache
+from vlmprune.accounting.report import Report
+from vlmprune.accounting.scores import exact_match, sureness
+from vlmprune.harness.baselines import EXIT_AT, accuracy, image_of, scored_families
+from vlmprune.harness.measure import MethodRun, backend
 from vlmprune.methods.registry import make_method
-from vlmprune.tiny.scenes import FAMILIES, benchmark, render
+from vlmprune.tiny.scenes import benchmark
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 BATCH = 32
 NEW_TOKENS = 4  # the longest short answer has two words and its end
-SHORT = tuple(family for family in FAMILIES if family != "caption")  # exact match cannot score captions
+SHORT = tuple(scored_families())
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One setting: a method with its budget and depth, listed under a layer-averaged retention or a share of tokens."""
 
     name: str
@@ -52,23 +49,23 @@ class Row:
     entering: tuple[float, ...]  # the shares of tokens entering the LM of table 2
 
 
-def rows(layers: int) -> list[Row]:
+def rows(layers: int) -> list[StudyRow]:
     """Every method at every retention R = K/L + (1 - K/L) r it can reach."""
     out = []
     for name in ("random", "uniform", "downsample"):
-        out += [Row(name, r, 0, (r,), (r,)) for r in RETENTION]
+        out += [StudyRow(name, r, 0, (r,), (r,)) for r in RETENTION]
     for retention in RETENTION:
         for depth in (2, 1):  # the paper's K, or where that is too deep the one before
             if (keep := share(retention, depth, layers)) is not None:
-                out.append(Row("fastv", keep, depth, (retention,), ()))
+                out.append(StudyRow("fastv", keep, depth, (retention,), ()))
                 break
         depth = next(k for k in (2, 1, 0) if (r := share(retention, k, layers)) is not None and int(r * layers) >= k)
         for name in ("fastv-oracle", "sgl"):
             keep = share(retention, depth, layers)
             assert keep is not None
-            out.append(Row(name, keep, depth, (retention,), (retention,) if depth == 0 else ()))
+            out.append(StudyRow(name, keep, depth, (retention,), (retention,) if depth == 0 else ()))
             if depth:
-                out.append(Row(name, retention, 0, (), (retention,)))
+                out.append(StudyRow(name, retention, 0, (), (retention,)))
     return out
 
 
@@ -78,99 +75,49 @@ def share(retention: float, depth: int, layers: int) -> float | None:
     return keep if keep > 0.005 else None
 
 
-class Replayed:
-    """Stands for a guide whose findings about the batch are there already."""
-
-    def __init__(self, guide: Guide, guidance: Guidance) -> None:
-        self.model, self.family, self._guidance = guide.model, guide.family, guidance
-
-    def answer(self, inputs: Any, settings: Any, *, whole: bool) -> Guidance:
-        return self._guidance
-
-
-@dataclass(frozen=True)
-class Ranked(Guided):
-    """Prunes by findings made before."""
-
-    found: Any = None
-
-    def make_guide(self, model: Any) -> Any:
-        return self.found
-
-
-def method_of(row: Row, found: dict[str, Any]) -> Any:
-    """The row's method; findings made before stand in for a guide's run."""
-    if row.name in found:
-        return Ranked(keep=row.keep, layer=row.layer, found=found[row.name])
-    return make_method(row.name, keep=row.keep, layer=row.layer)
-
-
-@torch.no_grad()
-def answers(model: Any, method: Any, inputs: Any, processor: Any) -> tuple[list[str], Any]:
-    """Greedy answers of a batch, and its report."""
-    with vlmprune.wrap(model, method, processor=processor) as pruned:
-        out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        report = pruned.report
-    new = out[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)], report
+def runs_of(table: list[StudyRow], large: Any, small: Any, processor: Any) -> dict[str, MethodRun]:
+    """A run for each row, and for the unpruned large and small model."""
+    none = vlmprune.Unpruned()
+    runs = {"none": MethodRun(large, processor, none), "small alone": MethodRun(small, processor, none)}
+    for row in table:
+        guide = {"guide": small} if row.name == "sgl" else {}
+        runs[key(row)] = MethodRun(large, processor, make_method(row.name, keep=row.keep, layer=row.layer, **guide))
+    return runs
 
 
 @dataclass
-class Found:
-    """What one worker found: per row how right each answer was and the costs of each batch; per question the rest."""
+class WorkerResult:
+    """What one worker found: per row how right each answer was and the report of each batch; per question the rest."""
 
     families: list[str]
     sure: list[float]
     right: dict[str, list[float]]
-    costs: dict[str, list[Cost]]
+    reports: dict[str, list[Report]]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """A batch's numbers of a row: means over `size` samples, FLOPs summed."""
-
-    size: int
-    lm_tokens: float
-    layer_avg_tokens: float
-    retention: float
-    flops: int
-    flops_full: int
-
-
-def work(number: int, worker: int, workers: int) -> Found:
+def work(number: int, worker: int, workers: int) -> WorkerResult:
     """All rows on every `workers`-th batch of `number` questions of each family."""
     torch.set_num_threads(1)
     large, small, processor = vlmprune.load_tiny()
     asked = [(family, scene, question) for family in SHORT for scene, question in benchmark(family, number, "test")]
     random.Random(0).shuffle(asked)
-    guides = {"sgl": Guide(small), "fastv-oracle": Guide(large, check=False)}
     table = rows(len(large.model.language_model.layers))
-    out = Found([], [], defaultdict(list), defaultdict(list))
-    settings = {"max_new_tokens": NEW_TOKENS, "eos_token_id": processor.tokenizer.eos_token_id}
+    runs, cache = runs_of(table, large, small, processor), BatchCache()
+    first_sgl = next(key(row) for row in table if row.name == "sgl")
+    out = WorkerResult([], [], defaultdict(list), defaultdict(list))
     starts = range(worker * BATCH, len(asked), workers * BATCH)
     for at in track(starts, "batches", disable=worker > 0):
         part = asked[at : at + BATCH]
+        cache.batch(at)
         out.families += [family for family, _, _ in part]
-        talks = [conversation([Image.fromarray(render(scene))], question.text) for _, scene, question in part]
-        inputs = batched(processor, talks)
-        truths = [question.answer for _, _, question in part]
-        found, said = {}, {}
-        for name, guide in guides.items():
-            guidance = guide.answer(dict(inputs), settings, whole=True)
-            found[name] = Replayed(guide, guidance)
-            said[name] = [processor.decode(a, skip_special_tokens=True).strip() for a in guidance.answers or []]
-            if name == "sgl":
-                assert guidance.sure is not None
-                out.sure += guidance.sure
-        # The oracle's own run is the unpruned model's, the guide's is the small model alone.
-        for name, own in (("none", said["fastv-oracle"]), ("small alone", said["sgl"])):
-            out.right[name] += [exact_match(a, t) for a, t in zip(own, truths, strict=True)]
-        for row in table:
-            texts, r = answers(large, method_of(row, found), inputs, processor)
-            out.right[key(row)] += [exact_match(a, t) for a, t in zip(texts, truths, strict=True)]
-            size = len(r.visual_tokens)
-            cost = Cost(size, r.lm_tokens, r.layer_avg_tokens, r.retention, r.prefill_flops, r.prefill_flops_full)
-            out.costs[key(row)].append(cost)
+        images, questions = [image_of(scene) for _, scene, _ in part], [question.text for _, _, question in part]
+        for name, one in runs.items():
+            texts, report = cache.answer(one, images, questions, max_new_tokens=NEW_TOKENS)
+            out.right[name] += [exact_match(a, question.answer) for a, (*_, question) in zip(texts, part, strict=True)]
+            out.reports[name].append(report)
+            if name == first_sgl:
+                assert report.confidence is not None and report.consistency is not None, "SGL measures both"
+                out.sure += [sureness(*pair) for pair in zip(report.confidence, report.consistency, strict=True)]
     return out
 
 
@@ -182,10 +129,10 @@ def run(number: int, exit_at: float, workers: int) -> dict[str, Any]:
     families = [family for found in shares for family in found.families]
     sure = [value for found in shares for value in found.sure]
     right = {name: [hit for found in shares for hit in found.right[name]] for name in shares[0].right}
-    costs = {name: [cost for found in shares for cost in found.costs[name]] for name in shares[0].costs}
+    reports = {name: [one for found in shares for one in found.reports[name]] for name in shares[0].reports}
     large, _, _ = vlmprune.load_tiny()
     table = rows(len(large.model.language_model.layers))
-    records = [record(row, right, costs, families, sure, exit_at) for row in table]
+    records = [record(row, right, reports, families, sure, exit_at) for row in table]
     plain = [base(name, right[name], families) for name in ("none", "small alone")]
     about = provenance(
         model="the bundled pair",
@@ -199,43 +146,34 @@ def run(number: int, exit_at: float, workers: int) -> dict[str, Any]:
     return {"about": about, "rows": plain + records}
 
 
-def key(row: Row) -> str:
+def key(row: StudyRow) -> str:
     """What a row is filed under."""
     return f"{row.name} {row.keep:.4f} {row.layer}"
 
 
 def base(name: str, hits: list[float], families: list[str]) -> dict[str, Any]:
     """Accuracy, its standard error, and the families'."""
-    mean = sum(hits) / len(hits)
     per = {f: sum(h for h, g in zip(hits, families, strict=True) if g == f) / families.count(f) for f in SHORT}
-    return {
-        "name": name,
-        "accuracy": mean,
-        "standard_error": math.sqrt(mean * (1 - mean) / len(hits)),
-        "families": per,
-    }
+    return {"name": name, **accuracy(hits), "families": per}
 
 
 def record(
-    row: Row,
+    row: StudyRow,
     right: dict[str, list[float]],
-    costs: dict[str, list[Cost]],
+    reports: dict[str, list[Report]],
     families: list[str],
     sure: list[float],
     exit_at: float,
 ) -> dict[str, Any]:
     """A row's numbers; for SGL also with exits, and split by whether the small model was right."""
-    hits, seen = right[key(row)], costs[key(row)]
-    size = sum(cost.size for cost in seen)
+    hits, seen = right[key(row)], MethodRun(None, None, None, reports=reports[key(row)])
     out = base(row.name, hits, families) | {
         "keep": row.keep,
         "layer": row.layer,
         "at_retention": list(row.at),
         "at_entering": list(row.entering),
-        "lm_tokens": sum(cost.lm_tokens * cost.size for cost in seen) / size,
-        "layer_avg_tokens": sum(cost.layer_avg_tokens * cost.size for cost in seen) / size,
-        "retention": sum(cost.retention * cost.size for cost in seen) / size,
-        "prefill_flops_share": sum(cost.flops for cost in seen) / sum(cost.flops_full for cost in seen),
+        **{name: seen.mean(name) for name in ("lm_tokens", "layer_avg_tokens", "retention")},
+        "prefill_flops_share": seen.total("prefill_flops") / seen.total("prefill_flops_full"),
     }
     if row.name in ("sgl", "fastv-oracle", "random"):
         small = right["small alone"]

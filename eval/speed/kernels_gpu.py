@@ -20,17 +20,18 @@ from torch import Tensor
 
 from eval.gpu.measure import times
 from eval.provenance import provenance, write_record
-from vlmprune import VlmpruneError
-from vlmprune import ops as kernels
+from vlmprune import VlmpruneError, ops
 from vlmprune.accounting.hardware import HARDWARE
-from vlmprune.flow.compact import Compaction, compaction, gather_positions, gather_rows
+from vlmprune.flow.compact import Compaction, compaction
+from vlmprune.ops.column_sums import column_sums
+from vlmprune.ops.gather import compact, gather_positions, gather_rows
 
 KEEP, ROUNDS = 0.25, 100
 TEXT_ROWS = (1, 64)  # FastV, SGL
 
 
 @dataclass(frozen=True)
-class Sizes:
+class KernelSizes:
     """What is measured, on which device."""
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
@@ -59,10 +60,10 @@ class Sizes:
         return 2 * batch * self.heads * self.length * self.length * self.head
 
 
-SIZES = Sizes()
+SIZES = KernelSizes()
 
 
-def arithmetic(sizes: Sizes = SIZES) -> list[dict[str, Any]]:
+def arithmetic(sizes: KernelSizes = SIZES) -> list[dict[str, Any]]:
     """Least microseconds on each machine of the table, by roofline."""
     return [
         {
@@ -81,7 +82,7 @@ def arithmetic(sizes: Sizes = SIZES) -> list[dict[str, Any]]:
     ]
 
 
-def ragged(batch: int, sizes: Sizes) -> Compaction:
+def ragged(batch: int, sizes: KernelSizes) -> Compaction:
     """A quarter of every row, less by a few tokens from row to row."""
     keep = torch.zeros(batch, sizes.length, dtype=torch.bool, device=sizes.device)
     for row in range(batch):
@@ -89,31 +90,32 @@ def ragged(batch: int, sizes: Sizes) -> Compaction:
     return compaction(keep)
 
 
-def states(sizes: Sizes, *shape: int) -> Tensor:
+def states(sizes: KernelSizes, *shape: int) -> Tensor:
     """Random numbers in bf16."""
     return torch.randn(*shape, device=sizes.device, dtype=torch.bfloat16)
 
 
-def compaction_of(batch: int, sizes: Sizes) -> dict[str, Any]:
+def compaction_of(batch: int, sizes: KernelSizes) -> dict[str, Any]:
     """One launch against five gathers and against a copy of as many bytes."""
     chosen = ragged(batch, sizes)
     hidden = states(sizes, batch, sizes.length, sizes.width)
-    turns = tuple(states(sizes, batch, sizes.length, sizes.head) for _ in range(2))
-    positions = torch.arange(sizes.length, device=sizes.device).expand(batch, -1).contiguous()
-    mask = torch.ones_like(positions)
+    cos_sin = tuple(states(sizes, batch, sizes.length, sizes.head) for _ in range(2))
+    position_ids = torch.arange(sizes.length, device=sizes.device).expand(batch, -1).contiguous()
+    mask = torch.ones_like(position_ids)
     moved = sizes.compact_bytes(batch)
     source = torch.empty(moved // 2, dtype=torch.uint8, device=sizes.device)
     target = torch.empty_like(source)
 
     def one() -> Any:
-        return kernels.compact(hidden, chosen.index, chosen.real, rotary=turns, positions=positions, mask=mask)
+        return compact(hidden, chosen.index, chosen.real, cos_sin=cos_sin, position_ids=position_ids, mask=mask)
 
     def five() -> list[Tensor]:
-        parts = [gather_rows(part, chosen.index) for part in (hidden, *turns)]
-        return [*parts, gather_positions(positions, chosen.index), gather_positions(mask, chosen.index) * chosen.real]
+        parts = [gather_rows(part, chosen.index) for part in (hidden, *cos_sin)]
+        ids = gather_positions(position_ids, chosen.index)
+        return [*parts, ids, gather_positions(mask, chosen.index) * chosen.real]
 
     got = one()
-    for a, b in zip((got.hidden, *got.rotary, got.positions, got.mask), five(), strict=True):
+    for a, b in zip((got.hidden, *got.cos_sin, got.position_ids, got.mask), five(), strict=True):
         if a is None or not torch.equal(a, b):
             raise VlmpruneError("The kernel and the gathers differ, so nothing is timed; run the tests on this GPU.")
     flat = (chosen.index + torch.arange(batch, device=sizes.device)[:, None] * sizes.length).flatten()
@@ -135,7 +137,7 @@ def compaction_of(batch: int, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def columns_of(batch: int, rows: int, sizes: Sizes) -> dict[str, Any]:
+def columns_of(batch: int, rows: int, sizes: KernelSizes) -> dict[str, Any]:
     """Column sums of the last rows, in Triton, in PyTorch, and out of the whole map, beside causal SDPA."""
     length = sizes.length
     query, key, value = (states(sizes, batch, sizes.heads, length, sizes.head) for _ in range(3))
@@ -143,17 +145,17 @@ def columns_of(batch: int, rows: int, sizes: Sizes) -> dict[str, Any]:
     scaling = sizes.head**-0.5
 
     def run() -> Tensor:
-        return kernels.column_sums(query, key, chosen, scaling=scaling)
+        return column_sums(query, key, chosen, scaling=scaling)
 
     def eager() -> Tensor:
         scores = (query @ key.transpose(-1, -2)).float() * scaling
         scores = scores.masked_fill(torch.ones(length, length, device=sizes.device).triu(1).bool(), float("-inf"))
         return scores.softmax(-1)[:, :, -rows:].sum(dim=(1, 2))
 
-    kernels.use("torch")
+    ops.use("torch")
     wanted = run()
     taken = {"pytorch": times(run, sizes.device, sizes.rounds)}
-    kernels.use("auto")
+    ops.use("auto")
     if not torch.allclose(run(), wanted, rtol=1e-3, atol=1e-3):
         raise VlmpruneError("The kernel and PyTorch differ, so nothing is timed; run the tests on this GPU.")
     taken["triton"] = times(run, sizes.device, sizes.rounds)
@@ -169,7 +171,7 @@ def columns_of(batch: int, rows: int, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def measured(sizes: Sizes = SIZES) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def measured(sizes: KernelSizes = SIZES) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Everything there is to measure, by name, batch after batch."""
     for batch in sizes.batches:
         yield f"compact, batch {batch}", lambda batch=batch: compaction_of(batch, sizes)  # type: ignore[misc]

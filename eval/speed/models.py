@@ -26,7 +26,7 @@ def random_llava(
     attention: str = "sdpa",
     **text: Any,
 ) -> LlavaForConditionalGeneration:
-    """A model of that width and depth for pictures of side x side visual tokens.
+    """A model of that width and depth for images of side x side visual tokens.
 
     Args:
         text: settings of the language model beside its size; the vocabulary is 1,024 unless given.
@@ -44,7 +44,7 @@ def random_llava(
 
 
 def random_prompt(visual: int, text: int, *, before: int = 1, vocabulary: int = 1000) -> dict[str, Tensor]:
-    """BOS, further words up to `before` tokens, the picture's tokens, and a question that makes it `text` tokens."""
+    """BOS, further words up to `before` tokens, the image's tokens, and a question that makes it `text` tokens."""
 
     def words(count: int) -> Tensor:
         return torch.randint(10, vocabulary, (count,))
@@ -54,5 +54,5 @@ def random_prompt(visual: int, text: int, *, before: int = 1, vocabulary: int = 
 
 
 def encoded(features: Iterable[Tensor]) -> dict[str, Any]:
-    """Pictures as the vision stage would hand them over, a tensor each, so that only the language model runs."""
+    """Images as the vision stage would hand them over, a tensor each, so that only the language model runs."""
     return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(features))}}

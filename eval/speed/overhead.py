@@ -40,6 +40,12 @@ def interleave(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, lis
     return seconds
 
 
+def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Median ratio to the plain run of the same round."""
+    plain = seconds["plain"]
+    return {name: statistics.median(a / b for a, b in zip(own, plain, strict=True)) for name, own in seconds.items()}
+
+
 def measure(rounds: int) -> dict[str, Any]:
     """Median ratios to the plain forward, pair by pair."""
     torch.manual_seed(0)
@@ -67,10 +73,8 @@ def measure(rounds: int) -> dict[str, Any]:
 
     with torch.no_grad():
         seconds = interleave({"plain": plain, "wrapped": wrapped, "probed": probed, "plain_again": plain}, rounds)
-    ratios = {
-        name: statistics.median(t / p for t, p in zip(seconds[name], seconds["plain"], strict=True)) for name in seconds
-    }
-    return {"rounds": rounds, "median_seconds": {k: statistics.median(v) for k, v in seconds.items()}, "ratio": ratios}
+    medians = {name: statistics.median(own) for name, own in seconds.items()}
+    return {"rounds": rounds, "median_seconds": medians, "ratio": ratios(seconds)}
 
 
 def main() -> None:

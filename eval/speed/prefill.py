@@ -2,9 +2,9 @@
 
 Random-weight LLaVA-like models (language models 8 x 512, 12 x 1024, 16 x 1024; 576, 1,728, 2,880 visual and 64 text
 tokens). Tokens are dropped before layer 0 (uniform) and before layer 2 (FastV, its reading of attention included). The
-picture is encoded before: only the language model is timed, on one thread, by the processor's own seconds (`share`),
-which other work on the machine disturbs less than the clock (`wall_share`). `ideal` is the share of FLOPs, `over` the
-measured share over it. Peak memory is that of a process of its own.
+image is encoded before: only the language model is timed, on one thread, by the processor's own seconds (`share`),
+which other work on the machine disturbs less than the clock (`wall_share`). `ideal` is the fraction of FLOPs, `over`
+the measured fraction over it. Peak memory is that of a process of its own.
 
     python -m eval.speed.prefill --rounds 5 --out eval/speed/results/prefill.json
 """
@@ -47,7 +47,7 @@ def build_model(size: str) -> Any:
 
 
 def prompt(model: Any, visual: int) -> dict[str, Any]:
-    """Pictures of noise, encoded, and 64 tokens of text."""
+    """Images of noise, encoded, and 64 tokens of text."""
     ids = random_prompt(visual, TEXT)
     return ids | encoded(torch.randn(visual // SIDE**2, SIDE**2, model.config.text_config.hidden_size))
 
@@ -136,7 +136,7 @@ def limit(name: str, tokens: int) -> float:
 
 
 def predictions(model: Any, visual: int, rows: dict[str, tuple[float | int, int]]) -> dict[str, float]:
-    """The share of prefill time that `vlmprune plan` foretells, on this CPU's peaks as they are measured here."""
+    """The fraction of prefill time that `vlmprune plan` predicts, on this CPU's peaks as they are measured here."""
     text = model.model.language_model
     weights = sum(p.numel() * p.element_size() for p in text.layers.parameters())
     size = ModelSize("", model_cost(family_of(model), model), weights, 1, weights, 0, visual)

@@ -21,8 +21,8 @@ import vlmprune
 from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.speed.models import random_llava, random_prompt
-from vlmprune.api import prepare
-from vlmprune.apps.cli.options import EXIT_AT
+from vlmprune.harness.baselines import EXIT_AT
+from vlmprune.inputs.chat import prepare
 from vlmprune.tiny.scenes import GRID, benchmark, render
 
 SIDE, PATCH, TEXT, GENERATED = 24, 14, 40, 8

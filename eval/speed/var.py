@@ -28,13 +28,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import encoded, random_llava, random_prompt
-from eval.speed.overhead import interleave
+from eval.speed.overhead import interleave, ratios
 from vlmprune.hf.arguments import cache_in
 from vlmprune.hf.compatibility import CACHE
 
 SIDE, TEXT, LAYERS, WIDTH = 44, 64, 8, 512
 VISUAL = SIDE * SIDE
-BEFORE = 2048 - VISUAL - TEXT  # BOS and words in front of the picture
+BEFORE = 2048 - VISUAL - TEXT  # BOS and words in front of the image
 SINK_DIMS, SINKS = (77, 300), tuple(range(100, VISUAL, 240))  # planted
 MODEL = "random LLaVA-like, LM 8 layers x 512, 2,048 tokens of which 1,936 visual and 64 text after them, fp32"
 VARIANTS = ("plain", "var", "eager", "eager_var")
@@ -51,7 +51,7 @@ def build(attention: str) -> Any:
 
 
 def prompt() -> dict[str, Any]:
-    """BOS and words, an encoded picture with its sinks, a question."""
+    """BOS and words, an encoded image with its sinks, a question."""
     torch.manual_seed(1)
     ids = random_prompt(VISUAL, BEFORE + TEXT, before=BEFORE)
     features = torch.randn(VISUAL, WIDTH) * 0.02
@@ -123,12 +123,6 @@ def runs(models: dict[str, Any], inputs: dict[str, Any]) -> tuple[dict[str, Any]
     return {v: prefill(v) for v in VARIANTS}, {v: decode(v) for v in VARIANTS}
 
 
-def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Median ratio to the plain run of the same round."""
-    plain = seconds["plain"]
-    return {v: statistics.median(a / b for a, b in zip(seconds[v], plain, strict=True)) for v in VARIANTS}
-
-
 def measure(rounds: int) -> dict[str, Any]:
     """Ratios of time and of memory."""
     inputs = prompt()
@@ -169,7 +163,7 @@ def own_peak(variant: str) -> float:
     with torch.no_grad(), on(model, variant):
         model(**inputs, use_cache=True, logits_to_keep=1)
         for _ in range(3):
-            Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
             before = resident("VmRSS")
             model(**inputs, use_cache=True, logits_to_keep=1)
             peaks.append((resident("VmHWM") - before) / 1024)

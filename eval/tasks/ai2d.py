@@ -22,10 +22,6 @@ class AI2D(MultipleChoice):
     }
     hub = Hub("lmms-lab/ai2d", None, "test")
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._seen = 0
-
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         names = read_text(folder.file("ai2d_test_ids.csv")).split()
         questions, images = folder.folder("questions"), folder.folder("images")
@@ -41,8 +37,7 @@ class AI2D(MultipleChoice):
         yield from each(names, build, "diagram")
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
-        self._seen += 1  # the Hub's rows have no id
-        name = f"row {self._seen}"
+        name = self.next_row()
         options = texts(row, "options")
         yield self._sample(name, text(row, "question"), options, number(row, "answer"), name, row["image"])
 

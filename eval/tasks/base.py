@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from vlmprune.accounting.scores import exact_match
 from vlmprune.errors import VlmpruneError
 
 from .readers import Bad, BadRow, Folder, hub_rows, local_parquet
@@ -47,13 +48,13 @@ class Sample:
         """
         from io import BytesIO
 
-        from vlmprune.inputs.images import as_rgb, decoded, picture
+        from vlmprune.inputs.images import as_rgb, decoded, read_image
 
         image = self.image() if callable(self.image) else self.image
         if isinstance(image, Image.Image):
             return as_rgb(image, f"the image of {self.id}")
         if isinstance(image, Path):
-            return picture(image)
+            return read_image(image)
         if not isinstance(image, bytes):
             kind = "a text" if isinstance(image, str) else f"of type {type(image).__name__}"
             raise VlmpruneError(
@@ -75,7 +76,7 @@ class Task:
     """Base of the tasks.
 
     `files`: what to put into the task's folder, and where it comes from. `hub`: where else it can be read.
-    `main`: the metric of the tables, 0..1 unless `scale` says otherwise, with `units` behind it.
+    `main`: the metric of the tables, 0..1, with `units` behind it. `by`: a field of `meta` to report the score by.
     `whole`: whether a unit (a sample's `group`) counts only with all its members, as many as `meta["members"]` says.
     """
 
@@ -86,8 +87,11 @@ class Task:
     main: ClassVar[str] = "accuracy"
     whole: ClassVar[bool] = False
 
+    by: ClassVar[str | None] = None
+
     def __init__(self, *, boxes: str = "auto") -> None:
         self.boxes = boxes
+        self._counted = 0
 
     # -- data --------------------------------------------------------------------------------------------------
 
@@ -108,8 +112,9 @@ class Task:
             yield from self.from_files(folder)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        """Samples from the official files."""
-        raise NotImplementedError
+        """Samples from the official files; here of a task that has none but parquet files, which are missing."""
+        folder.file("*.parquet")
+        yield from ()
 
     def from_table(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | Bad]:
         """Samples from the Hub's rows."""
@@ -119,6 +124,11 @@ class Task:
         """The samples of one row of the Hub's table; its `image` comes as something `Sample.image` takes."""
         raise NotImplementedError
 
+    def next_row(self) -> str:
+        """A name for the next row of a Hub's table that gives its rows none."""
+        self._counted += 1
+        return f"row {self._counted}"
+
     # -- answers -----------------------------------------------------------------------------------------------
 
     def read(self, sample: Sample, answer: str) -> Any:
@@ -126,8 +136,8 @@ class Task:
         return answer
 
     def score(self, sample: Sample, parsed: Any) -> float | None:
-        """0..1, or None where the score is given elsewhere (a judge model)."""
-        raise NotImplementedError
+        """0..1, here exact match; None where the score is given elsewhere (a judge model)."""
+        return exact_match(str(parsed), sample.truth)
 
     # -- sums --------------------------------------------------------------------------------------------------
 
@@ -141,7 +151,7 @@ class Task:
 
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
         """Every number the benchmark reports, `main` among them; `lines` are scored ones, at least one."""
-        return {self.main: mean(line["score"] for line in lines)}
+        return {self.main: mean(line["score"] for line in lines), **(mean_by(lines, self.by) if self.by else {})}
 
 
 def each(rows: Iterable[Any], build: Callable[[Any], Iterable[Sample]], where: str = "row") -> Iterator[Sample | Bad]:

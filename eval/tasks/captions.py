@@ -32,7 +32,6 @@ class DetailCaps(Task):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._seen = 0
         self._synonyms: dict[str, str] = {}
 
     def samples(self, root: Path, *, hub: bool = False) -> Iterator[Sample | Bad]:
@@ -40,14 +39,9 @@ class DetailCaps(Task):
         self._synonyms = read_synonyms(read_text(folder.file(SYNONYMS)))
         yield from super().samples(root, hub=hub)
 
-    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        folder.file("*.parquet")  # says what is missing: with a parquet file there, this is not called
-        yield from ()
-
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
-        self._seen += 1  # rows have no id
         references = [text(row, name) for name in REFERENCES if row.get(name)]
-        yield self._sample(f"row {self._seen}", references, row["image"])
+        yield self._sample(self.next_row(), references, row["image"])
 
     def _sample(self, name: str, references: list[str], image: Any) -> Sample:
         if not references:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..scorers.text import relaxed_accuracy
-from .base import Hub, Line, Sample, Task, each, mean, mean_by, short
-from .readers import Bad, BadRow, Folder, read_json, text
+from .base import Hub, Sample, Task, each, short
+from .readers import Bad, Folder, text
 
 SPLITS = ("human", "augmented")
 
@@ -16,23 +16,18 @@ class ChartQA(Task):
     """Relaxed accuracy: numbers may be off by 5 %."""
 
     name = "chartqa"
+    by = "split"
     files: ClassVar = {
         **{f"test/test_{split}.json": "from the ChartQA Dataset folder" for split in SPLITS},
         "test/png/": "the charts of its test split",
     }
     hub = Hub("lmms-lab/ChartQA", None, "test")
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._seen = 0
-
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         charts = folder.folder("test/png")
         for split in SPLITS:
             name = f"test/test_{split}.json"
-            rows = read_json(folder.file(name))
-            if not isinstance(rows, list):
-                raise BadRow(f"{name} is of type {type(rows).__name__}, not a list")
+            rows = folder.json(name, list, "a list")
 
             def build(numbered: tuple[int, Any], split: str = split) -> Iterable[Sample]:
                 at, row = numbered
@@ -43,13 +38,9 @@ class ChartQA(Task):
             yield from each(enumerate(rows), build, name)
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
-        self._seen += 1  # the Hub's rows have no id
         split = text(row, "type").removesuffix("_test")
-        name = f"{split}/row {self._seen}"
+        name = f"{split}/{self.next_row()}"
         yield Sample(name, short(text(row, "question")), row["image"], text(row, "answer"), name, {"split": split})
 
     def score(self, sample: Sample, parsed: Any) -> float:
         return relaxed_accuracy(parsed, sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "split")}

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from ..scorers.options import read_option
-from .base import Line, Sample, Task, mean, mean_by
+from .base import Line, Sample, Task, mean
 
 
 class MultipleChoice(Task):
     """Accuracy of the option chosen; an answer that names none is wrong and counted as unreadable.
 
-    A sample's `truth` is a letter and its `meta["options"]` the options by letter. `by`: a field of `meta` to report
-    the accuracy by.
+    A sample's `truth` is a letter and its `meta["options"]` the options by letter.
     """
-
-    by: ClassVar[str | None] = None
 
     def options(self, sample: Sample) -> Mapping[str, str]:
         """The texts of the options by letter."""
@@ -30,8 +27,4 @@ class MultipleChoice(Task):
         return float(parsed == sample.truth)
 
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {
-            "accuracy": mean(line["score"] for line in lines),
-            "unreadable": mean(line["parsed"] is None for line in lines),
-            **(mean_by(lines, self.by) if self.by else {}),
-        }
+        return {**super().metrics(lines), "unreadable": mean(line["parsed"] is None for line in lines)}

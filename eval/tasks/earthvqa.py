@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from vlmprune.accounting.scores import exact_match
-
 from ..scorers.text import as_number
-from .base import Line, Sample, Task, by, each, mean, mean_by, short
-from .readers import Bad, BadRow, Folder, read_json, text
+from .base import Line, Sample, Task, by, each, mean, short
+from .readers import Bad, Folder, text
 
 QUESTIONS = "Val_QA.json"
 
@@ -19,12 +17,11 @@ class EarthVQA(Task):
     """Accuracy over all questions and by type, and the root mean square error of counts."""
 
     name = "earthvqa"
+    by = "type"
     files: ClassVar = {QUESTIONS: "from EarthVQA", "Val/": "its validation pictures, images_png somewhere below"}
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        questions = read_json(folder.file(QUESTIONS))
-        if not isinstance(questions, dict):
-            raise BadRow(f"{QUESTIONS} is of type {type(questions).__name__}, not a table by picture")
+        questions = folder.json(QUESTIONS, dict, "a table by picture")
         pictures = folder.folder("Val")
         found = {path.name: path for path in sorted(pictures.glob("**/images_png/*.png"))}
 
@@ -41,11 +38,8 @@ class EarthVQA(Task):
                 continue
             yield from each([(image, at, row) for at, row in enumerate(rows)], build, f"{QUESTIONS}, {image}, question")
 
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return exact_match(parsed, sample.truth)
-
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        out = {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "type")}
+        out = super().metrics(lines)
         for kind, part in by(lines, "type").items():
             pairs = [(as_number(line["parsed"]), as_number(line["meta"]["truth"])) for line in part]
             errors = [(a - b) ** 2 for a, b in pairs if a is not None and b is not None]

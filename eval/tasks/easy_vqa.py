@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmprune.accounting.scores import exact_match
 from vlmprune.errors import VlmpruneError
 
 from .base import Sample, Task
@@ -26,6 +25,3 @@ class EasyVQA(Task):
         paths = easy_vqa.get_test_image_paths()
         for at, (question, answer, picture) in enumerate(zip(questions, answers, pictures, strict=True)):
             yield Sample(str(at), question, folder.path / paths[picture], answer, str(picture))
-
-    def score(self, sample: Sample, parsed: object) -> float:
-        return exact_match(str(parsed), sample.truth)

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlmprune.accounting.scores import exact_match
-
 from .base import Hub, Sample, Task, each, short
-from .readers import Bad, BadRow, Folder, Stored, hub_table, read_json, text
+from .readers import Bad, BadRow, Folder, Stored, hub_table, text
 
 QUESTIONS = "testdev_balanced_questions.json"
 
@@ -39,9 +37,7 @@ class GQA(Task):
         yield from each(questions, build)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        questions, images = read_json(folder.file(QUESTIONS)), folder.folder("images")
-        if not isinstance(questions, dict):
-            raise BadRow(f"{QUESTIONS} is of type {type(questions).__name__}, not a table by question id")
+        questions, images = folder.json(QUESTIONS, dict, "a table by question id"), folder.folder("images")
 
         def build(item: tuple[str, Any]) -> Iterable[Sample]:
             yield self._sample(item[0], item[1], images / f"{text(item[1], 'imageId')}.jpg")
@@ -50,6 +46,3 @@ class GQA(Task):
 
     def _sample(self, name: str, row: Mapping[str, Any], image: Any) -> Sample:
         return Sample(name, short(text(row, "question")), image, text(row, "answer"), text(row, "imageId"))
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return exact_match(parsed, sample.truth)

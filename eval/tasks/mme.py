@@ -91,9 +91,6 @@ class MME(Task):
     def read(self, sample: Sample, answer: str) -> str:
         return mme_reading(answer)
 
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return float(parsed == sample.truth)
-
     def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
         """A picture's part of the total: its mean accuracy and whether all is right, each over the subtask's size.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from .base import LETTER, Hub, Sample
 from .choice import MultipleChoice
-from .readers import Bad, BadRow, Folder, number, text
+from .readers import BadRow, number, text
 
 OPTIONS = dict.fromkeys("ABCD", "")  # their texts stand inside the question
 
@@ -19,10 +19,6 @@ class MMStar(MultipleChoice):
     by = "category"
     files: ClassVar = {"*.parquet": "from Lin-Chen/MMStar"}
     hub = Hub("Lin-Chen/MMStar", None, "val")
-
-    def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        folder.file("*.parquet")  # says what is missing: with a parquet file there, this is not called
-        yield from ()
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         answer, category = text(row, "answer"), text(row, "category")

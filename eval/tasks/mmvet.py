@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from .base import Hub, Sample, Task, each
-from .readers import Bad, BadRow, Folder, read_json, text
+from .readers import Bad, Folder, text
 
 
 class MMVet(Task):
@@ -19,9 +19,7 @@ class MMVet(Task):
     hub = Hub("lmms-lab/MMVet", None, "test")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        rows, pictures = read_json(folder.file("mm-vet.json")), folder.folder("images")
-        if not isinstance(rows, dict):
-            raise BadRow(f"mm-vet.json is of type {type(rows).__name__}, not a table by question id")
+        rows, pictures = folder.json("mm-vet.json", dict, "a table by question id"), folder.folder("images")
 
         def build(item: tuple[str, Any]) -> Iterable[Sample]:
             yield self._sample(item[0], item[1], pictures / text(item[1], "imagename"))

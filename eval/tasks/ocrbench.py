@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..scorers.text import contains
-from .base import Hub, Line, Sample, Task, each, mean, mean_by
-from .readers import Bad, BadRow, Folder, read_json, text, texts
+from .base import Hub, Sample, Task, each
+from .readers import Bad, Folder, text, texts
 
 FORMULAS = "HME100k"  # compared with case and without spaces
 
@@ -16,6 +16,7 @@ class OCRBench(Task):
     """Share of the 1,000 points."""
 
     name = "ocrbench"
+    by = "type"
     max_new_tokens = 128
     files: ClassVar = {
         "OCRBench.json": "from OCRBench of MultimodalOCR",
@@ -23,14 +24,8 @@ class OCRBench(Task):
     }
     hub = Hub("echo840/OCRBench", None, "test")
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._seen = 0
-
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        rows, pictures = read_json(folder.file("OCRBench.json")), folder.folder("OCRBench_Images")
-        if not isinstance(rows, list):
-            raise BadRow(f"OCRBench.json is of type {type(rows).__name__}, not a list")
+        rows, pictures = folder.json("OCRBench.json", list, "a list"), folder.folder("OCRBench_Images")
 
         def build(row: Any) -> Iterable[Sample]:
             source, kind = text(row, "dataset_name"), text(row, "type")
@@ -49,13 +44,9 @@ class OCRBench(Task):
         yield from each(rows, build, "OCRBench.json")
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
-        self._seen += 1  # the Hub's rows have no id
-        name = f"row {self._seen}"
+        name = self.next_row()
         meta = {"type": text(row, "question_type"), "set": text(row, "dataset")}
         yield Sample(name, text(row, "question"), row["image"], texts(row, "answer"), name, meta)
 
     def score(self, sample: Sample, parsed: Any) -> float:
         return contains(parsed, sample.truth, formula=sample.meta["set"] == FORMULAS)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "type")}

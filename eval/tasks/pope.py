@@ -51,9 +51,6 @@ class Pope(Task):
     def read(self, sample: Sample, answer: str) -> str:
         return read_yes_no(answer)
 
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return float(parsed == sample.truth)
-
     def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
         """F1 = sum of 2 hits / sum of (said yes + truly yes), so a picture's share of it is a pair of counts."""
         out: dict[str, tuple[float, float]] = {}

@@ -58,6 +58,17 @@ class Folder:
             raise self._missing(name, "folder")
         return self.path / name
 
+    def json(self, name: str, kind: type, what: str) -> Any:
+        """The value of a JSON file, of the type it must have.
+
+        Raises:
+            VlmpruneError: it is not there. BadRow: as `read_json`, or it is of another type.
+        """
+        found = read_json(self.file(name))
+        if not isinstance(found, kind):
+            raise BadRow(f"{name} is of type {type(found).__name__}, not {what}")
+        return found
+
     def first(self, *names: str) -> str | None:
         """The first of several names that is there."""
         return next((name for name in names if (self.path / name).exists()), None)

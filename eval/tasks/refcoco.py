@@ -16,15 +16,16 @@ from .readers import Bad, BadRow, Folder, read_json_lines, text, texts, value
 PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 
 
+def _files(annotations: str) -> dict[str, str]:
+    return {annotations: "one JSON object a line: image, sent, bbox", "train2014/": "COCO's train2014 pictures"}
+
+
 class RefCOCO(Task):
     """Share of boxes with an intersection over union of 0.5 or more; an answer without a box is wrong."""
 
     name = "refcoco"
     max_new_tokens = 48
-    files: ClassVar = {
-        "refcoco_val.jsonl": "one JSON object a line: image, sent, bbox",
-        "train2014/": "COCO's train2014 pictures",
-    }
+    files: ClassVar = _files("refcoco_val.jsonl")
     hub = Hub("lmms-lab/RefCOCO", None, "val")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
@@ -61,10 +62,7 @@ class RefCOCOPlus(RefCOCO):
     """RefCOCO+: descriptions without words of place."""
 
     name = "refcoco+"
-    files: ClassVar = {
-        "refcoco+_val.jsonl": "one JSON object a line: image, sent, bbox",
-        "train2014/": "COCO's train2014 pictures",
-    }
+    files: ClassVar = _files("refcoco+_val.jsonl")
     hub = Hub("lmms-lab/RefCOCOplus", None, "val")
 
 
@@ -72,10 +70,7 @@ class RefCOCOg(RefCOCO):
     """RefCOCOg: longer descriptions."""
 
     name = "refcocog"
-    files: ClassVar = {
-        "refcocog_val.jsonl": "one JSON object a line: image, sent, bbox",
-        "train2014/": "COCO's train2014 pictures",
-    }
+    files: ClassVar = _files("refcocog_val.jsonl")
     hub = Hub("lmms-lab/RefCOCOg", None, "val")
 
 

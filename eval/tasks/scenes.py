@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
-from vlmprune.accounting.scores import exact_match
+from vlmprune.harness.baselines import image_of, scored_families
+from vlmprune.tiny.scenes import benchmark
 
-from .base import Line, Sample, Task, mean, mean_by
+from .base import Sample, Task
 from .readers import Bad, Folder
 
 EACH = 264  # questions a family; eight families give 2,112
 APART = 100_000  # scenes of one family never meet those of another, so the answers are independent
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A scene's picture, drawn when called."""
-
-    scene: Any
-
-    def __call__(self) -> Any:
-        from PIL import Image
-
-        from vlmprune.tiny.scenes import render
-
-        return Image.fromarray(render(self.scene))
-
-
 class Scenes(Task):
     """Exact match over the families of questions, which take turns, so that any first part of them is balanced."""
 
     name = "scenes"
+    by = "family"
     max_new_tokens = 8
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        from vlmprune.tiny.scenes import FAMILIES, benchmark
-
-        families = [family for family in FAMILIES if family != "caption"]  # which no exact match can score
+        families = scored_families()
         streams = [benchmark(family, EACH, start=APART * i, per_scene=1) for i, family in enumerate(families)]
         for several in zip(*streams, strict=True):
             for family, (scene, question) in zip(families, several, strict=True):
                 name = f"{family}/{scene.seed}"
-                yield Sample(name, question.text, Drawn(scene), question.answer, name, {"family": family})
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return exact_match(parsed, sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "family")}
+                yield Sample(name, question.text, partial(image_of, scene), question.answer, name, {"family": family})

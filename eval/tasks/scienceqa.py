@@ -23,10 +23,6 @@ class ScienceQA(MultipleChoice):
     }
     hub = Hub("lmms-lab/ScienceQA", "ScienceQA-IMG", "test")
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._seen = 0
-
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         problems = value({"problems": read_json(folder.file("problems.json"))}, "problems", dict)
         test = value(read_json(folder.file("pid_splits.json")), "test", list)
@@ -43,8 +39,7 @@ class ScienceQA(MultipleChoice):
         yield from each(test, build, "pid_splits.json, test")
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
-        self._seen += 1  # the Hub's rows have no id
-        yield self._sample(f"row {self._seen}", row, row["image"])
+        yield self._sample(self.next_row(), row, row["image"])
 
     def _sample(self, name: str, row: Mapping[str, Any], image: Any) -> Sample:
         options, right = lettered(texts(row, "choices")), number(row, "answer")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..scorers.vqa import vqa_accuracy
 from .base import SHORT, Hub, Line, Sample, Task, each, mean
-from .readers import Bad, BadRow, Folder, read_json, text, texts, value
+from .readers import Bad, BadRow, Folder, text, texts, value
 
 PROMPT = "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
 
@@ -20,9 +20,7 @@ class VizWiz(Task):
     hub = Hub("lmms-lab/VizWiz-VQA", None, "val")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        rows, pictures = read_json(folder.file("val.json")), folder.folder("val")
-        if not isinstance(rows, list):
-            raise BadRow(f"val.json is of type {type(rows).__name__}, not a list")
+        rows, pictures = folder.json("val.json", list, "a list"), folder.folder("val")
 
         def build(row: Any) -> Iterable[Sample]:
             image = text(row, "image")

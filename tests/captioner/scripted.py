@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmprune.captioner import CaptionConfig, StructuredAggregator
-from vlmprune.captioner.by_llm import Messages
 from vlmprune.captioner.divide import Box, Patch, quadrants
 from vlmprune.captioner.hierarchy import Hierarchy
+from vlmprune.captioner.llm import Messages
 
 SIZE = (100, 100)
 NAMES = ("top left", "top right", "bottom left", "bottom right")
@@ -83,8 +83,8 @@ class World:
 
     def run(self, whole: str, parts: Sequence[Patch], samples: Sequence[Sequence[str]]) -> list[str]:
         final, self.regions = self.work.run(whole, parts, samples)
-        self.sentences = self.work.ledger.close(final)
-        return self.work.ledger.texts(final)
+        self.sentences = self.work.provenance.close(final)
+        return self.work.provenance.texts(final)
 
     def find(self, text: str, **where: Any) -> list[Any]:
         return [s for s in self.sentences if s.text == text and all(getattr(s, k) == v for k, v in where.items())]

@@ -216,7 +216,7 @@ def test_overlay(small: tuple[Any, Any], image: Image.Image) -> None:
     assert drawn.size == image.size
     assert not np.array_equal(np.asarray(drawn), np.asarray(image))
     bare = type(caption)(caption.text, (), caption.patches, caption.tree, caption.cost)
-    with pytest.raises(VlmpruneError, match="holds no picture"):
+    with pytest.raises(VlmpruneError, match="holds no image"):
         bare.overlay()
     assert bare.overlay(Image.new("L", (40, 40))).size == (40, 40)
 

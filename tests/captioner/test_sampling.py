@@ -37,7 +37,7 @@ def sampled(model: Any, inputs: dict[str, Tensor], decoding: Any = None, **optio
     return out[:, inputs["input_ids"].shape[1] :]
 
 
-@grid(family=vlmprune.families(), method=[None, vlmprune.FastV(keep=0.5), vlmprune.Random(keep=0.5)])
+@grid(family=vlmprune.list_families(), method=[None, vlmprune.FastV(keep=0.5), vlmprune.Random(keep=0.5)])
 def test_every_family_shares_the_prefill(family: str, method: Any) -> None:
     """The same tokens as transformers' own loop, which runs every sample's prompt; and a third of its rows."""
     model, decoding = shared(family), SharedPrefill(SAMPLES)

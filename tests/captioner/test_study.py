@@ -20,9 +20,9 @@ from vlmprune.tiny.scenes import caption
 SCENES = run.held_out(20)
 
 
-def made(part: run.Part, scenes: Sequence[Any]) -> list[run.Row]:
+def made(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
     texts = [caption(scene) for scene in scenes]
-    return [run.Row(part.name, texts=texts, spent=Spent(calls=len(scenes)), described=len(scenes), seconds=0.5)]
+    return [run.CaptionRow(part.name, texts=texts, spent=Spent(calls=len(scenes)), described=len(scenes), seconds=0.5)]
 
 
 def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
     whole, _ = run.table(work, Record(tmp_path / "whole", {}), made)
     asked: list[str] = []
 
-    def stopping(part: run.Part, scenes: Sequence[Any]) -> list[run.Row]:
+    def stopping(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
         asked.append(part.name)
         if len(asked) == 2:
             raise KeyboardInterrupt
@@ -48,7 +48,7 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_method_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    def refusing(part: run.Part, scenes: Sequence[Any]) -> list[run.Row]:
+    def refusing(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
         raise vlmprune.VlmpruneError("It does not fit.")
 
     rows, skipped = run.table([(run.Part("x 0.5", "x", 0.5, "y"), SCENES)], Record(tmp_path, {}), refusing)

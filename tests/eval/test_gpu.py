@@ -24,7 +24,7 @@ from eval.gpu import conformance, end_to_end, kernels
 from eval.gpu.processes import DONE, run_stage
 from eval.gpu.record import StageRecord, outcome
 from eval.gpu.run import STAGES, summary
-from eval.gpu.stage import ABSENT, CUT, FAILED, MEASURED, PASSED, Emit, Point, Setting, Stage, short
+from eval.gpu.stage import ABSENT, CUT, FAILED, MEASURED, PASSED, Emit, GpuStage, Point, StageSetting, short
 from tests.ops.cases import CASES, EXACT, SUMS, Work
 from tests.support.grid import only_full
 
@@ -116,19 +116,19 @@ def test_a_group_runs_in_a_python_of_its_own() -> None:
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
-Run = Callable[[str, Setting, Emit], None]
+Run = Callable[[str, StageSetting, Emit], None]
 
 
 def outcomes(run: Run, groups: Sequence[str], seconds: float = 300) -> dict[str, Point]:
     """The points of a stage's groups."""
     points: list[Point] = []
-    stage = Stage("made", seconds, lambda tiny: groups, run)
-    run_stage(stage, Setting(True, time.monotonic() + seconds), points.append)
+    stage = GpuStage("made", seconds, lambda tiny: groups, run)
+    run_stage(stage, StageSetting(True, time.monotonic() + seconds), points.append)
     return {f"{point['group']}: {point['point']}": point for point in points}
 
 
 def test_a_group_that_crashes_or_raises_takes_no_other_along() -> None:
-    def run(group: str, setting: Setting, emit: Emit) -> None:
+    def run(group: str, setting: StageSetting, emit: Emit) -> None:
         emit({"point": "before", "status": PASSED})
         if group == "crashes":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -149,7 +149,7 @@ def test_a_group_that_crashes_or_raises_takes_no_other_along() -> None:
 def test_a_group_that_hangs_ends_with_its_stage() -> None:
     """It ignores being asked to end, and what it started ends too."""
 
-    def run(group: str, setting: Setting, emit: Emit) -> None:
+    def run(group: str, setting: StageSetting, emit: Emit) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         subprocess.run(["sleep", "600"], check=False)
 
@@ -171,12 +171,12 @@ def test_a_group_that_hangs_ends_with_its_stage() -> None:
     ],
 )
 def test_how_a_stage_ends(statuses: list[str], whole: bool, expected: str) -> None:
-    stage = Stage("made", 1, lambda tiny: [], lambda *_: None, whole=whole)
+    stage = GpuStage("made", 1, lambda tiny: [], lambda *_: None, whole=whole)
     assert outcome(stage, [{"status": status} for status in statuses]) == expected
 
 
 def test_a_record_is_whole_after_every_point(tmp_path: Path) -> None:
-    stage = Stage("kernels", 1, lambda tiny: [], lambda *_: None)
+    stage = GpuStage("kernels", 1, lambda tiny: [], lambda *_: None)
     record = StageRecord(stage, tmp_path, {"device": "none"})
     record.take({"group": "a", "point": "first", "status": PASSED})
     written = json.loads((tmp_path / "kernels.json").read_text())
@@ -222,7 +222,7 @@ def test_what_the_plain_model_cannot_do_either_is_absent_and_all_else_failed() -
     assert conformance.checked(breaks)["status"] == FAILED
     assert conformance.checked(breaks, lambda: None)["status"] == FAILED
     assert conformance.checked(breaks, breaks)["status"] == ABSENT
-    setting = Setting(True, time.monotonic() + 600)
+    setting = StageSetting(True, time.monotonic() + 600)
     conformance.run_plain("llava", "fp32", "math", "padded", setting)
     with pytest.raises(RuntimeError):  # no CPU has it
         conformance.run_plain("llava", "fp32", "cudnn", "alone", setting)
@@ -230,17 +230,17 @@ def test_what_the_plain_model_cannot_do_either_is_absent_and_all_else_failed() -
 
 def test_a_contender_that_breaks_does_not_take_the_others_along() -> None:
     points: dict[str, Point] = {}
-    setting = Setting(True, time.monotonic() + 600)
+    setting = StageSetting(True, time.monotonic() + 600)
     timed = end_to_end.Timed("tiny", setting)
     inputs, _ = end_to_end.prompt(timed.model, 2, 1, setting)
     ways = {"plain": None, "breaks": vlmprune.FastV(keep=0.5, layer=9), "works": vlmprune.Uniform(keep=0.5, layer=0)}
-    contenders = [end_to_end.Contender(name, method) for name, method in ways.items()]
+    methods = [end_to_end.TimedMethod(name, method) for name, method in ways.items()]
 
     def emit(point: Point) -> None:
         points[point["point"]] = point
 
     with torch.no_grad():
-        end_to_end.compete(timed, "made", contenders, inputs, 2, setting, emit)
+        end_to_end.compete(timed, "made", methods, inputs, 2, setting, emit)
     assert {name: point["status"] for name, point in points.items()} == {
         "made: plain": MEASURED, "made: breaks": FAILED, "made: works": MEASURED,
     }  # fmt: skip

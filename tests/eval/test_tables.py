@@ -151,7 +151,7 @@ def test_a_page_out_of_date_is_rewritten() -> None:
 
 def test_the_grid_has_every_method_once() -> None:
     names = grid.settings(Path("x"), None, 1, ("scenes",)).methods
-    assert set(names) >= set(vlmprune.methods())
+    assert set(names) >= set(vlmprune.list_methods())
     assert len(set(names)) == len(names)
 
 

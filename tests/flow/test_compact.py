@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from vlmprune.flow.compact import compaction, gather_positions, gather_rows, keep_mask
+from vlmprune.flow.compact import compaction, keep_mask
+from vlmprune.ops.gather import gather_positions, gather_rows
 
 KEEP = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0]]).bool()
 

@@ -84,5 +84,6 @@ def test_a_coarser_grid_fits_and_is_no_finer(h: int, w: int, count: int) -> None
 def test_a_coarser_grid_keeps_the_aspect() -> None:
     assert coarser_grid(14, 14, 49) == (7, 7)
     assert coarser_grid(14, 14, 13) == (3, 4)  # not 1 x 13
+    assert coarser_grid(24, 24, 58) == (7, 8)  # not 3 x 19, which has a token more
     assert coarser_grid(14, 14, 1) == (1, 1)
     assert coarser_grid(24, 12, 72) == (12, 6)

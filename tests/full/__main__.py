@@ -29,7 +29,7 @@ def summary(name: str, head: dict[str, Any], tests: dict[str, dict[str, Any]]) -
     for line in tests.values():
         if line["outcome"] == "passed":
             for family, method in line["wrapped"]:
-                if family in vlmprune.families() and method in vlmprune.methods():
+                if family in vlmprune.list_families() and method in vlmprune.list_methods():
                     families[family].append(method)
                     methods[method].append(family)
     outcomes = collections.Counter(line["outcome"] for line in tests.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import vlmprune
 from tests.support.grid import grid
@@ -72,6 +73,27 @@ def test_steps_of_the_ranking_are_limited():
         expected = naive_guide(eager, row(inputs, i), 2).importance
         close(short.importance[i], expected)
         close(whole.importance[i], expected)
+
+
+def test_the_guides_flops_are_its_prompt_its_steps_and_its_second_look():
+    """Counted from the weights of a Llama backbone: 2 a multiply-add, the causal half of attention, the head a row."""
+    small = guide_of("llava")
+    text, head = small.model.language_model, small.lm_head.weight.numel()
+    inputs = row(make_inputs(small), 0)
+    settings = {"max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": 0}
+    answer = Guide(small).answer(dict(inputs), settings, whole=True)
+    weights = [sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear)) for layer in text.layers]
+    width = text.config.num_attention_heads * text.config.head_dim
+
+    def forward(rows: int, before: int = 0) -> int:
+        pairs = sum(range(before + 1, before + rows + 1))
+        return sum(2 * (weight * rows + 2 * width * pairs) for weight in weights)
+
+    prompt, visual = inputs["input_ids"].shape[1], answer.layouts[0].count
+    kept = max(1, int(visual * 0.05 + 0.5))  # the paper checks the answer with 5 % of the tokens
+    second = prompt + STEPS - 1 - visual + kept
+    steps = sum(forward(1, prompt + step) + 2 * head for step in range(STEPS - 1))
+    assert answer.flops == forward(prompt) + 2 * head + steps + forward(second) + 2 * head * STEPS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,9 +18,9 @@ from tests.support.reference import masked_logits
 from tests.support.running import assert_near, generate
 from tests.support.tiny_families import build, make_inputs
 from vlmprune import SGL, UnsupportedModelError, VlmpruneError
-from vlmprune.api import prepare
 from vlmprune.guide.inputs import prompt_inputs
 from vlmprune.guide.runner import Guide
+from vlmprune.inputs.chat import prepare
 from vlmprune.tiny import example
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -19,6 +19,7 @@ from tests.support.running import STEPS, assert_near, generate, reference, share
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 from vlmprune import VlmpruneError
 from vlmprune.methods.base import Pruner
+from vlmprune.methods.prumerge import outliers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 FIXED_GRID = ("llava", "qwen2_vl")
@@ -373,7 +374,7 @@ def test_keeps_what_the_twin_keeps_and_computes_what_masking_does(name, keep, fa
     visual = [len(one.slots) for one in eager]
     counts = [keep if isinstance(keep, int) else max(1, math.floor(keep * v + 0.5)) for v in visual]
     plan = [TWINS[name](one, count) for one, count in zip(eager, counts, strict=True)]
-    method = vlmprune.methods()[name](keep=keep)
+    method = vlmprune.list_methods()[name](keep=keep)
     with vlmprune.wrap(model, method) as pruned:
         logits, out = generate(model, inputs)
         assert [kept.tolist() for kept in pruned.report.kept] == plan
@@ -390,7 +391,7 @@ UNSUPPORTED = {
     "pyramiddrop": ("mllama",),
     "sparsevlm": ("mllama",),
 }
-PEERS = [cls for name, cls in vlmprune.methods().items() if name in (*TWINS, *MERGING, *STAGED)]
+PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *MERGING, *STAGED)]
 
 
 @grid(family=FAMILIES, cls=PEERS)
@@ -437,6 +438,16 @@ def test_equal_tokens_are_not_chosen_twice():
 
 def test_bad_options():
     with pytest.raises(VlmpruneError, match="leave no pivot"):
-        vlmprune.methods()["dart"](visual_pivots=0, text_pivots=0)
+        vlmprune.list_methods()["dart"](visual_pivots=0, text_pivots=0)
     with pytest.raises(VlmpruneError, match="Dart reads the attention of the layer before"):
         vlmprune.wrap(shared("llava"), "dart", layer=0)
+
+
+def test_prumerges_outliers_lie_beyond_one_and_a_half_interquartile_ranges():
+    """Tukey's fence of the paper (arXiv 2403.15388, section 3.2): quartiles 3.25 and 7.75, so the fence is at 14.5."""
+    received = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 14.4, 20.0])
+    assert outliers(received, 5, fill=False).tolist() == [9]
+    received[8] = 14.6
+    assert outliers(received, 5, fill=False).tolist() == [8, 9]
+    assert outliers(received, 1, fill=False).tolist() == [9]  # no more than the budget, the highest first
+    assert outliers(torch.ones(10), 5, fill=False).tolist() == [0]  # one at least

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ import torch
 import vlmprune
 from vlmprune import VlmpruneError
 from vlmprune.methods import registry
+from vlmprune.methods.catalogue import catalogue
+from vlmprune.methods.guided import Guided
 from vlmprune.methods.registry import BUILT_IN, make_method
 
 
@@ -20,14 +25,25 @@ def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_built_in_method_is_registered_and_exported() -> None:
-    assert set(vlmprune.methods().values()) >= set(BUILT_IN)
+    assert set(vlmprune.list_methods().values()) >= set(BUILT_IN)
     assert all(getattr(vlmprune, cls.__name__) is cls for cls in BUILT_IN)
-    assert all(name == cls.name for name, cls in vlmprune.methods().items())
+    assert all(name == cls.name for name, cls in vlmprune.list_methods().items())
+
+
+def test_the_catalogue_read_from_the_sources_is_that_of_the_classes() -> None:
+    records = []
+    for cls in BUILT_IN:
+        parameters = inspect.signature(cls).parameters.values()
+        options = {p.name: None if p.default is p.empty else p.default for p in parameters}
+        required = [p.name for p in parameters if p.default is p.empty]
+        summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+        records.append({"name": cls.name, "options": options, "required": required, "summary": summary})
+    assert json.dumps(catalogue()) == json.dumps(records)  # the order of the options too
 
 
 def test_the_table_handed_out_is_a_copy() -> None:
-    vlmprune.methods().clear()
-    assert vlmprune.methods()
+    vlmprune.list_methods().clear()
+    assert vlmprune.list_methods()
 
 
 @pytest.mark.parametrize("how", ["decorator", "call"])
@@ -89,3 +105,24 @@ def test_descriptions_are_json() -> None:
         needs = {"guide": object()} if cls.name == "sgl" else {}
         record = json.loads(json.dumps(cls(**needs).describe()))
         assert record["name"] == cls.name
+
+
+def test_a_class_has_one_name() -> None:
+    """Its name is an attribute: a second one would rename it in every report."""
+    with pytest.raises(VlmpruneError, match="FastV is registered already as 'fastv'"):
+        vlmprune.register_method(name="mine", method=vlmprune.FastV)
+    with pytest.raises(VlmpruneError, match="derive it from"):
+        vlmprune.register_method(name="mine", method=vlmprune.Pruner)
+    assert vlmprune.FastV.name == "fastv" and vlmprune.Pruner.name == ""
+
+
+def test_what_a_method_declares_is_never_looked_for_with_a_default() -> None:
+    """`getattr(method, "exclude_sinks", False)` would pass over a misspelt declaration in silence."""
+    names = {option.name for cls in BUILT_IN for option in fields(cls)}
+    names |= {name for base in (vlmprune.Pruner, vlmprune.Intervention, Guided) for name in dir(base)} - {"name"}
+    root = Path(vlmprune.__file__).parents[1]
+    for path in (path for folder in ("vlmprune", "eval", "demos") for path in (root / folder).rglob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            optional = {"getattr": 3, "hasattr": 2}.get(ast.unparse(call.func)) == len(call.args)
+            if optional and isinstance(call.args[1], ast.Constant) and not call.args[1].value.startswith("__"):
+                assert call.args[1].value not in names, f"{path}:{call.lineno}"

@@ -180,10 +180,31 @@ def test_a_misspelt_method_of_an_intervention():
     sentence(call, "Mine", "'watchers'", "'watcher'")
 
 
-@pytest.mark.parametrize("flag", ["reads_attention", "reads_keys", "reads_vision", "reads_text"])
+@pytest.mark.parametrize("flag", ["reads_attention", "reads_keys", "reads_vision", "reads_text", "exclude_sinks"])
 @pytest.mark.parametrize("value", ["yes", 1, None], ids=repr)
 def test_a_declaration_of_another_type(flag, value):
     sentence(body(**{flag: value}), "Mine", flag, repr(value), "True or False")
+
+
+@pytest.mark.parametrize("how", ["option", "declaration", "neither"])
+def test_sinks_are_handed_to_those_that_exclude_them(how):
+    seen = []
+
+    def score(self, prompt):
+        seen.append(prompt.sinks)
+        return [torch.arange(layout.count).float() for layout in prompt.layouts]
+
+    names: dict[str, Any] = {"reads_attention": True, "layer": 1, "__annotations__": {"layer": "int"}, "score": score}
+    if how != "neither":
+        names["exclude_sinks"] = how == "declaration"
+    if how == "option":
+        names["__annotations__"]["exclude_sinks"] = "bool"
+    made = dataclass(frozen=True)(type("Mine", (vlmprune.Pruner,), names))
+    assert made.exclude_sinks is (how == "declaration") and vlmprune.Pruner.exclude_sinks is False
+    model = shared("llava")
+    with vlmprune.wrap(model, made(**({"exclude_sinks": True} if how == "option" else {}))), torch.no_grad():
+        model(**make_inputs(model))
+    assert (seen[0] is None) is (how == "neither")
 
 
 def test_a_declaration_that_no_method_has():
@@ -250,7 +271,7 @@ def test_a_method_that_ranks_nothing():
 
 def test_every_built_in_class_passes():
     """Checked as they were defined; here that nothing made them pass but themselves."""
-    for cls in vlmprune.methods().values():
+    for cls in vlmprune.list_methods().values():
         type("Own", (cls,), {})
 
 

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
-from vlmprune import ops as kernels
 from vlmprune.flow.compact import Compaction, compaction
+from vlmprune.ops.column_sums import column_sums
+from vlmprune.ops.gather import compact, compact_kv
+from vlmprune.ops.redistribution import redistribute
+from vlmprune.ops.top_k import top_k
 
 SINGLE, HALVES = torch.float32, (torch.bfloat16, torch.float16)
 FORMS = ("none", "all", "padding", "bool", "additive", "window", "capped")
@@ -119,25 +122,25 @@ def moved(options: dict[str, Any], device: str) -> dict[str, Any]:
 
 def _compacted(device: str, chosen: Compaction, hidden: Tensor, **beside: Any) -> list[Tensor]:
     """What `compact` makes of tensors on the CPU, on a device: all results that there are."""
-    given = {name: tuple(t.to(device) for t in part) if name == "rotary" else part for name, part in beside.items()}
+    given = {name: tuple(t.to(device) for t in part) if name == "cos_sin" else part for name, part in beside.items()}
     there = chosen.to(torch.device(device))
-    got = kernels.compact(hidden, there.index, there.real, **moved(given, device))
-    return [part for part in (got.hidden, *got.rotary, got.positions, got.mask) if part is not None]
+    got = compact(hidden, there.index, there.real, **moved(given, device))
+    return [part for part in (got.hidden, *got.cos_sin, got.position_ids, got.mask) if part is not None]
 
 
 def _compact(length: int, width: int, rotary: int, dtype: torch.dtype, device: str) -> Work:
     batch = 1 if length == 2880 else 3
     chosen = keep(batch, length, 20 / length)  # the interpreter runs program after program
     hidden = torch.randn(length, batch, width * 2).to(dtype)
-    turns = (torch.randn(1, length, rotary), torch.randn(batch, length, rotary).to(dtype))
-    positions, mask = torch.randint(0, 1 << 40, (1, length)), torch.rand(batch, length) < 0.8
+    cos_sin = (torch.randn(1, length, rotary), torch.randn(batch, length, rotary).to(dtype))
+    position_ids, mask = torch.randint(0, 1 << 40, (1, length)), torch.rand(batch, length) < 0.8
 
     def strided(device: str) -> Tensor:
         return hidden.to(device).transpose(0, 1)[..., ::2]  # no stride as usual
 
     return Work(
-        lambda: _compacted(device, chosen, strided(device), rotary=turns, positions=positions, mask=mask),
-        lambda: compact_twin(strided("cpu"), chosen.index, chosen.real, turns, positions, mask),
+        lambda: _compacted(device, chosen, strided(device), cos_sin=cos_sin, position_ids=position_ids, mask=mask),
+        lambda: compact_twin(strided("cpu"), chosen.index, chosen.real, cos_sin, position_ids, mask),
         EXACT,
     )
 
@@ -146,18 +149,18 @@ def _compact_axes(dtype: torch.dtype, device: str) -> Work:
     """Several axes of positions, and rows that were compacted before."""
     chosen = keep(2, 40)
     hidden = torch.randn(2, 40, 24).to(dtype)
-    turns = tuple(torch.randn(3, 2, 40, 16) for _ in range(2))
-    positions, mask = torch.randint(0, 99, (4, 2, 40)), torch.ones(2, 40, dtype=torch.long)
+    cos_sin = tuple(torch.randn(3, 2, 40, 16) for _ in range(2))
+    position_ids, mask = torch.randint(0, 99, (4, 2, 40)), torch.ones(2, 40, dtype=torch.long)
     inner = torch.randint(0, 12, chosen.index.shape)
 
     def wanted() -> Sequence[Tensor]:
         def rows(tensor: Tensor, index: Tensor) -> Tensor:
             return compact_twin(tensor, index, chosen.real, (), None, None)[0]
 
-        axes = [torch.stack([rows(axis, chosen.index) for axis in part]) for part in (*turns, positions)]
+        axes = [torch.stack([rows(axis, chosen.index) for axis in part]) for part in (*cos_sin, position_ids)]
         return rows(hidden, inner), *axes, chosen.real.long()
 
-    beside = {"inner": inner, "rotary": turns, "positions": positions, "mask": mask}
+    beside = {"inner": inner, "cos_sin": cos_sin, "position_ids": position_ids, "mask": mask}
     return Work(lambda: _compacted(device, chosen, hidden.to(device), **beside), wanted, EXACT)
 
 
@@ -176,7 +179,7 @@ def _compact_kv(length: int, heads: int, width: int, dtype: torch.dtype, device:
     key, value = torch.randn(2, length, heads, width).to(dtype), torch.randn(2, heads, length, width // 2).to(dtype)
 
     def run() -> Sequence[Tensor]:
-        return kernels.compact_kv(key.to(device).transpose(1, 2), value.to(device), index.to(device))
+        return compact_kv(key.to(device).transpose(1, 2), value.to(device), index.to(device))
 
     return Work(run, lambda: compact_kv_twin(key.transpose(1, 2), value, index), EXACT)
 
@@ -192,7 +195,7 @@ def _columns_form(form: str, weighted: bool, dtype: torch.dtype, device: str) ->
 
     def run() -> Sequence[Tensor]:
         states = (query.to(device), key.to(device), rows.to(device))
-        return (kernels.column_sums(*states, **moved({"weight": weight, **options}, device)),)
+        return (column_sums(*states, **moved({"weight": weight, **options}, device)),)
 
     return Work(run, lambda: (columns_twin(query, key, rows, weight, **options),), SUMS)
 
@@ -205,7 +208,7 @@ def _columns_shape(
 
     def run() -> Sequence[Tensor]:
         states = (query.to(device).transpose(1, 2), key.to(device), rows.to(device))
-        got = kernels.column_sums(*states, scaling=scaling)
+        got = column_sums(*states, scaling=scaling)
         return got, got.sum(dim=1)
 
     def wanted() -> Sequence[Tensor]:
@@ -234,7 +237,7 @@ def _redistribute(states: list[Tensor], rows: Tensor, options: dict[str, Any], d
     def run() -> Sequence[Tensor]:
         own = output.to(device, copy=True)
         given = [state.to(device) for state in (query, key, value, rows)]
-        got = kernels.redistribute(own, *given, **moved(options, device))
+        got = redistribute(own, *given, **moved(options, device))
         assert got is own
         return (got,)
 
@@ -277,8 +280,8 @@ def _top_k(lengths: tuple[int, ...], dtype: torch.dtype, device: str) -> Work:
 
     def run() -> Sequence[Tensor]:
         places = [span.to(device) for span in spans]
-        plain = [kernels.top_k(scores.to(device), places, count) for count in counts]
-        return *plain, kernels.top_k(wide.to(device)[:, 0], places, one)
+        plain = [top_k(scores.to(device), places, count) for count in counts]
+        return *plain, top_k(wide.to(device)[:, 0], places, one)
 
     def wanted() -> Sequence[Tensor]:
         return *(top_k_twin(scores, spans, count) for count in counts), top_k_twin(wide[:, 0], spans, one)
@@ -307,7 +310,7 @@ def _far_compact(dtype: torch.dtype, device: str) -> Work:
     def run() -> Sequence[Tensor]:
         torch.manual_seed(1)
         hidden = _far(4, 64, dtype, device)[0][None]
-        return (kernels.compact(hidden, index.to(device), real.to(device)).hidden,)
+        return (compact(hidden, index.to(device), real.to(device)).hidden,)
 
     def wanted() -> Sequence[Tensor]:
         torch.manual_seed(1)
@@ -327,11 +330,11 @@ def _far_keys(kernel: str, dtype: torch.dtype, device: str) -> Work:
         torch.manual_seed(1)
         key = _far(5, 64, dtype, device)[0][None, None]
         if kernel == "column_sums":
-            return (kernels.column_sums(query.to(device), key, rows.to(device), scaling=scaling),)
+            return (column_sums(query.to(device), key, rows.to(device), scaling=scaling),)
         if kernel == "compact_kv":
-            return kernels.compact_kv(key, key, rows.flip(1).to(device))
+            return compact_kv(key, key, rows.flip(1).to(device))
         own = [output.to(device, copy=True), query.to(device), key, key, rows.to(device)]
-        return (kernels.redistribute(*own, **moved(marks, device), **options),)
+        return (redistribute(*own, **moved(marks, device), **options),)
 
     def wanted() -> Sequence[Tensor]:
         torch.manual_seed(1)

@@ -15,15 +15,17 @@ import vlmprune
 from tests.ops.cases import CASES, SHARES, Case, edited, filled, keep
 from tests.support.grid import full
 from tests.support.tiny_families import build, make_inputs
-from vlmprune import ops as kernels
+from vlmprune import ops
+from vlmprune.ops.gather import compact
+from vlmprune.ops.redistribution import redistribute
 
 
 @pytest.fixture(autouse=True)
 def _triton() -> Iterator[None]:
-    kernels.use("triton")
+    ops.use("triton")
     with filled():
         yield
-    kernels.use("auto")
+    ops.use("auto")
 
 
 # The problems of 2,880 rows take half of the interpreter's time.
@@ -41,7 +43,7 @@ def test_equals_the_naive_twin(case: Case, dtype: torch.dtype) -> None:
 def test_redistribute_leaves_other_rows_alone() -> None:
     (query, key, value, output), marks = edited(2, 4, 2, 24, 80, torch.float32)
     before, rows = output.clone(), torch.tensor([[23, 20, 22], [-1, 21, 23]])
-    kernels.redistribute(output, query, key, value, rows, **marks, **SHARES, scaling=80**-0.5)
+    redistribute(output, query, key, value, rows, **marks, **SHARES, scaling=80**-0.5)
     changed = (output != before).any(-1)
     assert changed.any()
     assert not changed[0, :20].any() and not changed[1, :21].any()
@@ -54,7 +56,7 @@ def test_a_wrapped_model_runs_on_the_kernels(family: str, attention: str, method
     inputs = make_inputs(model)
     logits, kept = {}, {}
     for backend in ("torch", "triton"):
-        kernels.use(backend)
+        ops.use(backend)
         with torch.no_grad(), vlmprune.wrap(model, method, keep=0.4, layer=1) as pruned:
             logits[backend] = model(**inputs).logits
         kept[backend] = [one.tolist() for one in pruned.report.kept]
@@ -65,5 +67,5 @@ def test_a_wrapped_model_runs_on_the_kernels(family: str, attention: str, method
 def test_gradients_go_through_pytorch() -> None:
     chosen = keep(2, 12)
     hidden = torch.randn(2, 12, 8, requires_grad=True)
-    kernels.compact(hidden, chosen.index, chosen.real).hidden.sum().backward()
+    compact(hidden, chosen.index, chosen.real).hidden.sum().backward()
     assert hidden.grad is not None

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
-from vlmprune import VlmpruneError
-from vlmprune import ops as kernels
+from vlmprune import VlmpruneError, ops
 from vlmprune.flow.compact import compaction
 from vlmprune.ops import dispatch
+from vlmprune.ops.column_sums import column_sums
+from vlmprune.ops.gather import compact, compact_kv
+from vlmprune.ops.redistribution import redistribute
+from vlmprune.ops.top_k import top_k
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,11 +31,11 @@ def _reset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_compact() -> None:
     chosen = compaction(torch.rand(3, 20) < 0.5)
-    hidden, turns = torch.randn(3, 20, 8), (torch.randn(1, 20, 6), torch.randn(3, 20, 6))
-    positions, mask = torch.randint(0, 99, (1, 20)), torch.rand(3, 20) < 0.7
-    got = kernels.compact(hidden, chosen.index, chosen.real, rotary=turns, positions=positions, mask=mask)
-    wanted = compact_twin(hidden, chosen.index, chosen.real, turns, positions, mask)
-    for a, b in zip((got.hidden, *got.rotary, got.positions, got.mask), wanted, strict=True):
+    hidden, cos_sin = torch.randn(3, 20, 8), (torch.randn(1, 20, 6), torch.randn(3, 20, 6))
+    position_ids, mask = torch.randint(0, 99, (1, 20)), torch.rand(3, 20) < 0.7
+    got = compact(hidden, chosen.index, chosen.real, cos_sin=cos_sin, position_ids=position_ids, mask=mask)
+    wanted = compact_twin(hidden, chosen.index, chosen.real, cos_sin, position_ids, mask)
+    for a, b in zip((got.hidden, *got.cos_sin, got.position_ids, got.mask), wanted, strict=True):
         assert a is not None
         assert torch.equal(a, b)
         assert a.dtype == b.dtype
@@ -41,7 +44,7 @@ def test_compact() -> None:
 def test_compact_kv() -> None:
     index = compaction(torch.rand(2, 20) < 0.5).index
     key, value = torch.randn(2, 20, 3, 8).transpose(1, 2), torch.randn(2, 3, 20, 4)
-    for got, wanted in zip(kernels.compact_kv(key, value, index), compact_kv_twin(key, value, index), strict=True):
+    for got, wanted in zip(compact_kv(key, value, index), compact_kv_twin(key, value, index), strict=True):
         assert torch.equal(got, wanted)
 
 
@@ -49,7 +52,7 @@ def test_compact_kv() -> None:
 def test_column_sums(weighted: bool) -> None:
     query, key, rows = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 12, 8), torch.tensor([[8, 5], [8, 6]])
     weight = torch.rand(2, 2) if weighted else None
-    got = kernels.column_sums(query, key, rows, weight=weight, scaling=0.3)
+    got = column_sums(query, key, rows, weight=weight, scaling=0.3)
     assert torch.allclose(got.double(), columns_twin(query, key, rows, weight, scaling=0.3), atol=1e-6)
 
 
@@ -62,7 +65,7 @@ def test_redistribute(dtype: torch.dtype) -> None:
     rows, before = torch.tensor([[23, 20, 22], [-1, 21, 23]]), output.clone()
     options = {"p": 0.4, "rho": 0.5, "gate": 0.2, "scaling": 8**-0.5}
     wanted = redistribute_twin(output, query, key, value, rows, sinks, visual, **options)
-    got = kernels.redistribute(output, query, key, value, rows, sinks, visual, **options)
+    got = redistribute(output, query, key, value, rows, sinks, visual, **options)
     assert got is output
     tolerance = 1e-6 if dtype == torch.float32 else 2**-7
     assert torch.allclose(got.double(), wanted.double(), atol=tolerance, rtol=tolerance)
@@ -73,39 +76,39 @@ def test_top_k() -> None:
     scores = (torch.randn(50) * 3).round()
     spans = [part.sort().values for part in torch.randperm(50).split([20, 1, 29])]
     for counts in ([5, 1, 9], [0, 0, 1], [20, 1, 29]):
-        assert torch.equal(kernels.top_k(scores, spans, counts), top_k_twin(scores, spans, counts))
-    assert kernels.top_k(scores, [], []).tolist() == []
+        assert torch.equal(top_k(scores, spans, counts), top_k_twin(scores, spans, counts))
+    assert top_k(scores, [], []).tolist() == []
 
 
 def test_what_is_chosen() -> None:
-    assert kernels.chosen() == "auto"
-    kernels.use("torch")
-    assert kernels.chosen() == "torch"
+    assert ops.chosen() == "auto"
+    ops.use("torch")
+    assert ops.chosen() == "torch"
     assert not dispatch.runs_triton(torch.zeros(1))
 
 
 def test_the_environment_chooses_where_the_code_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLMPRUNE_KERNELS", "torch")
-    assert kernels.chosen() == "torch"
-    kernels.use("auto")
-    assert kernels.chosen() == "auto"
+    assert ops.chosen() == "torch"
+    ops.use("auto")
+    assert ops.chosen() == "auto"
     monkeypatch.setattr(dispatch, "_used", None)
     monkeypatch.setenv("VLMPRUNE_KERNELS", "cuda")
     with pytest.raises(VlmpruneError, match="VLMPRUNE_KERNELS got the unknown backend 'cuda'"):
-        kernels.chosen()
+        ops.chosen()
 
 
 def test_what_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VlmpruneError, match=r"unknown backend 'tritn'; did you mean 'triton'\?"):
-        kernels.use("tritn")
+        ops.use("tritn")
     monkeypatch.setattr(dispatch, "installed", lambda: False)
     with pytest.raises(VlmpruneError, match=r"not installed; install 'vlmprune\[triton\]'"):
-        kernels.use("triton")
+        ops.use("triton")
     monkeypatch.setattr(dispatch, "installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(VlmpruneError, match="no GPU to run it"):
-        kernels.use("triton")
+        ops.use("triton")
 
 
 def test_nothing_imports_triton_on_a_cpu() -> None:

@@ -13,13 +13,13 @@ def compact_twin(
     hidden: Tensor,
     index: Tensor,
     real: Tensor,
-    rotary: Sequence[Tensor],
-    positions: Tensor | None,
+    cos_sin: Sequence[Tensor],
+    position_ids: Tensor | None,
     mask: Tensor | None,
 ) -> list[Tensor]:
     batch, slots = index.shape
     out = []
-    for tensor in (hidden, *rotary, positions, mask):
+    for tensor in (hidden, *cos_sin, position_ids, mask):
         if tensor is None:
             continue
         rows = [[tensor[b % len(tensor), index[b, c]] for c in range(slots)] for b in range(batch)]

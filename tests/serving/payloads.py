@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmprune.serving.wire import decoded
+from vlmprune.serving.payload import decoded
 
 HUGE = (2**31 - 1, 2**31, 2**40, 2**53 + 1, 2**62, 2**63 - 1)
 

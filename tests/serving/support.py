@@ -24,7 +24,7 @@ from PIL import Image
 import vlmprune
 from tests.support.engines import picture
 from vlmprune.serving.encoder import Encoder
-from vlmprune.serving.proxy import Settings, create_app
+from vlmprune.serving.proxy import ProxySettings, create_app
 
 ROOT = Path(__file__).parents[2]
 KEEP = 0.2
@@ -68,7 +68,7 @@ def tiny_engine(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[byte
 @contextmanager
 def proxy(encoder: Encoder, engine: str, **settings: Any) -> Iterator[tuple[httpx.Client, Any]]:
     """A proxy in this process, on a port of its own: a client for it, and its state."""
-    app = create_app(encoder, Settings(engine, **settings))
+    app = create_app(encoder, ProxySettings(engine, **settings))
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, daemon=True)

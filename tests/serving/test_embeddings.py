@@ -30,7 +30,7 @@ from tests.serving.support import KEEP, QUESTIONS, chat, message_of, proxy
 from tests.support.engines import picture
 from tests.support.tiny_families import build
 from vlmprune.serving.encoder import Encoder
-from vlmprune.serving.wire import (
+from vlmprune.serving.payload import (
     BadEmbeddings,
     Bounds,
     check_grid,

@@ -15,7 +15,7 @@ from eval.serving.fleet import table
 from tests.support.engines import picture
 from tests.support.tiny_families import build, make_inputs, row
 from vlmprune.serving import Encoder, engine_arguments, engine_options
-from vlmprune.serving.stages import Stage
+from vlmprune.serving.batch_worker import BatchWorker
 from vlmprune.serving.tower import SERVED, load_vision
 
 QUESTION = "What colour is the star?"
@@ -51,7 +51,7 @@ def test_a_batch_keeps_what_the_wrapped_model_keeps(saved: tuple[Any, str], meth
     model, folder = saved
     inputs = make_inputs(model, images=(1, 2, 1))
     encoder = Encoder(folder, method, processor=object(), keep=0.4)
-    with vlmprune.wrap(model, vlmprune.methods()[method](keep=0.4)) as pruned:
+    with vlmprune.wrap(model, vlmprune.list_methods()[method](keep=0.4)) as pruned:
         model(**inputs)
         kept = pruned.report.kept
     for number, (encoded, theirs) in enumerate(zip(encoder.encode_inputs(inputs), kept, strict=True)):
@@ -71,7 +71,7 @@ def test_methods_that_read_the_tower(pair: Any) -> None:
     for method in ("visionzip", "prumerge"):
         encoder = Encoder(large, method, processor=processor, keep=0.2)
         (encoded,) = encoder.encode_many([(picture(0), QUESTION)])
-        with vlmprune.wrap(large, vlmprune.methods()[method](keep=0.2), processor=processor) as pruned:
+        with vlmprune.wrap(large, vlmprune.list_methods()[method](keep=0.2), processor=processor) as pruned:
             report = pruned.ask(picture(0), QUESTION, max_new_tokens=1).report
         assert torch.equal(encoded.images[0].kept, report.kept[0])
 
@@ -91,7 +91,7 @@ def test_a_guide_of_another_processor(pair: Any) -> None:
         ("none", {}, "inside the language model"),
         ("uniform", {"layer": 2}, "layer=2"),
         ("uniform", {"keep": 0}, "keep=0"),
-        ("sgl", {}, "needs guide="),
+        ("sgl", {}, "needs guide;"),
         ("uniform", {"positions": "other"}, "unknown"),
     ],
 )
@@ -147,8 +147,8 @@ def test_stages_work_on_different_requests_at_once() -> None:
             meeting.wait()
         return [item * 10 for item in items]
 
-    first: Stage[int, int] = Stage("first", guide, most=1)
-    second: Stage[int, int] = Stage("second", vision, most=1)
+    first: BatchWorker[int, int] = BatchWorker("first", guide, most=1)
+    second: BatchWorker[int, int] = BatchWorker("second", vision, most=1)
     one = second.submit(first.submit(1).result(300))
     two = second.submit(first.submit(2).result(300))
     assert (one.result(300), two.result(300)) == (10, 20)
@@ -167,7 +167,7 @@ def test_a_stage_takes_what_waits_as_a_batch_and_leaves_out_the_cancelled() -> N
             raise RuntimeError("unlucky")
         return items
 
-    stage: Stage[int, int] = Stage("test", work, most=4, alike=lambda item: item % 2)
+    stage: BatchWorker[int, int] = BatchWorker("test", work, most=4, alike=lambda item: item % 2)
     futures = [stage.submit(0)]
     started.wait(300)
     futures += [stage.submit(item) for item in (1, 2, 3, 13, 4, 5)]

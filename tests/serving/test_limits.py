@@ -38,10 +38,10 @@ from tests.serving.support import (
 from tests.support.engines import picture
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
-from vlmprune.serving.chat import Limits, Shared, read_chat
+from vlmprune.serving.batch_worker import BatchWorker
+from vlmprune.serving.chat import Limits, Quota, read_chat
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.fields import Refused
-from vlmprune.serving.stages import Stage
 
 MB = 2**20
 
@@ -123,7 +123,7 @@ def test_limits_that_contradict_each_other(limits: dict[str, Any], said: str) ->
 
 
 def test_what_is_shared_is_given_back() -> None:
-    shared = Shared(10, "The house is full")
+    shared = Quota(10, "The house is full")
     with shared.claim() as first, shared.claim() as second:
         first.add(6)
         with pytest.raises(Refused, match="The house is full; come back in a second") as caught:
@@ -165,7 +165,7 @@ def test_a_batch_weighs_no_more_than_it_may() -> None:
         assert go_on.wait(60)
         return items
 
-    stage: Stage[int, int] = Stage("test", work, most=8, weight=lambda item: item, heaviest=10)
+    stage: BatchWorker[int, int] = BatchWorker("test", work, most=8, weight=lambda item: item, heaviest=10)
     stage.submit(1)
     assert entered.wait(60)  # the others wait together
     for item in (6, 5, 4, 20, 1):
@@ -188,7 +188,7 @@ def test_what_clients_give_up_is_let_go_while_a_batch_runs() -> None:
         assert go_on.wait(60)
         return [1] * len(items)
 
-    stage: Stage[Body, int] = Stage("test", work)
+    stage: BatchWorker[Body, int] = BatchWorker("test", work)
     first = stage.submit(Body())
     assert entered.wait(60)
     bodies = [Body() for _ in range(5)]

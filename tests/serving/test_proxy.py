@@ -52,7 +52,7 @@ from tests.support.grid import either, only_full
 from vlmprune.apps.cli import app
 from vlmprune.serving.chat import Limits
 from vlmprune.serving.encoder import Encoder
-from vlmprune.serving.wire import encoded
+from vlmprune.serving.payload import encoded
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from tests.serving.payloads import odd_grid, odd_kept, odd_rows, odd_visual
 from tests.serving.support import QUESTIONS
 from tests.support.engines import picture, qwen_for_engine, save_for_engine
 from tests.support.tiny_families import make_inputs, row
-from vlmprune.api import batched, prepare, talk_about
+from vlmprune.inputs.chat import batched, build_messages, prepare
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_options
-from vlmprune.serving.wire import GRID, KEPT, ROWS, VISUAL
+from vlmprune.serving.payload import GRID, KEPT, ROWS, VISUAL
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
 pytestmark = pytest.mark.vllm
@@ -110,7 +110,7 @@ def test_batches_of_different_budgets(llava: Engine) -> None:
     asked = [(picture(i), QUESTIONS[i % 3]) for i in range(5)]
     # Stock vLLM's LLaVA ends its process where the images of a step have different numbers of rows.
     keeps = [6, 0.25, 3, 1.0, 0.5] if llava.positions == "original" else [0.25] * 5
-    encoded = encoder.embed([talk_about(*one) for one in asked], None, keeps)
+    encoded = encoder.embed_inputs(encoder.inputs([build_messages(*one) for one in asked]), None, keeps)
     got = llava.answers([one.prompt() for one in encoded])
     for answer, (image, question), keep in zip(got, asked, keeps, strict=True):
         method = vlmprune.DivPrune(keep=keep, positions=llava.positions)
@@ -163,7 +163,7 @@ def test_prefix_caching_tells_pruned_images_apart(llava: Engine) -> None:
     for method in ("divprune", "uniform", "random", "divprune", "uniform"):
         prompt = llava.encoder(method, keep=70).encode(image, question)
         (got,) = llava.answers([prompt])
-        made = vlmprune.methods()[method](keep=70, positions=llava.positions)
+        made = vlmprune.list_methods()[method](keep=70, positions=llava.positions)
         llava.expect(got, inputs, made)
 
 
@@ -273,7 +273,7 @@ def test_a_batch_here_is_a_batch_there(llava: Engine) -> None:
     prompts = [one.prompt() for one in encoder.encode_many(asked)]
     alone = [llava.answers([prompt])[0][0] for prompt in prompts]
     assert [tokens for tokens, _ in llava.answers(prompts)] == alone
-    inputs = batched(llava.processor, [talk_about(*one) for one in asked])
+    inputs = batched(llava.processor, [build_messages(*one) for one in asked])
     with vlmprune.wrap(llava.model, vlmprune.Uniform(keep=0.25, positions=llava.positions)):
         out = llava.model.generate(**inputs, max_new_tokens=STEPS, eos_token_id=None, do_sample=False)
     assert out[:, inputs["input_ids"].shape[1] :].tolist() == alone

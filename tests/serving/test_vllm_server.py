@@ -37,7 +37,7 @@ from tests.serving.support import (
 from tests.support.engines import picture, save_for_engine
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_arguments
-from vlmprune.serving.wire import encoded
+from vlmprune.serving.payload import encoded
 
 pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]

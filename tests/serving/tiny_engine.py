@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vlmprune
-from vlmprune.serving.wire import decoded
+from vlmprune.serving.payload import decoded
 
 
 class Model:

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import vlmprune
+from demos.tiny_vlm.labels import patch_cover
 from demos.tiny_vlm.language import patch_shares, share_loss
 from demos.tiny_vlm.packing import IDS, answer_logits, encode_text, pack
 from demos.tiny_vlm.tower import encode, pixels
-from vlmprune.api import prepare
+from vlmprune.inputs.chat import prepare
 from vlmprune.tiny import WEIGHTS, example
-from vlmprune.tiny.scenes import GRID, Question, benchmark, make_scene, patch_cover, render
+from vlmprune.tiny.scenes import GRID, Question, benchmark, make_scene, render
 
 
 @pytest.fixture(scope="module")

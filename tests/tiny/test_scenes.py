@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from demos.tiny_vlm.labels import patch_cover
 from vlmprune.tiny.scenes import (
     CANVAS,
     FAMILIES,
@@ -16,7 +17,6 @@ from vlmprune.tiny.scenes import (
     ask,
     benchmark,
     make_scene,
-    patch_cover,
     render,
     sentence,
 )

@@ -82,7 +82,7 @@ class Report:
             guided.append(("guide answered", f"{sum(self.exited)} of {len(self.exited)}"))
             guided.append(("  how sure", ", ".join(f"{s:.2f}" for s in sure[:8]) + (", ..." if len(sure) > 8 else "")))
         rows = [
-            ("method", spoken(self.method)),
+            ("method", format_method(self.method)),
             ("visual tokens kept", f"{kept} of {visual} ({share(kept, visual)})"),
             ("  entering the LM", f"{self.lm_tokens:.1f} a sample"),
             ("  layer average", f"{self.layer_avg_tokens:.1f} a sample ({100 * self.retention:.1f} %)"),
@@ -131,7 +131,7 @@ class Report:
         return out
 
 
-def spoken(method: dict[str, Any]) -> str:
+def format_method(method: dict[str, Any]) -> str:
     """A method's record as it would be written: `fastv(keep=0.25, layer=2) + var(p=0.4)`."""
     parts = [{"name": name, **options} for name, options in method.items() if isinstance(options, dict)] or [method]
     texts = []

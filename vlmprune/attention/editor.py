@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.compact import Compaction, gather_positions
+from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import eligible_layers
 from ..hf.cache_state import note, noted, physical_sizes, repeated
-from ..ops.correction import check_readable
+from ..ops.gather import gather_positions
 from .observer import Watcher
 from .probe import AttentionCall
 
@@ -67,6 +67,23 @@ def compacted(columns: Columns, chosen: Compaction) -> Columns:
     """The columns left by the pruner."""
     parts = (columns.visual, columns.real, columns.asking)
     return with_rows(*(gather_positions(part, chosen.index) & chosen.real for part in parts))
+
+
+def check_readable(call: AttentionCall, name: str) -> None:
+    """Refuse kernels whose weights cannot be edited row by row.
+
+    Raises:
+        VlmpruneError: the mask is no tensor, or heads have learned sinks beside the keys.
+    """
+    if call.mask is not None and not isinstance(call.mask, Tensor):
+        raise VlmpruneError(
+            f"{name} cannot read attention masks of type {type(call.mask).__name__}; load the model with "
+            "attn_implementation='sdpa'."
+        )
+    if call.options.get("s_aux") is not None:
+        raise VlmpruneError(
+            f"{name} cannot edit attention with learned sinks, as this language model has; use a pruner instead."
+        )
 
 
 def with_rows(visual: Tensor, real: Tensor, asking: Tensor) -> Columns:

@@ -27,9 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..errors import VlmpruneError
 from ..hf.hooks import conceal
 from ..hf.per_thread import PerThread
-from ..ops import column_sums as received
-from ..ops import redistribute
 from ..ops.attention_rows import attention_rows, visible_keys
+from ..ops.column_sums import column_sums as received
+from ..ops.redistribution import redistribute
 from .masks import block_rows
 
 DISPATCHER = "vlmprune_probe"
@@ -81,7 +81,7 @@ class AttentionCall:
     def redistribute(
         self, output: Tensor, rows: Tensor, sinks: Tensor, visual: Tensor, *, p: float, rho: float, gate: float
     ) -> Tensor:
-        """VAR's correction of this call's output [B, S, H, D]: see `kernels.redistribute`."""
+        """VAR's correction of this call's output [B, S, H, D]: see `ops.redistribution`."""
         states = (output, self.query, self.key, self.value)
         return redistribute(*states, rows, sinks, visual, p=p, rho=rho, gate=gate, **self._seen(causal=True))
 

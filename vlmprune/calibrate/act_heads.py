@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..accounting.scores import exact_match
-from ..api import PrunedModel, plain_model, unwrapped, wrap
+from ..api import PrunedModel, unwrap_peft, unwrapped, wrap
 from ..errors import VlmpruneError
 from ..families import family_of
 from ..methods.act import ActEditor
@@ -53,7 +53,7 @@ def calibrate(
             raise VlmpruneError(
                 f"Sample {number} of the calibration data is {sample!r:.60}; make every one (image, question, answers)."
             )
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     every = ActEditor(replace(method, heads=None), family_of(plain), plain)
     heads = [(layer, head) for layer, numbers in every.heads.items() for head in numbers]
     generation = {"max_new_tokens": 16, "do_sample": False, **generation}

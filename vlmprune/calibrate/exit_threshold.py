@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..accounting.scores import exact_match, sureness
+from ..api import wrap
 from ..errors import VlmpruneError
 
 if TYPE_CHECKING:
@@ -196,8 +197,6 @@ def _answer(
     cost: str,
     generation: dict[str, Any],
 ) -> _Answered:
-    from ..api import wrap
-
     try:
         image, question, truths = sample
     except (TypeError, ValueError):

@@ -1,22 +1,23 @@
 """Patch Matters: from an image to a detailed caption whose sentences were checked.
 
-divide -> describe -> aggregate; `divide`, `text`, `aggregate`, `ledger` and `hierarchy` know no model.
+divide -> describe -> aggregate; `divide`, `text`, `aggregate`, `provenance` and `hierarchy` know no model.
 """
 
 from __future__ import annotations
 
-from .aggregate import Aggregator, AggregatorError, Fused, Grouping, Item, Similar, Written
-from .by_llm import CausalLMAggregator, StructuredAggregator
-from .by_words import WordAggregator
-from .caption import Caption, Cost, Node
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
+from .aggregate import Aggregator, AggregatorError, Candidate, Fusion, Grouping, Rewrite, Similar
+from .caption import Caption, CaptionCost, Node
 from .config import CaptionConfig
 from .detect import Detector, HFDetector, SaliencyDetector, VLMDetector, read_json_boxes, read_places
 from .divide import Detection, Patch
-from .endpoint import EndpointAggregator
-from .ledger import Sentence
+from .llm import CausalLMAggregator, StructuredAggregator
 from .match import HFMatcher, Matcher, VLMMatcher
+from .openai import EndpointAggregator
 from .pipeline import BUNDLED_CONFIG, PatchCaptioner
 from .prompts import Prompts
+from .provenance import Sentence
+from .rules import WordAggregator
 from .text import Lexicon
 from .vlm import VisionModel
 
@@ -24,24 +25,25 @@ __all__ = [
     "BUNDLED_CONFIG",
     "Aggregator",
     "AggregatorError",
+    "Candidate",
     "Caption",
     "CaptionConfig",
+    "CaptionCost",
     "CausalLMAggregator",
-    "Cost",
     "Detection",
     "Detector",
     "EndpointAggregator",
-    "Fused",
+    "Fusion",
     "Grouping",
     "HFDetector",
     "HFMatcher",
-    "Item",
     "Lexicon",
     "Matcher",
     "Node",
     "Patch",
     "PatchCaptioner",
     "Prompts",
+    "Rewrite",
     "SaliencyDetector",
     "Sentence",
     "Similar",
@@ -50,7 +52,6 @@ __all__ = [
     "VLMMatcher",
     "VisionModel",
     "WordAggregator",
-    "Written",
     "read_json_boxes",
     "read_places",
 ]

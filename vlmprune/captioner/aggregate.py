@@ -1,13 +1,13 @@
-"""What an aggregator is asked and must answer, and which sentences stay. Pure: texts and numbers, no model.
+"""The interface of an aggregator, and which sentences stay. Pure: texts and numbers, no model.
 
-Sentences are named by their index into the list that was handed over; so nothing can be misquoted, and what is missing
-shows. Source: Patch Matters (arXiv 2504.06666), section "Aggregate".
+Sentences are identified by their index into the list passed in, so that none can be misquoted and a missing one is
+noticed. Source: Patch Matters (arXiv 2504.06666), section "Aggregate".
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import VlmpruneError
@@ -22,7 +22,7 @@ class AggregatorError(VlmpruneError):
 
 @dataclass(frozen=True)
 class Similar:
-    """Sentences of two or more samples that say the same, and one sentence for all of them."""
+    """Equivalent sentences of two or more samples, and one sentence for all of them."""
 
     text: str
     members: tuple[int, ...]
@@ -44,11 +44,11 @@ class Grouping:
             return f"a similar or contradictory set holds fewer than two sentences: {short[0]}"
         if any(not one.text.strip() for one in self.similar):
             return "a similar set has an empty text"
-        return misused([*(i for members in sets for i in members), *self.unique], range(count), once=True)
+        return index_errors([*(i for members in sets for i in members), *self.unique], range(count), once=True)
 
 
 @dataclass(frozen=True)
-class Written:
+class Rewrite:
     """One sentence of a rewritten text, and the sentences it says."""
 
     text: str
@@ -56,16 +56,16 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Fused:
+class Fusion:
     """The final text, and what was left out with the reason."""
 
-    sentences: tuple[Written, ...]
+    sentences: tuple[Rewrite, ...]
     dropped: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
-class Item:
-    """A sentence offered to the final fusion: its region, the region's box in shares of the image, the best score."""
+class Candidate:
+    """A sentence offered to the fusion: its region, the region's box in fractions of the image, its best score."""
 
     text: str
     region: str
@@ -73,7 +73,7 @@ class Item:
     score: float | None = None
 
 
-IMAGE = "image"  # the region that stands for the picture as a whole
+IMAGE = "image"  # the region that stands for the whole image
 
 
 class Aggregator(Protocol):
@@ -85,20 +85,20 @@ class Aggregator(Protocol):
         """Sort the sentences of several samples (indices run through all of them in order)."""
         ...
 
-    def merge(self, sentences: Sequence[str]) -> Sequence[Written]:
+    def merge(self, sentences: Sequence[str]) -> Sequence[Rewrite]:
         """Rewrite as one text; every sentence is said at least once."""
         ...
 
-    def fuse(self, items: Sequence[Item]) -> Fused:
-        """The caption of the image from the sentences of its regions; every item is said or dropped with a reason."""
+    def fuse(self, candidates: Sequence[Candidate]) -> Fusion:
+        """The caption from the sentences of all regions; every candidate is said or dropped with a reason."""
         ...
 
     def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
-        """Those of the classes that the caption speaks of."""
+        """The classes that the caption mentions."""
         ...
 
 
-def misused(used: Iterable[int], known: Collection[int], *, once: bool) -> str | None:
+def index_errors(used: Iterable[int], known: Collection[int], *, once: bool) -> str | None:
     """What is wrong with a list of sentence numbers that must name all of `known`; `once`: none of them twice."""
     used = list(used)
     unknown = sorted(set(used) - set(known))
@@ -111,31 +111,32 @@ def misused(used: Iterable[int], known: Collection[int], *, once: bool) -> str |
     return f"sentence {twice[0]} is used more than once" if twice else None
 
 
-def problem_of_written(sentences: Sequence[Written], count: int) -> str | None:
+def problem_of_rewrites(sentences: Sequence[Rewrite], count: int) -> str | None:
     """What is wrong with a rewriting of `count` sentences, or None."""
-    return _hollow(sentences) or misused((i for one in sentences for i in one.sources), range(count), once=False)
+    return is_empty(sentences) or index_errors((i for one in sentences for i in one.sources), range(count), once=False)
 
 
-def problem_of_fused(fused: Fused, count: int) -> str | None:
+def problem_of_fusion(fusion: Fusion, count: int) -> str | None:
     """What is wrong with a fusion of `count` sentences, or None."""
-    if any(not reason.strip() for _, reason in fused.dropped):
+    if any(not reason.strip() for _, reason in fusion.dropped):
         return "a sentence is dropped without a reason"
-    said = {i for one in fused.sentences for i in one.sources}
-    dropped = [i for i, _ in fused.dropped]
+    said = {i for one in fusion.sentences for i in one.sources}
+    dropped = [i for i, _ in fusion.dropped]
     both = sorted(said & set(dropped))
     if both:
         return f"sentence {both[0]} is said and dropped"
-    return _hollow(fused.sentences) or misused([*said, *dropped], range(count), once=True)
+    return is_empty(fusion.sentences) or index_errors([*said, *dropped], range(count), once=True)
 
 
-def _hollow(sentences: Sequence[Written]) -> str | None:
+def is_empty(sentences: Sequence[Rewrite]) -> str | None:
+    """What a sentence lacks, its text or its sources, or None."""
     if any(not one.text.strip() for one in sentences):
         return "a sentence is empty"
     return "a sentence names no source" if any(not one.sources for one in sentences) else None
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SentenceVerdict:
     """What was decided about one sentence at one stage."""
 
     stage: str
@@ -145,57 +146,45 @@ class Verdict:
     reason: str
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The outcome of a filter: a verdict for every sentence, and the sentences that go on."""
-
-    verdicts: dict[int, Verdict] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> list[int]:
-        return [i for i, verdict in sorted(self.verdicts.items()) if verdict.kept]
-
-
 def to_score(grouping: Grouping) -> list[int]:
-    """The sentences whose fit to the picture decides about them."""
+    """The sentences whose fit to the image decides about them."""
     return sorted([*(i for members in grouping.contradictory for i in members), *grouping.unique])
 
 
 def choose(
     grouping: Grouping, scores: dict[int, float], *, stage: str, above: float = 0.3, filtering: bool = True
-) -> Choice:
+) -> dict[int, SentenceVerdict]:
     """Keep similar sentences, the best of each contradictory set if it scores above `above`, and such unique ones.
 
-    Of equal scores the first sentence wins. Without `filtering` all stay, with their kind and score written down.
+    Of equal scores the first sentence wins. Without `filtering` all stay, with their kind and score recorded.
+
+    Returns:
+        A verdict for every sentence.
     """
-    verdicts: dict[int, Verdict] = {}
+    verdicts: dict[int, SentenceVerdict] = {}
+
+    def judge(i: int, label: str, praise: str, *, beaten: bool = False) -> None:
+        if not filtering:
+            kept, why = True, "filter off"
+        elif beaten:
+            kept, why = False, "contradicts a sentence that fits the image better"
+        else:
+            kept, why = scores[i] > above, reason(scores[i], above, praise)
+        verdicts[i] = SentenceVerdict(stage, label, scores.get(i), kept, why)
+
     for one in grouping.similar:
         for i in one.members:
-            verdicts[i] = Verdict(stage, SIMILAR, None, True, f"said by {len(one.members)} descriptions")
+            verdicts[i] = SentenceVerdict(stage, SIMILAR, None, True, f"said by {len(one.members)} descriptions")
     for members in grouping.contradictory:
-        best = min(members, key=lambda i: (-_score(scores, i, filtering), i))
+        best = min(members, key=lambda i: (-scores[i], i)) if filtering else None
         for i in members:
-            score = scores.get(i)
-            kept = not filtering or (i == best and _score(scores, i, filtering) > above)
-            reason = (
-                "filter off" if not filtering else _why(score, above, f"the best of {len(members)} that contradict")
-            )
-            if filtering and i != best:
-                reason = "contradicts a sentence that fits the picture better"
-            verdicts[i] = Verdict(stage, CONTRADICTORY, score, kept, reason)
+            judge(i, CONTRADICTORY, f"the best of {len(members)} that contradict", beaten=i != best)
     for i in grouping.unique:
-        score = scores.get(i)
-        kept = not filtering or _score(scores, i, filtering) > above
-        verdicts[i] = Verdict(stage, UNIQUE, score, kept, _why(score, above, "fits") if filtering else "filter off")
-    return Choice(verdicts)
+        judge(i, UNIQUE, "fits")
+    return verdicts
 
 
-def _score(scores: dict[int, float], i: int, filtering: bool) -> float:
-    return scores[i] if filtering else scores.get(i, 0.0)
-
-
-def _why(score: float | None, above: float, good: str) -> str:
-    if score is None:
-        return "not scored"
-    sign = ">" if score > above else "<="
-    return f"{good if score > above else 'does not fit'}: score {score:.3f} {sign} {above:g}"
+def reason(score: float, above: float, praise: str) -> str:
+    """Why a scored sentence stays or goes."""
+    passed = score > above
+    return f"{praise if passed else 'does not fit'}: score {score:.3f} {'>' if passed else '<='} {above:g}"

@@ -1,4 +1,4 @@
-"""What a caption is: the text, and all that can be asked about it."""
+"""The result of captioning: the text, its sentences by place, and the cost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw
 
 from ..errors import VlmpruneError
 from ..inputs.images import as_rgb
-from .divide import Box
-from .ledger import Sentence
+from .divide import Box, Patch
+from .hierarchy import Region
+from .provenance import Sentence
 from .vlm import Spent
 
+STAGES = ("detect", "describe", "match", "aggregate")
 EDGES = ((230, 60, 60), (60, 120, 230), (40, 170, 80), (235, 160, 30), (160, 80, 200))
 
 
@@ -46,22 +48,22 @@ class Node:
 
 
 @dataclass
-class Cost:
+class CaptionCost:
     """What a caption cost.
 
     `calls`: by stage, detector runs, sequences described, statements matched, generative calls of the aggregator.
     `visual_tokens`: rows of visual tokens that entered the language model in all calls of the describing model, once
     for all samples of a crop, since they share its prefill (the paper counts each sample's),
     `layer_avg_tokens` the same averaged over its layers, `prefill_flops` of its language model (None: the model was
-    not wrapped, so nobody counted). `images_encoded`: pictures through the vision tower. `seconds`: by stage.
+    not wrapped, so nothing was counted). `images_encoded`: images through the vision tower. `seconds`: by stage.
     """
 
-    calls: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     visual_tokens: int = 0
     layer_avg_tokens: float = 0.0
     prefill_flops: float | None = 0.0
     images_encoded: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def charge(self, spent: Spent) -> None:
         """Take over what the describing model spent."""
@@ -70,25 +72,21 @@ class Cost:
         self.prefill_flops = spent.prefill_flops
         self.images_encoded = spent.images
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Caption:
     """The caption of one image.
 
-    `text`: what to show. `sentences`: every sentence ever said about the image, in the order it was said. `tree`: the
-    same by place. `patches`: the parts that were described (the four spatial ones, then the semantic one if there was
-    one). `regions`: the parts that went into the last fusion. `cost`: what it took.
+    `text`: what to show. `sentences`: provenance of every sentence about the image, in the order they were generated.
+    `tree`: the same by place. `patches`: the parts that were described (the four spatial ones, then the semantic one if
+    there was one). `cost`: what it took.
     """
 
     text: str
     sentences: tuple[Sentence, ...]
     patches: tuple[Node, ...]
     tree: Node
-    cost: Cost
+    cost: CaptionCost
     notes: tuple[str, ...] = ()
     image: Image.Image | None = field(default=None, repr=False, compare=False)
 
@@ -110,23 +108,23 @@ class Caption:
             ],
             "global": list(self.tree.samples),
             "sentences": [one.to_dict() for one in self.sentences],
-            "cost": self.cost.to_dict(),
+            "cost": asdict(self.cost),
             "notes": list(self.notes),
         }
 
     def overlay(self, image: Image.Image | None = None) -> Image.Image:
-        """The picture with the patches (coloured) and the object boxes in them (white).
+        """The image with the patches (coloured) and the object boxes in them (white).
 
         Args:
-            image: the picture, where the caption does not hold it any more; of another size, the boxes are scaled.
+            image: the captioned one, where the caption no longer holds it; of another size, the boxes are scaled.
         Returns:
-            An RGB picture of the same size.
+            An RGB image of the same size.
         Raises:
-            VlmpruneError: there is no picture.
+            VlmpruneError: there is no image.
         """
         shown = image if image is not None else self.image
         if not isinstance(shown, Image.Image):
-            raise VlmpruneError("This caption holds no picture; pass overlay() the PIL image that was captioned.")
+            raise VlmpruneError("This caption holds no image; pass overlay() the PIL image that was captioned.")
         out = as_rgb(shown)
         draw = ImageDraw.Draw(out)
         line = max(1, round(max(out.size) / 250))
@@ -156,31 +154,33 @@ def _frame(
 def tree_of(
     whole: str,
     image: Box,
-    patches: Sequence[Node],
-    regions: Sequence[tuple[str, Box, tuple[str, ...]]],
+    patches: Sequence[Patch],
+    samples: Sequence[tuple[str, ...]],
+    regions: Sequence[Region],
     sentences: Sequence[Sentence],
 ) -> tuple[Node, tuple[Node, ...]]:
     """The tree, and the patches with their sentences.
 
     Args:
-        whole: the caption of the whole image. patches: without sentences. regions: name, box and patches of what went
-            into the fusion; one of several patches gets a node of its own.
+        whole: the caption of the whole image. samples: of each patch. regions: what went into the fusion; one of
+            several patches gets a node of its own.
     """
     place: dict[str, list[Sentence]] = {}
     for one in sentences:
         place.setdefault(one.patch, []).append(one)
     filled = {
-        one.name: Node(one.name, one.box, one.objects, one.samples, tuple(place.pop(one.name, ()))) for one in patches
+        one.name: Node(one.name, one.box, one.objects, own, tuple(place.pop(one.name, ())))
+        for one, own in zip(patches, samples, strict=True)
     }
     children: list[Node] = []
     left = dict(filled)
-    for name, box, members in regions:
-        if len(members) > 1:
-            inside = tuple(left.pop(member) for member in members)
+    for region in regions:
+        if len(region.patches) > 1:
+            inside = tuple(left.pop(member) for member in region.patches)
             # Pairs inside a longer chain have names of their own.
-            pairs = [key for key in place if key != "image" and all(p in members for p in key.split(" + "))]
+            pairs = [key for key in place if key != "image" and all(p in region.patches for p in key.split(" + "))]
             own = tuple(s for key in pairs for s in place.pop(key))
-            children.append(Node(name, box, sentences=own, children=inside))
+            children.append(Node(region.name, region.box, sentences=own, children=inside))
     rest = tuple(place.pop("image", ()))
     stray = tuple(s for group in place.values() for s in group)
     root = Node("image", image, (), (whole,), rest + stray, (*children, *left.values()))

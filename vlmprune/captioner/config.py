@@ -21,7 +21,7 @@ class CaptionConfig:
     look for a semantic patch, `semantic_iou` the most it may share with the image; `patch_iou` above which two
     adjacent patches are compared.
     Describe: `samples` of each patch at `temperature`, one of the whole image at `global_temperature`, of up to
-    `max_new_tokens`; `batch_size` crops (or statements) a forward; `view`: "crop" shows the model the patch alone,
+    `max_new_tokens`; `batch_size` crops (or statements) per forward; `view`: "crop" shows the model the patch alone,
     "in_place" the whole canvas with everything outside the patch painted over, and the pieces of objects that it cuts,
     for models whose words depend on place and scale.
     Aggregate: `filter` off keeps every sentence; `keep_score` a contradictory or unique one needs more than;
@@ -57,7 +57,7 @@ class CaptionConfig:
         for name in ("score_threshold", "merge_iou", "assign_share", "semantic_iou", "patch_iou", "keep_score"):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value <= 1):
-                raise VlmpruneError(f"{name}={value!r} is no share; give a number from 0 to 1.")
+                raise VlmpruneError(f"{name}={value!r} is no fraction; give a number from 0 to 1.")
         for name in ("samples", "fallback_boxes", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

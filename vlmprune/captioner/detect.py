@@ -21,7 +21,7 @@ from .vlm import VisionModel
 
 
 class Detector(Protocol):
-    """Anything that takes a picture and returns detections in its pixels."""
+    """Anything that takes an image and returns detections in its pixels."""
 
     def __call__(self, image: Image.Image) -> Sequence[Detection]:
         """Boxes, in any order."""
@@ -34,9 +34,9 @@ class SaliencyDetector:
 
     The background is a quadratic surface in CIELAB colour fitted to the pixels it explains; pixels far from it (Otsu's
     threshold, at least `least_contrast`) form regions. A region's score is 1 - exp(-contrast / 15), so one of contrast
-    6 passes the captioner's 0.3. Made for pictures with a fairly even background; a busy photograph gives one big box.
+    6 passes the captioner's 0.3. Made for images with a fairly even background; a busy photograph gives one big box.
 
-    `longest` side in pixels that it works at; `least_area` of a region as a share of the picture; `most` regions.
+    `longest` side in pixels that it works at; `least_area` of a region as a fraction of the image; `most` regions.
     """
 
     longest: int = 320
@@ -131,17 +131,16 @@ def read_json_boxes(text: str, size: tuple[int, int], scale: float) -> list[Dete
 
 def read_places(text: str, size: tuple[int, int], scale: float) -> list[Detection]:
     """Boxes from sentences of the bundled pair's world: "a red circle at the top left" is a box in that ninth."""
-    from ..tiny.vocabulary import POSITIONS
+    from ..tiny.vocabulary import CELLS
     from .text import bundled_lexicon, sentences
 
-    places = {name: (column, row) for row, names in enumerate(POSITIONS) for column, name in enumerate(names)}
     width, height = size[0] / 3, size[1] / 3
     found = []
     for sentence in sentences(text):
         said = bundled_lexicon().read(sentence).properties
         shape, place = sorted(said.get("shape", ())), sorted(said.get("position", ()))
         if shape and place:
-            column, row = places[place[0]]
+            row, column = CELLS[place[0]]
             box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
             found.append(Detection(box, 1.0, shape[0]))
     return found

@@ -21,7 +21,7 @@ ADJACENT = ((0, 1), (0, 2), (1, 3), (2, 3))  # quadrants that share a side, as i
 
 @dataclass(frozen=True)
 class Detection:
-    """A box somebody saw an object in: `score` in 0..1, `label` its class or "" where the detector knows none."""
+    """A box around a detected object: `score` in 0..1, `label` its class or "" where the detector knows none."""
 
     box: Box
     score: float = 1.0
@@ -61,7 +61,7 @@ def hull(boxes: Iterable[Box]) -> Box:
 
 
 def usable(detections: Iterable[Detection], size: tuple[int, int]) -> list[Detection]:
-    """The detections cut to the image of `size` (width, height); what lies outside of it or has no area goes.
+    """The detections cut to the image of `size` (width, height); boxes outside of it or without area are dropped.
 
     Raises:
         VlmpruneError: a box or score is no finite number.
@@ -120,8 +120,8 @@ def quadrants(size: tuple[int, int]) -> list[Box]:
     return [(0.0, 0.0, x, y), (x, 0.0, width, y), (0.0, y, x, height), (x, y, width, height)]
 
 
-def assign(boxes: Sequence[Box], size: tuple[int, int], *, share: float = 0.3) -> list[list[Box]]:
-    """For each quadrant the objects that join it: those with more than `share` of their *own* area inside.
+def assign(boxes: Sequence[Box], size: tuple[int, int], *, fraction: float = 0.3) -> list[list[Box]]:
+    """For each quadrant the objects that join it: those with more than `fraction` of their *own* area inside.
 
     An object that no quadrant holds so much of (one in the very centre) joins the quadrant that holds most of it, the
     first in reading order when several hold the same.
@@ -130,9 +130,9 @@ def assign(boxes: Sequence[Box], size: tuple[int, int], *, share: float = 0.3) -
     joined: list[list[Box]] = [[] for _ in parts]
     for box in boxes:
         held = [intersection(box, part) / area(box) for part in parts]
-        # Rounding must not let one of four equal shares win.
+        # Rounding must not let one of four equal fractions win.
         most = next(i for i, part in enumerate(held) if part >= max(held) - 1e-9)
-        for i in [i for i, part in enumerate(held) if part > share] or [most]:
+        for i in [i for i, part in enumerate(held) if part > fraction] or [most]:
             joined[i].append(box)
     return joined
 
@@ -144,7 +144,7 @@ def spatial_patches(
     threshold: float = 0.3,
     fallback: int = 2,
     merge_above: float = 0.3,
-    share: float = 0.3,
+    fraction: float = 0.3,
 ) -> list[Patch]:
     """The four patches of an image of `size` (width, height): each a quadrant and its objects' hull.
 
@@ -155,7 +155,7 @@ def spatial_patches(
     """
     boxes = [one.box for one in confident(usable(detections, size), threshold=threshold, fallback=fallback)]
     boxes = merge(boxes or [(0.0, 0.0, float(size[0]), float(size[1]))], above=merge_above)
-    joined = assign(boxes, size, share=share)
+    joined = assign(boxes, size, fraction=fraction)
     return [
         Patch(name, hull((part, *objects)), tuple(objects))
         for name, part, objects in zip(QUADRANTS, quadrants(size), joined, strict=True)
@@ -163,7 +163,7 @@ def spatial_patches(
 
 
 def semantic_patch(matched: Sequence[Box], size: tuple[int, int], *, most_iou: float = 0.4) -> Patch | None:
-    """The hull of the boxes that a short caption speaks of (the image if there are none), if it is small enough.
+    """The hull of the boxes that a short caption mentions (the image if there are none), if it is small enough.
 
     Returns:
         None where its IoU with the whole image is greater than `most_iou`: it would say little new.

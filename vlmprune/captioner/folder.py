@@ -1,20 +1,19 @@
-"""Captions of many pictures: one file each, written whole or not at all, so that a killed run goes on where it was."""
+"""Captions of many images: one file each, written whole or not at all, so that a killed run resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from ..errors import VlmpruneError
-from ..inputs import images as pictures
-
-if TYPE_CHECKING:
-    from .pipeline import PatchCaptioner
+from ..inputs.images import read_image, suffixes
+from .caption import Caption
 
 RUN = "run.json"  # how the captions of a folder are made
 RECORDS = "records"
@@ -22,27 +21,34 @@ ALL = "captions.jsonl"
 
 
 def caption_folder(
-    captioner: PatchCaptioner, images: str | Path | Iterable[str | Path], out: Path, *, progress: bool
+    caption: Callable[[Image.Image], Caption],
+    identity: dict[str, Any],
+    images: str | Path | Iterable[str | Path],
+    out: Path,
+    *,
+    progress: bool,
 ) -> list[dict[str, Any]]:
-    """See `PatchCaptioner.map`."""
-    paths = picture_paths(images)
+    """See `PatchCaptioner.map`; `identity` is what decides the captions."""
+    from rich.console import Console
+    from rich.progress import track
+
+    paths = image_paths(images)
     records = out / RECORDS
     try:
         records.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VlmpruneError(f"{str(out)!r} cannot be a folder of captions ({error}); choose another place.") from None
-    claim(out, captioner.identity())
-    results = []
-    with bar(len(paths), progress) as step:
-        for path in paths:
-            results.append(one_record(captioner, path, records))
-            step()
+    claim(out, identity)
+    screen = Console(stderr=True)
+    hidden = not (progress and screen.is_terminal)
+    shown = track(paths, "captioning", console=screen, transient=True, disable=hidden, show_speed=False)
+    results = [one_record(caption, path, records) for path in shown]
     write_whole(out / ALL, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in results))
     return results
 
 
-def picture_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The paths, or the picture files of a folder by name.
+def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The paths, or the image files of a folder by name.
 
     Raises:
         VlmpruneError: there are none.
@@ -50,8 +56,8 @@ def picture_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
     if isinstance(images, str | Path):
         folder = Path(images)
         if not folder.is_dir():
-            raise VlmpruneError(f"{str(folder)!r} is no folder; give a folder of pictures, or a list of paths.")
-        paths = sorted(one for one in folder.iterdir() if one.is_file() and one.suffix.lower() in pictures.suffixes())
+            raise VlmpruneError(f"{str(folder)!r} is no folder; give a folder of images, or a list of paths.")
+        paths = sorted(one for one in folder.iterdir() if one.is_file() and one.suffix.lower() in suffixes())
     else:
         paths = []
         for one in images:
@@ -59,7 +65,7 @@ def picture_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
                 raise VlmpruneError(f"{one!r:.80} is no path; map() takes paths, so that a later run finds the same.")
             paths.append(Path(one))
     if not paths:
-        raise VlmpruneError(f"There are no pictures in {images!r:.80}; give PNG, JPEG, WebP, GIF, BMP or TIFF files.")
+        raise VlmpruneError(f"There are no images in {images!r:.80}; give PNG, JPEG, WebP, GIF, BMP or TIFF files.")
     return paths
 
 
@@ -82,8 +88,8 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def one_record(captioner: PatchCaptioner, path: Path, records: Path) -> dict[str, Any]:
-    """The finished record of a picture, or a new one, on disk before it is returned."""
+def one_record(caption: Callable[[Image.Image], Caption], path: Path, records: Path) -> dict[str, Any]:
+    """The finished record of an image, or a new one, on disk before it is returned."""
     base: dict[str, Any] = {"path": str(path)}
     # The path decides the name, the content whether the record still holds.
     target = records / f"{path.stem[:60]}-{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:12]}.json"
@@ -92,8 +98,8 @@ def one_record(captioner: PatchCaptioner, path: Path, records: Path) -> dict[str
         done = load(target)
         if isinstance(done, dict) and done.get("sha256") == base["sha256"] and "error" not in done:
             return {**done, "path": str(path)}
-        record = {**base, **captioner(pictures.picture(path)).to_dict()}
-    except Exception as error:  # whatever it is, the other pictures go on; Ctrl-C and exit do not end up here
+        record = {**base, **caption(read_image(path)).to_dict()}
+    except Exception as error:  # the other images go on; Ctrl-C and exit are not caught here
         record = {**base, "error": f"{type(error).__name__}: {error}"}
     write_whole(target, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     return record
@@ -108,7 +114,7 @@ def load(path: Path) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that after a crash it is there whole, old or new."""
+    """Write a file atomically: after a crash it holds the old text or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -120,16 +126,3 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
-
-
-@contextmanager
-def bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr that one call moves by one; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    screen = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen, transient=True, disable=not (shown and screen.is_terminal)) as running:
-        task = running.add_task("captioning", total=total)
-        yield lambda: running.advance(task)

@@ -1,7 +1,8 @@
 """From the samples of every patch to one caption: within patches, between adjacent ones, and all together.
 
-Knows no model: it asks an aggregator and a matcher and writes everything into the ledger. Source: Patch Matters (arXiv
-2504.06666), section "Aggregate". Unlike the published code, a rejected sentence is never shown to the aggregator again.
+Knows no model: it asks an aggregator and a matcher and records the provenance of every sentence. Source: Patch Matters
+(arXiv 2504.06666), section "Aggregate". Unlike the published code, a rejected sentence is never shown to the aggregator
+again.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from .aggregate import (
     IMAGE,
     Aggregator,
     AggregatorError,
+    Candidate,
     Grouping,
-    Item,
-    Verdict,
+    Rewrite,
+    SentenceVerdict,
     choose,
-    problem_of_fused,
-    problem_of_written,
+    problem_of_fusion,
+    problem_of_rewrites,
     to_score,
 )
 from .config import CaptionConfig
 from .divide import QUADRANTS, Box, adjacent_pairs, hull
 from .divide import Patch as Part
-from .ledger import Ledger
+from .provenance import Provenance
 from .text import sentences as sentences_of
 
 Score = Callable[[Sequence[tuple[Box, str]]], list[float]]  # pairs of a box in pixels and a sentence -> fit, 0..1
@@ -49,7 +51,7 @@ class Hierarchy:
     config: CaptionConfig
     aggregator: Aggregator
     score: Score
-    ledger: Ledger = field(default_factory=Ledger)
+    provenance: Provenance = field(default_factory=Provenance)
     _scores: dict[tuple[Box, str], float] = field(default_factory=dict)
 
     @property
@@ -63,7 +65,7 @@ class Hierarchy:
 
         Args:
             whole: the caption of the whole image. parts: the four spatial patches, and the semantic one if there is
-                one. samples: for each part what was said about it; samples of a part stay with it.
+                one. samples: for each part its descriptions; samples of a part stay with it.
         """
         regions = self.within(parts, samples)
         glob = self.describe_image(whole, [one for one in regions if one.name not in QUADRANTS])
@@ -95,10 +97,10 @@ class Hierarchy:
         """Enter the sentences of one sample; a word-for-word repetition within it is entered and dropped."""
         numbers: dict[str, int] = {}
         for sentence in sentences_of(text):
-            number = self.ledger.add(sentence, patch, box, sample=sample)
+            number = self.provenance.add(sentence, patch, box, sample=sample)
             key = sentence.casefold()
             if key in numbers:
-                self.ledger.drop(number, WITHIN, "said before in the same description")
+                self.provenance.drop(number, WITHIN, "said before in the same description")
             else:
                 numbers[key] = number
         return list(numbers.values())
@@ -107,7 +109,7 @@ class Hierarchy:
         count = sum(map(len, samples))
         if not count:
             return Grouping()
-        grouping = self.aggregator.group([self.ledger.texts(sample) for sample in samples])
+        grouping = self.aggregator.group([self.provenance.texts(sample) for sample in samples])
         self._insist("group", grouping.problem(count))
         return grouping
 
@@ -115,7 +117,7 @@ class Hierarchy:
         """Score what has not been scored yet."""
         if not self.config.filter:
             return
-        pairs = [(box, self.ledger[number].text) for box, number in wanted]
+        pairs = [(box, self.provenance[number].text) for box, number in wanted]
         pairs = [pair for pair in dict.fromkeys(pairs) if pair not in self._scores]
         self._scores.update(zip(pairs, self.score(pairs), strict=True))
 
@@ -131,20 +133,20 @@ class Hierarchy:
     ) -> list[int]:
         """Decide about the sentences `flat`, each looked up in its box; returns those that go on.
 
-        Similar ones go on as one rewriting, of which `rewritten` is told.
+        Similar ones go on as one rewriting, which is passed to `rewritten`.
         """
         scores = {}
         for i in to_score(grouping):
-            known = self._scores.get((boxes[i], self.ledger[flat[i]].text))
+            known = self._scores.get((boxes[i], self.provenance[flat[i]].text))
             if known is not None:
                 scores[i] = known
-        choice = choose(grouping, scores, stage=stage, above=self.config.keep_score, filtering=self.config.filter)
-        for i, verdict in choice.verdicts.items():
-            self.ledger.judge(flat[i], verdict)
-        standing = {i: flat[i] for i in choice.kept}
+        verdicts = choose(grouping, scores, stage=stage, above=self.config.keep_score, filtering=self.config.filter)
+        for i, verdict in verdicts.items():
+            self.provenance.judge(flat[i], verdict)
+        standing = {i: flat[i] for i, verdict in verdicts.items() if verdict.kept}
         for one in grouping.similar:
             members = [flat[i] for i in one.members]
-            new = self.ledger.add(one.text, name, box, sources=members)
+            new = self.provenance.add(one.text, name, box, sources=members)
             rewritten(members, new)
             standing |= dict.fromkeys(one.members, new)
         return list(dict.fromkeys(standing[i] for i in sorted(standing)))
@@ -153,14 +155,18 @@ class Hierarchy:
         """Rewrite the sentences that are left as one text; a sentence left as it was keeps its number."""
         if len(live) < 2:
             return list(live)
-        written = self.aggregator.merge(self.ledger.texts(live))
-        self._insist("merge", problem_of_written(written, len(live)))
-        numbers = []
-        for one in written:
-            sources = [live[i] for i in one.sources]
-            same = len(sources) == 1 and self.ledger[sources[0]].text == one.text
-            numbers.append(sources[0] if same else self.ledger.add(one.text, name, box, sources=sources))
-        return numbers
+        rewrites = self.aggregator.merge(self.provenance.texts(live))
+        self._insist("merge", problem_of_rewrites(rewrites, len(live)))
+        return self._enter(rewrites, live, name, box)
+
+    def _enter(self, rewrites: Sequence[Rewrite], numbers: Sequence[int], name: str, box: Box) -> list[int]:
+        """The numbers of rewritten sentences, whose sources are indices into `numbers`."""
+        entered = []
+        for one in rewrites:
+            sources = [numbers[i] for i in one.sources]
+            same = len(sources) == 1 and self.provenance[sources[0]].text == one.text
+            entered.append(sources[0] if same else self.provenance.add(one.text, name, box, sources=sources))
+        return entered
 
     # -- the whole image ---------------------------------------------------------------------------------------
 
@@ -193,12 +199,13 @@ class Hierarchy:
 
     def _trust(self, numbers: Iterable[int]) -> None:
         for number in numbers:
-            self.ledger.judge(number, Verdict(GLOBAL, None, None, True, "the whole image's own, not checked"))
+            verdict = SentenceVerdict(GLOBAL, None, None, True, "the whole image's own, not checked")
+            self.provenance.judge(number, verdict)
 
     # -- between -----------------------------------------------------------------------------------------------
 
     def between(self, regions: Sequence[Region], parts: Sequence[Part]) -> list[Region]:
-        """Compare adjacent patches that overlap much, then merge those that hang together.
+        """Compare adjacent patches that overlap much, then merge those that are connected.
 
         All pairs are filtered before anything is merged, and a sentence rejected in one pair is gone from every other.
         Patches chained by a shared one (A-B and B-C) become one region, so that none of B's sentences goes on twice.
@@ -233,7 +240,7 @@ class Hierarchy:
         contradictory = {i for members in grouping.contradictory for i in members}
 
         # A sentence rewritten from several patches is about their hull, which its entry knows.
-        boxes = [both if i in contradictory else self.ledger[number].box for i, number in enumerate(flat)]
+        boxes = [both if i in contradictory else self.provenance[number].box for i, number in enumerate(flat)]
 
         def replace_everywhere(old: Sequence[int], new: int) -> None:
             for numbers in lists:
@@ -250,25 +257,22 @@ class Hierarchy:
 
     def fuse(self, regions: Sequence[Region]) -> list[int]:
         """One caption from the regions; the whole image comes last and counts least."""
-        numbers = [(number, region) for region in regions for number in region.live]
+        width, height = self.size
+        numbers, candidates = [], []
+        for region in regions:
+            x0, y0, x1, y1 = region.box
+            box = (x0 / width, y0 / height, x1 / width, y1 / height)
+            for number in region.live:
+                numbers.append(number)
+                text, score = self.provenance[number].text, self.provenance.best_score(number)
+                candidates.append(Candidate(text, region.name, box, score))
         if not numbers:
             return []
-        width, height = self.size
-        items = []
-        for number, region in numbers:
-            x0, y0, x1, y1 = region.box
-            share = (x0 / width, y0 / height, x1 / width, y1 / height)
-            items.append(Item(self.ledger[number].text, region.name, share, self.ledger.best_score(number)))
-        fused = self.aggregator.fuse(items)
-        self._insist("fuse", problem_of_fused(fused, len(items)))
-        for i, reason in fused.dropped:
-            self.ledger.drop(numbers[i][0], FUSION, reason)
-        final = []
-        for one in fused.sentences:
-            sources = [numbers[i][0] for i in one.sources]
-            same = len(sources) == 1 and self.ledger[sources[0]].text == one.text
-            final.append(sources[0] if same else self.ledger.add(one.text, IMAGE, self.image, sources=sources))
-        return final
+        fusion = self.aggregator.fuse(candidates)
+        self._insist("fuse", problem_of_fusion(fusion, len(candidates)))
+        for i, reason in fusion.dropped:
+            self.provenance.drop(numbers[i], FUSION, reason)
+        return self._enter(fusion.sentences, numbers, IMAGE, self.image)
 
     def _insist(self, task: str, problem: str | None) -> None:
         """No aggregator, a user's own one included, may lose a sentence."""
@@ -284,6 +288,3 @@ def components(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
         low, high = sorted((label[a], label[b]))
         label = [low if one == high else one for one in label]
     return [[i for i in range(count) if label[i] == one] for one in dict.fromkeys(label)]
-
-
-__all__ = ["Hierarchy", "Region", "components"]

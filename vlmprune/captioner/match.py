@@ -20,7 +20,7 @@ CLIP_SCALE = 2.5  # CLIPScore's (arXiv 2104.08718): cosines of CLIP rarely pass 
 
 
 class Matcher(Protocol):
-    """Anything that scores pairs of a picture and a sentence."""
+    """Anything that scores pairs of an image and a sentence."""
 
     def __call__(self, pairs: Sequence[Pair]) -> Sequence[float]:
         """One number from 0 (does not fit) to 1 (fits) a pair, in order."""
@@ -54,8 +54,8 @@ class VLMMatcher:
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
         """P(yes) against P(no) for each pair."""
         questions = [self.prompts.verify.replace("{sentence}", sentence) for _, sentence in pairs]
-        pictures = [picture for picture, _ in pairs]
-        return self.vision.probability(pictures, questions, yes=self.prompts.yes, no=self.prompts.no)
+        images = [image for image, _ in pairs]
+        return self.vision.probability(images, questions, yes=self.prompts.yes, no=self.prompts.no)
 
 
 @dataclass(frozen=True)
@@ -75,23 +75,23 @@ class HFMatcher:
         itm = kind == "blip" and hasattr(self.model, "itm_head")
         if not (itm or kind in ("clip", "siglip", "siglip2")):
             raise VlmpruneError(
-                f"A model of type {kind!r} cannot match sentences to pictures here; pass a CLIP, SigLIP or "
+                f"A model of type {kind!r} cannot match sentences to images here; pass a CLIP, SigLIP or "
                 "BlipForImageTextRetrieval model."
             )
 
     def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        """One score a pair; each sentence is compared with its own picture only."""
+        """One score per pair; each sentence is compared with its own image only."""
         found: list[float] = []
         for at in range(0, len(pairs), self.batch_size):
-            pictures, texts = zip(*pairs[at : at + self.batch_size], strict=True)
-            found += self._scores([as_rgb(picture) for picture in pictures], list(texts))
+            images, texts = zip(*pairs[at : at + self.batch_size], strict=True)
+            found += self._scores([as_rgb(image) for image in images], list(texts))
         return found
 
-    def _scores(self, pictures: list[Image.Image], texts: list[str]) -> list[float]:
+    def _scores(self, images: list[Image.Image], texts: list[str]) -> list[float]:
         kind = self.model.config.model_type
         # SigLIP was trained on texts padded to the full length, and reads others wrongly.
         padding = "max_length" if kind.startswith("siglip") else True
-        inputs = self.processor(images=pictures, text=texts, return_tensors="pt", padding=padding, truncation=True)
+        inputs = self.processor(images=images, text=texts, return_tensors="pt", padding=padding, truncation=True)
         inputs = inputs.to(self.model.device)
         with torch.no_grad():
             if kind == "blip":

@@ -16,15 +16,16 @@ from PIL import Image
 from ..errors import VlmpruneError, checked
 from ..inputs.images import as_rgb
 from .aggregate import IMAGE, Aggregator
-from .by_llm import StructuredAggregator
-from .by_words import WordAggregator
-from .caption import Caption, Cost, Node, tree_of
+from .caption import Caption, CaptionCost, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
 from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
+from .folder import caption_folder
 from .hierarchy import Hierarchy
+from .llm import StructuredAggregator
 from .match import Matcher, VLMMatcher, checked_scores
 from .prompts import BUNDLED
+from .rules import WordAggregator
 from .sampling import seed_of
 from .text import bundled_lexicon, joined
 from .vlm import Spent, VisionModel
@@ -44,7 +45,7 @@ BUNDLED_CONFIG = CaptionConfig(
 
 @dataclass(frozen=True)
 class Described:
-    """What was said about an image before anything is decided: samples of its patches, the caption of the whole."""
+    """Descriptions of an image before aggregation: samples of its patches, the caption of the whole."""
 
     patches: tuple[Patch, ...]
     samples: tuple[tuple[str, ...], ...]
@@ -58,14 +59,14 @@ class PatchCaptioner:
     Args:
         model: a loaded Hugging Face vision-language model, or what `vlmprune.wrap` returned: then every crop is pruned.
         processor: its processor; a wrapped model's own when None.
-        detector: picture -> `Detection`s; default `SaliencyDetector()`, which needs no weights and knows no classes.
-        matcher: (picture, sentence) pairs -> scores; default the model's own answer to "Is this true?".
+        detector: image -> `Detection`s; default `SaliencyDetector()`, which needs no weights and knows no classes.
+        matcher: (image, sentence) pairs -> scores; default the model's own answer to "Is this true?".
         aggregator: groups and rewrites sentences; default the deterministic `WordAggregator`, which needs no language
             model.
         config: a `CaptionConfig`; default the paper's values, or for the bundled pair `BUNDLED_CONFIG`.
         seed: every sample has a generator of its own, seeded from this, the pixels, the patch and the sample's number.
     Raises:
-        VlmpruneError: something of it does not fit.
+        VlmpruneError: an argument does not fit.
     """
 
     @checked
@@ -99,13 +100,13 @@ class PatchCaptioner:
 
     @checked
     def __call__(self, image: Image.Image) -> Caption:
-        """The caption of a picture.
+        """The caption of an image.
 
         Raises:
-            VlmpruneError: no picture, or a detector, matcher or aggregator that gives what cannot be used.
+            VlmpruneError: no image, or a detector, matcher or aggregator that gives what cannot be used.
         """
-        image = checked_picture(image)
-        cost = Cost()
+        image = checked_image(image)
+        cost = CaptionCost()
         self.vision.spent, calls = Spent(), self.aggregator.calls
         (described,) = self.describe([image], cost)
         return self.aggregate(image, described, cost, calls=calls)
@@ -114,64 +115,58 @@ class PatchCaptioner:
     def map(
         self, images: str | Path | Iterable[str | Path], out: str | Path, *, progress: bool = True
     ) -> list[dict[str, Any]]:
-        """Caption the pictures of a folder, or those at the paths, with one record each written into the folder `out`.
+        """Caption the images of a folder, or those at the paths, with one record each written into the folder `out`.
 
-        Resumable: what is finished there is not done again. A picture that fails gets a record with `error`, is tried
+        Resumable: what is finished there is not done again. An image that fails gets a record with `error`, is tried
         again by the next run, and stops nothing.
 
         Returns:
-            One record a path in order: `path`, and what `Caption.to_dict` gives, or `error`.
+            One record per path, in order: `path`, and what `Caption.to_dict` gives, or `error`.
         Raises:
-            VlmpruneError: no pictures, or `out` holds captions made in another way.
+            VlmpruneError: no images, or `out` holds captions made in another way.
         """
-        from .folder import caption_folder
-
-        return caption_folder(self, images, Path(out), progress=progress)
+        return caption_folder(self, self.identity(), images, Path(out), progress=progress)
 
     # -- divide and describe -----------------------------------------------------------------------------------
 
-    def describe(self, images: Sequence[Image.Image], cost: Cost | None = None) -> list[Described]:
+    def describe(self, images: Sequence[Image.Image], cost: CaptionCost | None = None) -> list[Described]:
         """Divide each image and describe it and its patches, with the crops of all images batched together.
 
         The samples of a patch share one encoding and one prefill of it. Every sample has its own randomness, so an
         image is described alike alone and among others.
         """
-        cost = cost if cost is not None else Cost()
-        config, prompts = self.config, self.config.prompts
+        cost = cost if cost is not None else CaptionCost()
+        config = self.config
         digests = [
             hashlib.sha256(f"{image.size}".encode() + np.asarray(image).tobytes()).hexdigest()[:16] for image in images
         ]
         with clock(cost, "detect"):
             found = [usable(self.detector(image), image.size) for image in images]
-            cost.calls["detect"] = cost.calls.get("detect", 0) + len(images)
+        cost.calls["detect"] += len(images)
         before = self.vision.spent.calls
         with clock(cost, "describe"):
-            wholes = self.vision.describe(
-                images,
-                prompts.describe,
-                seeds=[[seed_of(self.seed, digest, IMAGE, 0)] for digest in digests],
-                temperature=config.global_temperature,
-                max_new_tokens=config.max_new_tokens,
-            )
+            seeds = [[seed_of(self.seed, digest, IMAGE, 0)] for digest in digests]
+            wholes = self._ask(images, config.prompts.describe, seeds, config.global_temperature)
             divided = [self._divide(*one) for one in zip(images, found, digests, strict=True)]
             crops = [(i, patch) for i, (patches, _) in enumerate(divided) for patch in patches]
-            said = self.vision.describe(
-                [self.view(images[i], patch.box, objects_of(divided[i][0])) for i, patch in crops],
-                prompts.describe,
-                seeds=[
-                    [seed_of(self.seed, digests[i], patch.name, k) for k in range(config.samples)] for i, patch in crops
-                ],
-                temperature=config.temperature,
-                max_new_tokens=config.max_new_tokens,
-            )
-        cost.calls["describe"] = cost.calls.get("describe", 0) + self.vision.spent.calls - before
+            views = [self.view(images[i], patch.box, objects_of(divided[i][0])) for i, patch in crops]
+            seeds = [[seed_of(self.seed, digests[i], one.name, k) for k in range(config.samples)] for i, one in crops]
+            texts = self._ask(views, config.prompts.describe, seeds, config.temperature)
+        cost.calls["describe"] += self.vision.spent.calls - before
         samples: list[list[tuple[str, ...]]] = [[] for _ in images]
-        for (i, _), texts in zip(crops, said, strict=True):
-            samples[i].append(tuple(texts))
+        for (i, _), own in zip(crops, texts, strict=True):
+            samples[i].append(tuple(own))
         return [
             Described(tuple(patches), tuple(own), whole, tuple(notes))
             for (patches, notes), own, (whole,) in zip(divided, samples, wholes, strict=True)
         ]
+
+    def _ask(
+        self, images: Sequence[Image.Image], question: str, seeds: Sequence[Sequence[int]], temperature: float
+    ) -> list[list[str]]:
+        """What the describing model says of each image, once for each of its seeds."""
+        most = self.config.max_new_tokens
+        return self.vision.describe(images, question, seeds=seeds, temperature=temperature, max_new_tokens=most)
 
     def _divide(self, image: Image.Image, found: list[Detection], digest: str) -> tuple[list[Patch], list[str]]:
         """The patches of an image, and what to know about the semantic one where there is none."""
@@ -182,7 +177,7 @@ class PatchCaptioner:
             threshold=config.score_threshold,
             fallback=config.fallback_boxes,
             merge_above=config.merge_iou,
-            share=config.assign_share,
+            fraction=config.assign_share,
         )
         named = confident(found, threshold=config.score_threshold, fallback=config.fallback_boxes)
         if not config.semantic:
@@ -197,13 +192,8 @@ class PatchCaptioner:
 
     def _semantic(self, image: Image.Image, named: Sequence[Detection], digest: str) -> Patch | None:
         config = self.config
-        ((short,),) = self.vision.describe(
-            [image],
-            config.prompts.short,
-            seeds=[[seed_of(self.seed, digest, "short", 0)]],
-            temperature=config.global_temperature,
-            max_new_tokens=config.max_new_tokens,
-        )
+        seeds = [[seed_of(self.seed, digest, "short", 0)]]
+        ((short,),) = self._ask([image], config.prompts.short, seeds, config.global_temperature)
         classes = list(dict.fromkeys(one.label for one in named if one.label))
         spoken = set(self.aggregator.objects(short, classes))
         matched = [one.box for one in named if one.label in spoken]
@@ -235,41 +225,31 @@ class PatchCaptioner:
     # -- aggregate ---------------------------------------------------------------------------------------------
 
     def aggregate(
-        self, image: Image.Image, described: Described, cost: Cost | None = None, *, calls: int | None = None
+        self, image: Image.Image, described: Described, cost: CaptionCost | None = None, *, calls: int | None = None
     ) -> Caption:
-        """The caption of an image from what was said about it; `cost` and the aggregator's `calls` so far go on."""
-        cost = cost if cost is not None else Cost()
+        """The caption of an image from its descriptions; `cost` and the aggregator's `calls` so far go on."""
+        cost = cost if cost is not None else CaptionCost()
         calls = self.aggregator.calls if calls is None else calls
-        matched = 0.0
         objects = objects_of(described.patches)
 
         def score(pairs: Sequence[tuple[Box, str]]) -> list[float]:
-            nonlocal matched
-            start = time.perf_counter()
-            scores = checked_scores(self.matcher, [(self.view(image, box, objects), text) for box, text in pairs])
-            matched += time.perf_counter() - start
-            cost.calls["match"] = cost.calls.get("match", 0) + len(pairs)
-            return scores
+            cost.calls["match"] += len(pairs)
+            with clock(cost, "match"):
+                return checked_scores(self.matcher, [(self.view(image, box, objects), text) for box, text in pairs])
 
         with clock(cost, "aggregate"):
             work = Hierarchy(image.size, self.config, self.aggregator, score)
             final, regions = work.run(described.whole, described.patches, described.samples)
-            sentences = work.ledger.close(final)
-        cost.seconds["aggregate"] -= matched
-        cost.seconds["match"] = matched
+            sentences = work.provenance.close(final)
+        cost.seconds["aggregate"] -= cost.seconds["match"]
         cost.seconds["total"] = sum(cost.seconds.values())
-        cost.calls.setdefault("match", 0)
         cost.calls["aggregate"] = self.aggregator.calls - calls
         cost.charge(self.vision.spent)
-        patches = [
-            Node(patch.name, patch.box, patch.objects, samples)
-            for patch, samples in zip(described.patches, described.samples, strict=True)
-        ]
-        tree, filled = tree_of(
-            described.whole, work.image, patches, [(r.name, r.box, r.patches) for r in regions], sentences
+        tree, nodes = tree_of(
+            described.whole, work.image, described.patches, described.samples, regions, sentences
         )
-        text = joined(work.ledger.texts(final))
-        return Caption(text, tuple(sentences), filled, tree, cost, described.notes, image)
+        text = joined(work.provenance.texts(final))
+        return Caption(text, tuple(sentences), nodes, tree, cost, described.notes, image)
 
     def identity(self) -> dict[str, Any]:
         """What decides the captions, JSON-serialisable; two captioners with the same one write the same."""
@@ -288,37 +268,37 @@ def objects_of(patches: Sequence[Patch]) -> list[Box]:
     return list(dict.fromkeys(box for patch in patches for box in patch.objects))
 
 
-def _identity(part: Any) -> dict[str, Any]:
-    """A part's name and plain settings; its `identity()` where it has one."""
-    name = getattr(part, "__qualname__", None) or type(part).__qualname__
-    if hasattr(part, "identity"):
-        return {"name": name, **part.identity()}
-    held = vars(part) if hasattr(part, "__dict__") else {}
+def _identity(component: Any) -> dict[str, Any]:
+    """A component's name and plain settings; its `identity()` where it has one."""
+    name = getattr(component, "__qualname__", None) or type(component).__qualname__
+    if hasattr(component, "identity"):
+        return {"name": name, **component.identity()}
+    held = vars(component) if hasattr(component, "__dict__") else {}
     plain = {k: v for k, v in held.items() if isinstance(v, str | int | float | bool) and k != "calls"}
     models = {k: getattr(getattr(v, "config", None), "_name_or_path", None) for k, v in held.items()}
     return {"name": name, **plain, **{k: v for k, v in models.items() if v is not None}}
 
 
 @contextmanager
-def clock(cost: Cost, stage: str) -> Iterator[None]:
+def clock(cost: CaptionCost, stage: str) -> Iterator[None]:
     """Add the seconds of a block to a stage."""
     start = time.perf_counter()
     try:
         yield
     finally:
-        cost.seconds[stage] = cost.seconds.get(stage, 0.0) + time.perf_counter() - start
+        cost.seconds[stage] += time.perf_counter() - start
 
 
-def checked_picture(image: Any) -> Image.Image:
-    """The picture in RGB.
+def checked_image(image: Any) -> Image.Image:
+    """The image in RGB.
 
     Raises:
         VlmpruneError: it is none, or has no pixels.
     """
     if not isinstance(image, Image.Image):
-        raise VlmpruneError(f"{image!r:.80} is no picture; pass a PIL image, or paths to map().")
+        raise VlmpruneError(f"{image!r:.80} is no image; pass a PIL image, or paths to map().")
     if not all(image.size):
-        raise VlmpruneError(f"The picture of size {image.size} has no pixels; pass another one.")
+        raise VlmpruneError(f"The image of size {image.size} has no pixels; pass another one.")
     return as_rgb(image)
 
 
@@ -329,9 +309,4 @@ def is_bundled(processor: Any) -> bool:
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return False
-    known = words()
-    vocabulary = tokenizer.get_vocab()
-    return len(vocabulary) == len(known) and all(word in vocabulary for word in known)
-
-
-__all__ = ["BUNDLED_CONFIG", "Described", "PatchCaptioner", "is_bundled"]
+    return bool(tokenizer.get_vocab().keys() == set(words()))

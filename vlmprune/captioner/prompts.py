@@ -11,7 +11,7 @@ from ..errors import VlmpruneError
 class Prompts:
     """Questions to the vision-language model.
 
-    `describe` asks for everything in a picture, `short` for one sentence, `verify` whether a `{sentence}` is true,
+    `describe` asks for everything in an image, `short` for one sentence, `verify` whether a `{sentence}` is true,
     `yes` and `no` are the two answers to it, `boxes` asks for objects with boxes on a scale from 0 to `{scale}`.
 
     Raises:

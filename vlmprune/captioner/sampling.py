@@ -37,9 +37,9 @@ class SeededSampler(LogitsProcessor):
         """[rows, vocabulary] logits -> the same shape, 0 at the drawn token and -inf elsewhere."""
         heat = torch.tensor(self.temperatures, device=scores.device, dtype=torch.float64)[:, None]
         drawn = torch.tensor([torch.rand((), generator=g, dtype=torch.float64) for g in self.generators])
-        shares = (scores.double() / heat.clamp(min=1e-6)).softmax(-1).cumsum(-1)
-        # The last share may be a little under 1.
-        token = torch.searchsorted(shares, drawn.to(shares.device)[:, None] * shares[:, -1:], right=True)
+        cumulative = (scores.double() / heat.clamp(min=1e-6)).softmax(-1).cumsum(-1)
+        # The last number may be a little under 1.
+        token = torch.searchsorted(cumulative, drawn.to(cumulative.device)[:, None] * cumulative[:, -1:], right=True)
         token = torch.where(heat > 0, token.clamp(max=scores.shape[-1] - 1), scores.argmax(-1, keepdim=True))
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
 
@@ -81,7 +81,7 @@ class SharedPrefill:
             if done is None:
                 if self.shared:
                     model_kwargs[CACHE].batch_repeat_interleave(self.samples)
-                    # Pictures are in the cache by now, and theirs is not a batch's axis in every family.
+                    # Images are in the cache by now, and theirs is not a batch's axis in every family.
                     for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL:
                         model_kwargs.pop(name, None)
                     ids, model_kwargs = self._repeated(model, ids, model_kwargs)

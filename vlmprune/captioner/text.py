@@ -130,12 +130,11 @@ GENERAL = Lexicon(
 
 def bundled_lexicon() -> Lexicon:
     """The closed world of the bundled pair, where even the kind of a thing is one of eight words."""
-    from ..tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
+    from ..tiny.vocabulary import CELLS, COLOURS, SHAPES, SIZES
 
-    places = {name: (row, column) for row, names in enumerate(POSITIONS) for column, name in enumerate(names)}
     # A thing near a border of the 3 x 3 grid may be placed on either side of it, but not two cells away.
     apart = {
-        frozenset((a, b)) for a, (r, c) in places.items() for b, (row, column) in places.items()
+        frozenset((a, b)) for a, (r, c) in CELLS.items() for b, (row, column) in CELLS.items()
         if abs(r - row) + abs(c - column) > 1
     }  # fmt: skip
     return Lexicon(
@@ -144,7 +143,7 @@ def bundled_lexicon() -> Lexicon:
             "colour": tuple(COLOURS),
             "shape": SHAPES,
             "digit": tuple(str(n) for n in range(10)),
-            "position": tuple(places),
+            "position": tuple(CELLS),
         },
         apart=frozenset(apart),
         ignored=STOP_WORDS | {"digit"},

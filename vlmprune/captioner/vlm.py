@@ -1,4 +1,4 @@
-"""The describing model behind two questions: what is in these pictures, and is this statement about one true?
+"""The describing model behind two questions: what is in these images, and is this statement about one true?
 
 Shapes: B prompts of a batch, k samples of each.
 """
@@ -6,7 +6,6 @@ Shapes: B prompts of a batch, k samples of each.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +14,14 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessorList
 
-from ..api import PrunedModel, batched, conversation, plain_model, warn_unknown_words
+from ..api import PrunedModel, unwrap_peft
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
 from ..hf.arguments import on
 from ..hf.hooks import HANDLE
+from ..inputs.chat import batched, user_turn, warn_unknown_words
 from ..methods.combined import parts_of
+from ..methods.guided import Guided
 from .sampling import SeededSampler, SharedPrefill
 
 
@@ -28,7 +29,7 @@ from .sampling import SeededSampler, SharedPrefill
 class Spent:
     """What calls of a model cost so far.
 
-    `calls`: sequences generated or statements judged; `images`: pictures encoded; `visual_tokens`: rows that entered
+    `calls`: sequences generated or statements judged; `images`: images encoded; `visual_tokens`: rows that entered
     the language model; `layer_avg_tokens`: the same averaged over its layers; `prefill_flops`: of the language model
     and of a guide, None where the model was not wrapped. The samples of a crop share one encoding and one prefill, so
     these are counted once for all of them, or as often as the prompt ran where its cache could not be shared.
@@ -39,11 +40,10 @@ class Spent:
     visual_tokens: float = 0.0
     layer_avg_tokens: float = 0.0
     prefill_flops: float | None = 0.0
-    seconds: float = 0.0
 
     def add(self, other: Spent) -> None:
         """Sum in place; an unknown part makes the sum unknown."""
-        for name in ("calls", "images", "visual_tokens", "layer_avg_tokens", "seconds"):
+        for name in ("calls", "images", "visual_tokens", "layer_avg_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         known = self.prefill_flops is not None and other.prefill_flops is not None
         self.prefill_flops = (self.prefill_flops or 0.0) + (other.prefill_flops or 0.0) if known else None
@@ -56,7 +56,7 @@ class VisionModel:
     Args:
         model: a loaded Hugging Face image-text-to-text model, or what `vlmprune.wrap` returned.
         processor: its processor; a wrapped model's own when None.
-        batch_size: prompts a forward.
+        batch_size: prompts per forward.
     Raises:
         VlmpruneError: no processor, or it writes no chat prompts.
     """
@@ -73,47 +73,46 @@ class VisionModel:
             raise VlmpruneError("The captioner needs the model's processor; pass PatchCaptioner(model, processor).")
         if not hasattr(self.processor, "apply_chat_template"):
             raise VlmpruneError(f"{type(self.processor).__name__} writes no chat prompts; pass the model's processor.")
-        plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
+        unwrap_peft(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
         self._refuse_exits()
 
     @property
     def plain(self) -> Any:
         """The transformers model itself."""
-        return plain_model(self.model.model if isinstance(self.model, PrunedModel) else self.model)
+        return unwrap_peft(self.model.model if isinstance(self.model, PrunedModel) else self.model)
 
     @property
     def handle(self) -> PrunedModel | None:
-        """The handle the model is wrapped by now, whether that or the model was passed."""
+        """The handle of a wrapped model, whether the handle or the model was passed."""
         return self.model if isinstance(self.model, PrunedModel) else self.plain.__dict__.get(HANDLE)
 
     # -- the two questions -------------------------------------------------------------------------------------
 
     def describe(
         self,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         question: str,
         *,
         seeds: Sequence[Sequence[int]],
         temperature: float,
         max_new_tokens: int,
     ) -> list[list[str]]:
-        """k samples for each picture, its k seeds given; the k of a picture share its encoding and its prefill.
+        """k samples for each image, its k seeds given; the k of an image share its encoding and its prefill.
 
-        What a sample says depends on its own seed only, not on the pictures and samples beside it.
+        What a sample says depends on its own seed only, not on the images and samples beside it.
 
         Raises:
-            VlmpruneError: pictures with different numbers of seeds, or a model wrapped with `exit_at`.
+            VlmpruneError: images with different numbers of seeds, or a model wrapped with `exit_at`.
         """
         self._refuse_exits()
         warn_unknown_words(self.processor, question)
         count = len(seeds[0]) if seeds else 0
         if any(len(own) != count for own in seeds):
-            raise VlmpruneError(f"{[len(own) for own in seeds]} samples were asked for; give each picture the same.")
+            raise VlmpruneError(f"{[len(own) for own in seeds]} samples were asked for; give each image the same.")
         texts: list[list[str]] = []
-        for part in self._parts(len(pictures)):
-            inputs = self._inputs([pictures[i] for i in part], [question] * len(part))
+        for part in self._parts(len(images)):
+            inputs = self._inputs([images[i] for i in part], [question] * len(part))
             sampler = SeededSampler([s for i in part for s in seeds[i]], [temperature] * (len(part) * count))
-            start = time.perf_counter()
             decoding = SharedPrefill(count)
             with torch.no_grad():
                 out = self.model.generate(
@@ -129,31 +128,29 @@ class VisionModel:
                     logits_processor=LogitsProcessorList([sampler]),
                     custom_generate=decoding,
                 )
-            runs = 1 if decoding.shared else count
-            self._account(inputs, repeats=runs, calls=len(out), seconds=time.perf_counter() - start)
+            self._account(inputs, repeats=1 if decoding.shared else count, calls=len(out))
             new = out[:, inputs["input_ids"].shape[1] :]
             decoded = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
             texts += [decoded[i * count : (i + 1) * count] for i in range(len(part))]
         return texts
 
     def probability(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], *, yes: str, no: str
+        self, images: Sequence[Image.Image], questions: Sequence[str], *, yes: str, no: str
     ) -> list[float]:
-        """P(yes) / (P(yes) + P(no)) of the first answer token, for each picture with its question."""
+        """P(yes) / (P(yes) + P(no)) of the first answer token, for each image with its question."""
         token = {answer: self._first_tokens(answer) for answer in (yes, no)}
         found: list[float] = []
-        for part in self._parts(len(pictures)):
-            inputs = self._inputs([pictures[i] for i in part], [questions[i] for i in part])
-            start = time.perf_counter()
+        for part in self._parts(len(images)):
+            inputs = self._inputs([images[i] for i in part], [questions[i] for i in part])
             with torch.no_grad():
                 logits = self.model(**inputs).logits[:, -1].float()
-            self._account(inputs, repeats=1, calls=len(part), seconds=time.perf_counter() - start)
+            self._account(inputs, repeats=1, calls=len(part))
             either = torch.stack([logits[:, token[answer]].logsumexp(-1) for answer in (yes, no)], dim=-1)
             found += either.softmax(-1)[:, 0].tolist()
         return found
 
     def identity(self) -> dict[str, Any]:
-        """What tells this model from another without reading all of its weights, JSON-serialisable."""
+        """What distinguishes this model from others without reading all of its weights, JSON-serialisable."""
         digest = hashlib.sha256(self.plain.config.to_json_string(use_diff=False).encode())
         for name, weight in self.plain.named_parameters():
             # Some of each: a checkpoint trained further differs everywhere.
@@ -169,18 +166,18 @@ class VisionModel:
         """An exit would put one greedy answer of the guide in the place of all samples."""
         method = None if self.handle is None else self.handle.method
         for part in () if method is None else parts_of(method):
-            if (exit_at := getattr(part, "exit_at", None)) is not None:
+            if isinstance(part, Guided) and (exit_at := part.guide_settings().exit_at) is not None:
                 raise VlmpruneError(
-                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap the "
-                    "model with exit_at=None to caption."
+                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap "
+                    "the model with exit_at=None to caption."
                 )
 
     def _parts(self, count: int) -> Iterator[range]:
         for at in range(0, count, self.batch_size):
             yield range(at, min(count, at + self.batch_size))
 
-    def _inputs(self, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
-        talks = [conversation([one], text) for one, text in zip(pictures, questions, strict=True)]
+    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+        talks = [user_turn([one], text) for one, text in zip(images, questions, strict=True)]
         return on(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:
@@ -196,18 +193,17 @@ class VisionModel:
             raise VlmpruneError(f"The tokenizer has no token for the answer {answer!r}; set another in the prompts.")
         return sorted(ids)
 
-    def _account(self, inputs: Any, *, repeats: int, calls: int, seconds: float) -> None:
+    def _account(self, inputs: Any, *, repeats: int, calls: int) -> None:
         prompts = len(inputs["input_ids"])
         handle = self.handle
         if handle is not None:
             report = handle.report
             entering, average = report.lm_tokens * prompts, report.layer_avg_tokens * prompts
-            flops: float | None = float(report.prefill_flops + (getattr(report, "guide_flops", 0) or 0))
+            flops: float | None = float(report.prefill_flops + (report.guide_flops or 0)) * repeats
         else:
             entering = average = float(torch.isin(inputs["input_ids"].cpu(), torch.tensor(self._visual_ids())).sum())
             flops = None
-        flops = None if flops is None else flops * repeats
-        self.spent.add(Spent(calls, prompts, entering * repeats, average * repeats, flops, seconds))
+        self.spent.add(Spent(calls, prompts, entering * repeats, average * repeats, flops))
 
     def _visual_ids(self) -> list[int]:
         config = self.plain.config

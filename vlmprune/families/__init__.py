@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, overload
 
-from ..errors import UnsupportedModelError
-from .base import Family, Media
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
+from ..errors import UnsupportedModelError, VlmpruneError
+from ..flow.locate import ImageGrid
+from .base import Family, Grids, Media, check_options
 from .gemma import GEMMA3, PALIGEMMA
 from .idefics3 import IDEFICS3, SMOLVLM
 from .internvl import INTERNVL
@@ -14,7 +19,7 @@ from .llava_next import LLAVA_NEXT, LLAVA_ONEVISION
 from .mllama import MLLAMA
 from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-__all__ = ["FAMILIES", "Family", "Media", "families", "family_of", "inner_model"]
+__all__ = ["FAMILIES", "Family", "Media", "family_of", "inner_model", "list_families", "register_family"]
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -35,9 +40,58 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def families() -> tuple[str, ...]:
-    """Supported `config.model_type` values."""
-    return tuple(FAMILIES)
+def list_families() -> dict[str, str]:
+    """The supported values of `config.model_type`, and how each is supported: "declared" by an adapter of its own."""
+    return dict.fromkeys(FAMILIES, "declared")
+
+
+@overload
+def register_family(model_type: str, grids: Grids, **options: Any) -> Family: ...
+@overload
+def register_family(model_type: str, grids: None = None, **options: Any) -> Callable[[Grids], Grids]: ...
+def register_family(model_type: str, grids: Grids | None = None, **options: Any) -> Family | Callable[[Grids], Grids]:
+    """Declare a model family: `register_family(model_type="mine", grids=grids)`, or as a decorator of `grids`.
+
+    Args:
+        model_type: `config.model_type` of its models, not supported yet.
+        grids: (config, media) -> one `ImageGrid` per image of the prompt, in order; `media` is a `families.Media`.
+        options: what differs from the defaults of `families.Family`: `text_model` and `vision`, the attributes of
+            `model.base_model` that hold the decoder layers and the vision tower, and the others described there.
+    Returns:
+        The `Family`; `grids` itself where used as a decorator.
+    Raises:
+        VlmpruneError: a bad or taken model type, an unknown option, or one of the wrong type.
+    """
+    if not isinstance(model_type, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", model_type):
+        raise VlmpruneError(
+            f"model_type={model_type!r:.60} is no model type; pass the string that stands in the model's "
+            "config.model_type."
+        )
+    if model_type in FAMILIES:
+        raise VlmpruneError(f"The family {model_type!r} is registered already; register another config.model_type.")
+    check_options(options)
+
+    def add(function: Grids) -> Grids:
+        if not callable(function):
+            raise VlmpruneError(f"grids={function!r:.60} is no function; pass one of (config, media).")
+
+        @wraps(function)
+        def checked(config: Any, media: Media) -> list[ImageGrid]:
+            found = function(config, media)
+            if not isinstance(found, list | tuple) or not all(isinstance(one, ImageGrid) for one in found):
+                raise VlmpruneError(
+                    f"grids of the family {model_type!r} returned {found!r:.60}; return a list with one ImageGrid per "
+                    "image of the prompt."
+                )
+            return list(found)
+
+        FAMILIES[model_type] = Family(model_type, checked, **options)
+        return function
+
+    if grids is None:
+        return add
+    add(grids)
+    return FAMILIES[model_type]
 
 
 _PARALLEL = {
@@ -58,8 +112,8 @@ def inner_model(model: Any) -> Any:
             raise UnsupportedModelError(
                 f"{kind.__name__} cannot be wrapped, only the model in it; {_PARALLEL[kind.__name__]}."
             )
+    # torch.compile's, which shows the model's own attributes too.
     if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):
-        # torch.compile's module, which shows the model's own attributes too.
         return inner_model(model._orig_mod)
     return inner_model(model.get_base_model()) if hasattr(model, "get_base_model") else model
 
@@ -80,5 +134,10 @@ def family_of(model: Any) -> Family:
         raise UnsupportedModelError(
             f"A {type(model).__name__} has no language-model head or no vision part; load it as an image-text-to-text "
             f"model ({supported})."
+        )
+    if not hasattr(model.base_model, family.vision):
+        raise UnsupportedModelError(
+            f"The family {family.model_type!r} has vision={family.vision!r}, which a {type(model.base_model).__name__} "
+            "does not have; register it with the attribute that holds the vision tower."
         )
     return family

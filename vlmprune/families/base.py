@@ -6,12 +6,13 @@ Shapes: B batch, S sequence, V visual tokens of a sample.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..errors import VlmpruneError, nearest
 from ..flow.locate import ImageGrid, SampleLayout
 
 
@@ -36,6 +37,9 @@ class Media:
         return [] if value is None else torch.as_tensor(value).reshape(-1, torch.as_tensor(value).shape[-1]).tolist()
 
 
+Grids = Callable[[Any, Media], list[ImageGrid]]
+
+
 @dataclass(frozen=True)
 class Family:
     """One model family.
@@ -57,7 +61,7 @@ class Family:
     """
 
     model_type: str
-    grids: Callable[[Any, Media], list[ImageGrid]]
+    grids: Grids
     text_model: str = "language_model"
     vision: str = "vision_tower"
     cross_layouts: Callable[[Any, Media], list[SampleLayout]] | None = None
@@ -122,3 +126,22 @@ def fixed_images(media: Media, tokens: int) -> int:
     """How many images a prompt has in a family with a fixed number of tokens an image."""
     assert media.visual is not None
     return int(media.visual.sum()) // tokens
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Check the options of a family that a user declares.
+
+    Raises:
+        VlmpruneError: an unknown option, or a value of another type than the default's.
+    """
+    defaults = {option.name: option.default for option in fields(Family) if option.default is not MISSING}
+    for name, value in options.items():
+        if name not in defaults:
+            raise VlmpruneError(f"A family has no option {name!r}; {nearest(name, defaults)}")
+        default = defaults[name]
+        if default is None and not (value is None or callable(value)):
+            raise VlmpruneError(f"{name}={value!r:.60} is no function; pass one, or leave {name} out.")
+        if default is not None and not isinstance(value, type(default)):
+            raise VlmpruneError(f"{name}={value!r:.60} is no {type(default).__name__}; the default is {default!r}.")
+    if options.get("pixel_axis", "image") not in ("image", "sample"):
+        raise VlmpruneError(f"pixel_axis={options['pixel_axis']!r:.60} is unknown; use 'image' or 'sample'.")

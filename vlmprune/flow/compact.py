@@ -1,6 +1,6 @@
-"""Compact: a keep mask becomes a gather index, and tensors of a ragged batch are gathered, re-padded left.
+"""Compact: a keep mask becomes the gather index of a ragged batch, re-padded left (the gather itself: `ops/gather.py`).
 
-Shapes: B batch, S sequence before, C sequence after (the longest row's kept tokens), H heads, D width.
+Shapes: B batch, S sequence before, C sequence after (the longest row's kept tokens).
 """
 
 from __future__ import annotations
@@ -57,16 +57,3 @@ def compaction(keep: Tensor) -> Compaction:
     # left-padded, so that `logits[:, -1]` is still the last prompt token.
     index = torch.sort(keep.int(), dim=1, stable=True).indices[:, -longest:]
     return Compaction(index, torch.gather(keep, 1, index), min(lengths) != longest)
-
-
-def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """Rows of [..., B or 1, S, D] at `index` [B, C]: [..., B, C, D]."""
-    batch, length = index.shape
-    shape = (*tensor.shape[:-3], batch, length, tensor.shape[-1])
-    index = index.to(tensor.device).view(*(1,) * (tensor.dim() - 3), batch, length, 1).expand(shape)
-    return torch.gather(tensor.expand(*shape[:-2], *tensor.shape[-2:]), -2, index)
-
-
-def gather_positions(tensor: Tensor, index: Tensor) -> Tensor:
-    """Entries of [..., B or 1, S] at `index` [B, C]: [..., B, C]."""
-    return gather_rows(tensor.unsqueeze(-1), index).squeeze(-1)

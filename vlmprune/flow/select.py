@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..ops import top_k
+from ..ops.top_k import top_k
 from .locate import ImageSpan, SampleLayout
 
 UNRANKED = -(1 << 62)  # no index that a method could mean: stands for those of scores that hold NaN

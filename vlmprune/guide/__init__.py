@@ -2,3 +2,5 @@
 
 Read `runner` (what the guide does), `inputs` and `vision` (what the two models share), `session` (the large model).
 """
+
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from ..accounting.scores import sureness
 from ..attention.importance import ImportanceWatcher
 from ..attention.sink_observer import VisualSinkWatcher
-from ..families import family_of
+from ..errors import VlmpruneError
+from ..families import family_of, inner_model
 from ..flow.locate import SampleLayout
 from ..hf.arguments import on
 from ..methods.guided import Guided
@@ -64,6 +65,30 @@ class Guidance:
         if self.confidence is None or self.consistency is None:
             return None
         return [sureness(*pair) for pair in zip(self.confidence, self.consistency, strict=True)]
+
+
+def guide_for(method: Guided, model: Any) -> Guide:
+    """The guide of a method on this model, made ready.
+
+    Raises:
+        VlmpruneError: it is `model` itself where the method wants another one, or unsupported.
+    """
+    settings = method.guide_settings()
+    if settings.runner is not None:
+        guide: Guide = settings.runner
+        return guide
+    plain = model if settings.model is None else inner_model(settings.model)
+    if settings.model is not None and plain is model:
+        raise VlmpruneError(
+            "The guide is the model itself; pass a smaller model as guide, or use the method 'fastv-oracle'."
+        )
+    return Guide(
+        plain,
+        steps=settings.steps,
+        normalise=settings.normalise,
+        check=settings.check,
+        exclude_sinks=settings.exclude_sinks,
+    )
 
 
 class _Confidence(LogitsProcessor):

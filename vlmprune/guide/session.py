@@ -28,7 +28,7 @@ from ..methods.guided import Guided
 from ..runtime.output_rows import Asked
 from ..runtime.session import Session
 from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples
-from .runner import Guidance
+from .runner import Guidance, Guide
 from .vision import SharedTower, VisionMemo
 
 # What the guide takes over from a call's settings, or from the model's own.
@@ -41,20 +41,29 @@ class GuidedSession(Session):
     """A `Session` whose pruner, alone or in a list, is ranked by a guide.
 
     Args:
-        processor: the model's, where known; needed to hand over the answers of a guide with another tokenizer.
+        guide: made ready by `guide_for`. processor: the model's, where known; needed to hand over the answers of a
+            guide with another tokenizer.
     Raises:
         VlmpruneError: guide and model do not fit, or a processor is missing.
     """
 
     def __init__(
-        self, model: Any, family: Family, method: Method, watchers: Sequence[Watcher] = (), processor: Any = None
+        self,
+        model: Any,
+        family: Family,
+        method: Method,
+        watchers: Sequence[Watcher] = (),
+        *,
+        guide: Guide,
+        processor: Any = None,
     ) -> None:
         super().__init__(model, family, method, watchers)
         guided = next(part for part in parts_of(method) if isinstance(part, Guided))
-        self.guide = guided.make_guide(model)
+        settings = guided.guide_settings()
+        self.guide = guide
         self.processor = processor
-        self.guide_processor = guided.guide_processor
-        self.exit_at = guided.exit_at
+        self.guide_processor = settings.processor
+        self.exit_at = settings.exit_at
         self.same = same_inputs(model, self.guide.model) and same_vocabulary(processor, self.guide_processor)
         if not self.same and self.guide_processor is None:
             raise VlmpruneError(

@@ -12,19 +12,19 @@ from .format import milliseconds
 
 
 @dataclass
-class Contender:
-    """A model under a method, and what came of its runs: one list of answers and one report a run."""
+class MethodRun:
+    """A model under a method, and what came of its runs: one list of answers and one report per run."""
 
-    method_name: str
-    keep: str
     model: Any
     processor: Any
     method: Any
+    name: str = ""
+    keep: str = ""
     answers: list[list[str]] = field(default_factory=list)
     reports: list[Any] = field(default_factory=list)
 
-    def run(self, images: Sequence[Any], questions: Sequence[str], *, record: bool, **generation: Any) -> None:
-        """Answer one batch, greedily; a picture that is None is left out of its prompt."""
+    def answer(self, images: Sequence[Any], questions: Sequence[str], **generation: Any) -> tuple[list[str], Any]:
+        """The greedy answers to one batch and its report; an image that is None is left out of its prompt."""
         import vlmprune
 
         generation["do_sample"] = False
@@ -33,9 +33,7 @@ class Contender:
                 answers = [pruned.ask(images[0], questions[0], **generation).text]
             else:
                 answers = _ask_batch(pruned, self.processor, images, questions, generation)
-            if record:
-                self.answers.append(answers)
-                self.reports.append(pruned.report)
+            return answers, pruned.report
 
     def seconds(self, stage: str = "total") -> float:
         """Median over the runs, per prompt."""
@@ -61,12 +59,13 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    from ..api import batched, conversation
     from ..hf.arguments import on
+    from ..inputs.chat import batched, user_turn
 
-    shown = [[] if image is None else [image] for image in images]
-    talks = [conversation(pictures, question) for pictures, question in zip(shown, questions, strict=True)]
-
+    talks = [
+        user_turn([] if image is None else [image], question)
+        for image, question in zip(images, questions, strict=True)
+    ]
     inputs = on(pruned.model, batched(processor, talks))
     with torch.no_grad():
         out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
@@ -74,16 +73,19 @@ def _ask_batch(
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def in_turns(
-    contenders: Sequence[Contender],
+def interleaved(
+    runs: Sequence[MethodRun],
     batches: Sequence[tuple[Sequence[Any], Sequence[str]]],
     step: Callable[[], None] = lambda: None,
     **generation: Any,
 ) -> None:
-    """Every contender answers the first batch once unrecorded, to warm up; then all answer each batch in turn."""
-    for warm_up, batch in [(True, batches[0]), *((False, batch) for batch in batches)]:
-        for contender in contenders:
-            contender.run(*batch, record=not warm_up, **generation)
+    """Every run answers the first batch once unrecorded, to warm up; then all answer each batch in turn."""
+    for number, batch in enumerate([batches[0], *batches]):
+        for run in runs:
+            answers, report = run.answer(*batch, **generation)
+            if number > 0:
+                run.answers.append(answers)
+                run.reports.append(report)
             step()
 
 
@@ -93,10 +95,10 @@ def backend(model: Any) -> str:
     return f"{getattr(model.config, '_attn_implementation', None) or 'eager'} attention, {precision}, {model.device}"
 
 
-def stage_cell(contender: Contender, stage: str) -> str:
+def stage_cell(run: MethodRun, stage: str) -> str:
     """A stage's median time, or a dash when it did not take place."""
-    present = any(stage in report.seconds for report in contender.reports)
-    return milliseconds(contender.seconds(stage)) if present else "-"
+    present = any(stage in report.seconds for report in run.reports)
+    return milliseconds(run.seconds(stage)) if present else "-"
 
 
 def at_least_one(option: str, value: int) -> int:

@@ -1,4 +1,4 @@
-"""Loading what ``--model`` and ``--guide`` name, and making a method from the command's options."""
+"""Loading what ``--model`` and ``--guide`` name, and making a method or a captioner from the command's options."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import VlmpruneError, nearest
 from .format import note
+
+if TYPE_CHECKING:
+    from ..captioner import PatchCaptioner
 
 BUNDLED_LARGE, BUNDLED_SMALL = "the bundled large model", "the bundled small model"
 PACKAGE = Path(__file__).parents[1]
@@ -39,6 +42,7 @@ def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool
     import torch
 
     import vlmprune
+    from vlmprune import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 
     if model is None:
         if "OMP_NUM_THREADS" not in os.environ:
@@ -59,8 +63,7 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from ..inputs import load_processor
-    from ..inputs.processor import reason
+    from ..inputs.processor import load_processor, reason
 
     path = Path(name).expanduser()
     if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
@@ -85,7 +88,7 @@ def method_class(name: str) -> type:
     """The registered class behind a name; a mistyped one is answered with the nearest."""
     import vlmprune
 
-    known = vlmprune.methods()
+    known = vlmprune.list_methods()
     if name not in known:
         raise VlmpruneError(f"there is no method {name!r}; {nearest(name, known)}")
     return known[name]
@@ -114,6 +117,22 @@ def make(name: str, models: Models | None = None, **given: Any) -> Any:
         if models.small_processor is not models.processor:
             options |= {"guide_processor": models.small_processor}
     return method_class(name)(**options)
+
+
+def build_captioner(
+    models: Models, method: Any, aggregator: Any, changes: dict[str, Any], seed: int
+) -> PatchCaptioner:
+    """The captioner over the wrapped model; a family without an adapter runs unwrapped where nothing is pruned."""
+    import vlmprune
+
+    from ..captioner import BUNDLED_CONFIG, CaptionConfig
+
+    supported = models.model.config.model_type in vlmprune.list_families()
+    plain = isinstance(method, vlmprune.Unpruned) and not supported
+    wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
+    config = BUNDLED_CONFIG if models.bundled else CaptionConfig()
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    return vlmprune.PatchCaptioner(wrapped, models.processor, aggregator=aggregator, config=config, seed=seed)
 
 
 @contextmanager

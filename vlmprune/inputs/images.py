@@ -1,4 +1,4 @@
-"""Reading a picture from a file as a person sees it; everything wrong with the file is said in one sentence."""
+"""Reading an image from a file as a person sees it; everything wrong with the file is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def unreadable(name: str, error: Exception) -> VlmpruneError:
     return VlmpruneError(f"{name!r} cannot be read as an image ({reason}); check the file")
 
 
-def picture(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """The image in a file as a person sees it: turned as its EXIF tag says, transparency on white, RGB."""
     if path.suffix.lower() in _VIDEOS:
         raise VlmpruneError(VIDEO)
@@ -71,7 +71,7 @@ def picture(path: Path) -> Image.Image:
 def decoded(
     source: Path | IO[bytes], name: str, *, most_pixels: int | None = None, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
-    """The image in a file or in bytes, as `picture` shows it.
+    """The image in a file or in bytes, as `read_image` shows it.
 
     Args:
         name: what messages call it. most_pixels: refuse larger ones before they are unpacked; Pillow's limit unless
@@ -83,7 +83,7 @@ def decoded(
     too_large = f"{name!r} has more than {limit:,} pixels; make it smaller first"
     try:
         with warnings.catch_warnings():
-            # Pillow only warns between one and two times its limit; such a picture fills the memory all the same.
+            # Pillow only warns between one and two times its limit; such an image fills the memory all the same.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=formats) as opened:
                 if limit is not None and opened.width * opened.height > limit:
@@ -155,7 +155,7 @@ def _turned(image: Image.Image) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
             return image  # transposing would copy it, and one of 24 megapixels takes 96 MB
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block raises whatever its bytes lead to, and the picture is good without it
+    except Exception:  # a damaged EXIF block raises whatever its bytes lead to, and the image is good without it
         return image
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.utils import PushToHubMixin, cached_file
 
+from .. import hf  # noqa: F401  # before AutoProcessor, to hide a torchvision that does not load
 from ..errors import VlmpruneError
 
 CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "config.json")

@@ -22,10 +22,10 @@ IMAGE_MARK = "<image>"  # some tasks write it into their questions; the chat tem
 
 def manifest() -> ModelManifest:
     """What the entry point hands to lmms-eval's registry."""
-    return ModelManifest("vlmprune", simple_class_path=f"{__name__}.PrunedModel")
+    return ModelManifest("vlmprune", simple_class_path=f"{__name__}.LmmsModel")
 
 
-class PrunedModel(lmms):
+class LmmsModel(lmms):
     """A wrapped model that answers lmms-eval's requests one by one.
 
     Args:

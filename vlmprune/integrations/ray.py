@@ -50,12 +50,13 @@ def map_images(
     """
     from ..harness.models import make
     from ..methods.base import Method
+    from ..methods.guided import Guided
 
     if isinstance(method, str):
         make(method, **options)  # said here, and not by an actor
     elif not isinstance(method, Method) or options:
         raise VlmpruneError(f"method={method!r:.80} is no name of a method with options, and no method object alone.")
-    elif getattr(method, "guide", None) is not None:
+    elif isinstance(method, Guided) and method.guide_settings().model is not None:
         raise VlmpruneError("A guide does not travel with a method object; pass method='sgl', guide=ID_OR_DIR.")
     settings = {
         "model": model, "guide": guide, "method": method, "options": options, "image": image, "question": question,
@@ -118,7 +119,7 @@ class Asker:
     """One actor of `map_images`: loads the models on its own machine, then answers batch after batch."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        from ..harness.measure import Contender
+        from ..harness.measure import MethodRun
         from ..harness.models import load_models, make
 
         self.settings = settings
@@ -126,7 +127,7 @@ class Asker:
         method = settings["method"]
         if isinstance(method, str):
             method = make(method, models, **settings["options"])
-        self.contender = Contender("", "", models.model, models.processor, method)
+        self.run = MethodRun(models.model, models.processor, method)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Columns in, the same columns and the answers out."""
@@ -139,18 +140,14 @@ class Asker:
             except VlmpruneError as error:
                 errors[row] = str(error)
         if usable:
-            contender = self.contender
-            contender.answers.clear()
-            contender.reports.clear()
-            contender.run(
-                [picture for _, picture in usable],
+            texts, report = self.run.answer(
+                [image for _, image in usable],
                 [str(questions[row]) for row, _ in usable],
-                record=True,
                 max_new_tokens=self.settings["max_new_tokens"],
             )
-            report = json.dumps(contender.reports[0].to_dict())
-            for (row, _), answer in zip(usable, contender.answers[0], strict=True):
-                answers[row], reports[row] = answer, report
+            described = json.dumps(report.to_dict())
+            for (row, _), text in zip(usable, texts, strict=True):
+                answers[row], reports[row] = text, described
         return {**batch, "answer": answers, "report": reports, "error": errors}
 
 
@@ -162,10 +159,10 @@ def read(value: Any) -> Any:
     """
     from PIL import Image
 
-    from ..inputs.images import as_rgb, decoded, picture
+    from ..inputs.images import as_rgb, decoded, read_image
 
     if isinstance(value, str):
-        return picture(Path(value))
+        return read_image(Path(value))
     if isinstance(value, bytes):
         return decoded(io.BytesIO(value), "the picture")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +16,8 @@ from ..attention.probe import AttentionCall
 from ..errors import VlmpruneError
 from ..flow.sinks import check_share
 from ..hf.arguments import host_copies
-from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, row_chunks, weighted_values
+from ..ops.attention_rows import row_chunks
+from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, weighted_values
 from .base import Intervention
 
 if TYPE_CHECKING:
@@ -83,8 +85,8 @@ class ACT(Intervention):
         Raises:
             VlmpruneError: no data, no processor, or a file of another run.
         """
-        from ..calibrate.act_heads import calibrate  # it needs `wrap`, which needs this file
-
+        # By name: it needs `wrap`, which needs this file.
+        calibrate = resolve_name("vlmprune.calibrate.act_heads:calibrate")
         return calibrate(self, model, data, processor, path, score, generation_kwargs)
 
 
@@ -145,7 +147,7 @@ class ActEditor(Editor):
         held = columns.real.shape[1]
         sums: Tensor | float = 0.0
         seen: Tensor | float = 0.0
-        for _, rows in row_chunks(part, 0):
+        for _, rows in row_chunks(part.query, part.key, 0):
             asked = columns.real[:, None, rows[0], None]
             sums = sums + part.weights(rows)[..., :held].masked_fill(~asked, 0.0).sum(dim=2)
             seen = seen + (part.visible(rows)[..., :held] & asked).sum(dim=2)
@@ -157,7 +159,7 @@ class ActEditor(Editor):
     def _edit(self, part: AttentionCall, output: Tensor, sinks: Tensor, layer: int, real: Tensor | None) -> Tensor:
         output = own_copy(output)
         heads = None if part.query.shape[1] == output.shape[2] else self.heads[layer]
-        for start, rows in row_chunks(part, 0):
+        for start, rows in row_chunks(part.query, part.key, 0):
             weights = part.weights(rows, gradient=torch.is_grad_enabled())
             if real is not None:  # rows of padding may hold NaN
                 weights = weights.masked_fill(~real[:, None, rows[0], None], 0.0)

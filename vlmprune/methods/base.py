@@ -164,9 +164,10 @@ class Pruner(Method):
     keep: float | int = 0.25
     layer: int | float = 0
     positions: str = field(default="original", kw_only=True)
+    # Whether a method that reads attention is told the visual sinks; no field, since methods may make it an option.
+    exclude_sinks = False
     # What the method looks at beside the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
-    exclude_sinks: ClassVar[bool] = False  # of those that read attention: tell them the visual sinks; may be an option
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart

@@ -22,11 +22,13 @@ def check_names(cls: type[Any], base: type[Any]) -> None:
     Raises:
         VlmpruneError: a name nearly like one of the base, or a declaration of another type than the base's.
     """
-    body: dict[str, Any] = {**dict.fromkeys(inspect.get_annotations(cls)), **vars(cls)}
+    options = inspect.get_annotations(cls)
+    body: dict[str, Any] = {**dict.fromkeys(options), **vars(cls)}
     inherited = {name for part in cls.__mro__[1:] for name in vars(part)}
     words = [name for name in dir(base) if not name.startswith("_") and callable(getattr(base, name))]
     for name, value in body.items():
-        if name in FLAGS and not isinstance(value, bool):
+        flag = name in FLAGS or (name in SWITCHES and name not in options)  # an option's value comes later
+        if flag and not isinstance(value, bool):
             raise VlmpruneError(f"{cls.__name__} declares {name} = {value!r}; make it True or False.")
         if name.startswith("_") or name in inherited or name in SWITCHES:
             continue

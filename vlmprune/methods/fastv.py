@@ -26,7 +26,7 @@ class FastV(Pruner):
     name: ClassVar[str] = "fastv"
     reads_attention: ClassVar[bool] = True
     layer: int | float = 2
-    exclude_sinks: bool = False  # type: ignore[misc]  # an option of this method
+    exclude_sinks: bool = False
 
     def score(self, prompt: PruningContext) -> list[Tensor]:
         assert prompt.attention is not None, "the session probes every method that sets reads_attention"

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-from .guided import Guided
-
-if TYPE_CHECKING:
-    from ..guide.runner import Guide
+from .guided import Guided, GuideSettings
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,5 @@ class FastVOracle(Guided):
 
     name: ClassVar[str] = "fastv-oracle"
 
-    def make_guide(self, model: Any) -> Guide:
-        from ..guide.runner import Guide
-
-        return Guide(model, check=False)
+    def guide_settings(self) -> GuideSettings:
+        return GuideSettings(check=False)

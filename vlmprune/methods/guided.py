@@ -14,6 +14,27 @@ from .base import Pruner, PruningContext
 
 
 @dataclass(frozen=True)
+class GuideSettings:
+    """What a guided method says about its guide; `vlmprune.guide.runner.guide_for` makes it ready to run.
+
+    `model`: the guide, None = the pruned model itself. `processor`: the guide's, where it is not the model's.
+    `exit_at`: S from which the guide's answer is taken, None = never. `steps`: rank from at most this many of its
+    tokens, None = all. `check`: whether to measure consistency; `normalise`: as the geometric mean of the answer
+    tokens' probabilities, else their product. `exclude_sinks`: give the guide's visual sinks no importance. `runner`: a
+    `Guide` that is ready already.
+    """
+
+    model: Any = None
+    processor: Any = None
+    exit_at: float | None = None
+    steps: int | None = None
+    check: bool = True
+    normalise: bool = True
+    exclude_sinks: bool = False
+    runner: Any = None
+
+
+@dataclass(frozen=True)
 class Guided(Pruner):
     """Keeps the visual tokens of highest `PruningContext.importance`, which the session was given for this prompt.
 
@@ -23,8 +44,6 @@ class Guided(Pruner):
 
     reads_question: ClassVar[bool] = True
     layer: int | float | None = None  # type: ignore[assignment]  # None is a rule, not a layer
-    exit_at: ClassVar[float | None] = None  # where a guide may answer alone: how sure it has to be
-    guide_processor: ClassVar[Any] = None  # the guide's, where it is not the model's
 
     def check_layer(self) -> None:
         if self.layer is not None:
@@ -54,6 +73,6 @@ class Guided(Pruner):
         """How many visual tokens each sample keeps."""
         return [sum(count_for(self.keep, span.count) for span in layout.images) for layout in layouts]
 
-    def make_guide(self, model: Any) -> Any:
-        """The model whose attention ranks the visual tokens of `model`, as a `vlmprune.guide.runner.Guide`."""
-        raise NotImplementedError(f"{type(self).__name__} needs make_guide()")
+    def guide_settings(self) -> GuideSettings:
+        """The model whose attention ranks the visual tokens, and how it is run."""
+        raise NotImplementedError(f"{type(self).__name__} needs guide_settings()")

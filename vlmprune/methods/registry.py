@@ -52,7 +52,7 @@ BUILT_IN: tuple[type[Method], ...] = (
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in BUILT_IN}
 
 
-def methods() -> dict[str, type[Method]]:
+def list_methods() -> dict[str, type[Method]]:
     """Every registered method by name (a copy)."""
     return dict(_methods)
 
@@ -64,7 +64,7 @@ def register_method(name: str, method: M | None = None) -> M | Callable[[M], M]:
         name: lower-case letters, digits, `_` and `-`, starting with a letter; not taken yet.
         method: a subclass of `Pruner` or of another `Method`.
     Raises:
-        VlmpruneError: a bad or taken name, or no method class.
+        VlmpruneError: a bad or taken name, no method class, or one that has a name already.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
         raise VlmpruneError(
@@ -74,8 +74,10 @@ def register_method(name: str, method: M | None = None) -> M | Callable[[M], M]:
         raise VlmpruneError(f"A method named {name!r} is registered already; choose another name.")
 
     def add(cls: M) -> M:
-        if not (isinstance(cls, type) and issubclass(cls, Method)):
+        if not (isinstance(cls, type) and issubclass(cls, Method)) or cls.__module__ == Method.__module__:
             raise VlmpruneError(f"{cls!r} is no method class; derive it from vlmprune.Pruner.")
+        if cls in _methods.values():  # its `name` is one
+            raise VlmpruneError(f"{cls.__name__} is registered already as {cls.name!r}; use that name or a subclass.")
         check_options(cls, Method)
         cls.name = name
         _methods[name] = cls

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from pkgutil import resolve_name
+from typing import Any, ClassVar
 
 from ..errors import VlmpruneError
-from .guided import Guided
-
-if TYPE_CHECKING:
-    from ..calibrate.exit_threshold import Calibration
-    from ..guide.runner import Guide
+from .guided import Guided, GuideSettings
 
 
 @dataclass(frozen=True, init=False)
@@ -39,9 +36,9 @@ class SGL(Guided):
     name: ClassVar[str] = "sgl"
     # Fields for repr, comparison and the report; the constructor below takes the guide first.
     guide: Any = None
-    exit_at: float | None = None  # type: ignore[misc]  # options here, constants of other methods
-    guide_processor: Any = None  # type: ignore[misc]
-    exclude_sinks: bool = False  # type: ignore[misc]
+    exit_at: float | None = None
+    guide_processor: Any = None
+    exclude_sinks: bool = False
     normalise_consistency: bool = True
     guide_steps: int | None = None
 
@@ -76,29 +73,20 @@ class SGL(Guided):
         if self.guide is None or isinstance(self.guide, str):
             raise VlmpruneError(f"guide={self.guide!r} is no model; pass a loaded small vision-language model.")
 
-    def make_guide(self, model: Any) -> Guide:
-        """The small model made ready.
-
-        Raises:
-            VlmpruneError: it is `model` itself, or unsupported.
-        """
-        from ..families import inner_model
-        from ..guide.runner import Guide
-
-        plain = inner_model(self.guide)
-        if plain is model:
-            raise VlmpruneError(
-                "The guide is the model itself; pass a smaller model as guide, or use the method 'fastv-oracle'."
-            )
-        return Guide(
-            plain,
-            steps=self.guide_steps,
+    def guide_settings(self) -> GuideSettings:
+        return GuideSettings(
+            self.guide,
+            self.guide_processor,
+            self.exit_at,
+            self.guide_steps,
             normalise=self.normalise_consistency,
             exclude_sinks=self.exclude_sinks,
         )
 
-    def calibrate(self, model: Any, data: Iterable[Any], **options: Any) -> Calibration:
-        """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.calibrate.exit_threshold.calibrate`."""
-        from ..calibrate.exit_threshold import calibrate
+    def calibrate(self, model: Any, data: Iterable[Any], **options: Any) -> Any:
+        """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.calibrate.exit_threshold.calibrate`.
 
-        return calibrate(self, model, data, **options)
+        Returns:
+            A `vlmprune.calibrate.exit_threshold.Calibration`; its `method` is the one to use.
+        """
+        return resolve_name("vlmprune.calibrate.exit_threshold:calibrate")(self, model, data, **options)

@@ -40,7 +40,7 @@ class SparseVLM(Pruner):
     name: ClassVar[str] = "sparsevlm"
     reads_attention: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
-    layer: int | float = 2 / 32
+    layer: int | float = 0.0625  # before layer 2 of 32
 
     def layer_index(self, layers: int) -> int:
         # As a share the first stage of a shallow model would be layer 0, before which there is no attention.

@@ -28,7 +28,7 @@ class VisionZip(Merging):
     """
 
     name: ClassVar[str] = "visionzip"
-    contextual: float = 10 / 64
+    contextual: float = 0.15625  # 10 of 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,8 @@
-"""Compile every Triton kernel ahead of time, without a GPU, and read what the compiler says it needs.
+"""Compile every Triton kernel ahead of time, without a GPU, and report the resources that each one needs.
 
     python -m vlmprune.ops.aot --out budget.json
 
-Registers and spills come from the log of ptxas, shared memory from Triton.
+Registers and spills are read from the log of ptxas, shared memory from Triton.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ def variants() -> list[Variant]:
     found = []
     for dtype in ("bf16", "fp16", "fp32"):
         states = dict.fromkeys(("hidden", "cos", "sin", "out_hidden", "out_cos", "out_sin"), f"*{dtype}")
-        whole = dict.fromkeys(("positions", "out_positions", "mask", "out_mask", "index", "inner"), "*i64")
+        whole = dict.fromkeys(("position_ids", "out_position_ids", "mask", "out_mask", "index", "inner"), "*i64")
         constants = {
             "ROTARY_AXES": 1, "POSITION_AXES": 1, "HAS_MASK": True, "BLOCK": LARGEST_ROW, "BLOCK_R": 128,
-            "hidden_d": 1, "cos_d": 1, "sin_d": 1, "positions_s": 1, "mask_s": 1,
+            "hidden_d": 1, "cos_d": 1, "sin_d": 1, "position_ids_s": 1, "mask_s": 1,
         }  # fmt: skip
         found.append(Variant(f"compact {dtype}", compact_kernel, states | whole | {"real": "*u8"}, constants))
     caches = dict.fromkeys(("key", "value", "out_key", "out_value"), "*bf16") | {"index": "*i64"}
     constants = {"BLOCK_C": BLOCK_SLOTS, "BLOCK_D": 128, "key_d": 1, "value_d": 1}
     found.append(Variant("compact_kv bf16", compact_kv_kernel, caches, constants))
     for dtype, width, masked in (("bf16", 80, False), ("bf16", 128, False), ("bf16", 128, True), ("fp32", 128, False)):
-        types = _scores(dtype) | {"tops": "*fp32", "sums": "*fp32"} | ({"mask": "*u8"} if masked else {})
+        types = _scores(dtype) | {"part_max": "*fp32", "part_sum": "*fp32"} | ({"mask": "*u8"} if masked else {})
         tiles = tile(dtype == "fp32", BLOCK_N)
         warps = tiles.pop("num_warps")
         constants = _attention(dtype, width, MASK=2 if masked else 0, PARTS=SPLITS, BLOCK_M=BLOCK_M, **tiles)
@@ -99,7 +99,7 @@ def variants() -> list[Variant]:
 
 
 def compiled(variant: Variant, architecture: int) -> dict[str, int]:
-    """Compile to a cubin: its registers a thread, shared memory in bytes, spilled bytes, and size.
+    """Compile to a cubin: registers per thread, shared memory in bytes, spilled bytes, and size.
 
     Args:
         architecture: compute capability times 10, as 80 or 90.
@@ -108,7 +108,7 @@ def compiled(variant: Variant, architecture: int) -> dict[str, int]:
     signature = {
         name: "constexpr" if name in variant.constants else variant.types.get(name, "i32") for name in kernel.arg_names
     }
-    # As the launcher finds out: memory is aligned to 16 bytes, and widths and strides of states are multiples of 16.
+    # As the launcher specialises: memory is aligned to 16 bytes, and widths and strides of states are multiples of 16.
     aligned = [["tt.divisibility", 16]]
     attributes = {
         (i,): aligned
@@ -122,10 +122,10 @@ def compiled(variant: Variant, architecture: int) -> dict[str, int]:
         triton.knobs.nvidia.dump_ptxas_log = True
         options = {"enable_fp_fusion": True, "num_warps": variant.warps}
         built = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    told = log.getvalue()
-    registers = re.search(r"Used (\d+) registers", told)
-    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", told)
-    assert registers is not None and len(spills) == 2, told
+    output = log.getvalue()
+    registers = re.search(r"Used (\d+) registers", output)
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", output)
+    assert registers is not None and len(spills) == 2, output
     return {
         "registers": int(registers[1]),
         "shared": built.metadata.shared,

@@ -1,9 +1,11 @@
-"""Softmax attention of chosen query rows: a pure function of what an attention kernel is given.
+"""Softmax attention of chosen query rows: a pure function of the inputs of an attention kernel.
 
 Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,13 +14,25 @@ LEAST_ROOM = 1 << 20  # weights computed at a time, in elements: 4 MiB
 
 
 def rows_at_once(query: Tensor, key: Tensor) -> int:
-    """How many query rows' weights take no more room than the call's output.
+    """How many query rows can be processed at a time before their weights need more memory than the call's output.
 
-    A long question on a long prompt would otherwise need as much memory as the attention map that is to be avoided.
+    Otherwise a long question on a long prompt would need as much memory as the full attention map.
     """
     batch, heads, queries, width = query.shape
     room = max(LEAST_ROOM, batch * heads * queries * width)
     return max(1, room // (batch * heads * key.shape[2]))
+
+
+def row_chunks(query: Tensor, key: Tensor, start: int) -> Iterator[tuple[int, Tensor]]:
+    """Query rows start..S-1 of every sample in chunks: (number of the first row, rows [B, R]).
+
+    A chunk's weights need no more memory than the output. The first number is a host integer, so that no caller has
+    to synchronise to read it.
+    """
+    batch, queries = len(query), query.shape[2]
+    step = rows_at_once(query, key)
+    for at in range(start, queries, step):
+        yield at, torch.arange(at, min(queries, at + step), device=query.device).expand(batch, -1)
 
 
 def attention_rows(
@@ -37,10 +51,10 @@ def attention_rows(
 
     Args:
         query: [B, H, S, D], rotary embedding applied. key: [B, H or fewer (grouped), T, D].
-        mask: what the kernel got: 4-D bool (True = visible) or additive [B or 1, 1 or H, S, >= T], 2-D [B, T]
+        mask: as the kernel gets it: 4-D bool (True = visible) or additive [B or 1, 1 or H, S, >= T], 2-D [B, T]
             padding mask (FlashAttention), or None.
         rows: [B, R] query positions 0..S-1.
-        causal: whether rows see only keys up to themselves where the mask does not say so (None or 2-D).
+        causal: whether rows see only keys up to themselves where the mask does not encode it (None or 2-D).
         window: sliding window of kernels that apply it themselves (2-D masks or None).
         learned_sinks: [H], a logit of every head beside those of the keys (GPT-OSS).
     Returns:
@@ -67,7 +81,7 @@ def attention_rows(
 def visible_keys(
     mask: Tensor | None, rows: Tensor, queries: int, keys: int, *, causal: bool = True, window: int | None = None
 ) -> Tensor:
-    """What a kernel lets query rows [B, R] see: [B, 1 or H, R, keys], bool (True = visible) or additive.
+    """Which keys a kernel shows to query rows [B, R]: [B, 1 or H, R, keys], bool (True = visible) or additive.
 
     The arguments are those of `attention_rows`.
     """

@@ -1,4 +1,4 @@
-"""Attention column sums: what chosen query rows attend to, without the attention map.
+"""Attention column sums: the attention that each key receives from chosen query rows, without the attention map.
 
 Shapes: B batch, S queries, T keys, H heads, G key heads, R chosen rows, D head width.
 """
@@ -31,7 +31,7 @@ def column_sums(
         weight: [B, R], how much each row counts; 1 where not given.
         mask, causal, softcap, window: as in `attention_rows`. A row that sees no key makes its sample NaN.
     """
-    plain_mask = mask is None or mask.dim() == 2 or mask.shape[1] == 1  # a mask of every head's own is rare
+    plain_mask = mask is None or mask.dim() == 2 or mask.shape[1] == 1  # per-head masks are rare
     given = [query, key, rows, *(t for t in (weight, mask) if t is not None)]
     if plain_mask and query.dtype == key.dtype and query.shape[-1] <= 256 and runs_triton(*given):
         from .column_sums_triton import column_sums as launch

@@ -1,7 +1,7 @@
-"""Triton kernels behind `column_sums.py`: softmax statistics by parts of the keys, then the columns.
+"""Triton kernels behind `column_sums.py`: softmax statistics for each part of the keys, then the column sums.
 
-One program a query head would walk all keys alone (32 programs on 132 processors at batch 1), so keys are split. Both
-passes read the keys; the second finds them in the cache (25 MB of keys at 3,000 tokens, 50 MB of L2 on an H100).
+One program per query head would leave most of a GPU idle (32 programs on 132 processors at batch 1), so keys are split.
+Both passes read the keys; the second hits the cache (25 MB of keys at 3,000 tokens, 50 MB of L2 on an H100).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 from .scores_triton import block_of_width, mask_arguments, masked_scores, precision_of, tile
 
 SPLITS = 64  # parts of the keys, at most
-BLOCK_M = 16  # query rows of a tile, the least that tensor cores take; FastV has one a head
+BLOCK_M = 16  # query rows of a tile, the minimum of tensor cores; FastV has one per head
 BLOCK_N = 64
 
 
 @triton.jit
 def statistics_kernel(
-    query, key, rows, mask, tops, sums,
+    query, key, rows, mask, part_max, part_sum,
     scaling, softcap, window, H, G, S, T, R, span,
     query_b, query_h, query_s, query_d, key_b, key_g, key_t, key_d, rows_b, mask_b, mask_s, mask_t,
     D: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
     PRECISION: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (part of the keys, batch and key head): largest score and sum of powers of every row in that part."""
+    """Program (part of the keys, batch and key head): row_max and row_sum of the softmax over that part."""
     part = tl.program_id(0)
     bg = tl.program_id(1).to(tl.int64)
     b, g = bg // G, bg % G
@@ -35,31 +35,31 @@ def statistics_kernel(
     for start in range(0, group * R, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         h = g * group + m // R
-        place = tl.load(rows + b * rows_b + m % R, mask=m < group * R, other=0)
-        q_at = query + b * query_b + h[:, None] * query_h + place[:, None] * query_s + d[None, :] * query_d
+        query_row = tl.load(rows + b * rows_b + m % R, mask=m < group * R, other=0)
+        q_at = query + b * query_b + h[:, None] * query_h + query_row[:, None] * query_s + d[None, :] * query_d
         q = tl.load(q_at, mask=(m < group * R)[:, None] & (d < D)[None, :], other=0.0)
-        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
+        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
         for n in range(part * span, tl.minimum((part + 1) * span, T), BLOCK_N):
             t = n + tl.arange(0, BLOCK_N)
             k_at = key + b * key_b + g * key_g + t[None, :].to(tl.int64) * key_t + d[:, None] * key_d
             k = tl.load(k_at, mask=(t < T)[None, :] & (d < D)[:, None], other=0.0)
             s = masked_scores(
-                q, k, b, place, t, (m < group * R)[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
+                q, k, b, query_row, t, (m < group * R)[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
                 scaling, softcap, window, S, T, MASK, CAUSAL, CAPPED, WINDOWED, PRECISION,
             )  # fmt: skip
-            higher = tl.maximum(top, tl.max(s, axis=1))
-            level = tl.where(higher == float("-inf"), 0.0, higher)  # -inf less -inf is NaN
-            total = total * tl.exp(top - level) + tl.sum(tl.exp(s - level[:, None]), axis=1)
-            top = higher
+            new_max = tl.maximum(row_max, tl.max(s, axis=1))
+            safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)  # -inf less -inf is NaN
+            row_sum = row_sum * tl.exp(row_max - safe_max) + tl.sum(tl.exp(s - safe_max[:, None]), axis=1)
+            row_max = new_max
         to = (bg * PARTS + part) * group * R + m
-        tl.store(tops + to, top, mask=m < group * R)
-        tl.store(sums + to, total, mask=m < group * R)
+        tl.store(part_max + to, row_max, mask=m < group * R)
+        tl.store(part_sum + to, row_sum, mask=m < group * R)
 
 
 @triton.jit
 def columns_kernel(
-    query, key, rows, weight, mask, tops, sums, out,
+    query, key, rows, weight, mask, part_max, part_sum, out,
     scaling, softcap, window, H, G, S, T, R,
     query_b, query_h, query_s, query_d, key_b, key_g, key_t, key_d, rows_b, weight_b, mask_b, mask_s, mask_t,
     D: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
@@ -75,27 +75,27 @@ def columns_kernel(
     parts = tl.arange(0, PARTS)
     k_at = key + b * key_b + g * key_g + t[None, :].to(tl.int64) * key_t + d[:, None] * key_d
     k = tl.load(k_at, mask=(t < T)[None, :] & (d < D)[:, None], other=0.0)
-    received = tl.zeros([BLOCK_N], tl.float32)
+    acc = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, group * R, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         h = g * group + m // R
-        place = tl.load(rows + b * rows_b + m % R, mask=m < group * R, other=0)
-        q_at = query + b * query_b + h[:, None] * query_h + place[:, None] * query_s + d[None, :] * query_d
+        query_row = tl.load(rows + b * rows_b + m % R, mask=m < group * R, other=0)
+        q_at = query + b * query_b + h[:, None] * query_h + query_row[:, None] * query_s + d[None, :] * query_d
         q = tl.load(q_at, mask=(m < group * R)[:, None] & (d < D)[None, :], other=0.0)
         s = masked_scores(
-            q, k, b, place, t, (m < group * R)[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
+            q, k, b, query_row, t, (m < group * R)[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
             scaling, softcap, window, S, T, MASK, CAUSAL, CAPPED, WINDOWED, PRECISION,
         )  # fmt: skip
         part_at = (bg * PARTS + parts[:, None]) * group * R + m[None, :]
-        part_tops = tl.load(tops + part_at, mask=(m < group * R)[None, :], other=0.0)
-        part_sums = tl.load(sums + part_at, mask=(m < group * R)[None, :], other=1.0)
-        top = tl.max(part_tops, axis=0)
-        total = tl.sum(part_sums * tl.exp(part_tops - top[None, :]), axis=0)
-        share = tl.exp(s - top[:, None]) / total[:, None]
+        partial_max = tl.load(part_max + part_at, mask=(m < group * R)[None, :], other=0.0)
+        partial_sum = tl.load(part_sum + part_at, mask=(m < group * R)[None, :], other=1.0)
+        row_max = tl.max(partial_max, axis=0)
+        row_sum = tl.sum(partial_sum * tl.exp(partial_max - row_max[None, :]), axis=0)
+        weights = tl.exp(s - row_max[:, None]) / row_sum[:, None]
         if WEIGHTED:
-            share *= tl.load(weight + b * weight_b + m % R, mask=m < group * R, other=0.0)[:, None]
-        received += tl.sum(tl.where((m < group * R)[:, None], share, 0.0), axis=0)
-    tl.store(out + bg * T + t, received, mask=t < T)
+            weights *= tl.load(weight + b * weight_b + m % R, mask=m < group * R, other=0.0)[:, None]
+        acc += tl.sum(tl.where((m < group * R)[:, None], weights, 0.0), axis=0)
+    tl.store(out + bg * T + t, acc, mask=t < T)
 
 
 def column_sums(
@@ -109,7 +109,7 @@ def column_sums(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """See `columns.column_sums`."""
+    """See `column_sums.column_sums`."""
     batch, heads, queries, width = query.shape
     groups, keys = key.shape[1:3]
     rows = rows.contiguous()
@@ -118,9 +118,9 @@ def column_sums(
     tiles = tile(query.dtype == torch.float32, BLOCK_N)
     block = tiles["BLOCK_N"]
     span = triton.cdiv(keys, SPLITS * block) * block
-    # Parts that no program fills (3,000 keys are 47 parts of 64) count nothing.
-    tops = query.new_full((batch * groups, SPLITS, read), float("-inf"), dtype=torch.float32)
-    sums = torch.zeros_like(tops)
+    # Unused parts (3,000 keys fill 47 of 64) contribute nothing.
+    part_max = query.new_full((batch * groups, SPLITS, read), float("-inf"), dtype=torch.float32)
+    part_sum = torch.zeros_like(part_max)
     out = query.new_empty(batch, groups, keys, dtype=torch.float32)
     kind, mask_given = mask_arguments(mask, batch, keys, query)
     shape = (scaling, softcap or 1.0, window or 0, heads, groups, queries, keys, rows.shape[1])
@@ -132,10 +132,10 @@ def column_sums(
     strides = (*query.stride(), *key.stride(), rows.stride(0))
     with torch.cuda.device_of(query):
         statistics_kernel[(triton.cdiv(keys, span), batch * groups)](
-            query, key, rows, mask_given[0], tops, sums, *shape, span, *strides, *mask_given[1:], **options
+            query, key, rows, mask_given[0], part_max, part_sum, *shape, span, *strides, *mask_given[1:], **options
         )
         columns_kernel[(triton.cdiv(keys, block), batch * groups)](
-            query, key, rows, weight, mask_given[0], tops, sums, out, *shape,
+            query, key, rows, weight, mask_given[0], part_max, part_sum, out, *shape,
             *strides, weight.stride(0), *mask_given[1:], WEIGHTED=weight is not rows, **options,
         )  # fmt: skip
     return out.sum(dim=1)

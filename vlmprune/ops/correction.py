@@ -1,39 +1,30 @@
-"""Changing attention weights after the fact: what an edited row's output differs by, without the attention map.
+"""Editing attention weights after the kernel has run: the change of an edited row's output, without the attention map.
 
 An edit of softmax weights `a -> a + d` changes the output by `d @ V`. A fused kernel's output can therefore be
-corrected for the few rows that change, with the correction in fp32, and every other row stays in the kernel.
+corrected for the few rows that change, in fp32; all other rows stay as the kernel wrote them.
 
 Shapes: B batch, H heads, G key heads, R rows, P columns, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from ..errors import VlmpruneError
-from .attention_rows import rows_at_once
-
-if TYPE_CHECKING:
-    from ..attention.probe import AttentionCall
-
 
 def marks_of(sinks: Tensor, visual: Tensor) -> Tensor:
-    """What `redistribution` needs to know of the columns.
+    """The column masks that `redistribution` needs.
 
     Args:
         sinks, visual: [B, P] bool.
     Returns:
-        [B, 3, P] fp32: sinks; visual tokens; visual tokens that are no sinks.
+        [B, 3, P] fp32: sinks; visual tokens; visual tokens that are not sinks.
     """
     return torch.stack([sinks, visual, visual & ~sinks], dim=1).float()
 
 
 def masses(weights: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of each row [B, H, R, P] to sinks, to the image, and to visual tokens that are no sinks: [B, H, R]."""
+    """Attention of each row [B, H, R, P] to sinks, to the image, and to visual tokens that are not sinks: [B, H, R]."""
     sums = weights @ marks[:, None].transpose(-1, -2)
     return sums[..., 0], sums[..., 1], sums[..., 2]
 
@@ -42,8 +33,8 @@ def gated(image: Tensor, free: Tensor, rho: float, gate: float) -> Tensor:
     """VAR's head gate, per head and row: image-centric (attention to the image >= gate), and mostly off the sinks.
 
     Args:
-        image, free: attention to all visual tokens and to those that are no sinks, [B, H, R].
-        rho: least share `free / image`. A row with nothing to give to (free = 0) never passes.
+        image, free: attention to all visual tokens and to those that are not sinks, [B, H, R].
+        rho: least fraction `free / image`. A row with nothing to give to (free = 0) never passes.
     """
     return (image >= gate) & (free >= rho * image) & (free > 0)
 
@@ -51,12 +42,12 @@ def gated(image: Tensor, free: Tensor, rho: float, gate: float) -> Tensor:
 def redistribution(weights: Tensor, marks: Tensor, *, p: float, rho: float, gate: float) -> Tensor:
     """VAR: how the weights of each row change.
 
-    A row that passes the gate takes the share p from every sink, text sinks included, and gives it to the visual
-    tokens that are no sinks, in proportion to their weights. A row's changes add up to 0.
+    A row that passes the gate takes the fraction p from every sink, text sinks included, and gives it to the visual
+    tokens that are not sinks, in proportion to their weights. A row's changes add up to 0.
 
     Args:
         weights: [B, H, R, P], softmax rows (columns beyond P, which nothing marks, may be left out).
-        marks: [B, 3, P] from `marks_of`; all zero for a sample that is to be left alone.
+        marks: [B, 3, P] from `marks_of`; all zero for a sample that must not change.
     Returns:
         [B, H, R, P].
     """
@@ -70,7 +61,7 @@ def redistribution(weights: Tensor, marks: Tensor, *, p: float, rho: float, gate
 def calibration(weights: Tensor, sinks: Tensor, *, beta: float) -> Tensor:
     """ACT: how the weights of each row change.
 
-    Sinks keep the share beta; what they lose goes to all other columns in proportion to their weights.
+    Sinks keep the fraction beta; what they lose goes to all other columns in proportion to their weights.
 
     Args:
         weights: [B, H, R, T], whole softmax rows. sinks: bool [B, H, T].
@@ -105,44 +96,16 @@ def weighted_values(changes: Tensor, value: Tensor) -> Tensor:
     return out.reshape(batch, heads, rows, -1).transpose(1, 2)
 
 
-def row_chunks(call: AttentionCall, start: int) -> Iterator[tuple[int, Tensor]]:
-    """Query rows start..S-1 of every sample, [B, R] at a time, each after the number of its first row.
-
-    Weights then take no more room than the output; the number is the host's, to ask the rows for it would wait.
-    """
-    batch, queries = len(call.query), call.query.shape[2]
-    step = rows_at_once(call.query, call.key)
-    for at in range(start, queries, step):
-        yield at, torch.arange(at, min(queries, at + step), device=call.query.device).expand(batch, -1)
-
-
 def add_to_rows(output: Tensor, start: int, change: Tensor, heads: list[int] | None = None) -> None:
     """Add a change [B, R, H, D] in fp32 to rows start..start+R-1 of an output [B, S, H, D], in place."""
     rows = output[:, start : start + change.shape[1]]
     if heads is None:
-        rows.copy_(rows + change)  # a sum of bf16 and fp32 is made in fp32
-    else:  # one by one: a list as an index would be copied to the device
+        rows.copy_(rows + change)  # bf16 + fp32 is computed in fp32
+    else:  # one by one: indexing with a list would copy it to the device
         for at, head in enumerate(heads):
             rows[:, :, head].copy_(rows[:, :, head] + change[:, :, at])
 
 
 def own_copy(output: Tensor) -> Tensor:
-    """An output that may be changed in place: a kernel's own one where no gradient can need it."""
+    """An output that may be changed in place: the kernel's own, or a copy where a gradient may need it."""
     return output.clone() if torch.is_grad_enabled() and output.requires_grad else output
-
-
-def check_readable(call: AttentionCall, name: str) -> None:
-    """Refuse kernels whose weights cannot be edited row by row.
-
-    Raises:
-        VlmpruneError: the mask is no tensor, or heads have learned sinks beside the keys.
-    """
-    if call.mask is not None and not isinstance(call.mask, Tensor):
-        raise VlmpruneError(
-            f"{name} cannot read attention masks of type {type(call.mask).__name__}; load the model with "
-            "attn_implementation='sdpa'."
-        )
-    if call.options.get("s_aux") is not None:
-        raise VlmpruneError(
-            f"{name} cannot edit attention with learned sinks, as this language model has; use a pruner instead."
-        )

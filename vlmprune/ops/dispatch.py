@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: PyTorch's, or a Triton kernel where the tensors lie on a GPU.
+"""Which implementation of an operation runs: PyTorch's, or a Triton kernel for tensors on a GPU.
 
 Triton is imported only when one of its kernels is about to run; without it everything runs in PyTorch.
 """
@@ -23,7 +23,7 @@ _used: str | None = None
 
 
 def use(backend: str) -> None:
-    """Choose the implementation for this process; it goes before the environment variable VLMPRUNE_KERNELS.
+    """Choose the implementation for this process; overrides the environment variable VLMPRUNE_KERNELS.
 
     Args:
         backend: "auto" (Triton for tensors on a GPU where it works, PyTorch elsewhere), "torch" or "triton". Whatever
@@ -33,11 +33,11 @@ def use(backend: str) -> None:
         VlmpruneError: an unknown name, or "triton" where Triton cannot run.
     """
     global _used
-    _used = _checked(backend, "kernels.use")
+    _used = _checked(backend, "ops.use")
 
 
 def chosen() -> str:
-    """What is in force: the last `use`, else the environment variable, else "auto"."""
+    """The choice in force: the last `use`, else the environment variable, else "auto"."""
     return _used or _checked(os.environ.get(ENVIRONMENT, "auto"), ENVIRONMENT)
 
 
@@ -66,10 +66,10 @@ def interpreted() -> bool:
 
 @cache
 def works(device: torch.device) -> bool:
-    """Whether Triton compiles and runs kernels on a device; it is tried once, and a failure is warned about.
+    """Whether Triton compiles and runs kernels on a device; tried once per device; a failure warns.
 
-    Having it installed is not enough: it starts a C compiler, which images made for inference lack, and its ptxas must
-    know the card.
+    An installed Triton is not enough: it starts a C compiler, which inference images often lack, and its ptxas must
+    support the GPU.
     """
     from .trial_triton import trial
 

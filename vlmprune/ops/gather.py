@@ -1,4 +1,4 @@
-"""Compaction: the kept rows of a prompt's tensors, re-padded left, in one launch; and those of a filled cache.
+"""Compaction: gather the kept rows of a prompt, re-padded left, in one launch; and the kept entries of a cache.
 
 Shapes: B batch, S sequence before, C sequence after, A axes of positions, D width, G key heads.
 """
@@ -10,17 +10,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flow.compact import gather_positions, gather_rows
 from .dispatch import runs_triton
+
+
+def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """Rows of [..., B or 1, S, D] at `index` [B, C]: [..., B, C, D]."""
+    batch, length = index.shape
+    shape = (*tensor.shape[:-3], batch, length, tensor.shape[-1])
+    index = index.to(tensor.device).view(*(1,) * (tensor.dim() - 3), batch, length, 1).expand(shape)
+    return torch.gather(tensor.expand(*shape[:-2], *tensor.shape[-2:]), -2, index)
+
+
+def gather_positions(tensor: Tensor, index: Tensor) -> Tensor:
+    """Entries of [..., B or 1, S] at `index` [B, C]: [..., B, C]."""
+    return gather_rows(tensor.unsqueeze(-1), index).squeeze(-1)
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """The kept rows: `hidden` [B, C, D], `rotary` [..., B, C, Dr] each, `positions` [..., B, C], `mask` [B, C]."""
+    """The kept rows: `hidden` [B, C, D], `cos_sin` [..., B, C, Dr] each, `position_ids` [..., B, C], `mask` [B, C]."""
 
     hidden: Tensor
-    rotary: tuple[Tensor, ...] = ()
-    positions: Tensor | None = None
+    cos_sin: tuple[Tensor, ...] = ()
+    position_ids: Tensor | None = None
     mask: Tensor | None = None
 
 
@@ -30,29 +42,29 @@ def compact(
     real: Tensor,
     *,
     inner: Tensor | None = None,
-    rotary: tuple[Tensor, ...] = (),
-    positions: Tensor | None = None,
+    cos_sin: tuple[Tensor, ...] = (),
+    position_ids: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Compacted:
-    """Gather everything a decoder layer gets of a ragged batch to the kept rows.
+    """Gather the kept rows of all inputs of a decoder layer, for a ragged batch.
 
     Args:
         hidden: [B, S', D]. index: [B, C] in 0..S-1. real: bool [B, C], False in the filler slots of shorter rows;
             these hold the row that `index` names, and nothing may attend to them.
         inner: [B, C] in 0..S'-1, the same rows as `hidden` has them, where it was compacted before; else `index`.
-        rotary: cos and sin, [..., B or 1, S, Dr] each. positions: [..., B or 1, S]. mask: [B or 1, S], bool or
-            integer; it becomes 0 in filler slots.
+        cos_sin: of the rotary embedding, [..., B or 1, S, Dr] each. position_ids: [..., B or 1, S].
+        mask: [B or 1, S], bool or integer; it becomes 0 in filler slots.
     """
     inner = index if inner is None else inner
-    given = [hidden, *rotary, index, real, inner, *(t for t in (positions, mask) if t is not None)]
-    if len(rotary) in (0, 2) and runs_triton(*given):
+    given = [hidden, *cos_sin, index, real, inner, *(t for t in (position_ids, mask) if t is not None)]
+    if len(cos_sin) in (0, 2) and runs_triton(*given):
         from .gather_triton import compact as launch
 
-        return Compacted(*launch(hidden, index, real, inner, rotary, positions, mask))
+        return Compacted(*launch(hidden, index, real, inner, cos_sin, position_ids, mask))
     return Compacted(
         gather_rows(hidden, inner.to(hidden.device)),
-        tuple(gather_rows(part, index) for part in rotary),
-        None if positions is None else gather_positions(positions, index),
+        tuple(gather_rows(part, index) for part in cos_sin),
+        None if position_ids is None else gather_positions(position_ids, index),
         None if mask is None else gather_positions(mask, index) * real.to(mask.device),
     )
 
@@ -60,8 +72,8 @@ def compact(
 def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The entries `index` [B, C] of a layer's keys and values [B, G, T, D].
 
-    For methods of your own that prune a cache after the prompt has filled it, as KV-cache compression does. Nothing in
-    vlmprune calls it: its methods prune the prompt, so that the later layers never make the dropped entries.
+    For KV-cache compression, which prunes a cache after prefill. The methods of vlmprune prune the prompt instead, so
+    the later layers never compute the dropped entries.
 
     Returns:
         [B, G, C, D] each, contiguous.

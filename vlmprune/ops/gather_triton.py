@@ -11,25 +11,25 @@ from torch import Tensor
 
 from .scores_triton import as_bytes
 
-BLOCK_SLOTS = 32  # cache entries a program moves
-LARGEST_ROW = 4096  # numbers of a hidden state a program moves
+BLOCK_SLOTS = 32  # cache entries per program
+LARGEST_ROW = 4096  # elements of a hidden state per program
 
 
 @triton.jit
 def compact_kernel(
-    hidden, cos, sin, positions, mask, inner, index, real, out_hidden, out_cos, out_sin, out_positions, out_mask,
+    hidden, cos, sin, position_ids, mask, inner, index, real, out_hidden, out_cos, out_sin, out_position_ids, out_mask,
     C, D, DR,
     hidden_b, hidden_s, hidden_d,
     cos_a, cos_b, cos_s, cos_d,
     sin_a, sin_b, sin_s, sin_d,
-    positions_a, positions_b, positions_s,
+    position_ids_a, position_ids_b, position_ids_s,
     mask_b, mask_s,
     index_b, inner_b, real_b,
     slots,
     ROTARY_AXES: tl.constexpr, POSITION_AXES: tl.constexpr, HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Program (slot of the batch, part): a part of the hidden state, or, as the last part, all that is small."""
+    """Program (slot of the batch, part): a part of the hidden state, or, as the last part, all small tensors."""
     slot = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     b, c = slot // C, slot % C
@@ -43,13 +43,13 @@ def compact_kernel(
         r = tl.arange(0, BLOCK_R)
         for a in tl.static_range(ROTARY_AXES):
             to = (a * slots + slot) * DR + r
-            turn = tl.load(cos + a * cos_a + b * cos_b + row * cos_s + r * cos_d, mask=r < DR)
-            tl.store(out_cos + to, turn, mask=r < DR)
-            turn = tl.load(sin + a * sin_a + b * sin_b + row * sin_s + r * sin_d, mask=r < DR)
-            tl.store(out_sin + to, turn, mask=r < DR)
+            entry = tl.load(cos + a * cos_a + b * cos_b + row * cos_s + r * cos_d, mask=r < DR)
+            tl.store(out_cos + to, entry, mask=r < DR)
+            entry = tl.load(sin + a * sin_a + b * sin_b + row * sin_s + r * sin_d, mask=r < DR)
+            tl.store(out_sin + to, entry, mask=r < DR)
         for a in tl.static_range(POSITION_AXES):
-            place = tl.load(positions + a * positions_a + b * positions_b + row * positions_s)
-            tl.store(out_positions + a * slots + slot, place)
+            position = tl.load(position_ids + a * position_ids_a + b * position_ids_b + row * position_ids_s)
+            tl.store(out_position_ids + a * slots + slot, position)
         if HAS_MASK:
             seen = tl.load(mask + b * mask_b + row * mask_s)
             kept = tl.load(real + b * real_b + c)
@@ -83,12 +83,12 @@ def compact_kv_kernel(
 
 
 def rows_of(index: Tensor) -> Tensor:
-    """Strides of a [B, C] index are read along its rows only."""
+    """The kernels take the stride between rows of a [B, C] index; within a row it must be 1."""
     return index if index.stride(1) == 1 else index.contiguous()
 
 
 def broadcast(tensor: Tensor, batch: int, last: int) -> Tensor:
-    """[..., B or 1, S] and `last` further dimensions as [A, B, S, ...], nothing copied where strides allow it."""
+    """[..., B or 1, S] and `last` further dimensions as [A, B, S, ...], without a copy where strides allow it."""
     tensor = tensor.reshape(-1, *tensor.shape[-2 - last :])
     return tensor.expand(-1, batch, *tensor.shape[2:])
 
@@ -98,36 +98,38 @@ def compact(
     index: Tensor,
     real: Tensor,
     inner: Tensor,
-    rotary: tuple[Tensor, ...],
-    positions: Tensor | None,
+    cos_sin: tuple[Tensor, ...],
+    position_ids: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None]:
-    """See `rows.compact`."""
+    """See `gather.compact`."""
     batch, slots = index.shape
     width = hidden.shape[-1]
     index, inner, real = rows_of(index), rows_of(inner), as_bytes(rows_of(real))
     out = hidden.new_empty(batch, slots, width)
-    # What is missing is stood in for by a tensor that is never read.
-    turns = tuple(broadcast(part, batch, 1) for part in rotary) or (hidden[None], hidden[None])
-    out_turns = tuple(part.new_empty(len(part), batch, slots, part.shape[-1]) for part in turns) if rotary else turns
-    places = index[None] if positions is None else broadcast(positions, batch, 0)
-    out_places = places if positions is None else places.new_empty(len(places), batch, slots)
+    # A missing input is replaced by a tensor that is never read.
+    cos, sin = (broadcast(part, batch, 1) for part in cos_sin or (hidden, hidden))
+    out_cos, out_sin = cos, sin
+    if cos_sin:
+        out_cos, out_sin = (part.new_empty(len(part), batch, slots, part.shape[-1]) for part in (cos, sin))
+    ids = index[None] if position_ids is None else broadcast(position_ids, batch, 0)
+    out_ids = ids if position_ids is None else ids.new_empty(len(ids), batch, slots)
     seen = real if mask is None else as_bytes(mask).expand(batch, -1)
     out_seen = real if mask is None else seen.new_empty(batch, slots)
     block = min(triton.next_power_of_2(width), LARGEST_ROW)
     with torch.cuda.device_of(hidden):
         compact_kernel[(batch * slots, triton.cdiv(width, block) + 1)](
-            hidden, turns[0], turns[1], places, seen, inner, index, real,
-            out, out_turns[0], out_turns[1], out_places, out_seen,
-            slots, width, turns[0].shape[-1],
-            *hidden.stride(), *turns[0].stride(), *turns[1].stride(), *places.stride(), *seen.stride(),
+            hidden, cos, sin, ids, seen, inner, index, real,
+            out, out_cos, out_sin, out_ids, out_seen,
+            slots, width, cos.shape[-1],
+            *hidden.stride(), *cos.stride(), *sin.stride(), *ids.stride(), *seen.stride(),
             index.stride(0), inner.stride(0), real.stride(0),
             batch * slots,
-            ROTARY_AXES=len(turns[0]) if rotary else 0,
-            POSITION_AXES=0 if positions is None else len(places),
+            ROTARY_AXES=len(cos) if cos_sin else 0,
+            POSITION_AXES=0 if position_ids is None else len(ids),
             HAS_MASK=mask is not None,
             BLOCK=block,
-            BLOCK_R=triton.next_power_of_2(turns[0].shape[-1]) if rotary else 1,
+            BLOCK_R=triton.next_power_of_2(cos.shape[-1]) if cos_sin else 1,
         )  # fmt: skip
 
     def shaped(result: Tensor, like: Tensor, last: int) -> Tensor:
@@ -135,14 +137,14 @@ def compact(
 
     return (
         out,
-        tuple(shaped(result, part, 1) for result, part in zip(out_turns, rotary, strict=True)) if rotary else (),
-        None if positions is None else shaped(out_places, positions, 0),
+        tuple(shaped(result, part, 1) for result, part in zip((out_cos, out_sin), cos_sin, strict=False)),
+        None if position_ids is None else shaped(out_ids, position_ids, 0),
         None if mask is None else out_seen.view(mask.dtype),
     )
 
 
 def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """See `rows.compact_kv`."""
+    """See `gather.compact_kv`."""
     batch, heads = key.shape[:2]
     slots = index.shape[1]
     index = rows_of(index)

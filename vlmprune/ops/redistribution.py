@@ -34,8 +34,8 @@ def redistribute(
     """Correct the output of attention in the rows and heads that pass the gate; in place, and returned.
 
     A row of a head passes where its attention to the image is at least `gate`, at least `rho` of that is not on sinks,
-    and some is. It takes the share `p` from every sink and gives it to the visual tokens that are none, in proportion
-    to their weights. The change is made in fp32.
+    and some is. It takes the fraction `p` from every sink and gives it to the visual tokens that are not
+    sinks, in proportion to their weights. The change is computed in fp32.
 
     Args:
         output: [B, S, H, D]; where a gradient needs it, pass a copy. query: [B, H, S, D]. key, value: [B, G, T, D].
@@ -52,13 +52,13 @@ def redistribute(
                       window)  # fmt: skip
     marks, samples = marks_of(sinks, visual), torch.arange(len(output), device=output.device)[:, None]
     for part in rows.split(rows_at_once(query, key), dim=1):
-        # A row that is none stands for the sample's last row: edited twice to the same, without asking which rows are.
+        # -1 is replaced by the sample's last row: writing the same edit twice needs no synchronisation.
         place = torch.where(part < 0, part.amax(dim=1, keepdim=True), part)
         at = place.clamp(min=0)
         weights = attention_rows(query, key, mask, at, scaling=scaling, causal=causal, softcap=softcap, window=window)
         changes = redistribution(weights[..., : sinks.shape[1]], marks, p=p, rho=rho, gate=gate)
         before = output[samples, at]
         after = (before + weighted_values(changes, value)).to(output.dtype)
-        # A sample without any row may see nothing in the one it reads: NaN, which cannot be multiplied away.
+        # In a sample without rows the row read may see no key: NaN, which multiplying by 0 would keep.
         output[samples, at] = torch.where((place < 0)[..., None, None], before, after)
     return output

@@ -1,4 +1,4 @@
-"""Triton kernel behind `redistribution.py`: one pass over keys and values, two weighted sums of values a row."""
+"""Triton kernel behind `redistribution.py`: one pass over keys and values, two weighted sums of values for each row."""
 
 from __future__ import annotations
 
@@ -28,54 +28,54 @@ def redistribute_kernel(
     g = h // (H // G)
     d = tl.arange(0, BLOCK_D)
     r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    place = tl.load(rows + b * rows_b + r, mask=r < R, other=-1)
-    edited = place >= 0
-    place = tl.maximum(place, 0)
-    q_at = query + b * query_b + h * query_h + place[:, None] * query_s + d[None, :] * query_d
+    query_row = tl.load(rows + b * rows_b + r, mask=r < R, other=-1)
+    edited = query_row >= 0
+    query_row = tl.maximum(query_row, 0)
+    q_at = query + b * query_b + h * query_h + query_row[:, None] * query_s + d[None, :] * query_d
     q = tl.load(q_at, mask=edited[:, None] & (d < D)[None, :], other=0.0)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    sunk = tl.zeros([BLOCK_M], tl.float32)
-    image = tl.zeros([BLOCK_M], tl.float32)
-    free = tl.zeros([BLOCK_M], tl.float32)
-    from_sinks = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    from_free = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    sink_mass = tl.zeros([BLOCK_M], tl.float32)
+    image_mass = tl.zeros([BLOCK_M], tl.float32)
+    free_mass = tl.zeros([BLOCK_M], tl.float32)
+    acc_sinks = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc_free = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for n in range(0, T, BLOCK_N):
         t = n + tl.arange(0, BLOCK_N)
         k_at = key + b * key_b + g * key_g + t[None, :].to(tl.int64) * key_t + d[:, None] * key_d
         k = tl.load(k_at, mask=(t < T)[None, :] & (d < D)[:, None], other=0.0)
         s = masked_scores(
-            q, k, b, place, t, edited[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
+            q, k, b, query_row, t, edited[:, None] & (t < T)[None, :], mask, mask_b, mask_s, mask_t,
             scaling, softcap, window, S, T, MASK, CAUSAL, CAPPED, WINDOWED, PRECISION,
         )  # fmt: skip
-        higher = tl.maximum(top, tl.max(s, axis=1))
-        level = tl.where(higher == float("-inf"), 0.0, higher)
-        fade = tl.exp(top - level)
-        a = tl.exp(s - level[:, None])
-        top = higher
-        total = total * fade + tl.sum(a, axis=1)
-        if n < P:  # columns from P on are marked as nothing
-            sink = tl.load(sinks + b * sinks_b + t, mask=t < P, other=0) != 0
-            seen = tl.load(visual + b * visual_b + t, mask=t < P, other=0) != 0
-            on_sinks = tl.where(sink[None, :], a, 0.0)
-            on_free = tl.where((seen & (sink == 0))[None, :], a, 0.0)
-            sunk = sunk * fade + tl.sum(on_sinks, axis=1)
-            image = image * fade + tl.sum(tl.where(seen[None, :], a, 0.0), axis=1)
-            free = free * fade + tl.sum(on_free, axis=1)
+        new_max = tl.maximum(row_max, tl.max(s, axis=1))
+        safe_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+        rescale = tl.exp(row_max - safe_max)
+        weights = tl.exp(s - safe_max[:, None])
+        row_max = new_max
+        row_sum = row_sum * rescale + tl.sum(weights, axis=1)
+        if n < P:  # columns from P on are neither sinks nor visual
+            is_sink = tl.load(sinks + b * sinks_b + t, mask=t < P, other=0) != 0
+            is_visual = tl.load(visual + b * visual_b + t, mask=t < P, other=0) != 0
+            on_sinks = tl.where(is_sink[None, :], weights, 0.0)
+            on_free = tl.where((is_visual & (is_sink == 0))[None, :], weights, 0.0)
+            sink_mass = sink_mass * rescale + tl.sum(on_sinks, axis=1)
+            image_mass = image_mass * rescale + tl.sum(tl.where(is_visual[None, :], weights, 0.0), axis=1)
+            free_mass = free_mass * rescale + tl.sum(on_free, axis=1)
             v_at = value + b * value_b + g * value_g + t[:, None].to(tl.int64) * value_t + d[None, :] * value_d
             v = tl.load(v_at, mask=(t < P)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-            from_sinks = from_sinks * fade[:, None] + tl.dot(on_sinks, v, input_precision=PRECISION)
-            from_free = from_free * fade[:, None] + tl.dot(on_free, v, input_precision=PRECISION)
+            acc_sinks = acc_sinks * rescale[:, None] + tl.dot(on_sinks, v, input_precision=PRECISION)
+            acc_free = acc_free * rescale[:, None] + tl.dot(on_free, v, input_precision=PRECISION)
         else:
-            sunk *= fade
-            image *= fade
-            free *= fade
-            from_sinks *= fade[:, None]
-            from_free *= fade[:, None]
-    passes = edited & (image >= gate * total) & (free >= rho * image) & (free > 0)
-    give = sunk / tl.where(free > 0, free, 1.0)
-    change = p * (give[:, None] * from_free - from_sinks) / total[:, None]
-    at = output + b * output_b + place[:, None] * output_s + h * output_h + d[None, :] * output_d
+            sink_mass *= rescale
+            image_mass *= rescale
+            free_mass *= rescale
+            acc_sinks *= rescale[:, None]
+            acc_free *= rescale[:, None]
+    passes = edited & (image_mass >= gate * row_sum) & (free_mass >= rho * image_mass) & (free_mass > 0)
+    gain = sink_mass / tl.where(free_mass > 0, free_mass, 1.0)
+    change = p * (gain[:, None] * acc_free - acc_sinks) / row_sum[:, None]
+    at = output + b * output_b + query_row[:, None] * output_s + h * output_h + d[None, :] * output_d
     inside = passes[:, None] & (d < D)[None, :]
     tl.store(at, (tl.load(at, mask=inside, other=0.0).to(tl.float32) + change), mask=inside)
 

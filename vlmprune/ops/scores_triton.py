@@ -1,4 +1,4 @@
-"""The tile of attention scores that column sums and redistribution share, and how masks get there.
+"""The tile of attention scores that column sums and redistribution share, and how masks are passed to it.
 
 A tile has rows that are (query head, chosen row) pairs of one key head, and columns that are keys.
 """
@@ -12,20 +12,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# How visibility is told: from positions alone, from a padding mask too, from a bool mask's rows, from a mask to add.
+# Kinds of visibility: positions alone, positions and a padding mask, a 4-D bool mask, a 4-D additive mask.
 POSITIONS, PADDING, BOOLEAN, ADDITIVE = 0, 1, 2, 3
 
 
 @triton.jit
 def masked_scores(
-    q, k, b, place, t, inside,
+    q, k, b, query_row, t, inside,
     mask, mask_b, mask_s, mask_t,
     scaling, softcap, window, S, T,
     MASK: tl.constexpr, CAUSAL: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Scores [M, N] in fp32 of query tile q [M, D] and key tile k [D, N], -inf where nothing is to be seen.
+    """Scores [M, N] in fp32 of query tile q [M, D] and key tile k [D, N], -inf where a row does not see a key.
 
-    `place` [M]: the rows' query positions. `t` [N]: the keys. `inside` [M, N]: what belongs to the problem at all.
+    `query_row` [M]: the rows' query positions. `t` [N]: the keys. `inside` [M, N]: entries within bounds.
     """
     # Half formats are exact in tf32 too; Triton's interpreter would multiply the bits of bf16 as if they were integers.
     s = tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision=PRECISION) * scaling
@@ -33,14 +33,14 @@ def masked_scores(
         s = (2 * tl.sigmoid(2 * s / softcap) - 1) * softcap
     column = t[None, :]
     if MASK >= 2:
-        at = mask + b * mask_b + place[:, None].to(tl.int64) * mask_s + column * mask_t
+        at = mask + b * mask_b + query_row[:, None].to(tl.int64) * mask_s + column * mask_t
         given = tl.load(at, mask=inside, other=0)
         if MASK == 2:
             s = tl.where(given != 0, s, float("-inf"))
         else:
             s += given.to(tl.float32)
     else:
-        row = place[:, None] + (T - S)
+        row = query_row[:, None] + (T - S)
         if CAUSAL:
             s = tl.where(column <= row, s, float("-inf"))
         if WINDOWED:
@@ -52,7 +52,7 @@ def masked_scores(
 
 
 def as_bytes(mask: Tensor) -> Tensor:
-    """Triton would load a bool tensor bit by bit."""
+    """A bool mask as bytes: Triton would load it bit by bit."""
     return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
 
 
@@ -60,7 +60,8 @@ def mask_arguments(mask: Tensor | None, batch: int, keys: int, stand_in: Tensor)
     """The kind of a mask, and its tensor and strides (batch, row, key) for the kernel.
 
     Args:
-        mask: 2-D [B, >= T], whose last T columns count, 4-D [B or 1, 1, S, >= T], or None. stand_in: for None.
+        mask: 2-D [B, >= T], whose last T columns count, 4-D [B or 1, 1, S, >= T], or None.
+        stand_in: passed in place of None.
     """
     if mask is None:
         return POSITIONS, (stand_in, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Top-k per image span, in original order, without a host synchronisation: the counts are known before.
+"""Top-k per image span, in original order, without a host synchronisation, since the counts are known beforehand.
 
 Shapes: V visual tokens of a sample, K kept.
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from .dispatch import runs_triton
 
-LARGEST_SPAN = 1 << 13  # tokens of one image that the kernel ranks in one program; twice as many spilled registers
+LARGEST_SPAN = 1 << 13  # tokens of one image that one program ranks; twice as many spilled registers
 
 
 def top_k(scores: Tensor, spans: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """The `counts[i]` highest scores of every span; ties go to the earlier token.
 
     Args:
-        scores: [V], without NaN. spans: per image, ascending indices into `scores`; no two share one.
+        scores: [V], without NaN. spans: per image, ascending indices into `scores`; disjoint.
         counts: per image, 0 to its length.
     Returns:
         [sum of counts] ascending indices 0..V-1.

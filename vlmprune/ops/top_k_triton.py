@@ -19,39 +19,39 @@ def top_k_kernel(scores, positions, starts, counts, firsts, out, stride, BLOCK: 
     count = tl.load(counts + image)
     i = tl.arange(0, BLOCK)
     inside = i < end - start
-    place = tl.load(positions + start + i, mask=inside, other=0)
-    score = tl.load(scores + place * stride, mask=inside, other=0.0).to(tl.float32)
+    token = tl.load(positions + start + i, mask=inside, other=0)
+    score = tl.load(scores + token * stride, mask=inside, other=0.0).to(tl.float32)
     score = tl.where(score == 0.0, 0.0, score)  # -0.0 and 0.0 are a tie
     bits = score.to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the numbers
-    limit = tl.zeros([1], tl.int64) - 2147483648
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers that order like the floats
+    threshold = tl.zeros([1], tl.int64) - 2147483648
     for step in range(32):
-        candidate = limit + (tl.full([1], 1, tl.int64) << (31 - step))
+        candidate = threshold + (tl.full([1], 1, tl.int64) << (31 - step))
         enough = tl.sum((inside & (ordered >= candidate.to(tl.int32))).to(tl.int32), axis=0) >= count
-        limit = tl.where(enough, candidate, limit)
-    above = inside & (ordered > limit.to(tl.int32))
-    level = inside & (ordered == limit.to(tl.int32))
+        threshold = tl.where(enough, candidate, threshold)
+    above = inside & (ordered > threshold.to(tl.int32))
+    tied = inside & (ordered == threshold.to(tl.int32))
     room = count - tl.sum(above.to(tl.int32), axis=0)
-    taken = above | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= room))
+    taken = above | (tied & (tl.cumsum(tied.to(tl.int32), axis=0) <= room))
     slot = tl.cumsum(taken.to(tl.int32), axis=0) - 1
-    tl.store(out + tl.load(firsts + image) + slot, place, mask=taken)
+    tl.store(out + tl.load(firsts + image) + slot, token, mask=taken)
 
 
 def warps(block: int) -> int:
-    """At most 16 numbers a thread; 32 spilled registers."""
+    """At most 16 numbers per thread; 32 spilled registers."""
     return max(4, min(16, block // 512))
 
 
 def top_k(scores: Tensor, spans: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
-    """See `ranking.top_k`; images in the order of `spans`."""
+    """See `top_k.top_k`; images in the order of `spans`."""
     starts = list(accumulate((len(span) for span in spans), initial=0))
     firsts = list(accumulate(counts, initial=0))
 
-    def there(numbers: Tensor) -> Tensor:  # a blocking copy would wait for all that the GPU still has to do
+    def to_device(numbers: Tensor) -> Tensor:  # a blocking copy would wait for all queued GPU work
         return numbers.to(scores.device, non_blocking=True)
 
-    positions = torch.cat([there(span) for span in spans])
-    table = there(torch.tensor([starts, firsts, [*counts, 0]]))
+    positions = torch.cat([to_device(span) for span in spans])
+    table = to_device(torch.tensor([starts, firsts, [*counts, 0]]))
     out = torch.empty(firsts[-1], dtype=torch.long, device=scores.device)
     block = triton.next_power_of_2(max(map(len, spans)))
     with torch.cuda.device_of(scores):

@@ -1,4 +1,4 @@
-"""The smallest kernel, to find out whether Triton runs on a device at all."""
+"""The smallest kernel, to test whether Triton runs on a device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def trial(device: torch.device) -> None:
     """Compile, launch and wait.
 
     Raises:
-        Exception: whatever Triton says, or RuntimeError where the kernel did not do what it says.
+        Exception: whatever Triton raises, or RuntimeError where the kernel wrote nothing.
     """
     out = torch.zeros(1, dtype=torch.int32, device=device)
     with torch.cuda.device_of(out):

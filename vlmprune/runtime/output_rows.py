@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.compact import Compaction, gather_positions
+from ..flow.compact import Compaction
 from ..flow.prompt_state import Rows
 from ..flow.returned import shown
+from ..ops.gather import gather_positions
 
 IGNORED = -100  # the label that transformers' losses leave out
 

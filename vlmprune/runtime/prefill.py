@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..attention.masks import Sizes, Window, check_scale, check_window, own_mask, take_mask
 from ..families import Family
-from ..flow.compact import Compaction, gather_positions, gather_rows
+from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
 from ..flow.stage import Stage, merged
 from ..hf.arguments import cache_in
 from ..hf.cache_state import physical_sizes, remember
-from ..ops import compact
+from ..ops.gather import compact, gather_positions, gather_rows
 from .decide import Decider, pruned_prompt
 from .decode import Arguments, rotary
 from .deepstack import DeepStack
@@ -87,11 +87,11 @@ class Prefill:
             stage.chosen.index,
             stage.chosen.real,
             inner=stage.inner,
-            rotary=tuple(cos_sin or ()),
-            positions=ids,
+            cos_sin=tuple(cos_sin or ()),
+            position_ids=ids,
             mask=mask,
         )
-        made = {"cos_sin": (cos_sin, rows.rotary), "ids": (ids, rows.positions), "mask": (mask, rows.mask)}
+        made = {"cos_sin": (cos_sin, rows.cos_sin), "ids": (ids, rows.position_ids), "mask": (mask, rows.mask)}
         for what, (value, result) in made.items():
             if value is not None:
                 self._once(what, stage, value, lambda _, result=result: result)

@@ -4,9 +4,9 @@
 >>> llm = vllm.LLM("large", **vlmprune.serving.engine_options("large", encoder.positions))
 >>> llm.generate(encoder.encode(image, "What colour is the star?"))
 
-Read `tower` (the large model's eyes alone), `encoder` (an image and a question become the kept embeddings), `wire` (how
-these travel), then `stages` and `proxy` (the same for many at once, in front of a server), `plugin` (original positions
-inside vLLM).
+Read `tower` (the large model's vision tower alone), `encoder` (an image and a question become the kept embeddings),
+`payload` (how these travel), then `batch_worker` and `proxy` (many requests at once, in front of a server), `plugin`
+(original positions inside vLLM).
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
+
 if TYPE_CHECKING:
-    from .encoder import Encoded, Encoder, KeptImage
+    from .encoded import Encoded, KeptImage
+    from .encoder import Encoder
     from .options import engine_arguments, engine_options
 
 __all__ = ["Encoded", "Encoder", "KeptImage", "engine_arguments", "engine_options"]

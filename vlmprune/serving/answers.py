@@ -18,7 +18,7 @@ SSE = "text/event-stream"
 
 
 def engine_failure(error: httpx.HTTPError, seconds: float) -> Refused:
-    """What a client is told when the engine does not answer."""
+    """What a client is headers when the engine does not answer."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return Refused("The engine cannot be reached; try again later.", 503)
     if isinstance(error, httpx.TimeoutException):
@@ -41,11 +41,11 @@ def exit_response(body: dict[str, Any], ready: Exit) -> Response:
         "completion_tokens": ranking.tokens,
         "total_tokens": ranking.prompt_tokens + ranking.tokens,
     }
-    told = {"x-vlmprune-exited": "1", "x-vlmprune-sure": f"{ranking.sure:.4f}"}
+    headers = {"x-vlmprune-exited": "1", "x-vlmprune-sure": f"{ranking.sure:.4f}"}
     if body.get("stream") is not True:
         message = {"role": "assistant", "content": ranking.text}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage}, 200, told)
+        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage}, 200, headers)
     chunk = {**head, "object": "chat.completion.chunk"}
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -57,4 +57,4 @@ def exit_response(body: dict[str, Any], ready: Exit) -> Response:
             yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
-    return StreamingResponse(pieces(), 200, told, SSE)
+    return StreamingResponse(pieces(), 200, headers, SSE)

@@ -30,7 +30,7 @@ class Limits:
 
     `body`: bytes of a request, and of all images that are fetched for one. `open_bodies`: of all requests in the house,
     until their images have become embeddings. `pixels`: of an image. `request_pixels`: of all images of a request, and
-    of what is unpacked at once. `open_pixels`: of all requests that wait for guide and tower; more are told to come
+    of what is unpacked at once. `open_pixels`: of all requests that wait for guide and tower; more are headers to come
     back. `images`: in a request. `text`: characters. `requests`: in the house at once. `tokens`: of an answer. Seconds:
     `upload` for the request to arrive, `prepare` for guide and tower, their queues included, `engine` for the engine to
     say anything, `drain` for a shutdown to wait.
@@ -63,7 +63,7 @@ class Limits:
                 )
 
 
-class Shared:
+class Quota:
     """An amount that all open requests share. Used on one thread.
 
     Args:
@@ -78,9 +78,9 @@ class Shared:
 
 
 class Claim:
-    """One request's part of a `Shared` amount, given back at the end of its `with`."""
+    """One request's part of a `Quota` amount, given back at the end of its `with`."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Quota) -> None:
         self._shared, self._own = shared, 0
 
     def add(self, amount: int) -> None:

@@ -1,6 +1,7 @@
 """From an image and a question to what an engine is handed: the prompt's ids and the kept visual tokens.
 
-Two steps that may run side by side for different prompts: `rank` asks the guide, `embed` runs the tower and chooses.
+Two steps that may run side by side for different prompts: `rank_inputs` asks the guide, `embed_inputs` runs the tower
+and chooses.
 Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, R width of a row (`tower`).
 """
 
@@ -8,108 +9,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ..api import batched, plain_model, talk_about
+from ..api import unwrap_peft
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
 from ..flow.select import Selection, check_keep, count_for
 from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs, same_inputs
+from ..guide.runner import guide_for
 from ..guide.session import same_vocabulary
 from ..hf.arguments import padding_mask
-from ..methods.base import Pruner, PruningContext
+from ..inputs.chat import batched, build_messages
+from ..methods.base import Method, Pruner, PruningContext
 from ..methods.guided import Guided
 from ..methods.registry import make_method
 from ..methods.sgl import SGL
+from .encoded import Encoded, KeptImage, Ranking
+from .payload import GRID, Bounds, check_rows
 from .tower import Tower, check_positions, load_vision
-from .wire import GRID, KEPT, ROWS, VISUAL, Bounds, check_rows, part
 
 MAX_NEW_TOKENS = 64  # the guide's answer ranks too, so its length is part of the result; `ask` has the same default
-
-
-@dataclass(frozen=True)
-class KeptImage:
-    """What is left of one image.
-
-    `rows` [K, R]: the embeddings, on the CPU. `kept` [K]: ascending indices into the image's tokens, of which there are
-    `visual`. `grid`: (t, h, w) as the processor gave it, for families whose positions follow from it.
-    """
-
-    rows: Tensor
-    kept: Tensor
-    visual: int
-    grid: Tensor | None = None
-
-    def fields(self, positions: str) -> dict[str, Tensor] | Tensor:
-        """The rows alone for stock vLLM, or with what the plugin needs to place them."""
-        if positions == "compact":
-            return self.rows
-        named = {ROWS: self.rows, KEPT: self.kept, VISUAL: torch.tensor([self.visual])}
-        return named if self.grid is None else {**named, GRID: self.grid}
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One prompt made ready for an engine.
-
-    `token_ids`: the prompt's, one placeholder an image. `images`: in order. `positions`: "original" or "compact".
-    """
-
-    token_ids: list[int]
-    images: tuple[KeptImage, ...]
-    positions: str
-
-    @property
-    def visual_tokens(self) -> int:
-        """V, before pruning."""
-        return sum(image.visual for image in self.images)
-
-    @property
-    def kept_tokens(self) -> int:
-        """K, what the engine gets."""
-        return sum(len(image.rows) for image in self.images)
-
-    def prompt(self) -> dict[str, Any]:
-        """What `vllm.LLM.generate` takes."""
-        each = [image.fields(self.positions) for image in self.images]
-        if self.positions == "compact":
-            return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": each}}
-        stacked: dict[str, Any] = {}
-        for name in each[0]:
-            values = [fields[name] for fields in each if isinstance(fields, dict)]
-            stacked[name] = torch.stack(values) if name in (VISUAL, GRID) else values
-        return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": stacked}}
-
-    def parts(self) -> list[dict[str, Any]]:
-        """One content part an image, as the OpenAI-compatible server takes it in a chat message."""
-        return [part(image.fields(self.positions)) for image in self.images]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What the guide made of one prompt.
-
-    `importance` [V of the guide] on `layout`. `text`: its answer, of `tokens` tokens after a prompt of `prompt_tokens`;
-    `finished`: it ended by itself. `sure`: SGL's S, None unless it was asked for.
-    """
-
-    importance: Tensor
-    layout: SampleLayout
-    text: str
-    tokens: int
-    prompt_tokens: int
-    finished: bool
-    sure: float | None = None
-
-    def exits(self, exit_at: float | None) -> bool:
-        """Whether the guide answers alone."""
-        return exit_at is not None and self.sure is not None and self.sure >= exit_at
 
 
 class Encoder:
@@ -146,7 +71,7 @@ class Encoder:
             self._generation = GenerationConfig.from_pretrained(folder)
             self.processor = processor if processor is not None else _processor(folder)
         else:
-            model = plain_model(model)
+            model = unwrap_peft(model)
             self._generation = model.generation_config
         if isinstance(guide, str) or hasattr(guide, "__fspath__"):
             guide_processor = guide_processor if guide_processor is not None else _processor(str(guide))
@@ -157,10 +82,11 @@ class Encoder:
         self.tower = Tower(model, self.method)
         self.positions = self.method.positions
         check_positions(model.config.model_type, self.positions)
-        self.exit_at: float | None = getattr(self.method, "exit_at", None)
+        self.exit_at: float | None = None
         self._guide: Any = None
         if isinstance(self.method, SGL):
-            self._guide = self.method.make_guide(model)
+            self.exit_at = self.method.exit_at
+            self._guide = guide_for(self.method, model)
             self._ranker = copy.copy(self._guide)  # the same guide without the second look that only exits need
             self._ranker.check = False
             given = self.method.guide_processor
@@ -226,15 +152,9 @@ class Encoder:
         Raises:
             VlmpruneError: as `encode`.
         """
-        talks = [talk_about(image, question) for image, question in asked]
-        return self.encode_talks(talks, keep=keep, max_new_tokens=max_new_tokens)
-
-    def encode_talks(
-        self, talks: Sequence[Any], *, keep: float | int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
-    ) -> list[Encoded]:
-        """The same of whole conversations in the chat format of Hugging Face processors."""
-        rankings = self.rank(talks, max_new_tokens=max_new_tokens) if self.guided else None
-        return self.embed(talks, rankings, [keep] * len(talks))
+        talks = [build_messages(image, question) for image, question in asked]
+        guide_inputs = self.inputs(talks, guide=True) if self.guided else None
+        return self.encode_inputs(self.inputs(talks), guide_inputs, keep=keep, max_new_tokens=max_new_tokens)
 
     def encode_inputs(
         self,
@@ -263,24 +183,6 @@ class Encoder:
         """Whether there is a guide to ask."""
         return self._guide is not None
 
-    def rank(self, talks: Sequence[Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False) -> list[Ranking]:
-        """Ask the guide.
-
-        Args:
-            exits: whether its answers may be used, so that how sure it is has to be measured.
-        """
-        return self.rank_inputs(self.inputs(talks, guide=True), max_new_tokens=max_new_tokens, exits=exits)
-
-    def embed(
-        self, talks: Sequence[Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
-    ) -> list[Encoded]:
-        """Run the tower and choose.
-
-        Args:
-            rankings: one a talk, of a guided method. keeps: one a talk, None for the method's.
-        """
-        return self.embed_inputs(self.inputs(talks), rankings, keeps)
-
     def inputs(self, talks: Sequence[Any], *, guide: bool = False) -> Mapping[str, Any]:
         """What the model's or the guide's processor makes of conversations; their images are not needed any more.
 
@@ -298,7 +200,12 @@ class Encoder:
     def rank_inputs(
         self, inputs: Mapping[str, Any], *, max_new_tokens: int = MAX_NEW_TOKENS, exits: bool = False
     ) -> list[Ranking]:
-        """`rank` of what `inputs` made."""
+        """Ask the guide.
+
+        Args:
+            inputs: what `inputs(..., guide=True)` returned. exits: whether the guide's answers may be used, so that how
+                sure it is has to be measured.
+        """
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
         if self._same:
             for name in ("eos_token_id", "pad_token_id"):
@@ -338,7 +245,12 @@ class Encoder:
     def embed_inputs(
         self, inputs: Mapping[str, Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
     ) -> list[Encoded]:
-        """`embed` of what `inputs` made."""
+        """Run the tower and choose.
+
+        Args:
+            inputs: what `inputs` returned. rankings: one per prompt, of a guided method. keeps: one per prompt, None
+                for the method's.
+        """
         layouts = self.tower.layouts(inputs)
         importance = None
         if rankings is not None:
@@ -376,19 +288,18 @@ class Encoder:
         return out
 
 
-def before_the_model(method: Any) -> Pruner:
+def before_the_model(method: Method) -> Pruner:
     """The pruner with its layer set to 0.
 
     Raises:
         VlmpruneError: it is no pruner, or needs a layer of the language model.
     """
-    name = getattr(method, "title", type(method).__name__)
     reads = isinstance(method, Pruner) and (method.reads_attention or method.reads_keys or method.reads_text)
     needs_model = isinstance(method, Guided) and not isinstance(method, SGL)
     if not isinstance(method, Pruner) or reads or needs_model:
         raise VlmpruneError(
-            f"The method {name!r} works inside the language model, which the engine runs; use one that ranks before "
-            "it, such as 'sgl', 'uniform' or 'divprune'."
+            f"The method {method.title!r} works inside the language model, which the engine runs; use one that ranks "
+            "before it, such as 'sgl', 'uniform' or 'divprune'."
         )
     if method.layer not in (None, 0):
         raise VlmpruneError(
@@ -406,7 +317,7 @@ def _collapsed(ids: Tensor, valid: Tensor, layout: SampleLayout) -> list[int]:
 
 
 def _processor(folder: str) -> Any:
-    from ..inputs import load_processor
+    from ..inputs.processor import load_processor
 
     return load_processor(folder)
 

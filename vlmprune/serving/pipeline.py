@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from ..errors import VlmpruneError
+from .batch_worker import BatchWorker
 from .chat import Chat, Claim, Limits, Picture, check_pixels, pixels_of, unpacked
-from .encoder import MAX_NEW_TOKENS, Encoded, Encoder, Ranking
+from .encoded import Encoded, Ranking
+from .encoder import MAX_NEW_TOKENS, Encoder
 from .fields import Refused
-from .stages import Stage
-from .wire import BadEmbeddings
+from .payload import BadEmbeddings
 
 if TYPE_CHECKING:
     import httpx
@@ -70,7 +71,7 @@ class Pipeline:
         self.encoder, self.limits, self.metrics, self.fetch = encoder, limits, metrics, fetch
         self.guide_tokens = guide_tokens
         self._unpacking = threading.Lock()
-        self._guide: Stage[_Ranked, Ranking] = Stage(
+        self._guide: BatchWorker[_Ranked, Ranking] = BatchWorker(
             "guide",
             self._rank,
             most=batch,
@@ -78,7 +79,7 @@ class Pipeline:
             weight=lambda job: job.chat.pixels,
             heaviest=limits.request_pixels,
         )
-        self._vision: Stage[_Seen, Encoded] = Stage(
+        self._vision: BatchWorker[_Seen, Encoded] = BatchWorker(
             "vision", self._embed, most=batch, weight=lambda job: job.chat.pixels, heaviest=limits.request_pixels
         )
 

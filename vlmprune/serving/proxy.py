@@ -19,12 +19,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from .answers import SSE, engine_failure, error_body, exit_response
-from .chat import Chat, Claim, Limits, Shared, read_chat
-from .encoder import MAX_NEW_TOKENS, Encoded, Encoder
+from .chat import Chat, Claim, Limits, Quota, read_chat
+from .encoded import Encoded
+from .encoder import MAX_NEW_TOKENS, Encoder
 from .fields import Refused
 from .metrics import Metrics
+from .payload import BadEmbeddings, checked_parts
 from .pipeline import Exit, Pipeline
-from .wire import BadEmbeddings, checked_parts
 
 _log = logging.getLogger(__name__)
 _RETRY = {"Retry-After": "1"}
@@ -32,7 +33,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProxySettings:
     """How a proxy runs.
 
     `engine`: the server's address, "http://127.0.0.1:8000". `key`: sent to it in place of a client's. `exit_at`: where
@@ -53,13 +54,13 @@ class Settings:
 class Proxy:
     """One proxy's state, between its start and its end."""
 
-    def __init__(self, encoder: Encoder, settings: Settings) -> None:
+    def __init__(self, encoder: Encoder, settings: ProxySettings) -> None:
         self.encoder, self.settings, self.limits = encoder, settings, settings.limits
         self.exit_at = settings.exit_at if settings.exit_at is not None else encoder.exit_at
         self.metrics = Metrics()
         self.busy = 0
-        self.bodies = Shared(self.limits.open_bodies, "The server holds as many bytes of requests as it may")
-        self.pixels = Shared(self.limits.open_pixels, "The server has as many pixels waiting as it may")
+        self.bodies = Quota(self.limits.open_bodies, "The server holds as many bytes of requests as it may")
+        self.pixels = Quota(self.limits.open_pixels, "The server has as many pixels waiting as it may")
         self._reading = asyncio.Semaphore(1)  # a request's text is held three times while it is read
         timeout = httpx.Timeout(self.limits.engine, connect=5.0, pool=self.limits.engine)
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.requests)
@@ -103,27 +104,27 @@ class Proxy:
                 raise Refused(
                     "vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image."
                 )
-            told: dict[str, str] = {}
+            headers: dict[str, str] = {}
             if chat.embedded:
                 content = await asyncio.to_thread(self._with_embedded, chat)
             elif not chat.pictures:
                 content = await asyncio.to_thread(_written, chat.body)
             else:
                 with self.pixels.claim() as pixels:
-                    ready = await while_there(request, self.pipeline.prepare(chat, held, pixels))
+                    ready = await until_disconnect(request, self.pipeline.prepare(chat, held, pixels))
                 if isinstance(ready, Exit):
                     self.metrics.exits.inc()
                     return exit_response(chat.body, ready)
                 self.metrics.tokens_in.inc(ready.visual_tokens)
                 self.metrics.tokens_kept.inc(ready.kept_tokens)
-                told["x-vlmprune-visual-tokens"] = str(ready.visual_tokens)
-                told["x-vlmprune-kept-tokens"] = str(ready.kept_tokens)
+                headers["x-vlmprune-visual-tokens"] = str(ready.visual_tokens)
+                headers["x-vlmprune-kept-tokens"] = str(ready.kept_tokens)
                 content = await asyncio.to_thread(_with_images, chat, ready)
                 del ready
             stream = chat.stream
             del chat  # while the engine answers, only what it was sent is kept
             held.keep(len(content))
-            return await self._forward(request, content, stream, told)
+            return await self._forward(request, content, stream, headers)
 
     def _with_embedded(self, chat: Chat) -> bytes:
         """The request with images that a client encoded, checked and written again."""
@@ -167,20 +168,20 @@ class Proxy:
         # In bytes, as it came: httpx would write a text in ASCII.
         return {b"Content-Type": b"application/json"} | ({b"Authorization": key.encode("latin-1")} if key else {})
 
-    async def _forward(self, request: Request, content: bytes, stream: bool, told: dict[str, str]) -> Response:
+    async def _forward(self, request: Request, content: bytes, stream: bool, headers: dict[str, str]) -> Response:
         outgoing = self.engine.build_request(
             "POST", "/v1/chat/completions", content=content, headers=self._headers(request)
         )
-        answer = await while_there(request, self._sent(outgoing))
+        answer = await until_disconnect(request, self._sent(outgoing))
         if stream and answer.status_code == 200:
-            return StreamingResponse(self._relayed(answer), 200, told, SSE)
+            return StreamingResponse(self._relayed(answer), 200, headers, SSE)
         try:
-            said = await while_there(request, _read(answer))
+            said = await until_disconnect(request, _read(answer))
         finally:
             await answer.aclose()
         if answer.status_code >= 500:
             raise Refused(f"The engine answers with status {answer.status_code}; see its log.", 502)
-        return Response(said, answer.status_code, told, answer.headers.get("content-type", "application/json"))
+        return Response(said, answer.status_code, headers, answer.headers.get("content-type", "application/json"))
 
     async def _sent(self, outgoing: httpx.Request) -> httpx.Response:
         try:
@@ -227,7 +228,7 @@ class Proxy:
         return Response(answer.content, answer.status_code, None, answer.headers.get("content-type"))
 
 
-class Door:
+class ConcurrencyLimit:
     """ASGI middleware that counts the chat requests in the house, from their first byte to the last of their answer,
     and sends away those that are too many."""
 
@@ -282,7 +283,7 @@ async def _read(answer: httpx.Response) -> bytes:
         raise engine_failure(error, 0.0) from error
 
 
-async def while_there(request: Request, work: Coroutine[Any, Any, R]) -> R:
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, R]) -> R:
     """The result of `work`, which ends with the client's connection.
 
     Raises:
@@ -305,7 +306,7 @@ async def while_there(request: Request, work: Coroutine[Any, Any, R]) -> R:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-def create_app(encoder: Encoder, settings: Settings) -> FastAPI:
+def create_app(encoder: Encoder, settings: ProxySettings) -> FastAPI:
     """The proxy as an application: `/v1/chat/completions`, `/v1/models`, `/health`, `/metrics`."""
     proxy = Proxy(encoder, settings)
 
@@ -316,7 +317,7 @@ def create_app(encoder: Encoder, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="vlmprune", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.proxy = proxy
-    app.add_middleware(Door, proxy=proxy)
+    app.add_middleware(ConcurrencyLimit, proxy=proxy)
 
     async def metrics() -> Response:
         return Response(proxy.metrics.text(), media_type="text/plain; version=0.0.4")
@@ -329,7 +330,7 @@ def create_app(encoder: Encoder, settings: Settings) -> FastAPI:
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Run until told to stop; what is in the house is answered first, for as long as `Limits.drain`."""
+    """Run until headers to stop; what is in the house is answered first, for as long as `Limits.drain`."""
     import uvicorn
 
     limits: Limits = app.state.proxy.limits

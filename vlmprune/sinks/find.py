@@ -1,4 +1,4 @@
-"""`find_sinks`: one forward of a model, read layer by layer, and what it says about the prompt's sinks.
+"""`find_sinks`: one forward of a model, read layer by layer, gives the sinks of a prompt.
 
 Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D width.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import plain_model
-from ..attention.editor import Columns, columns_of
+from ..api import unwrap_peft
+from ..attention.editor import Columns, check_readable, columns_of
 from ..attention.observer import Watcher
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
@@ -23,10 +23,12 @@ from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
 from ..hf.arguments import has_image, refuse_video
 from ..methods.none import Unpruned
-from ..ops.correction import check_readable, gated, marks_of, masses, row_chunks
+from ..ops.attention_rows import row_chunks
+from ..ops.correction import gated, marks_of, masses
 from ..runtime.call_lock import attached
 from ..runtime.session import Session
-from .report import SampleSinks, SinkReport
+from .report import SinkReport
+from .sample import SampleSinks
 
 
 @checked
@@ -42,17 +44,17 @@ def find_sinks(
     """Where the attention sinks of a prompt are, in every layer.
 
     Args:
-        model: a loaded model of a supported family; a wrapped one is looked at as if it were not wrapped.
+        model: a loaded model of a supported family; a wrapped one is read as if it were unwrapped.
         tau, sink_dims, rho, gate: as in `VAR`; the gates are those that VAR would open.
         inputs: what the processor returns, with an image.
     Raises:
-        UnsupportedModelError: no vision-language model.
+        UnsupportedModelError: not a vision-language model.
         VlmpruneError: no image tokens in the prompt, or an option out of range.
     """
     check_tau(tau)
     check_share("rho", rho)
     check_share("gate", gate)
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
     reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
     refuse_video(inputs)
@@ -111,7 +113,7 @@ class SinkReader(Watcher):
         lengths = _norms(hidden)
         sizes = torch.gather(lengths, 1, self.firsts)[:, :, None] * lengths[:, None]
         self.cosines.append(pairs.cpu() / sizes.clamp(min=1e-12))
-        # Without sink dimensions the largest of all is shown: how far the model is from having any.
+        # Without sink dimensions the maximum over all is reported: how far the model is from having any.
         self.phi.append(phi(hidden, self.sinks.dims or range(hidden.shape[-1])).cpu())
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
@@ -123,7 +125,7 @@ class SinkReader(Watcher):
         marks = marks_of(sinks, self.columns.visual).to(device)
         asking = self.columns.asking.to(device)
         totals = torch.zeros(3, *call.query.shape[:2], device=device)
-        for _, rows in row_chunks(call, self.columns.first_asking):
+        for _, rows in row_chunks(call.query, call.key, self.columns.first_asking):
             weights = call.weights(rows).masked_fill(~asking[:, None, rows[0], None], 0.0)
             _, image, free = masses(weights, marks)
             passed = gated(image, free, self.rho, self.gate) & touched.to(device)[:, None, None]

@@ -1,12 +1,11 @@
-"""The picture of a sink report: heat map on the image, norm curve of the primary sink, sinks of every layer.
+"""The plot of a sink report: heat map on the image, norm curve of the primary sink, sinks of every layer.
 
-Drawn with Pillow alone, so that looking at sinks needs no plotting library.
+Drawn with Pillow alone, so that a plot of sinks needs no plotting library.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -14,9 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..flow.sinks import FIRST_LAYER
 from ..flow.transfer import cell_sizes
 from ..inputs.images import as_rgb
-
-if TYPE_CHECKING:
-    from .report import SampleSinks, SinkReport
+from .sample import SampleSinks
 
 SIDE, PANEL, MARGIN, TITLE = 360, 300, 44, 26  # pixels
 INK, FAINT, PAPER = (28, 30, 38), (150, 154, 165), (255, 255, 255)
@@ -26,30 +23,35 @@ LOW, HIGH = (20, 24, 60), (255, 214, 90)  # the ends of the heat map's scale
 Box = tuple[int, int, int, int]
 
 
-def draw(report: SinkReport, image: Image.Image | None, sample: int, number: int, layer: int | None) -> Image.Image:
-    """The three panels side by side, RGB; the arguments are those of `SinkReport.plot`, checked."""
-    one = report.samples[sample]
+def draw(
+    one: SampleSinks, dims: tuple[int, ...], tau: float, image: Image.Image | None, number: int, layer: int | None
+) -> Image.Image:
+    """The three panels side by side, RGB.
+
+    Args:
+        one: what was found in the sample. dims, tau: of the report.
+        image, number, layer: those of `SinkReport.plot`, checked.
+    """
     sheet = Image.new("RGB", (MARGIN * 4 + SIDE + 2 * PANEL, SIDE + TITLE + MARGIN + 8), PAPER)
     pen = ImageDraw.Draw(sheet)
     first = min(FIRST_LAYER, one.layers - 1)
     shown = f"layer {layer}" if layer is not None else f"highest of layers {first}-{one.layers - 1}"
-    dims = ", ".join(map(str, report.dims)) or "none"
-    _title(pen, MARGIN, f"phi ({shown}), sink dimensions {dims}, tau {report.tau:.1f}")
-    sheet.paste(heat_map(report, one, image, number, layer), (MARGIN, TITLE))
-    _scale(pen, (MARGIN, TITLE + SIDE + 8, MARGIN + SIDE, TITLE + SIDE + 20), report.tau)
+    _title(pen, MARGIN, f"phi ({shown}), sink dimensions {', '.join(map(str, dims)) or 'none'}, tau {tau:.1f}")
+    sheet.paste(heat_map(one, tau, image, number, layer), (MARGIN, TITLE))
+    _scale(pen, (MARGIN, TITLE + SIDE + 8, MARGIN + SIDE, TITLE + SIDE + 20), tau)
     left = 2 * MARGIN + SIDE
     _title(pen, left, f"norm of token {one.primary}, window {one.window.first}-{one.window.last}")
     _norms(pen, one, (left, TITLE, left + PANEL, TITLE + SIDE))
     left += PANEL + MARGIN
-    _title(pen, left, "sinks a layer: image (red), text (blue)")
+    _title(pen, left, "sinks per layer: image (red), text (blue)")
     _counts(pen, one, (left, TITLE, left + PANEL, TITLE + SIDE))
     return sheet
 
 
 def heat_map(
-    report: SinkReport, one: SampleSinks, image: Image.Image | None, number: int, layer: int | None
+    one: SampleSinks, tau: float, image: Image.Image | None, number: int, layer: int | None
 ) -> Image.Image:
-    """phi of every token on the place it shows, sinks framed, over the darkened picture: SIDE x SIDE."""
+    """phi of every token at its place in the image, sinks framed, over the darkened image: SIDE x SIDE."""
     span = one.images[number]
     values = one.phi[layer] if layer is not None else one.phi[min(FIRST_LAYER, one.layers - 1) :].amax(dim=0)
     sinks = one.sinks[layer] if layer is not None else one.sinks.any(dim=0)
@@ -64,10 +66,10 @@ def heat_map(
     for (x, y), (dx, dy), value, sink in zip(
         span.xy.tolist(), cell_sizes(span).tolist(), values[places].tolist(), sinks[places].tolist(), strict=True
     ):
-        if x != x:  # NaN: a newline or class token shows no place
+        if x != x:  # NaN: a newline or class token has no place
             continue
         box = tuple(round(v * SIDE) for v in (x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2))
-        pen.rectangle(box, fill=_colour(value / report.tau / 2))
+        pen.rectangle(box, fill=_colour(value / tau / 2))
         if sink:
             frames.append(box)
     heat = Image.blend(canvas, heat, 0.75) if image is not None else heat
@@ -77,10 +79,10 @@ def heat_map(
     return heat
 
 
-def _colour(share: float) -> tuple[int, ...]:
+def _colour(fraction: float) -> tuple[int, ...]:
     """From dark (0) to light (twice tau and above, where sinks are)."""
-    share = min(1.0, max(0.0, share))
-    return tuple(round(a + (b - a) * share) for a, b in zip(LOW, HIGH, strict=True))
+    fraction = min(1.0, max(0.0, fraction))
+    return tuple(round(a + (b - a) * fraction) for a, b in zip(LOW, HIGH, strict=True))
 
 
 def _title(pen: ImageDraw.ImageDraw, left: int, text: str) -> None:

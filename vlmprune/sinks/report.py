@@ -1,114 +1,17 @@
-"""What `find_sinks` found: numbers for a machine, a table and a picture for people.
-
-Shapes: S tokens of a sample's prompt (padding left out), V its visual tokens, H heads, L layers.
-"""
+"""What `find_sinks` found: numbers for a machine, a table and a plot for people."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from PIL import Image
 
-from ..accounting.report import span_dict
 from ..errors import VlmpruneError
-from ..flow.locate import ImageSpan
-from ..flow.sinks import (
-    ALIKE,
-    FIRST_LAYER,
-    ActiveWindow,
-    SecondarySink,
-    Separation,
-    eligible_layers,
-    separation,
-)
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-@dataclass(frozen=True)
-class SampleSinks:
-    """One sample.
-
-    `phi` [L, S]: how far each token entering a layer sticks out in the sink dimensions, or in any where there are none.
-    `visual` [V]: where its visual tokens stand among the S. `images`: their grids. `sinks` [L, S]: phi >= tau, from
-    layer 2 on. `primary`: position of the primary sink, `norms` [L + 1] its norm entering every layer and leaving the
-    last, `window` between the largest rise and the largest drop. `cosines` [L, S]: with the primary sink; `secondary`:
-    who points where it points. `image_attention`, `sink_share`, `gated` [L, H]: of the text rows after the image, mean
-    attention to it, the share of that on visual sinks, and the share of rows that VAR's gates let pass.
-    """
-
-    phi: Tensor
-    visual: Tensor
-    images: list[ImageSpan]
-    sinks: Tensor
-    primary: int
-    norms: Tensor
-    window: ActiveWindow
-    cosines: Tensor
-    secondary: list[SecondarySink]
-    image_attention: Tensor
-    sink_share: Tensor
-    gated: Tensor
-
-    @property
-    def layers(self) -> int:
-        return self.phi.shape[0]
-
-    @property
-    def visual_sinks(self) -> list[list[int]]:
-        """Per layer, indices into the sample's visual tokens, 0..V-1."""
-        return [row[self.visual].nonzero()[:, 0].tolist() for row in self.sinks]
-
-    @property
-    def text_sinks(self) -> list[list[int]]:
-        """Per layer, positions in the prompt."""
-        text = torch.ones(self.sinks.shape[1], dtype=torch.bool)
-        text[self.visual] = False
-        return [(row & text).nonzero()[:, 0].tolist() for row in self.sinks]
-
-    @property
-    def gated_heads(self) -> list[list[int]]:
-        """Per layer, heads that VAR would change in at least one row; none outside layers 2..L-2."""
-        eligible = eligible_layers(self.layers)
-        return [row.nonzero()[:, 0].tolist() if i in eligible else [] for i, row in enumerate(self.gated)]
-
-    @property
-    def agreement(self) -> float | None:
-        """Of the (layer, token) pairs that phi or the cosine calls a sink, the share that both do; None without any.
-
-        Counted in the layers of the primary sink's window, the primary sink itself left out.
-        """
-        layers = slice(max(FIRST_LAYER, self.window.first), self.window.last + 1)
-        by_phi, by_cosine = self.sinks[layers].clone(), self.cosines[layers].abs() > ALIKE
-        by_phi[:, : self.primary + 1] = False
-        by_cosine[:, : self.primary + 1] = False
-        either = int((by_phi | by_cosine).sum())
-        return int((by_phi & by_cosine).sum()) / either if either else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable."""
-        return {
-            "tokens": self.phi.shape[1],
-            "visual": self.visual.tolist(),
-            "images": [span_dict(span) for span in self.images],
-            "phi": _rounded(self.phi),
-            "visual_sinks": self.visual_sinks,
-            "text_sinks": self.text_sinks,
-            "primary": {
-                "position": self.primary,
-                "norms": _rounded(self.norms),
-                "window": [self.window.first, self.window.last],
-            },
-            "secondary": [vars(sink) for sink in self.secondary],
-            "image_attention": _rounded(self.image_attention),
-            "sink_share": _rounded(self.sink_share),
-            "gated": _rounded(self.gated),
-            "gated_heads": self.gated_heads,
-            "agreement": self.agreement,
-        }
+from ..flow.sinks import FIRST_LAYER, Separation, separation
+from .plot import draw
+from .sample import SampleSinks
 
 
 @dataclass(frozen=True)
@@ -126,7 +29,7 @@ class SinkReport:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader should know."""
+        """Warnings for the reader."""
         if not self.dims:
             return [
                 f"no sink dimensions found: first tokens reach tau {self.tau:.2f} in none, so there are no sinks; phi "
@@ -158,7 +61,7 @@ class SinkReport:
             kinds = [sink.kind for sink in sample.secondary]
             lines += [
                 (f"sample {number}", f"{len(sample.visual)} visual tokens of {sample.phi.shape[1]}"),
-                ("  visual sinks", " ".join(map(str, counts)) + "  (a layer)"),
+                ("  visual sinks", " ".join(map(str, counts)) + "  (per layer)"),
                 ("  text sinks", " ".join(str(len(found)) for found in sample.text_sinks)),
                 ("  gated heads", " ".join(str(len(found)) for found in sample.gated_heads)),
                 ("  primary sink", f"token {sample.primary}, layers {sample.window.first} to {sample.window.last}"),
@@ -173,13 +76,11 @@ class SinkReport:
         """A heat map of phi on the image grid, the primary sink's norm, and the sinks of every layer.
 
         Args:
-            image: the picture, shown under the heat map. sample, number: which sample, and which of its images.
+            image: shown under the heat map. sample, number: which sample, and which of its images.
             layer: whose phi; None is the highest over the layers from 2 on.
         Raises:
             VlmpruneError: there is no such sample, image or layer.
         """
-        from .plot import draw
-
         if not 0 <= sample < len(self.samples) or not 0 <= number < len(self.samples[sample].images):
             raise VlmpruneError(
                 f"There is no image {number} in sample {sample}; the samples have "
@@ -187,9 +88,4 @@ class SinkReport:
             )
         if layer is not None and not 0 <= layer < self.samples[sample].layers:
             raise VlmpruneError(f"layer={layer} is none of the model's; use 0 to {self.samples[sample].layers - 1}.")
-        return draw(self, image, sample, number, layer)
-
-
-def _rounded(values: Tensor) -> list[Any]:
-    """Nested lists with 5 digits, enough to draw and to compare."""
-    return [[round(v, 5) for v in row] if isinstance(row, list) else round(row, 5) for row in values.tolist()]
+        return draw(self.samples[sample], self.dims, self.tau, image, number, layer)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
+
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -44,6 +46,6 @@ def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGener
 
 
 def example() -> tuple[Image.Image, str]:
-    """A bundled picture and a question about it."""
-    with Image.open(Path(__file__).parent / "example.png") as picture:
-        return picture.convert("RGB"), "What colour is the star?"
+    """A bundled image and a question about it."""
+    with Image.open(Path(__file__).parent / "example.png") as image:
+        return image.convert("RGB"), "What colour is the star?"

@@ -85,6 +85,17 @@ def _ask(rng: random.Random, family: str, **parts: str) -> str:
     return rng.choice(TEMPLATES[family]).format(**parts)
 
 
+def _about(
+    rng: random.Random, family: str, options: list[tuple[Thing, str]], direct: bool = True
+) -> Question | None:
+    """A question about an attribute of one of the named things, which has the family's name."""
+    if not options:
+        return None
+    thing, name = rng.choice(options)
+    named = _centres((thing, name)) if direct else ()
+    return Question(family, _ask(rng, family, d=name), str(getattr(thing, family)), direct, named)
+
+
 def _colour(rng: random.Random, scene: Scene) -> Question | None:
     options = _unique(scene, ("shape", "shape", "size shape"))
     if len(scene.things) == 1:
@@ -92,19 +103,12 @@ def _colour(rng: random.Random, scene: Scene) -> Question | None:
     digits = Counter(t.digit for t in scene.things)
     readable = [t for t in scene.things if t.digit is not None and digits[t.digit] == 1]
     options += [(t, f"tile with the digit {t.digit}") for t in readable]
-    if not options:
-        return None
-    thing, name = rng.choice(options)
-    return Question("colour", _ask(rng, "colour", d=name), thing.colour, named=_centres((thing, name)))
+    return _about(rng, "colour", options)
 
 
 def _shape(rng: random.Random, scene: Scene) -> Question | None:
     forms = ("colour", "colour", "size colour") if len(scene.things) > 1 else ("colour", "")
-    options = _unique(scene, forms)
-    if not options:
-        return None
-    thing, name = rng.choice(options)
-    return Question("shape", _ask(rng, "shape", d=name), thing.shape, named=_centres((thing, name)))
+    return _about(rng, "shape", _unique(scene, forms))
 
 
 def _counts(scene: Scene, form: str) -> dict[str, int]:
@@ -191,32 +195,16 @@ def _relation(rng: random.Random, scene: Scene) -> Question | None:
 
 
 def _position(rng: random.Random, scene: Scene) -> Question | None:
-    if rng.random() < 0.7:
-        found = _extremes(scene)
-        if found:
-            thing, name = rng.choice(found)
-            return Question("position", _ask(rng, "position", d=name), thing.position, direct=False)
-    options = _pairs(scene)
-    if not options:
-        return None
-    thing, name = rng.choice(options)
-    return Question("position", _ask(rng, "position", d=name), thing.position, named=_centres((thing, name)))
+    extreme = rng.random() < 0.7 and _about(rng, "position", _extremes(scene), direct=False)
+    return extreme or _about(rng, "position", _pairs(scene))
 
 
 def _digit(rng: random.Random, scene: Scene) -> Question | None:
     tiles = [t for t in scene.things if t.digit is not None]
     if not tiles:
         return None
-    if rng.random() < 0.6:
-        found = _extremes(scene, ("tile",))
-        if found:
-            thing, name = rng.choice(found)
-            return Question("digit", _ask(rng, "digit", d=name), str(thing.digit), direct=False)
-    options = _unique(scene, ("shape", "colour shape"), tiles)
-    if not options:
-        return None
-    thing, name = rng.choice(options)
-    return Question("digit", _ask(rng, "digit", d=name), str(thing.digit), named=_centres((thing, name)))
+    extreme = rng.random() < 0.6 and _about(rng, "digit", _extremes(scene, ("tile",)), direct=False)
+    return extreme or _about(rng, "digit", _unique(scene, ("shape", "colour shape"), tiles))
 
 
 def _caption(rng: random.Random, scene: Scene) -> Question | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -39,7 +38,8 @@ class Thing:
 
     @property
     def position(self) -> str:
-        return POSITIONS[min(2, int(self.cy * 3 / CANVAS))][min(2, int(self.cx * 3 / CANVAS))]
+        row, column = self.cell
+        return POSITIONS[row][column]
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -48,7 +48,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's full truth. ``window`` = (first row, first column, rows, columns) in patches of the canvas."""
+    """An image's full truth. ``window`` = (first row, first column, rows, columns) in patches of the canvas."""
 
     seed: int
     split: str
@@ -56,12 +56,6 @@ class Scene:
     texture: str
     background: tuple[int, int, int]
     things: tuple[Thing, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        record = asdict(self)
-        for thing, entry in zip(self.things, record["things"], strict=True):
-            entry.update(box=thing.box, position=thing.position)
-        return record
 
     def image(self) -> Image.Image:
         return Image.fromarray(render(self))
@@ -151,7 +145,7 @@ def make_scene(
     left, top = col * PATCH, row * PATCH
     right, bottom = left + cols * PATCH, top + rows * PATCH
     if rng.random() < 0.2 and rows >= 10 and cols >= 10:
-        # Everything in one half: the rest of the picture is empty.
+        # Everything in one half: the rest of the image is empty.
         side = rng.randrange(4)
         middle_x, middle_y = (left + right) // 2, (top + bottom) // 2
         left, right = (left, middle_x) if side == 0 else (middle_x, right) if side == 1 else (left, right)
@@ -202,7 +196,7 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
 
 
 @lru_cache(maxsize=8192)
-def _mask(shape: str, w: int, h: int, angle: int) -> np.ndarray:
+def coverage(shape: str, w: int, h: int, angle: int) -> np.ndarray:
     """Coverage (h, w) in 0..1, drawn at four times the size."""
     scale = 4
     big = Image.new("L", (w * scale, h * scale), 0)
@@ -266,38 +260,10 @@ def render(scene: Scene) -> np.ndarray:
     for thing in scene.things:
         x0, y0, x1, y1 = thing.box
         area = canvas[y0 - row * PATCH : y1 - row * PATCH, x0 - col * PATCH : x1 - col * PATCH]
-        mask = _mask(thing.shape, thing.width, thing.height, thing.angle)[..., None]
+        mask = coverage(thing.shape, thing.width, thing.height, thing.angle)[..., None]
         area += mask * (np.array(thing.rgb, dtype=np.float32) - area)
         if thing.digit is not None:
             light = 0.3 * thing.rgb[0] + 0.59 * thing.rgb[1] + 0.11 * thing.rgb[2] < 120
             ink = np.float32(245 if light else 10)
             area += _glyph(thing.digit, thing.width, thing.height)[..., None] * (ink - area)
     return np.clip(canvas, 0, 255).astype(np.uint8)
-
-
-def patch_owner(scene: Scene, least: float = 0.12) -> np.ndarray:
-    """Which thing covers each patch of the window: index (rows, columns), -1 where none covers ``least`` of it."""
-    return patch_cover(scene, least)[1]
-
-
-def patch_cover(scene: Scene, least: float = 0.12) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each patch of the window its thing covers, and which thing that is: see `patch_owner`.
-
-    Both are (rows, columns); without a thing the first says ``least`` and the second -1.
-    """
-    row, col, rows, cols = scene.window
-    best = np.full((rows, cols), least, dtype=np.float32)
-    owner = np.full((rows, cols), -1, dtype=np.int64)
-    for i, thing in enumerate(scene.things):
-        x0, y0, x1, y1 = thing.box
-        x0, x1, y0, y1 = x0 - col * PATCH, x1 - col * PATCH, y0 - row * PATCH, y1 - row * PATCH
-        r0, r1, c0, c1 = y0 // PATCH, -(-y1 // PATCH), x0 // PATCH, -(-x1 // PATCH)
-        local = np.zeros(((r1 - r0) * PATCH, (c1 - c0) * PATCH), dtype=np.float32)
-        local[y0 - r0 * PATCH : y1 - r0 * PATCH, x0 - c0 * PATCH : x1 - c0 * PATCH] = _mask(
-            thing.shape, thing.width, thing.height, thing.angle
-        )
-        cover = local.reshape(r1 - r0, PATCH, c1 - c0, PATCH).mean((1, 3))
-        better = cover > best[r0:r1, c0:c1]
-        owner[r0:r1, c0:c1][better] = i
-        best[r0:r1, c0:c1][better] = cover[better]
-    return best, owner

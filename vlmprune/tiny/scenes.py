@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from .questions import Question, ask, caption, phrase, sentence
-from .render import SPLITS, Scene, Thing, make_scene, patch_cover, patch_owner, render
+from .render import SPLITS, Scene, Thing, make_scene, render
 from .vocabulary import CANVAS, COLOURS, FAMILIES, GRID, PATCH, POSITIONS, SHAPES, SIZES
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
     "benchmark",
     "caption",
     "make_scene",
-    "patch_cover",
-    "patch_owner",
     "phrase",
     "render",
     "sentence",
@@ -41,7 +39,7 @@ __all__ = [
 def benchmark(
     family: str, count: int, split: str = "test", *, start: int = 0, per_scene: int = 2
 ) -> Iterator[tuple[Scene, Question]]:
-    """``count`` questions of one family on full-size scenes of a split, at most ``per_scene`` different ones a scene.
+    """``count`` questions of one family on full-size scenes of a split, at most ``per_scene`` different ones per scene.
 
     Each call walks the split's seeds from ``start`` on and is the same on every machine.
     """

@@ -30,6 +30,9 @@ POSITIONS = (
     ("bottom left", "bottom", "bottom right"),
 )
 
+# (row, column) of each.
+CELLS = {name: (row, column) for row, names in enumerate(POSITIONS) for column, name in enumerate(names)}
+
 TEXTURES = ("plain", "noise", "gradient", "stripes")
 
 FAMILIES = (

@@ -72,7 +72,7 @@ CASES = {
     "in/0.png --aggregator localhost --aggregator-model m": "no web address",
     "in/0.png --method fastvv": "did you mean 'fastv'?",
     "in/0.png --keep 0.5": "takes no --keep",
-    "empty": "no pictures",
+    "empty": "no images",
 }
 
 

@@ -17,9 +17,8 @@ from typer.testing import CliRunner
 import vlmprune
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
-from vlmprune.apps.cli.compare import BASELINES, CHANCE, held_out
-from vlmprune.apps.cli.options import default_method
-from vlmprune.harness.parse import number, picture
+from vlmprune.harness.baselines import BASELINES, CHANCE, default_method, held_out
+from vlmprune.harness.parse import number, read_image
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")
@@ -90,7 +89,7 @@ def test_layer_reaches_the_method() -> None:
     assert ask_json("--layer", "0.5")["pruned"]["report"]["method"]["layer"] == 0.5
 
 
-@pytest.mark.parametrize("method", sorted(vlmprune.methods()))
+@pytest.mark.parametrize("method", sorted(vlmprune.list_methods()))
 def test_every_registered_method_can_be_named(method: str) -> None:
     assert ask_json("--method", method)["pruned"]["report"]["method"]["name"] == method
 
@@ -145,19 +144,19 @@ def test_pictures_are_read_as_people_see_them(tmp_path: Path) -> None:
     exif = turned.getexif()
     exif[0x0112] = 6  # the camera was held upright: rotate by 90 degrees
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert picture(tmp_path / "turned.jpg").size == (2, 4)
+    assert read_image(tmp_path / "turned.jpg").size == (2, 4)
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     Image.fromarray(np.full((2, 2), 32768, dtype=np.uint16)).save(tmp_path / "grey16.png")
-    assert picture(tmp_path / "grey16.png").getpixel((0, 0)) == (128, 128, 128)
+    assert read_image(tmp_path / "grey16.png").getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_methods_lists_the_registry() -> None:
     records = json.loads(run("methods", "--json"))
-    assert [record["name"] for record in records] == list(vlmprune.methods())
+    assert [record["name"] for record in records] == list(vlmprune.list_methods())
     assert all(record["summary"] for record in records)
     shown = run("methods")
-    assert all(name in shown for name in vlmprune.methods())
+    assert all(name in shown for name in vlmprune.list_methods())
 
 
 def test_compare_on_one_question() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 import vlmprune
-from vlmprune.apps.demo.engine import MAX_NEW_TOKENS, Setting
+from vlmprune.apps.demo.engine import MAX_NEW_TOKENS, MethodChoice
 
 # "exit" is at any confidence.
 SETTINGS = {
-    "fastv": Setting("fastv", 0.1),
-    "sgl": Setting("sgl", 0.5),
-    "exit": Setting("sgl", 0.25, 0.0),
-    "uniform": Setting("uniform", 0.3),
+    "fastv": MethodChoice("fastv", 0.1),
+    "sgl": MethodChoice("sgl", 0.5),
+    "exit": MethodChoice("sgl", 0.25, 0.0),
+    "uniform": MethodChoice("uniform", 0.3),
 }
 
 
@@ -42,7 +42,7 @@ class Truth:
     visual: int
 
 
-def truth(models: Any, picture: Any, question: str, setting: Setting) -> Truth:
+def truth(models: Any, picture: Any, question: str, setting: MethodChoice) -> Truth:
     """The answers by `wrap` and `ask`, without any of the demo's own code between."""
     limits = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
     options: dict[str, Any] = {"keep": setting.keep}

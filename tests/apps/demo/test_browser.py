@@ -97,13 +97,13 @@ def test_caption_shows_the_tree(visitor: Visitor, engine: Any) -> None:
 
 @only_full
 def test_sinks_shows_layers_and_var(visitor: Visitor, engine: Any) -> None:
-    from vlmprune.apps.demo.sinks import RHO, P, look
+    from vlmprune.apps.demo.sinks import RHO, P, find_and_edit
 
     page = visitor.page
     page.get_by_role("tab", name="Sinks").click()
     page.click("#sinks-go")
     page.wait_for_selector("#sinks-heat img")
-    found = look(engine, *questions()[0], P, RHO)
+    found = find_and_edit(engine, *questions()[0], P, RHO)
     answers = page.locator("#sinks-changed .vp-answer").all_inner_texts()
     assert answers == [found.before.text, found.after.text]
     shown = page.locator("#sinks-layers table").first.locator(".vp-number").all_inner_texts()

@@ -27,11 +27,11 @@ def test_it_answers_as_the_library_does(engine: Any, name: str) -> None:
 
 
 def test_pieces_grow_into_the_answer(engine: Any) -> None:
-    from vlmprune.apps.demo.engine import Piece, Run
+    from vlmprune.apps.demo.engine import AskResult, Piece
 
     picture, question = questions()[0]
     *pieces, run = engine.ask(picture, question, SETTINGS["fastv"])
-    assert isinstance(run, Run)
+    assert isinstance(run, AskResult)
     assert all(isinstance(piece, Piece) for piece in pieces)
     for side, answer in (("unpruned", run.unpruned), ("pruned", run.pruned)):
         texts = [piece.text for piece in pieces if piece.side == side]
@@ -39,7 +39,7 @@ def test_pieces_grow_into_the_answer(engine: Any) -> None:
         assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
 
 
-def test_attention_by_layer_is_what_fastv_ranks_by(engine: Any) -> None:
+def test_attention_maps_are_what_fastv_ranks_by(engine: Any) -> None:
     picture, question = questions()[0]
     run = engine.run(picture, question, SETTINGS["fastv"])
     best = run.attention[1].topk(len(run.pruned.report.kept[0])).indices.sort().values
@@ -99,10 +99,10 @@ def test_an_error_reaches_the_listener_and_frees_the_models(engine: Any) -> None
     ],
 )
 def test_bad_input_is_said_in_a_sentence(engine: Any, question: Any, setting: dict[str, Any], says: str) -> None:
-    from vlmprune.apps.demo.engine import Setting
+    from vlmprune.apps.demo.engine import MethodChoice
 
     with pytest.raises(VlmpruneError, match=says):
-        engine.run(questions()[0][0], question, Setting(**setting))
+        engine.run(questions()[0][0], question, MethodChoice(**setting))
 
 
 def test_unknown_words_are_said(engine: Any) -> None:
@@ -142,4 +142,4 @@ def test_a_large_model_alone_is_enough(engine: Any) -> None:
 def test_every_method_is_offered(engine: Any) -> None:
     from vlmprune.apps.demo.compare import methods
 
-    assert set(methods(engine)) - {"sgl + exit"} == set(vlmprune.methods()) - {"none"}
+    assert set(methods(engine)) - {"sgl + exit"} == set(vlmprune.list_methods()) - {"none"}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmprune.apps.demo.engine import Setting
+from vlmprune.apps.demo.engine import MethodChoice
 
 from .support import Truth
 
@@ -63,7 +63,7 @@ class Visitor:
         self.hand_in(file, "#ask-picture img", "attached")
         self.page.fill("#ask-question textarea", "What is in the picture?")
 
-    def set_up(self, setting: Setting) -> None:
+    def set_up(self, setting: MethodChoice) -> None:
         self.choose("ask-method", setting.method)
         assert setting.keep is not None
         self.number("ask-keep", setting.keep)
@@ -84,7 +84,7 @@ class Visitor:
             arg=question,
         )
 
-    def differs(self, truth: Truth, setting: Setting) -> list[str]:
+    def differs(self, truth: Truth, setting: MethodChoice) -> list[str]:
         """Where the page says something else than the library."""
         cards = [
             (card.locator("h3").inner_text(), card.locator(".vp-answer").inner_text(), card.locator("dl").inner_text())

@@ -9,10 +9,11 @@ import typer
 
 from ...accounting.hardware import machine
 from ...errors import VlmpruneError
+from ...harness.baselines import default_method
 from ...harness.format import amount, console, milliseconds, print_json, saved, spinner
-from ...harness.measure import Contender, at_least_one, backend, in_turns, stage_cell
+from ...harness.measure import MethodRun, at_least_one, backend, interleaved, stage_cell
 from ...harness.models import Models, load_models, make, quiet
-from ...harness.parse import asked, number, picture, writable_image
+from ...harness.parse import asked, number, read_image, writable_image
 from .options import (
     GuideOption,
     ImageArgument,
@@ -23,7 +24,6 @@ from .options import (
     QuestionArgument,
     RepeatsOption,
     TrustOption,
-    default_method,
 )
 
 
@@ -85,15 +85,15 @@ def ask(
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
         pair = [
-            Contender(name, "", models.model, models.processor, made)
+            MethodRun(models.model, models.processor, made, name)
             for name, made in (("unpruned", make("none")), ("pruned", make(method, models, **budget)))
         ]
         with spinner("answering"):
-            in_turns(pair, [([shown], [text])] * repeats, max_new_tokens=max_new_tokens)
+            interleaved(pair, [([shown], [text])] * repeats, max_new_tokens=max_new_tokens)
         if overlay is not None:
             save(pair[1].reports[pair[1].typical()].overlay(shown), overlay)
     if json:
-        print_json({c.method_name: {"text": c.answers[r][0], "report": c.reports[r].to_dict()} for c, r in runs(pair)})
+        print_json({c.name: {"text": c.answers[r][0], "report": c.reports[r].to_dict()} for c, r in runs(pair)})
     else:
         show(pair, text, models, repeats)
         if overlay is not None:
@@ -108,10 +108,10 @@ def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
         return example()
     if question is None:
         raise VlmpruneError("there is no question; put it in quotes after the image")
-    return picture(image), asked(question)
+    return read_image(image), asked(question)
 
 
-def runs(pair: list[Contender]) -> list[tuple[Contender, int]]:
+def runs(pair: list[MethodRun]) -> list[tuple[MethodRun, int]]:
     """Each side with its run of median time."""
     return [(contender, contender.typical()) for contender in pair]
 
@@ -125,7 +125,7 @@ def save(picture: Any, path: Path) -> None:
         raise VlmpruneError(f"{str(path)!r} cannot be written ({reason}); choose another place") from None
 
 
-def show(pair: list[Contender], question: str, models: Models, repeats: int) -> None:
+def show(pair: list[MethodRun], question: str, models: Models, repeats: int) -> None:
     """The two answers side by side with what each cost."""
     from rich import box
     from rich.table import Table

@@ -11,8 +11,8 @@ import typer
 from ...errors import VlmpruneError
 from ...harness.format import amount, console, milliseconds, note, print_json, spinner
 from ...harness.measure import at_least_one
-from ...harness.models import Models, load_models, make, quiet
-from ...harness.parse import number, picture, writable_image
+from ...harness.models import Models, build_captioner, load_models, make, quiet
+from ...harness.parse import number, read_image, writable_image
 from .options import (
     GuideOption,
     JsonOption,
@@ -22,7 +22,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ...captioner import Caption, PatchCaptioner
+    from ...captioner import Caption
 
 KEY = "VLMPRUNE_API_KEY"
 OUT = Path("captions")
@@ -113,7 +113,7 @@ def caption(
         writer = endpoint(aggregator, aggregator_model)
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
-            captioner = build(models, make(method, models, **budget), writer, changes, seed)
+            captioner = build_captioner(models, make(method, models, **budget), writer, changes, seed)
         if folder:
             assert image is not None
             records = captioner.map(image, out or OUT, progress=True)
@@ -137,7 +137,7 @@ def caption(
 def one_picture(image: Path | None) -> Any:
     """The picture; without one, the bundled one."""
     if image is not None:
-        return picture(image)
+        return read_image(image)
     from ...tiny import example
 
     return example()[0]
@@ -150,22 +150,6 @@ def endpoint(url: str | None, model: str | None) -> Any:
     from ...captioner import EndpointAggregator
 
     return EndpointAggregator(url, model, os.environ.get(KEY))
-
-
-def build(models: Models, method: Any, aggregator: Any, changes: dict[str, Any], seed: int) -> PatchCaptioner:
-    """The captioner over the wrapped model; a family without an adapter runs unwrapped where nothing is pruned."""
-    from dataclasses import replace
-
-    import vlmprune
-
-    from ...captioner import BUNDLED_CONFIG, CaptionConfig
-
-    supported = models.model.config.model_type in vlmprune.families()
-    plain = isinstance(method, vlmprune.Unpruned) and not supported
-    wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
-    config = BUNDLED_CONFIG if models.bundled else CaptionConfig()
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    return vlmprune.PatchCaptioner(wrapped, models.processor, aggregator=aggregator, config=config, seed=seed)
 
 
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,13 +11,22 @@ import typer
 from ...accounting.hardware import machine
 from ...accounting.scores import exact_match
 from ...errors import VlmpruneError
+from ...harness.baselines import (
+    BASELINES,
+    CHANCE,
+    EXIT_AT,
+    WITH_EXIT,
+    accuracy,
+    by_chance,
+    held_out,
+    small_alone,
+)
 from ...harness.format import console, milliseconds, print_json, share, spinner
-from ...harness.measure import Contender, at_least_one, backend, in_turns
+from ...harness.measure import MethodRun, at_least_one, backend, interleaved
 from ...harness.models import Models, load_models, make, options_of, quiet
 from ...harness.parse import number
 from .ask import prompt
 from .options import (
-    EXIT_AT,
     GuideOption,
     ImageArgument,
     JsonOption,
@@ -31,14 +38,7 @@ from .options import (
     TrustOption,
 )
 
-# In every table, whatever else is asked for; the last two only where there is a small model.
-BASELINES = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", "sgl + exit")
-WITH_EXIT = " + exit"
 BUDGETS = ("0.5", "0.25", "0.1")
-CHANCE = "most frequent answer"  # the row without any model, where questions are ours
-CHANCE_DRAWS = 400  # validation questions a family that say which answer that is
-NO_EXACT_ANSWER = "caption"  # the one family of questions that exact match cannot score
-SEEDS_A_RUN = 1_000_000  # scenes of one --seed never meet those of another
 
 
 def compare(
@@ -100,15 +100,15 @@ def compare(
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
         rows = [
-            Contender("none", "", models.model, models.processor, make("none")),
+            MethodRun(models.model, models.processor, make("none"), "none"),
             *small_alone(models),
             *(
-                Contender(name, budget, models.model, models.processor, made)
+                MethodRun(models.model, models.processor, made, name, budget)
                 for name, budget, made in entries(names, keep or BUDGETS, layer, seed, models)
             ),
         ]
         with progress((1 + len(batches)) * len(rows)) as step:
-            in_turns(rows, batches, step, max_new_tokens=max_new_tokens)
+            interleaved(rows, batches, step, max_new_tokens=max_new_tokens)
     facts = caption(models, seed, truths, len(batches), batch_size)
     records = [record(row, rows[0], truths) for row in rows]
     if truths is not None:
@@ -137,56 +137,6 @@ def entries(
             yield name, budget, make(method, models, keep=number("--keep", budget), layer=drop_before, **given)
 
 
-def small_alone(models: Models) -> list[Contender]:
-    """The small model unpruned, where there is one: what a pruned large model has to beat."""
-    if models.small is None:
-        return []
-    return [Contender("small alone", "", models.small, models.small_processor, make("none"))]
-
-
-def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[Any], list[str]]], list[str]]:
-    """Batches of pictures and questions from the test split, and the answers in order.
-
-    The families take turns, and no picture comes twice in a family: the answers are independent, as the standard
-    error assumes.
-    """
-    from PIL import Image
-
-    from ...tiny.scenes import benchmark, render
-
-    families = families_in_turn()
-    streams = [
-        benchmark(family, count, "test", start=seed * SEEDS_A_RUN + i * (SEEDS_A_RUN // len(families)), per_scene=1)
-        for i, family in enumerate(families)
-    ]
-    drawn = [next(streams[i % len(streams)]) for i in range(count)]
-    pairs = [(Image.fromarray(render(scene)), question) for scene, question in drawn]
-    batches = [
-        ([image for image, _ in part], [question.text for _, question in part])
-        for part in (pairs[at : at + batch_size] for at in range(0, count, batch_size))
-    ]
-    return batches, [question.answer for _, question in pairs]
-
-
-def families_in_turn() -> list[str]:
-    """The families of held-out questions, in the order in which they take turns."""
-    from ...tiny.scenes import FAMILIES
-
-    return [family for family in FAMILIES if family != NO_EXACT_ANSWER]
-
-
-def by_chance(truths: list[str]) -> dict[str, Any]:
-    """The row of who always gives a family's most frequent answer, which validation questions tell."""
-    from ...tiny.scenes import benchmark
-
-    guesses = [
-        Counter(question.answer for _, question in benchmark(family, CHANCE_DRAWS, "validation")).most_common(1)[0][0]
-        for family in families_in_turn()
-    ]
-    right = [exact_match(guesses[i % len(guesses)], truth) for i, truth in enumerate(truths)]
-    return {"method": CHANCE, "keep": None, **accuracy(right)}
-
-
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar on stderr that one call moves by one; nothing where stderr is no terminal."""
@@ -213,11 +163,11 @@ def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batc
     }
 
 
-def record(row: Contender, unpruned: Contender, truths: list[str] | None) -> dict[str, Any]:
+def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dict[str, Any]:
     """A row's numbers; shares are of the unpruned large model."""
     answers = [answer for run in row.answers for answer in run]
     out: dict[str, Any] = {
-        "method": row.method_name,
+        "method": row.name,
         "keep": row.keep or None,
         "options": row.reports[0].method,
         "lm_tokens": row.mean("lm_tokens"),
@@ -230,12 +180,6 @@ def record(row: Contender, unpruned: Contender, truths: list[str] | None) -> dic
     if truths is None:
         return out | {"answer": answers[0]}
     return out | accuracy([exact_match(given, truth) for given, truth in zip(answers, truths, strict=True)])
-
-
-def accuracy(right: list[float]) -> dict[str, float]:
-    """Mean and standard error of scores that are 0 or 1."""
-    mean = sum(right) / len(right)
-    return {"accuracy": mean, "standard_error": math.sqrt(mean * (1 - mean) / len(right))}
 
 
 def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:

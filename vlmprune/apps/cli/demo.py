@@ -10,7 +10,6 @@ import typer
 from ...errors import VlmpruneError
 from ...harness.format import note, spinner
 from ...harness.models import load_models, quiet
-from ...hf.imports import uncollected
 from .options import GuideOption, ModelOption, TrustOption
 
 LAST_PORT = 65_535
@@ -34,6 +33,7 @@ def demo(
     """Open a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
     if port is not None and not 1 <= port <= LAST_PORT:
         raise VlmpruneError(f"--port {port} is no port; give a number from 1 to {LAST_PORT:,}")
+    from ...hf.imports import uncollected
     from ..demo.app import LOOPBACK, check_address, check_gradio, serve
 
     with uncollected():

@@ -2,29 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 from ...harness.format import console, print_json
+from ...methods.catalogue import catalogue
 from .options import JsonOption
-
-
-def describe() -> list[dict[str, Any]]:
-    """One record a registered method, from the class itself: its name, options with defaults, and summary."""
-    import vlmprune
-
-    records = []
-    for name, method in vlmprune.methods().items():
-        parameters = inspect.signature(method).parameters.values()
-        records.append(
-            {
-                "name": name,
-                "options": {p.name: None if p.default is p.empty else p.default for p in parameters},
-                "required": [p.name for p in parameters if p.default is p.empty],
-                "summary": (inspect.getdoc(method) or "").partition("\n")[0],
-            }
-        )
-    return records
 
 
 def methods(json: JsonOption = False) -> None:
@@ -32,7 +12,7 @@ def methods(json: JsonOption = False) -> None:
     from rich import box
     from rich.table import Table
 
-    records = describe()
+    records = catalogue()
     if json:
         print_json(records)
         return

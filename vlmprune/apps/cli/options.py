@@ -7,14 +7,6 @@ from typing import Annotated
 
 import typer
 
-EXIT_AT = 0.9  # of the row "sgl + exit" in `compare`
-
-
-def default_method(model: str | None, guide: str | None) -> str:
-    """What `ask` sets against the unpruned model when no --method is given: SGL where there is a small model."""
-    return "sgl" if model is None or guide is not None else "fastv"
-
-
 ImageArgument = Annotated[
     Path | None, typer.Argument(metavar="IMAGE", show_default=False, help="An image file; none: a bundled one.")
 ]

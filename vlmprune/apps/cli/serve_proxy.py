@@ -97,7 +97,7 @@ def serve_proxy(
         raise VlmpruneError(f"the method {method!r} takes no --exit-at; leave it out")
     from ...serving.chat import Limits
     from ...serving.encoder import Encoder
-    from ...serving.proxy import Settings, create_app, serve
+    from ...serving.proxy import ProxySettings, create_app, serve
 
     limits = Limits(
         requests=requests,
@@ -123,7 +123,7 @@ def serve_proxy(
             if model is None
             else Encoder(model, method, **given)
         )
-        settings = Settings(
+        settings = ProxySettings(
             engine.rstrip("/").removesuffix("/v1"),
             engine_key,
             exit_at,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from ...errors import VlmpruneError
 from ...harness.format import console, print_json, spinner
 from ...harness.models import load_models, quiet
 from ...harness.parse import number, writable_image
@@ -38,12 +39,20 @@ def sinks(
     """Find the attention sinks of an image: how many, in which layers, and how much attention they take."""
     shown, text = prompt(image, question or (None if image is None else DEFAULT_QUESTION))
     threshold, chosen = number("--tau", tau), number("--layer", layer)
+    if isinstance(chosen, float):
+        raise VlmpruneError(f"--layer must be an int >= 0, got {layer}; it numbers a decoder layer.")
     if plot is not None:
         writable_image(plot, source=image)
+    import vlmprune
+
+    from ...hf.arguments import on
+    from ...inputs.chat import prepare
+
     with quiet():
         with spinner("loading"):
             models = load_models(model, None, trust_remote_code=trust_remote_code)
-        report = find(models.model, models.processor, shown, text, threshold)
+        given = on(models.model, prepare(models.processor, shown, text))
+        report = vlmprune.find_sinks(models.model, tau=threshold, **given)
         if plot is not None:
             save(report.plot(shown, layer=chosen), plot)
     if json:
@@ -52,13 +61,3 @@ def sinks(
     console().print(f"{models.name}: {text}", str(report), sep="\n")
     if plot is not None:
         console().print(f"The picture: {plot}")
-
-
-def find(model: Any, processor: Any, image: Any, question: str, tau: float | None) -> Any:
-    """The report of one picture and question."""
-    import vlmprune
-
-    from ...api import prepare
-    from ...hf.arguments import on
-
-    return vlmprune.find_sinks(model, tau=tau, **on(model, prepare(processor, image, question)))

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-import vlmprune
-
+from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
-from ..cli.options import EXIT_AT
 from .draw import overlay
-from .engine import Engine, Piece, Run, Setting, layer_count
+from .engine import AskResult, Engine, MethodChoice, Piece, layer_count
 from .examples import inputs
-from .page import bars, card, figure, grid, notice, plain_errors, told
+from .page import bars, card, figure, grid, notices, offer, on_input, on_start, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -25,16 +23,15 @@ TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"
 BLANK: tuple[Any, ...] = ("", "", "", None)
 FIRST_KEEP = 0.25
+ABOUT = (
+    "Answer a question about a picture, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
+    "prints them. The last argument is SGL's exit_at, null for never."
+)
 
 
 def pruners(engine: Engine) -> list[str]:
     """The methods that take a budget and that these models can run."""
-    takes = {name: options_of(name) for name in vlmprune.methods()}
-    return [
-        name
-        for name, options in takes.items()
-        if "keep" in options and ("guide" not in options or engine.models.small is not None)
-    ]
+    return [name for name in engine.runnable() if "keep" in options_of(name)]
 
 
 def build(engine: Engine) -> None:
@@ -64,16 +61,9 @@ def build(engine: Engine) -> None:
             layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="ask-layer")
             pictures = gr.HTML(elem_id="ask-pictures")
     state = gr.State(None)
-    method.input(
-        lambda name: gr.Group(visible="exit_at" in options_of(name)),
-        method,
-        leaving,
-        api_visibility="private",
-        show_progress="hidden",
-        queue=False,
-    )
+    on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
-    @told(BLANK)
+    @with_notice(BLANK)
     def answer(
         picture: Any, question: str, method: str, keep: float, early: bool, sure: float, heat: str, layer: int
     ) -> Iterator[tuple[Any, ...]]:
@@ -88,47 +78,25 @@ def build(engine: Engine) -> None:
 
     boxes = [given.picture, given.question, method, keep, early, sure, heat, layer]
     outputs = [given.alert, answers, cost, pictures, state]
-    gr.on(
-        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
-        answer,
-        boxes,
-        outputs,
-        api_visibility="private",
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="minimal",
-        show_progress_on=answers,
-    )
+    on_start(given.triggers(go), answer, boxes, outputs, show_progress="minimal", show_progress_on=answers)
     for control in (layer, heat):
-        control.input(
-            lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, Run) else "",
+        on_input(
+            control,
+            lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, AskResult) else "",
             [state, layer, heat],
             pictures,
-            api_visibility="private",
-            show_progress="hidden",
             trigger_mode="always_last",
         )
 
     def ask_api(picture: Any, question: str, method: str, keep: float, exit_at: float | None) -> dict[str, Any]:
         return engine.run(checked(picture), question, setting(method, keep, exit_at)).to_dict()
 
-    gr.Button(visible=False).click(
-        plain_errors(ask_api),
-        [given.picture, given.question, method, keep, gr.Number(None, visible=False)],
-        gr.JSON(visible=False),
-        api_name="ask",
-        api_description=(
-            "Answer a question about a picture, unpruned and pruned: the answers with their reports, as `vlmprune ask "
-            "--json` prints them. The last argument is SGL's exit_at, null for never."
-        ),
-        concurrency_id="models",
-        concurrency_limit=1,
-    )
+    offer(ask_api, [given.picture, given.question, method, keep, gr.Number(None, visible=False)], "ask", ABOUT)
 
 
-def setting(method: str, keep: float, exit_at: float | None) -> Setting:
+def setting(method: str, keep: float, exit_at: float | None) -> MethodChoice:
     """As the page gives it: a slider at its end is everything, a share and not one token."""
-    return Setting(method, float(keep), exit_at)
+    return MethodChoice(method, float(keep), exit_at)
 
 
 def waiting(said: dict[str, str]) -> str:
@@ -136,7 +104,7 @@ def waiting(said: dict[str, str]) -> str:
     return grid([card(title, said[title.lower()], busy=True) for title in ("Unpruned", "Pruned")])
 
 
-def finished(run: Run) -> str:
+def finished(run: AskResult) -> str:
     """The answers with what each cost, and the small model's."""
     cells = [
         card("Unpruned", run.unpruned.text, facts(run.unpruned)),
@@ -158,10 +126,10 @@ def finished(run: Run) -> str:
                 ],
             )
         )
-    return grid(cells) + "".join(notice(note, alert=False) for note in run.notes)
+    return grid(cells) + notices(run.notes)
 
 
-def title(run: Run) -> str:
+def title(run: AskResult) -> str:
     """The method that pruned, with its budget."""
     made = run.pruned.report.method
     return f"Pruned: {made['name']}, keep {made.get('keep', '-')}"
@@ -179,7 +147,7 @@ def facts(answer: Answer) -> list[tuple[str, str]]:
     return rows if report.guide_flops is None else [*rows, ("small model's FLOPs", amount(report.guide_flops))]
 
 
-def costs(run: Run) -> str:
+def costs(run: AskResult) -> str:
     """Bars of what both cost; the whole of the pruned side counts, its small model too."""
     before, after = run.unpruned.report, run.pruned.report
     groups: list[tuple[str, float, float, Callable[[float], str]]] = [
@@ -202,7 +170,7 @@ def costs(run: Run) -> str:
     )
 
 
-def looked(run: Run, layer: int, heat: str) -> str:
+def looked(run: AskResult, layer: int, heat: str) -> str:
     """The picture as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
     layer = max(0, min(run.layers - 1, int(layer)))
     alive, visual = run.alive(layer), run.unpruned.report.visual_tokens[0]
@@ -219,7 +187,7 @@ def looked(run: Run, layer: int, heat: str) -> str:
     return grid(cells)
 
 
-def warm(run: Run, layer: int, heat: str) -> tuple[Any, str]:
+def warm(run: AskResult, layer: int, heat: str) -> tuple[Any, str]:
     """The heat map and what it is."""
     if heat == SMALL and run.small is not None:
         what = "Attention of the small model to the picture, summed over its layers and its answer: what SGL ranks by."

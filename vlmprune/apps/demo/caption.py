@@ -10,12 +10,11 @@ import gradio as gr
 from ...api import PrunedModel
 from ...captioner.caption import EDGES
 from ...harness.format import amount, milliseconds
-from ...harness.models import make
-from ..cli.caption import build as captioner
+from ...harness.models import build_captioner, make
 from .draw import shown
 from .engine import Engine, Send
 from .examples import inputs
-from .page import card, figure, grid, notice, plain_errors, text, told
+from .page import card, figure, grid, notice, notices, offer, on_start, text, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def describe(engine: Engine, picture: Image.Image, samples: int, filtering: bool
 
     def work(send: Send) -> None:
         changes = {"samples": int(samples), "filter": bool(filtering)}
-        made = captioner(engine.models, make("none"), None, changes, seed=0)
+        made = build_captioner(engine.models, make("none"), None, changes, seed=0)
         try:
             send(made(picture))
         finally:
@@ -56,7 +55,7 @@ def build(engine: Engine) -> None:
             drawn = gr.HTML(elem_id="caption-picture")
     tree = gr.HTML(elem_id="caption-tree")
 
-    @told(("", "", ""))
+    @with_notice(("", "", ""))
     def run(picture: Any, samples: int, filtering: bool) -> Iterator[tuple[Any, ...]]:
         shown_picture = checked(picture)
         yield notice("Describing the picture and its patches", alert=False), "", ""
@@ -64,29 +63,15 @@ def build(engine: Engine) -> None:
         whole = f'<ul class="vp-tree">{branch(caption.tree, caption)}</ul>'
         yield summed(caption), patches(caption, shown_picture), whole
 
-    go.click(
-        run,
-        [given.picture, samples, filtering],
-        [given.alert, final, drawn, tree],
-        api_visibility="private",
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="minimal",
-        show_progress_on=final,
-    )
+    asked = [given.picture, samples, filtering]
+    shown_on = {"show_progress": "minimal", "show_progress_on": final}
+    on_start([go.click], run, asked, [given.alert, final, drawn, tree], **shown_on)
 
     def caption_api(picture: Any, samples: int, filtering: bool) -> dict[str, Any]:
         return describe(engine, checked(picture), samples, filtering).to_dict()
 
-    gr.Button(visible=False).click(
-        plain_errors(caption_api),
-        [given.picture, samples, filtering],
-        gr.JSON(visible=False),
-        api_name="caption",
-        api_description="Caption a picture: the text, the patches, every sentence with its fate, the cost.",
-        concurrency_id="models",
-        concurrency_limit=1,
-    )
+    about = "Caption a picture: the text, the patches, every sentence with its fate, the cost."
+    offer(caption_api, asked, "caption", about)
 
 
 def summed(caption: Caption) -> str:
@@ -102,7 +87,7 @@ def summed(caption: Caption) -> str:
     if cost.prefill_flops is not None:
         facts.append(("prefill FLOPs", amount(cost.prefill_flops)))
     words = caption.text or "(nothing that the model said fits the picture)"
-    return grid([card("Caption", words, facts)]) + "".join(notice(note, alert=False) for note in caption.notes)
+    return grid([card("Caption", words, facts)]) + notices(caption.notes)
 
 
 def patches(caption: Caption, picture: Image.Image) -> str:

@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-import vlmprune
-
 from ...errors import VlmpruneError
+from ...harness.baselines import EXIT_AT, WITH_EXIT, small_alone
 from ...harness.format import milliseconds, share
-from ...harness.measure import Contender
+from ...harness.measure import MethodRun
 from ...harness.models import make, options_of
-from ..cli.compare import WITH_EXIT, small_alone
-from ..cli.options import EXIT_AT
 from .draw import overlay
-from .engine import MAX_NEW_TOKENS, Engine, Send, Setting
+from .engine import MAX_NEW_TOKENS, Engine, MethodChoice, Send
 from .examples import inputs
-from .page import bars, figure, grid, notice, plain_errors, text, told
+from .page import bars, figure, grid, notice, offer, on_start, table, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -32,7 +29,7 @@ SMALL_SIDE = 220  # pixels of an overlay in the grid
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodAnswer:
     """One method's answer and report, or why it has none."""
 
     name: str
@@ -51,55 +48,53 @@ class Progress:
 
 def methods(engine: Engine) -> list[str]:
     """Every registered method that these models can run, and SGL with its exit."""
-    names = [
-        name
-        for name in vlmprune.methods()
-        if name != "none" and ("guide" not in options_of(name) or engine.models.small is not None)
-    ]
+    names = [name for name in engine.runnable() if name != "none"]
     return names + [name + WITH_EXIT for name in names if "exit_at" in options_of(name)]
 
 
-def contenders(engine: Engine, keep: float) -> Iterator[Contender | Row]:
-    """The unpruned model, the small one alone, and every method; a `Row` where a method does not fit the models."""
+def method_runs(engine: Engine, keep: float) -> Iterator[MethodRun | MethodAnswer]:
+    """The unpruned model, the small one alone, and every method; a `MethodAnswer` where a method cannot run."""
     models = engine.models
-    yield Contender("unpruned", "", models.model, models.processor, make("none"))
+    yield MethodRun(models.model, models.processor, make("none"), "unpruned")
     yield from small_alone(models)
     for name in methods(engine):
         exit_at = EXIT_AT if name.endswith(WITH_EXIT) else None
         try:
-            made = Setting(name.removesuffix(WITH_EXIT), keep, exit_at).made(models)
-            yield Contender(name, str(keep), models.model, models.processor, made)
+            made = MethodChoice(name.removesuffix(WITH_EXIT), keep, exit_at).made(models)
+            yield MethodRun(models.model, models.processor, made, name, str(keep))
         except VlmpruneError as error:
-            yield Row(name, error=str(error))
+            yield MethodAnswer(name, error=str(error))
 
 
-def compare(engine: Engine, picture: Image.Image, question: str, keep: float) -> Iterator[Progress | list[Row]]:
+def compare(
+    engine: Engine, picture: Image.Image, question: str, keep: float
+) -> Iterator[Progress | list[MethodAnswer]]:
     """Progress, and at last all rows.
 
     Raises:
         VlmpruneError: a bad question or budget.
     """
     question = engine.asked(question)
-    racers = list(contenders(engine, float(keep)))
+    runs = list(method_runs(engine, float(keep)))
 
     def work(send: Send) -> None:
-        rows: list[Row] = []
-        for racer in racers:
-            rows.append(racer if isinstance(racer, Row) else raced(racer, picture, question))
-            send(Progress(len(rows), len(racers)))
+        rows: list[MethodAnswer] = []
+        for run in runs:
+            rows.append(run if isinstance(run, MethodAnswer) else answered(run, picture, question))
+            send(Progress(len(rows), len(runs)))
         send(rows)
 
     return engine.stream(work)
 
 
-def raced(racer: Contender, picture: Image.Image, question: str) -> Row:
+def answered(run: MethodRun, image: Image.Image, question: str) -> MethodAnswer:
     """One run to warm up and one that counts."""
     try:
-        for record in (False, True):
-            racer.run([picture], [question], record=record, max_new_tokens=MAX_NEW_TOKENS, num_beams=1)
+        for _ in range(2):
+            (answer,), report = run.answer([image], [question], max_new_tokens=MAX_NEW_TOKENS, num_beams=1)
     except VlmpruneError as error:
-        return Row(racer.method_name, error=str(error))
-    return Row(racer.method_name, racer.answers[0][0], racer.reports[0])
+        return MethodAnswer(run.name, error=str(error))
+    return MethodAnswer(run.name, answer, report)
 
 
 def build(engine: Engine) -> None:
@@ -110,10 +105,10 @@ def build(engine: Engine) -> None:
             keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (share of tokens)", elem_id="compare-keep")
             go = gr.Button("Compare all methods", variant="primary", elem_id="compare-go")
         with gr.Column(scale=2, min_width=300):
-            table = gr.HTML(elem_id="compare-table")
+            table_of_answers = gr.HTML(elem_id="compare-table")
     pictures = gr.HTML(elem_id="compare-pictures", elem_classes="vp-small-grid")
 
-    @told(("", ""))
+    @with_notice(("", ""))
     def run(picture: Any, question: str, keep: float) -> Iterator[tuple[Any, ...]]:
         shown = checked(picture)
         yield notice("Asking one method after another", alert=False), ""
@@ -123,16 +118,7 @@ def build(engine: Engine) -> None:
             else:
                 yield tabulated(news), grid(overlays(news, shown))
 
-    gr.on(
-        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
-        run,
-        [given.picture, given.question, keep],
-        [given.alert, table, pictures],
-        api_visibility="private",
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="hidden",
-    )
+    on_start(given.triggers(go), run, [given.picture, given.question, keep], [given.alert, table_of_answers, pictures])
 
     def compare_api(picture: Any, question: str, keep: float) -> list[dict[str, Any]]:
         (*_, rows) = compare(engine, checked(picture), question, keep)
@@ -147,44 +133,30 @@ def build(engine: Engine) -> None:
             for row in rows
         ]
 
-    gr.Button(visible=False).click(
-        plain_errors(compare_api),
-        [given.picture, given.question, keep],
-        gr.JSON(visible=False),
-        api_name="compare",
-        api_description="Answer a question with every method at one budget: answers and reports.",
-        concurrency_id="models",
-        concurrency_limit=1,
-    )
+    about = "Answer a question with every method at one budget: answers and reports."
+    offer(compare_api, [given.picture, given.question, keep], "compare", about)
 
 
-def tabulated(rows: list[Row]) -> str:
+def tabulated(rows: list[MethodAnswer]) -> str:
     """Answers as a table, then bars of time and tokens."""
     full = rows[0].report.prefill_flops if rows[0].report is not None else 0
-    body = "".join(
-        f'<tr><th scope="row">{text(row.name)}</th><td>{text(row.text or row.error or "(nothing)")}</td>'
-        f'<td class="vp-num">{text(flops(row, full))}</td></tr>'
-        for row in rows
-    )
-    head = '<th scope="col">method</th><th scope="col">answer</th><th scope="col" class="vp-num">prompt FLOPs</th>'
-    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    answers = f'<div class="vp-scroll">{table}</div>'
+    cells = [(row.name, row.text or row.error or "(nothing)", flops(row, full)) for row in rows]
     ran = [(row.name, row.report) for row in rows if row.report is not None]
     times = [(name, report.seconds["total"], milliseconds(report.seconds["total"])) for name, report in ran]
     tokens = [(name, report.layer_avg_tokens, f"{report.layer_avg_tokens:.1f}") for name, report in ran]
     return (
-        answers
+        table(("method", "answer", "prompt FLOPs"), cells, words=2)
         + bars("Time of one run after one to warm up, small model included", times)
         + bars("Visual tokens, averaged over the layers", tokens)
     )
 
 
-def flops(row: Row, full: int) -> str:
+def flops(row: MethodAnswer, full: int) -> str:
     """Of the prompt, the small model's included, in percent of the unpruned large model's."""
     return "-" if row.report is None else share(row.report.prefill_flops + (row.report.guide_flops or 0), full)
 
 
-def overlays(rows: list[Row], picture: Image.Image) -> list[str]:
+def overlays(rows: list[MethodAnswer], picture: Image.Image) -> list[str]:
     """What each method kept, in a grid."""
     cells = []
     for row in rows:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import vlmprune
+
 from ...accounting.scores import sureness
-from ...api import Answer, plain_model, prepare, unknown_words, unknown_words_note, wrap
+from ...api import Answer, unwrap_peft, wrap
 from ...errors import VlmpruneError
 from ...families import family_of
 from ...harness.models import Models, make, options_of
-from .look import attention_by_layer
+from ...inputs.chat import prepare, unknown_words, unknown_words_note
+from .attention_maps import attention_maps
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +46,7 @@ class _End:
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodChoice:
     """How a question is answered; a method gets what it takes of it."""
 
     method: str
@@ -85,7 +88,7 @@ class Small:
 
 
 @dataclass(frozen=True)
-class Run:
+class AskResult:
     """All that came of one question. `attention`: by decoder layer [V], of the unpruned large model."""
 
     picture: Image.Image
@@ -127,7 +130,7 @@ class Run:
 
 def layer_count(model: Any) -> int:
     """Decoder layers of a model."""
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     return len(family_of(plain).language_model(plain).layers)
 
 
@@ -142,11 +145,19 @@ class Engine:
         self.models = models
         self._lock = threading.Lock()
 
+    def runnable(self) -> list[str]:
+        """Every registered method that these models can run."""
+        return [
+            name
+            for name in vlmprune.list_methods()
+            if "guide" not in options_of(name) or self.models.small is not None
+        ]
+
     def warm_up(self) -> None:
         """One answer to a bundled question: what is slow the first time only is not left to the first user."""
         from ...tiny import example
 
-        self.run(*example(), Setting("sgl" if self.models.small is not None else "fastv"))
+        self.run(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv"))
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
         """What `work(send)` sends, as it comes; `work` runs in a thread of its own, alone with the models.
@@ -197,8 +208,8 @@ class Engine:
             raise VlmpruneError(f"The question has {len(text):,} characters; use at most {LONGEST_QUESTION:,}.")
         return text
 
-    def ask(self, picture: Image.Image, question: str, setting: Setting) -> Iterator[Piece | Run]:
-        """Pieces of both answers as they are generated, and at last the `Run`.
+    def ask(self, picture: Image.Image, question: str, setting: MethodChoice) -> Iterator[Piece | AskResult]:
+        """Pieces of both answers as they are generated, and at last the `AskResult`.
 
         Raises:
             VlmpruneError: a bad question or setting.
@@ -210,22 +221,22 @@ class Engine:
             models = self.models
             unpruned = self.answer(make("none"), picture, question, lambda text: send(Piece("unpruned", text)))
             pruned = self.answer(method, picture, question, lambda text: send(Piece("pruned", text)))
-            attention = attention_by_layer(models.model, prepare(models.processor, picture, question))
+            attention = attention_maps(models.model, prepare(models.processor, picture, question))
             words = unknown_words(models.processor, question)
             notes = [unknown_words_note(words)] if words else []
             small = self._small(picture, question)
-            send(Run(picture, question, unpruned, pruned, small, attention, (*notes, *pruned.report.notes)))
+            send(AskResult(picture, question, unpruned, pruned, small, attention, (*notes, *pruned.report.notes)))
 
         return self.stream(work)
 
-    def run(self, picture: Image.Image, question: str, setting: Setting) -> Run:
+    def run(self, picture: Image.Image, question: str, setting: MethodChoice) -> AskResult:
         """The same without the pieces."""
         (*_, run) = self.ask(picture, question, setting)
-        assert isinstance(run, Run)
+        assert isinstance(run, AskResult)
         return run
 
     def answer(
-        self, method: Any, picture: Image.Image, question: str, hear: Callable[[str], None] | None = None
+        self, method: Any, picture: Image.Image, question: str, on_text: Callable[[str], None] | None = None
     ) -> Answer:
         """The large model's answer under a method; call this inside `stream` only."""
         from transformers import TextStreamer
@@ -236,11 +247,11 @@ class Engine:
         class Listener(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 so_far.append(text)
-                assert hear is not None
-                hear("".join(so_far))
+                assert on_text is not None
+                on_text("".join(so_far))
 
         tokenizer = getattr(models.processor, "tokenizer", models.processor)
-        streamer = None if hear is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = None if on_text is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
         with wrap(models.model, method, processor=models.processor) as pruned:
             return pruned.ask(
                 picture, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from ...harness.baselines import image_of, scored_families
 from ...tiny import example
-from .page import notice
+from .page import notice, on_input
 from .upload import Unreadable, picture_input
 
 if TYPE_CHECKING:
@@ -25,15 +26,12 @@ SCENES = 5  # beside the first
 @functools.cache
 def examples() -> dict[str, tuple[Image.Image, str]]:
     """Name -> picture and question: the example of `vlmprune ask`, and one test scene of other kinds of questions."""
-    from PIL import Image
-
-    from ...tiny.scenes import FAMILIES, benchmark, render
-    from ..cli.compare import NO_EXACT_ANSWER
+    from ...tiny.scenes import benchmark
 
     found = {f"1. {example()[1]}": example()}
-    for family in [one for one in FAMILIES if one != NO_EXACT_ANSWER]:
+    for family in scored_families():
         scene, question = next(benchmark(family, 1, "test", start=40))
-        found[f"{len(found) + 1}. {question.text}"] = Image.fromarray(render(scene)), question.text
+        found[f"{len(found) + 1}. {question.text}"] = image_of(scene), question.text
         if len(found) > SCENES:
             break
     return found
@@ -65,6 +63,10 @@ class Inputs:
     picture: gr.Image
     question: gr.Textbox | None
 
+    def triggers(self, button: gr.Button) -> list[Any]:
+        """What starts the tab's work: its button, and Enter in the question."""
+        return [button.click, *([] if self.question is None else [self.question.submit])]
+
 
 def inputs(tab: str, *, question: bool = True) -> Inputs:
     """The inputs of one tab, the first example in them."""
@@ -82,18 +84,11 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
         found = stored(name), examples().get(name, (None, ""))[1]
         return found if question else found[0]
 
-    chosen.input(
-        choose,
-        chosen,
-        [shown, box] if box is not None else [shown],
-        api_visibility="private",
-        show_progress="hidden",
-        queue=False,
-    )
-    shown.upload(_look, shown, alert, api_visibility="private", show_progress="hidden", queue=False)
+    on_input(chosen, choose, chosen, [shown, box] if box is not None else [shown], queue=False)
+    shown.upload(_upload_error, shown, alert, api_visibility="private", show_progress="hidden", queue=False)
     return Inputs(alert, chosen, shown, box)
 
 
-def _look(picture: Any) -> str:
+def _upload_error(picture: Any) -> str:
     """Say at once what is wrong with an upload."""
     return notice(picture.reason) if isinstance(picture, Unreadable) else ""

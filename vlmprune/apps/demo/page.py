@@ -7,7 +7,7 @@ import functools
 import html
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OUR_FAULT = "Something went wrong on the server, and its log says what; try again, or with another picture."
 log = logging.getLogger(__name__)
 text = html.escape
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
 
 
 def sentence(message: str) -> str:
@@ -37,7 +38,7 @@ def notice(message: str, *, alert: bool = True) -> str:
     return f'<p class="vp-{kind}" role="{role}">{text(sentence(message))}</p>'
 
 
-def told(blank: Sequence[Any]) -> Callable[[Callable[..., Iterator[tuple[Any, ...]]]], Callable[..., Any]]:
+def with_notice(blank: Sequence[Any]) -> Callable[[Callable[..., Iterator[tuple[Any, ...]]]], Callable[..., Any]]:
     """A handler whose errors are a sentence on the page.
 
     Args:
@@ -76,6 +77,31 @@ def plain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(OUR_FAULT, print_exception=False) from None
 
     return run
+
+
+def on_start(
+    triggers: Sequence[Any], handler: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], **options: Any
+) -> None:
+    """Run `handler` when a button is clicked or a question sent, one such run at a time."""
+    options = {"show_progress": "hidden", **ONE_AT_A_TIME, **options}
+    gr.on(triggers, handler, inputs, outputs, api_visibility="private", **options)
+
+
+def on_input(control: Any, handler: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> None:
+    """Redraw when somebody moves `control`; needs no model."""
+    control.input(handler, inputs, outputs, api_visibility="private", show_progress="hidden", **options)
+
+
+def offer(function: Callable[..., Any], inputs: Sequence[Any], name: str, description: str) -> None:
+    """An endpoint of the page's API that takes what the inputs take and returns JSON."""
+    gr.Button(visible=False).click(
+        plain_errors(function),
+        inputs,
+        gr.JSON(visible=False),
+        api_name=name,
+        api_description=description,
+        **ONE_AT_A_TIME,
+    )
 
 
 def figure(picture: Image.Image, alt: str, caption: str = "") -> str:
@@ -118,3 +144,20 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
         for name, value, label in rows
     )
     return f'<table class="vp-bars"><caption>{text(title)}</caption><tbody>{body}</tbody></table>'
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
+    """A table whose rows begin with their names; the columns after the first `words` hold numbers."""
+    kinds = ["" if column < words else ' class="vp-num"' for column in range(len(headings))]
+    head = "".join(f'<th scope="col"{kind}>{text(one)}</th>' for kind, one in zip(kinds, headings, strict=True))
+    body = ""
+    for name, *rest in rows:
+        cells = "".join(f"<td{kind}>{text(one)}</td>" for kind, one in zip(kinds[1:], rest, strict=True))
+        body += f'<tr><th scope="row">{text(name)}</th>{cells}</tr>'
+    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="vp-scroll"><table class="vp-table">{inside}</table></div>'
+
+
+def notices(messages: Iterable[str]) -> str:
+    """Things a reader should know, one below the other."""
+    return "".join(notice(message, alert=False) for message in messages)

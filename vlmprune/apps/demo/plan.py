@@ -11,9 +11,9 @@ import gradio as gr
 from ...accounting.hardware import HARDWARE
 from ...errors import VlmpruneError, nearest
 from ...harness.format import amount, share
-from ..cli.plan import Named, planned, usual, verdict_in_words
+from ...harness.plan_rows import Named, llava_config, planned, usual_methods, verdict_in_words
 from .engine import Engine, Send
-from .page import bars, notice, plain_errors, text, told
+from .page import bars, notices, offer, on_start, table, with_notice
 
 TITLE = "Plan"
 DTYPE = "bf16"  # what the hardware's peaks are for
@@ -21,26 +21,12 @@ OWN = "the model of this page"
 MOST = 1_000_000  # tokens
 
 
-def llava(layers: int, width: int, inner: int, heads: int) -> Any:
-    """LLaVA-1.5: a Vicuna of this size behind CLIP ViT-L/14 at 336 pixels, the tower of transformers' default."""
-    from transformers import LlamaConfig, LlavaConfig
-
-    words = LlamaConfig(
-        num_hidden_layers=layers,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=32_064,
-    )
-    return LlavaConfig(text_config=words)
-
-
 def pairs(engine: Engine) -> dict[str, tuple[Named, Named | None]]:
     """Name -> large and small config: the page's own, and a known size or two for those who have no model here."""
     models = engine.models
     small = None if models.small is None else (models.small_name or "small", copy.deepcopy(models.small.config))
-    seven, thirteen = ("LLaVA-1.5 7B", llava(32, 4096, 11_008, 32)), ("LLaVA-1.5 13B", llava(40, 5120, 13_824, 40))
+    seven = "LLaVA-1.5 7B", llava_config(32, 4096, 11_008, 32)
+    thirteen = "LLaVA-1.5 13B", llava_config(40, 5120, 13_824, 40)
     return {
         OWN: ((models.name, copy.deepcopy(models.model.config)), small),
         seven[0]: (seven, None),
@@ -65,7 +51,7 @@ def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, 
 
     def work(send: Send) -> None:
         # Inside the engine's turn: building a model in bf16 changes torch's default precision for all threads.
-        settings = [(name, str(float(keep))) for name in usual(small)]
+        settings = [(name, str(float(keep))) for name in usual_methods(small)]
         made = planned(
             large, small, HARDWARE[hardware], settings, None,
             visual=int(visual) or None, text=int(words), new=int(new), dtype=DTYPE,
@@ -94,35 +80,29 @@ def build(engine: Engine) -> None:
             made = gr.HTML(elem_id="plan-made")
     boxes = [model, hardware, keep, visual, words, new]
 
-    @told(("",))
+    @with_notice(("",))
     def run(*given: Any) -> Iterator[tuple[Any, ...]]:
         yield (shown(plan(engine, *given)),)
 
-    turn: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
-    go.click(run, boxes, [alert, made], api_visibility="private", show_progress="hidden", **turn)
-    gr.Button(visible=False).click(
-        plain_errors(lambda *given: plan(engine, *given)),
-        boxes,
-        gr.JSON(visible=False),
-        api_name="plan",
-        api_description="What pruning would save on given hardware, as `vlmprune plan --json` prints it.",
-        **turn,
-    )
+    on_start([go.click], run, boxes, [alert, made])
+    about = "What pruning would save on given hardware, as `vlmprune plan --json` prints it."
+    offer(lambda *given: plan(engine, *given), boxes, "plan", about)
 
 
 def shown(made: dict[str, Any]) -> str:
     """Speed-ups and requests as bars, times as a table, and whether a small model pays."""
     rows, prompt, machine = made["rows"], made["prompt"], made["hardware"]
-    body = "".join(
-        f'<tr><th scope="row">{text(row["method"])}</th><td class="vp-num">{row["kept"]}</td>'
-        f'<td class="vp-num">{share(row["prefill_flops"], rows[0]["prefill_flops"])}</td>'
-        f'<td class="vp-num">{amount(row["kv_bytes"], "B")}</td>'
-        f'<td class="vp-num">{row["total"] * 1000:.3g} ms</td></tr>'
+    headings = ("method", "tokens", "prefill FLOPs", "KV cache", "a request")
+    cells = [
+        (
+            row["method"],
+            str(row["kept"]),
+            share(row["prefill_flops"], rows[0]["prefill_flops"]),
+            amount(row["kv_bytes"], "B"),
+            f"{row['total'] * 1000:.3g} ms",
+        )
         for row in rows
-    )
-    names = ("tokens", "prefill FLOPs", "KV cache", "a request")
-    head = '<th scope="col">method</th>' + "".join(f'<th scope="col" class="vp-num">{name}</th>' for name in names)
-    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    ]
     about = (
         f"{made['config']}: {prompt['visual']} visual and {prompt['text']} text tokens, {prompt['new']} generated, "
         f"{prompt['dtype']} on {machine['name']}. By roofline, the time of perfect kernels: ratios hold better than "
@@ -134,6 +114,6 @@ def shown(made: dict[str, Any]) -> str:
     return (
         bars("Predicted speed-up of a request", faster)
         + bars("Requests that fit at once", fit)
-        + f'<div class="vp-scroll">{table}</div>'
-        + "".join(notice(line, alert=False) for line in [about, *verdicts])
+        + table(headings, cells)
+        + notices([about, *verdicts])
     )

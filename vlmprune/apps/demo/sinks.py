@@ -11,20 +11,21 @@ import torch
 
 import vlmprune
 
-from ...api import Answer, prepare, wrap
+from ...api import Answer, wrap
 from ...flow.sinks import eligible_layers
 from ...hf.arguments import on
-from ..cli.sinks import find
+from ...inputs.chat import prepare
 from .draw import overlay
 from .engine import Engine, Send, layer_count
 from .examples import inputs
-from .page import bars, card, figure, grid, notice, plain_errors, text, told
+from .page import bars, card, figure, grid, notice, notices, offer, on_input, on_start, table, with_notice
 from .upload import checked
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ...sinks.report import SampleSinks, SinkReport
+    from ...sinks.report import SinkReport
+    from ...sinks.sample import SampleSinks
 
 TITLE = "Sinks"
 P, RHO = 0.4, 0.5  # VAR's own defaults
@@ -32,7 +33,7 @@ WORDS = 4  # likeliest first tokens that are shown
 
 
 @dataclass(frozen=True)
-class Found:
+class SinkResult:
     """The sinks of one picture and question, and the model with and without VAR.
 
     `words`: the likeliest first tokens of the answer, each with its probability without and with VAR.
@@ -49,7 +50,7 @@ class Found:
         return self.report.samples[0]
 
 
-def look(engine: Engine, picture: Image.Image, question: str, p: float, rho: float) -> Found:
+def find_and_edit(engine: Engine, picture: Image.Image, question: str, p: float, rho: float) -> SinkResult:
     """Find the sinks and run VAR.
 
     Raises:
@@ -61,7 +62,7 @@ def look(engine: Engine, picture: Image.Image, question: str, p: float, rho: flo
     def work(send: Send) -> None:
         model, processor = engine.models.model, engine.models.processor
         given = on(model, dict(prepare(processor, picture, question)))
-        report = find(model, processor, picture, question, None)
+        report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
         for made in (vlmprune.Unpruned(), method):
             answers.append(engine.answer(made, picture, question))
@@ -71,10 +72,10 @@ def look(engine: Engine, picture: Image.Image, question: str, p: float, rho: flo
         words = tuple(
             (processor.decode([i]).strip() or repr(i), float(chances[0][i]), float(chances[1][i])) for i in best
         )
-        send(Found(picture, report, answers[0], answers[1], words))
+        send(SinkResult(picture, report, answers[0], answers[1], words))
 
     (found,) = engine.stream(work)
-    assert isinstance(found, Found)
+    assert isinstance(found, SinkResult)
     return found
 
 
@@ -96,34 +97,25 @@ def build(engine: Engine) -> None:
     counts = gr.HTML(elem_id="sinks-layers")
     state = gr.State(None)
 
-    @told(("", "", "", None))
+    @with_notice(("", "", "", None))
     def run(picture: Any, question: str, p: float, rho: float, layer: int) -> Iterator[tuple[Any, ...]]:
         shown = checked(picture)
         yield notice("Reading every layer, without and with VAR", alert=False), "", "", None
-        found = look(engine, shown, question, p, rho)
+        found = find_and_edit(engine, shown, question, p, rho)
         yield compared(found), heat(found, layer), by_layer(found), found
 
-    gr.on(
-        [go.click, given.question.submit],  # type: ignore[union-attr]  # this tab has a question
-        run,
-        [given.picture, given.question, p, rho, layer],
-        [given.alert, changed, picture, counts, state],
-        api_visibility="private",
-        concurrency_id="models",
-        concurrency_limit=1,
-        show_progress="hidden",
-    )
-    layer.input(
-        lambda found, layer: heat(found, layer) if isinstance(found, Found) else "",
+    asked = [given.picture, given.question, p, rho]
+    on_start(given.triggers(go), run, [*asked, layer], [given.alert, changed, picture, counts, state])
+    on_input(
+        layer,
+        lambda found, layer: heat(found, layer) if isinstance(found, SinkResult) else "",
         [state, layer],
         picture,
-        api_visibility="private",
-        show_progress="hidden",
         trigger_mode="always_last",
     )
 
     def sinks_api(picture: Any, question: str, p: float, rho: float) -> dict[str, Any]:
-        found = look(engine, checked(picture), question, p, rho)
+        found = find_and_edit(engine, checked(picture), question, p, rho)
         return {
             "sinks": found.report.to_dict(),
             "without_var": found.before.text,
@@ -132,18 +124,11 @@ def build(engine: Engine) -> None:
             "notes": found.after.report.notes,
         }
 
-    gr.Button(visible=False).click(
-        plain_errors(sinks_api),
-        [given.picture, given.question, p, rho],
-        gr.JSON(visible=False),
-        api_name="sinks",
-        api_description="Attention sinks of a picture and question, and the answers without and with VAR.",
-        concurrency_id="models",
-        concurrency_limit=1,
-    )
+    about = "Attention sinks of a picture and question, and the answers without and with VAR."
+    offer(sinks_api, asked, "sinks", about)
 
 
-def compared(found: Found) -> str:
+def compared(found: SinkResult) -> str:
     """The answers without and with VAR, the chances of the first token, and what is to be known."""
     moved = sum(len(heads) for heads in found.sample.gated_heads)
     heads = found.sample.gated.shape[1] * len(eligible_layers(found.sample.layers))
@@ -151,18 +136,12 @@ def compared(found: Found) -> str:
         card("Without VAR", found.before.text),
         card("With VAR", found.after.text, [("heads that it changed", f"{moved} of {heads}")]),
     ]
-    rows = "".join(
-        f'<tr><th scope="row">{text(word)}</th><td class="vp-num">{a:.1%}</td><td class="vp-num">{b:.1%}</td></tr>'
-        for word, a, b in found.words
-    )
-    head = '<th scope="col">first token</th><th scope="col" class="vp-num">without</th>'
-    head += '<th scope="col" class="vp-num">with VAR</th>'
-    table = f'<table class="vp-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    chances = [(word, f"{a:.1%}", f"{b:.1%}") for word, a, b in found.words]
     notes = dict.fromkeys([*found.report.notes, *found.after.report.notes])
-    return grid(cells) + table + "".join(notice(note, alert=False) for note in notes)
+    return grid(cells) + table(("first token", "without", "with VAR"), chances) + notices(notes)
 
 
-def heat(found: Found, layer: int) -> str:
+def heat(found: SinkResult, layer: int) -> str:
     """phi of every visual token entering a layer, sinks framed."""
     one = found.sample
     layer = max(0, min(one.layers - 1, int(layer)))
@@ -178,7 +157,7 @@ def heat(found: Found, layer: int) -> str:
     return figure(drawn, f"Heat map over the picture, {caption}", caption)
 
 
-def by_layer(found: Found) -> str:
+def by_layer(found: SinkResult) -> str:
     """Bars over the layers: sinks, and how much of the attention to the image goes to them."""
     one = found.sample
     counts = [(len(a), len(b)) for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from vllm.multimodal.media import MediaConnector
 
-from ..wire import FLOATING, GRID, KEPT, ROWS, VISUAL, BadEmbeddings, Bounds, check_rows, decoded, is_plain
+from ..payload import FLOATING, GRID, KEPT, ROWS, VISUAL, BadEmbeddings, Bounds, check_rows, decoded, is_plain
 
 _expected: list[Bounds] = []
 
 
 def expect(bounds: Bounds) -> None:
-    """Of the model that this process serves; a connector is told no model."""
+    """Of the model that this process serves; a connector is headers no model."""
     _expected[:] = [bounds]
 
 

@@ -15,7 +15,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement
 
-from ..wire import GRID, KEPT, ROWS, VISUAL, BadEmbeddings, Bounds, check_grid, check_image, check_prompt, check_rows
+from ..payload import GRID, KEPT, ROWS, VISUAL, BadEmbeddings, Bounds, check_grid, check_image, check_prompt, check_rows
 from .decode import expect
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import DictEmbeddingItems
 
-from ..wire import GRID, KEPT, Bounds
+from ..payload import GRID, KEPT, Bounds
 from .kept import (
     bounds_of,
     check_bare,
@@ -26,13 +26,8 @@ from .kept import (
 )
 
 
-def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inputs: Any, levels: bool = False) -> Any:
-    """A model of vLLM that also takes kept rows with their places, registered with its processor.
-
-    Args:
-        model, parser, info, processor, dummy_inputs: the family's own classes, which read everything else.
-        levels: rows hold DeepStack's levels behind the embedding.
-    """
+def _kept_parser(parser: Any) -> Any:
+    """The family's parser with images as kept rows."""
 
     class Parser(parser):
         """Images as kept rows; everything else as the model's own parser reads it."""
@@ -50,20 +45,33 @@ def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inpu
             refuse_videos(data)
             return super()._parse_video_data(data)
 
+    return Parser
+
+
+def kept_model(model: Any, *, parser: Any, info: Any, processor: Any, dummy_inputs: Any, levels: bool = False) -> Any:
+    """A model of vLLM that also takes kept rows with their places, registered with its processor.
+
+    Args:
+        model, parser, info, processor, dummy_inputs: the family's own classes, which read everything else.
+        levels: rows hold DeepStack's levels behind the embedding.
+    """
+
+    Parser = _kept_parser(parser)
+
     class Info(info):
         def get_data_parser(self) -> Any:
             vision = self.get_hf_config().vision_config
             width = self._get_expected_hidden_size()
             if levels and width is not None:
                 width *= 1 + len(vision.deepstack_visual_indexes)
-            parser = Parser(
+            kept = Parser(
                 vision.spatial_merge_size,
                 video_needs_metadata=True,
                 expected_hidden_size=width,
                 allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
             )
-            parser.bounds = bounds_of(self, width, vision.spatial_merge_size)
-            return parser
+            kept.bounds = bounds_of(self, width, vision.spatial_merge_size)
+            return kept
 
     class Processor(processor):
         def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:

@@ -1,4 +1,4 @@
-"""The book that no sentence leaves: every one ever said, where it came from, what was decided, what became of it."""
+"""Provenance of every sentence: where it came from, every verdict on it, why it was kept or dropped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .aggregate import Verdict
+from .aggregate import SentenceVerdict
 from .divide import Box
 
 
@@ -14,10 +14,10 @@ from .divide import Box
 class Sentence:
     """One sentence with its provenance.
 
-    `patch`: the patch or region it describes, `box` that one's box in pixels; `sample`: which sample said it, None for
-    one rewritten from others, whose numbers are `sources`; `label`: its class (similar, contradictory or unique, None
-    where it was never grouped), `score`: its fit to the picture, None where it was never scored; `kept`: whether what
-    it says is in the caption, itself or rewritten; `reason`: why; `verdicts`: every decision about it, in order.
+    `patch`: the patch or region it describes, `box` that one's box in pixels; `sample`: which sample it comes from,
+    None for one rewritten from others, whose numbers are `sources`; `label`: its class (similar, contradictory or
+    unique, None where it was never grouped), `score`: its fit to the image, None where it was never scored; `kept`:
+    whether its content is in the caption, itself or rewritten; `reason`: why; `verdicts`: all, in order.
     """
 
     number: int
@@ -30,7 +30,7 @@ class Sentence:
     score: float | None = None
     kept: bool = False
     reason: str = ""
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[SentenceVerdict, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; the class goes by the name of `class`."""
@@ -50,7 +50,7 @@ class Sentence:
 
 
 @dataclass
-class Ledger:
+class Provenance:
     """Every sentence of one caption, by number."""
 
     entries: list[Sentence] = field(default_factory=list)
@@ -59,19 +59,19 @@ class Ledger:
         return self.entries[number]
 
     def add(self, text: str, patch: str, box: Box, *, sample: int | None = None, sources: Iterable[int] = ()) -> int:
-        """Write a sentence down; returns its number."""
+        """Add a sentence; returns its number."""
         self.entries.append(Sentence(len(self.entries), text, patch, box, sample, tuple(sources)))
         return len(self.entries) - 1
 
-    def judge(self, number: int, verdict: Verdict) -> None:
-        """Write down what was decided about a sentence."""
+    def judge(self, number: int, verdict: SentenceVerdict) -> None:
+        """Add a verdict on a sentence."""
         entry = self.entries[number]
         self.entries[number] = replace(entry, verdicts=(*entry.verdicts, verdict))
 
     def drop(self, number: int, stage: str, reason: str) -> None:
-        """Write down that a sentence goes no further, for another reason than its class."""
+        """Drop a sentence for another reason than its class."""
         entry = self.entries[number]
-        self.judge(number, Verdict(stage, entry.label, entry.score, False, reason))
+        self.judge(number, SentenceVerdict(stage, entry.label, entry.score, False, reason))
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         return [self.entries[number].text for number in numbers]
@@ -111,19 +111,18 @@ class Ledger:
     def _closed(self, entry: Sentence, reached: set[int], users: dict[int, list[int]]) -> Sentence:
         kept = entry.number in reached
         verdicts = entry.verdicts
-        labelled = [v for v in verdicts if v.label is not None]
         decisive = [v for v in verdicts if v.kept == kept]
         reason = decisive[-1].reason if decisive else "in the caption" if kept else ""
         if not kept and not decisive:
             # It went into another sentence, and that one was dropped.
-            reason = next((self._why_dropped(user, users) for user in users.get(entry.number, ())), "")
+            reason = next((self._drop_reason(user, users) for user in users.get(entry.number, ())), "")
         score = next((v.score for v in reversed(verdicts) if v.score is not None), None)
         # The class of the decision that counts; a sentence dropped by the fusion keeps the class it had.
-        label = next((v.label for v in reversed(decisive) if v.label), labelled[-1].label if labelled else None)
+        label = next((v.label for v in (*reversed(decisive), *reversed(verdicts)) if v.label), None)
         return replace(entry, kept=kept, reason=reason, label=label, score=score)
 
-    def _why_dropped(self, number: int, users: dict[int, list[int]]) -> str:
+    def _drop_reason(self, number: int, users: dict[int, list[int]]) -> str:
         dropped = [v for v in self.entries[number].verdicts if not v.kept]
         if dropped:
             return f"rewritten as sentence {number}, dropped: {dropped[-1].reason}"
-        return next((self._why_dropped(user, users) for user in users.get(number, ())), "")
+        return next((self._drop_reason(user, users) for user in users.get(number, ())), "")

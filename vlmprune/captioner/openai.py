@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import VlmpruneError
 from .aggregate import AggregatorError
-from .by_llm import SCHEMAS, Messages, StructuredAggregator, Unusable
+from .llm import SCHEMAS, Messages, StructuredAggregator, Unusable
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)  # may be different a moment later
 LONGEST_WAIT = 60.0  # seconds, also where the server asks for more

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmprune.captioner import Grouping, Item, Similar, WordAggregator
-from vlmprune.captioner.aggregate import problem_of_fused, problem_of_written
+from vlmprune.captioner import Candidate, Grouping, Similar, WordAggregator
+from vlmprune.captioner.aggregate import problem_of_fusion, problem_of_rewrites
 from vlmprune.captioner.text import GENERAL, bundled_lexicon, joined, sentences, singular
 from vlmprune.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES
 
@@ -35,14 +35,14 @@ def test_every_sentence_is_in_exactly_one_kind(samples: list[list[str]]) -> None
     for members in [*(one.members for one in grouping.similar), *grouping.contradictory]:
         assert len({owner[i] for i in members}) == len(members)  # never two of one sample
     real = [text for text in texts if text.strip()]
-    assert problem_of_written(TINY.merge(real), len(real)) is None
+    assert problem_of_rewrites(TINY.merge(real), len(real)) is None
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(things, st.sampled_from(["image", "top left", "bottom left"])), max_size=8))
 def test_a_fusion_says_or_drops_everything(found: list[tuple[str, str]]) -> None:
-    items = [Item(text, region, (0, 0, 1, 1)) for text, region in found]
-    assert problem_of_fused(TINY.fuse(items), len(items)) is None
+    items = [Candidate(text, region, (0, 0, 1, 1)) for text, region in found]
+    assert problem_of_fusion(TINY.fuse(items), len(items)) is None
 
 
 def test_the_same_thing_in_two_samples_is_similar() -> None:
@@ -87,9 +87,9 @@ def test_ordinary_english() -> None:
 def test_fusion_believes_regions_first_then_scores() -> None:
     other = "a small blue circle at the top"
     items = [
-        Item("a small red circle at the top", "image", (0, 0, 1, 1)),
-        Item(other, "top left", (0, 0, 0.5, 0.5), 0.4),
-        Item("a small green circle at the top", "top right", (0.5, 0, 1, 0.5), 0.8),
+        Candidate("a small red circle at the top", "image", (0, 0, 1, 1)),
+        Candidate(other, "top left", (0, 0, 0.5, 0.5), 0.4),
+        Candidate("a small green circle at the top", "top right", (0.5, 0, 1, 0.5), 0.8),
     ]
     fused = TINY.fuse(items)
     assert [one.text for one in fused.sentences] == ["a small green circle at the top"]

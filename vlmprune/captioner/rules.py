@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
-from .aggregate import IMAGE, Fused, Grouping, Item, Similar, Written
+from .aggregate import IMAGE, Candidate, Fusion, Grouping, Rewrite, Similar
 from .text import GENERAL, Lexicon, Statement, singular, words
 
 
 @dataclass
 class WordAggregator:
-    """Two sentences are about one thing when the lexicon says so; sentences of one sample never are.
+    """Two sentences are about one thing when the lexicon matches them; sentences of one sample never are.
 
     A description names no object twice, so within a sample every sentence starts its own thing; each sentence of the
     next sample joins the thing it agrees with most, one at most. A thing whose sentences nowhere conflict is similar
@@ -35,10 +36,11 @@ class WordAggregator:
         for members in things:
             if len(members) == 1:
                 unique += members
-            elif self._conflict([said[i] for i in members]):
+            elif any((self.lexicon.compare(said[i], said[j]) or (0, 1))[1] for i, j in combinations(members, 2)):
                 contradictory.append(tuple(members))
             else:
-                similar.append(Similar(texts[self._fullest(members, said)], tuple(members)))
+                fullest = min(members, key=lambda i: (-len(said[i].properties) - len(said[i].rest), i))
+                similar.append(Similar(texts[fullest], tuple(members)))
         return Grouping(tuple(similar), tuple(contradictory), tuple(unique))
 
     def _join(self, things: list[list[int]], sample: range, said: list[Statement]) -> None:
@@ -59,38 +61,29 @@ class WordAggregator:
                 placed.add(i)
         things += [[i] for i in sample if i not in placed]
 
-    def _conflict(self, said: list[Statement]) -> bool:
-        pairs = ((a, b) for at, a in enumerate(said) for b in said[at + 1 :])
-        return any((self.lexicon.compare(a, b) or (0, 1))[1] for a, b in pairs)
-
-    def _fullest(self, members: Sequence[int], said: list[Statement]) -> int:
-        return min(members, key=lambda i: (-len(said[i].properties) - len(said[i].rest), i))
-
-    def merge(self, sentences: Sequence[str]) -> list[Written]:
+    def merge(self, sentences: Sequence[str]) -> list[Rewrite]:
         """The sentences as they are."""
-        return [Written(text, (i,)) for i, text in enumerate(sentences)]
+        return [Rewrite(text, (i,)) for i, text in enumerate(sentences)]
 
-    def fuse(self, items: Sequence[Item]) -> Fused:
-        """Each thing once, in the order of the items."""
-        said = [self.lexicon.read(item.text) for item in items]
+    def fuse(self, candidates: Sequence[Candidate]) -> Fusion:
+        """Each thing once, in the order of the candidates."""
+        said = [self.lexicon.read(one.text) for one in candidates]
 
         def rank(i: int) -> tuple[bool, float, int]:
-            # What several samples said was kept without a score: as sure as it gets.
-            score = items[i].score
-            return items[i].region == IMAGE, -(1.0 if score is None else score), i
+            # A sentence of several samples is kept without a score: it counts as certain.
+            score = candidates[i].score
+            return candidates[i].region == IMAGE, -(1.0 if score is None else score), i
 
         taken: list[int] = []
         dropped: list[tuple[int, str]] = []
-        for i in sorted(range(len(items)), key=rank):
-            same = next((j for j in taken if items[j].region != items[i].region and self._same(said[i], said[j])), None)
+        for i in sorted(range(len(candidates)), key=rank):
+            others = (j for j in taken if candidates[j].region != candidates[i].region)
+            same = next((j for j in others if self.lexicon.compare(said[i], said[j]) is not None), None)
             if same is None:
                 taken.append(i)
             else:
-                dropped.append((i, f"region {items[same].region!r} already names it: {items[same].text!r}"))
-        return Fused(tuple(Written(items[i].text, (i,)) for i in sorted(taken)), tuple(sorted(dropped)))
-
-    def _same(self, a: Statement, b: Statement) -> bool:
-        return self.lexicon.compare(a, b) is not None
+                dropped.append((i, f"region {candidates[same].region!r} already names it: {candidates[same].text!r}"))
+        return Fusion(tuple(Rewrite(candidates[i].text, (i,)) for i in sorted(taken)), tuple(sorted(dropped)))
 
     def objects(self, caption: str, classes: Sequence[str]) -> list[str]:
         """The classes whose name the caption holds, plural or singular."""

@@ -11,7 +11,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Stage(Generic[T, R]):
+class BatchWorker(Generic[T, R]):
     """A thread that turns items into results, as many at once as are waiting.
 
     Args:

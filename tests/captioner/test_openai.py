@@ -13,7 +13,7 @@ import pytest
 from tests.captioner.scripted import HONEST, World, lines, patches
 from vlmprune import VlmpruneError
 from vlmprune.captioner import AggregatorError, EndpointAggregator, Grouping
-from vlmprune.captioner.by_llm import SCHEMAS
+from vlmprune.captioner.llm import SCHEMAS
 
 UNIQUE = {"similar": [], "contradictory": [], "unique": [1, 2]}
 TWO = [["a"], ["b"]]

@@ -1,4 +1,4 @@
-"""Aggregation by a language model that answers in JSON: asked, checked, asked again, refused if it will not comply."""
+"""Aggregation by a language model that answers in JSON: replies are checked, and requested again if they do not fit."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..errors import VlmpruneError
 from . import prompts
 from .aggregate import (
     AggregatorError,
-    Fused,
+    Candidate,
+    Fusion,
     Grouping,
-    Item,
+    Rewrite,
     Similar,
-    Written,
-    problem_of_fused,
-    problem_of_written,
+    problem_of_fusion,
+    problem_of_rewrites,
 )
 from .sampling import SeededSampler, seed_of
 
@@ -46,21 +46,21 @@ def _list(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 TEXT = {"type": "string"}
-WRITTEN = _list(_object(text=TEXT, numbers=NUMBERS))
+REWRITES = _list(_object(text=TEXT, numbers=NUMBERS))
 SCHEMAS = {
     "group": _object(
         similar=_list(_object(text=TEXT, numbers=NUMBERS)),
         contradictory=_list(_object(numbers=NUMBERS)),
         unique=NUMBERS,
     ),
-    "merge": _object(sentences=WRITTEN),
-    "fuse": _object(sentences=WRITTEN, dropped=_list(_object(number={"type": "integer"}, reason=TEXT))),
+    "merge": _object(sentences=REWRITES),
+    "fuse": _object(sentences=REWRITES, dropped=_list(_object(number={"type": "integer"}, reason=TEXT))),
     "objects": _object(classes=_list(TEXT)),
 }
 
 
 class Unusable(Exception):
-    """A reply that does not fit, with what to tell the model; never leaves this module."""
+    """A reply that does not fit, with the feedback for the model; caught in this module."""
 
 
 def check_schema(value: Any, schema: dict[str, Any], at: str = "the reply") -> None:
@@ -131,7 +131,7 @@ class StructuredAggregator(ABC):
         """The model's reply to a conversation; `task` names the schema in SCHEMAS."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes two aggregators write alike, JSON-serialisable; for the records of a folder."""
+        """The settings that decide its output, JSON-serialisable; for the records of a folder."""
         return {"attempts": self.attempts, "seed": self.seed, "temperatures": self.temperatures}
 
     def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
@@ -151,36 +151,36 @@ class StructuredAggregator(ABC):
 
         return self._ask("group", prompts.GROUP.format(sentences=_numbered(lines)), read)
 
-    def merge(self, sentences: Sequence[str]) -> Sequence[Written]:
+    def merge(self, sentences: Sequence[str]) -> Sequence[Rewrite]:
         """Rewrite as one text; the model never sees what was rejected."""
         if len(sentences) < 2:
-            return [Written(text, (i,)) for i, text in enumerate(sentences)]
+            return [Rewrite(text, (i,)) for i, text in enumerate(sentences)]
 
-        def read(reply: Any) -> list[Written]:
-            written = _written(reply)
-            _refuse(problem_of_written(written, len(sentences)))
-            return written
+        def read(reply: Any) -> list[Rewrite]:
+            rewrites = _rewrites(reply)
+            _refuse(problem_of_rewrites(rewrites, len(sentences)))
+            return rewrites
 
         return self._ask("merge", prompts.MERGE.format(sentences=_numbered([("", s) for s in sentences])), read)
 
-    def fuse(self, items: Sequence[Item]) -> Fused:
+    def fuse(self, candidates: Sequence[Candidate]) -> Fusion:
         """The caption of the image from the sentences of its regions."""
-        if not items:
-            return Fused(())
+        if not candidates:
+            return Fusion(())
 
-        def read(reply: Any) -> Fused:
+        def read(reply: Any) -> Fusion:
             dropped = tuple((_indices([one["number"]])[0], one["reason"]) for one in reply["dropped"])
-            fused = Fused(tuple(_written(reply)), dropped)
-            _refuse(problem_of_fused(fused, len(items)))
-            if not fused.sentences:
+            fusion = Fusion(tuple(_rewrites(reply)), dropped)
+            _refuse(problem_of_fusion(fusion, len(candidates)))
+            if not fusion.sentences:
                 raise Unusable("It drops every sentence.")
-            return fused
+            return fusion
 
-        lines = [(f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)})", one.text) for one in items]
+        lines = [(f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)})", one.text) for one in candidates]
         return self._ask("fuse", prompts.FUSE.format(sentences=_numbered(lines)), read)
 
     def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
-        """Those of the classes that the caption speaks of."""
+        """The classes that the caption mentions."""
         if not classes:
             return []
 
@@ -236,12 +236,12 @@ def _indices(numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(number - 1 for number in numbers)
 
 
-def _written(reply: Any) -> list[Written]:
-    return [Written(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"]]
+def _rewrites(reply: Any) -> list[Rewrite]:
+    return [Rewrite(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"]]
 
 
 def _refuse(problem: str | None) -> None:
-    """Turn a problem told with indices into one told with the numbers of the prompt."""
+    """Raise a problem with the numbers of the prompt in place of indices."""
     if problem is not None:
         shown = re.sub(r"(?<=sentence )-?\d+|(?<=[\[ ])\d+(?=[,\]])", lambda m: str(int(m.group()) + 1), problem)
         raise Unusable(shown[:1].upper() + shown[1:] + ".")

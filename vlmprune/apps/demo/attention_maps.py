@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...api import plain_model
+from ...api import unwrap_peft
 from ...attention.observer import Watcher
 from ...attention.probe import AttentionCall
 from ...families import family_of
@@ -23,7 +23,7 @@ from ...runtime.call_lock import attached
 from ...runtime.session import Session
 
 
-class _Looking(Watcher):
+class AttentionRecorder(Watcher):
     """Keeps, by layer, the attention of the last prompt token to each visual token, mean over heads: [V]."""
 
     def __init__(self, *, causal: bool) -> None:
@@ -39,14 +39,14 @@ class _Looking(Watcher):
         self.found[layer] = visual_columns(received, self.state.layouts)[0].cpu()
 
 
-def attention_by_layer(model: Any, inputs: Any) -> dict[int, Tensor]:
+def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
     """Of every decoder layer that sees the image, attention of the last prompt token to the visual tokens [V].
 
     This is what FastV ranks by, in every layer instead of one. A wrapped model is looked at as if it were not wrapped.
     """
-    plain = plain_model(model)
+    plain = unwrap_peft(model)
     family = family_of(plain)
-    looking = _Looking(causal=not family.cross_attention)
-    with attached(Session(plain, family, Unpruned(), [looking])), torch.no_grad():
+    recorder = AttentionRecorder(causal=not family.cross_attention)
+    with attached(Session(plain, family, Unpruned(), [recorder])), torch.no_grad():
         plain(**on(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
-    return looking.found
+    return recorder.found

@@ -1,0 +1,88 @@
+"""A user's own family: it works as a built-in one, and a wrong declaration is one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import vlmprune
+from tests.support.tiny_families import build, make_inputs
+from vlmprune import VlmpruneError, families
+from vlmprune.flow.locate import plain_grid
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+
+
+def grids(config: Any, media: Any) -> list[Any]:
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return [plain_grid(side, side)] * (int(media.visual.sum()) // side**2)
+
+
+@pytest.mark.parametrize("how", ["decorator", "call"])
+def test_it_prunes_as_the_built_in_family_of_the_same_model(how: str) -> None:
+    model = build("llava")
+    inputs = make_inputs(model, images=(2, 1, 2))
+    with vlmprune.wrap(model, vlmprune.FastV(keep=0.4, layer=1)) as pruned:
+        logits, kept = model(**inputs).logits, pruned.report.kept
+    model.config.model_type = "mine-25"
+    with pytest.raises(vlmprune.UnsupportedModelError, match="'mine-25' cannot be wrapped"):
+        vlmprune.wrap(model, "fastv")
+    if how == "decorator":
+        assert vlmprune.register_family(model_type="mine-25")(grids) is grids
+    else:
+        assert vlmprune.register_family(model_type="mine-25", grids=grids).model_type == "mine-25"
+    assert vlmprune.list_families()["mine-25"] == "declared"
+    with vlmprune.wrap(model, vlmprune.FastV(keep=0.4, layer=1)) as pruned:
+        assert torch.equal(model(**inputs).logits, logits)
+        assert all(map(torch.equal, pruned.report.kept, kept))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_type": "llava"}, "'llava' is registered already"),
+        ({"model_type": ""}, "model_type='' is no model type"),
+        ({"model_type": "two words"}, "model_type='two words' is no model type"),
+        ({"model_type": None}, "model_type=None is no model type"),
+        ({"vison": "visual"}, "no option 'vison'; did you mean 'vision'"),
+        ({"text_model": 3}, "text_model=3 is no str"),
+        ({"deepstack": "yes"}, "deepstack='yes' is no bool"),
+        ({"pixels": 3}, "pixels=3 is no function"),
+        ({"pixel_axis": "tile"}, "pixel_axis='tile' is unknown"),
+        ({"grids": [1]}, r"grids=\[1\] is no function"),
+    ],
+)
+def test_a_wrong_declaration_is_one_sentence(options: dict[str, Any], message: str) -> None:
+    before = vlmprune.list_families()
+    with pytest.raises(VlmpruneError, match=message) as said:
+        vlmprune.register_family(**{"model_type": "mine", "grids": grids, **options})
+    assert str(said.value).endswith((".", "?"))
+    assert vlmprune.list_families() == before
+
+
+def test_the_table_handed_out_is_a_copy() -> None:
+    vlmprune.list_families().clear()
+    assert vlmprune.list_families()
+
+
+@pytest.mark.parametrize("found", [None, 4, [(2, 2)]])
+def test_grids_that_returned_something_else(found: Any) -> None:
+    model = build("llava")
+    inputs = make_inputs(model)
+    model.config.model_type = "mine"
+    vlmprune.register_family(model_type="mine", grids=lambda config, media: found)
+    with vlmprune.wrap(model, "uniform", keep=0.5), pytest.raises(VlmpruneError, match="grids of the family 'mine'"):
+        model(**inputs)
+
+
+def test_an_attribute_that_the_model_lacks() -> None:
+    model = build("llava")
+    model.config.model_type = "mine"
+    vlmprune.register_family(model_type="mine", grids=grids, vision="eyes")
+    with pytest.raises(vlmprune.UnsupportedModelError, match="vision='eyes', which a LlavaModel does not have"):
+        vlmprune.wrap(model, "uniform")

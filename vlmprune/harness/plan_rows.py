@@ -1,0 +1,148 @@
+"""The rows of a plan: what pruning would cost and save on given hardware, by roofline, from configs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from ..errors import VlmpruneError
+from .format import share
+from .models import method_class
+from .parse import number
+
+Named = tuple[str, Any]  # a model's name and its config
+
+
+def llava_config(layers: int, width: int, inner: int, heads: int, kv_heads: int | None = None) -> Any:
+    """LLaVA-1.5 around a Llama of this size, behind CLIP ViT-L/14 at 336 pixels, transformers' default tower."""
+    from transformers import LlamaConfig, LlavaConfig
+
+    from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
+
+    text = LlamaConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
+        num_key_value_heads=kv_heads or heads, vocab_size=32_064,
+    )  # fmt: skip
+    return LlavaConfig(text_config=text)
+
+
+def usual_methods(guide: Any) -> list[str]:
+    """The methods of a plan that names none."""
+    return ["random", "fastv", *(["sgl"] if guide is not None else [])]
+
+
+def planned(
+    config: Named,
+    guide: Named | None,
+    machine: Any,
+    settings: Sequence[tuple[str, str]],
+    layer: str | None,
+    *,
+    visual: int | None,
+    text: int,
+    new: int,
+    dtype: str,
+) -> dict[str, Any]:
+    """The whole plan, JSON-serialisable.
+
+    Raises:
+        VlmpruneError: a method, a budget or a config that cannot be planned.
+    """
+    from ..accounting.model_sizes import DTYPES, model_size
+    from ..accounting.roofline import estimate, verdict
+    from ..flow.select import check_keep, count_for
+
+    if dtype not in DTYPES:
+        raise VlmpruneError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    if dtype == "fp32" and machine.half_only:
+        raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
+    # A bad budget or method is said before models are built.
+    wanted = [(name, _checked_method(name, guide), check_keep(number("--keep", k) or 0), k) for name, k in settings]
+    size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
+    small = None
+    if guide is not None:
+        # A picture is the same for both where it was given; else each model has its own number of tokens.
+        small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0])
+    prompt = {"text": text, "new": new}
+    layers = len(size.cost.layers)
+    full = estimate(size, machine, kept=size.visual, layer=layers, **prompt)
+    answer = estimate(small, machine, kept=small.visual, layer=0, **prompt) if small else None
+    rows = [{"method": "none", "keep": "1.0", **_row(full, full)}]
+    verdicts = []
+    for name, cls, budget, written in wanted:
+        kept = count_for(budget, size.visual)
+        guided = _is_guided(cls)
+        by = full if guided and name != "sgl" else answer  # the oracle's guide is the model itself
+        resident = small.all_bytes if guided and name == "sgl" and small else 0
+        where = _layer(cls, number("--layer", layer), budget, kept, size.visual, layers)
+        found = estimate(size, machine, kept=kept, layer=where, resident=resident, **prompt)
+        if guided and by is not None:
+            found = replace(found, guide=by.total)
+        rows.append({"method": name, "keep": written, **_row(found, full)})
+        if name == "sgl" and answer is not None:
+            said = verdict(full, found, answer)
+            verdicts.append({"keep": written, **asdict(said), "pays": said.pays})
+    return {
+        "config": size.name,
+        "guide": small.name if small else None,
+        "hardware": asdict(machine),
+        "prompt": {"visual": size.visual, **prompt, "dtype": dtype, "layers": layers},
+        "weights": size.all_bytes,
+        "rows": rows,
+        "sgl": verdicts,
+    }
+
+
+def _row(found: Any, full: Any) -> dict[str, Any]:
+    return {**asdict(found), "total": found.total, "speed_up": full.total / found.total}
+
+
+def _is_guided(cls: type) -> bool:
+    from ..methods.guided import Guided
+
+    return issubclass(cls, Guided)
+
+
+def _checked_method(name: str, guide: Any) -> type:
+    """A method that drops tokens."""
+    from ..methods.base import Pruner
+
+    cls = method_class(name)
+    if not issubclass(cls, Pruner):
+        raise VlmpruneError(f"the method {name!r} drops no tokens, so there is nothing to plan; name one that does")
+    if name == "sgl" and guide is None:
+        raise VlmpruneError("the method 'sgl' needs a small model's config; name it with --guide")
+    return cls
+
+
+def _layer(cls: Any, given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
+    """Where the method drops tokens in this model."""
+    from ..accounting.model_sizes import share_of_layers
+    from ..methods.base import Pruner
+
+    if given is None and _is_guided(cls):
+        return share_of_layers(budget, kept, visual, layers)
+    made = Pruner(keep=budget, layer=given) if given is not None else cls(keep=budget)
+    at = made.stage_layers(layers)
+    if len(at) > 1:
+        raise VlmpruneError(f"the method {cls.name!r} drops tokens at layers {at}, which has no plan; give --layer")
+    return int(at[0])
+
+
+def in_ms(seconds: float) -> str:
+    """Plans reach from microseconds to seconds."""
+    return f"{seconds * 1000:.3g}" if seconds else "-"
+
+
+def verdict_in_words(found: dict[str, Any]) -> str:
+    """Whether a guide pays, as a sentence."""
+    guide, allowed = (f"{in_ms(found[name])} ms" for name in ("guide", "allowed"))
+    if found["pays"]:
+        return f"pays; the guide takes {guide}, pruning saves {allowed}."
+    if found["exits"] is None:
+        return f"does not pay; the guide takes {guide}, as long as the large model alone."
+    return (
+        f"pays only if the guide answers {share(found['exits'], 1)} of the requests alone; it takes {guide}, pruning "
+        f"saves {allowed}."
+    )

@@ -1,0 +1,138 @@
+"""From images and a question to model inputs: messages for chat templates, tokenized by the model's processor."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..errors import PromptError, VlmpruneError
+from .images import as_rgb, read_image
+from .placeholders import check_conversation
+from .processor import reason
+
+
+def opened(image: Any) -> Any:
+    """Pictures whose files are read; what is no path is left to `build_messages`.
+
+    Only for what the caller's own program passes: a path that a stranger sent would be read too.
+
+    Raises:
+        VlmpruneError: a file that is missing or no image, a video, or a web address.
+    """
+    if isinstance(image, list | tuple):
+        return [opened(one) for one in image]
+    if not isinstance(image, str | os.PathLike):
+        return image
+    if re.match(r"[a-z]+:/|data:", str(image), re.IGNORECASE):
+        raise VlmpruneError(f"{str(image)!r:.80} is a web address; download the picture and pass the path of its file.")
+    try:
+        return read_image(Path(image))
+    except (VlmpruneError, OSError, ValueError) as error:  # a path with a null byte, or one too long
+        reason = str(error)
+        raise VlmpruneError(f"{reason[:1].upper()}{reason[1:].rstrip('.')}.") from None
+
+
+def prepare(processor: Any, image: Any, question: str) -> Any:
+    """Model inputs for one question about one or several pictures.
+
+    Raises:
+        VlmpruneError: as `build_messages` and `tokenize`.
+    """
+    talk = build_messages(image, question)
+    warn_unknown_words(processor, question)
+    return tokenize(processor, talk)
+
+
+def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
+    """One question about one or several pictures, as chat templates take it.
+
+    Raises:
+        VlmpruneError: no picture, something that is none, or an empty question.
+    """
+    images = list(image) if isinstance(image, list | tuple) else [image]
+    for one in images:
+        if not isinstance(one, Image.Image):
+            array = hasattr(one, "__array__") and not isinstance(one, torch.Tensor)
+            made = ", made by PIL.Image.fromarray() for example" if array else ""
+            raise VlmpruneError(f"{_named(one)} is no picture; pass a PIL image{made}, or a list of PIL images.")
+        if not one.width or not one.height:
+            raise VlmpruneError(f"A picture of {one.width} x {one.height} pixels shows nothing; pass another one.")
+    if not images:
+        raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
+    if not isinstance(question, str):
+        raise VlmpruneError(f"question={question!r:.80} is no text; ask something about the picture as a str.")
+    if not question.strip():
+        raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise VlmpruneError(f"question={question!r:.80} holds half a surrogate pair; decode it again.") from None
+    return user_turn(images, question)
+
+
+def _named(thing: Any) -> str:
+    """A thing in one line: arrays and bytes by their type."""
+    if hasattr(thing, "shape"):
+        return f"A {type(thing).__name__} of shape {tuple(thing.shape)}"
+    return f"An object of type {type(thing).__name__!r}" if isinstance(thing, bytes) else f"{thing!r:.80}"
+
+
+def user_turn(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
+    """One user turn, pictures first and in RGB, as chat templates take it."""
+    content = [{"type": "image", "image": as_rgb(one)} for one in images] + [{"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
+    """Model inputs of a conversation, or of a list of them with the `options` that batches need.
+
+    Raises:
+        VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
+    """
+    if not hasattr(processor, "apply_chat_template"):
+        raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
+    check_conversation(processor, talk)
+    try:
+        # Tokenizing the rendered text apart would put a second BOS in front of the template's.
+        return processor.apply_chat_template(
+            talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
+        )
+    except VlmpruneError:
+        raise
+    except ValueError as error:
+        raise PromptError(
+            f"The model's processor makes no prompt of these pictures and texts ({reason(error)}); change what it "
+            "names."
+        ) from error
+
+
+def batched(processor: Any, talks: list[Any]) -> Any:
+    """Model inputs of several conversations; padded left, every row ends where its answer starts."""
+    return tokenize(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
+
+
+def unknown_words(processor: Any, question: str) -> list[str]:
+    """The words of a question that the tokenizer can only read as "unknown"."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if tokenizer is None or unknown is None:
+        return []
+    return [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+
+def warn_unknown_words(processor: Any, question: str) -> None:
+    """Warn about them."""
+    if words := unknown_words(processor, question):
+        warnings.warn(unknown_words_note(words), stacklevel=5)
+
+
+def unknown_words_note(words: Sequence[str]) -> str:
+    """What to tell a user about words that the tokenizer does not know."""
+    return f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot see these words."
