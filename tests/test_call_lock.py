@@ -6,17 +6,17 @@ import threading
 
 import pytest
 
-from vlmprune.runtime.call_lock import Turnstile
+from vlmprune.runtime.call_lock import CallLock
 
 
-def try_enter(turnstile: Turnstile, seconds: float) -> threading.Event:
+def try_enter(lock: CallLock, seconds: float) -> threading.Event:
     """Another thread enters and leaves; the event says that it got in."""
     inside = threading.Event()
 
     def enter() -> None:
-        turnstile.enter()
+        lock.enter()
         inside.set()
-        turnstile.leave()
+        lock.leave()
 
     threading.Thread(target=enter, daemon=True).start()
     inside.wait(seconds)
@@ -24,42 +24,42 @@ def try_enter(turnstile: Turnstile, seconds: float) -> threading.Event:
 
 
 def test_another_thread_waits_until_the_forward_ends() -> None:
-    turnstile = Turnstile()
-    turnstile.enter()
-    inside = try_enter(turnstile, 0.2)
+    lock = CallLock()
+    lock.enter()
+    inside = try_enter(lock, 0.2)
     assert not inside.is_set()
-    turnstile.leave()
+    lock.leave()
     assert inside.wait(60)
 
 
 def test_a_whole_generate_is_held_through_its_forwards() -> None:
-    turnstile = Turnstile()
-    with turnstile.generating():
-        turnstile.enter()
-        turnstile.leave()
-        inside = try_enter(turnstile, 0.2)
+    lock = CallLock()
+    with lock.generating():
+        lock.enter()
+        lock.leave()
+        inside = try_enter(lock, 0.2)
         assert not inside.is_set()
     assert inside.wait(60)
 
 
 def test_an_interrupted_forward_does_not_lock_its_own_thread_out() -> None:
-    turnstile = Turnstile()
-    turnstile.enter()  # Ctrl-C: the hook that would leave never runs
-    turnstile.enter()
-    turnstile.leave()
-    assert try_enter(turnstile, 60).is_set()
+    lock = CallLock()
+    lock.enter()  # Ctrl-C: the hook that would leave never runs
+    lock.enter()
+    lock.leave()
+    assert try_enter(lock, 60).is_set()
 
 
 def test_an_exception_inside_generate_frees_it() -> None:
-    turnstile = Turnstile()
-    with pytest.raises(KeyboardInterrupt), turnstile.generating():
+    lock = CallLock()
+    with pytest.raises(KeyboardInterrupt), lock.generating():
         raise KeyboardInterrupt
-    assert try_enter(turnstile, 60).is_set()
+    assert try_enter(lock, 60).is_set()
 
 
 def test_a_thread_that_is_gone_holds_nothing() -> None:
-    turnstile = Turnstile()
-    owner = threading.Thread(target=turnstile.enter)
+    lock = CallLock()
+    owner = threading.Thread(target=lock.enter)
     owner.start()
     owner.join()
-    assert try_enter(turnstile, 60).is_set()
+    assert try_enter(lock, 60).is_set()

@@ -91,7 +91,7 @@ def test_1_grids_are_captured_at_the_tower(family, monkeypatch):
 
     # Neither the tower's arguments nor those of the base model: nothing is left to know the grid from.
     monkeypatch.setattr(Session, "_image_features", lambda self, original, *args, **kwargs: original(*args, **kwargs))
-    monkeypatch.setattr(locate, "small", lambda arguments: {})
+    monkeypatch.setattr(locate, "image_metadata", lambda arguments: {})
     with (
         vlmprune.wrap(model, vlmprune.Uniform(keep=0.5)),
         pytest.raises(vlmprune.VlmpruneError, match=f"without {size}"),

@@ -15,7 +15,7 @@ from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneE
 from .families import family_of, inner_model
 from .guide.runner import guide_for
 from .guide.session import GuidedSession
-from .hf.arguments import on
+from .hf.arguments import to_device
 from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
 from .inputs.chat import opened, prepare
@@ -23,7 +23,7 @@ from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
 from .methods.registry import make_method
-from .runtime.call_lock import bare, turnstile_of
+from .runtime.call_lock import bare, call_lock_of
 from .runtime.session import Session
 
 
@@ -78,7 +78,7 @@ class PrunedModel:
             if generation_kwargs.keys() & {"video", "videos", "frames"}:
                 raise VlmpruneError(VIDEO)
             image = opened(image)
-            inputs = on(self._plain, prepare(self.processor, image, question))
+            inputs = to_device(self._plain, prepare(self.processor, image, question))
             guided = self.for_guide(lambda processor: prepare(processor, image, question))
             out = self.model.generate(**inputs, **guided, **{"max_new_tokens": 64, **generation_kwargs})
             sequences = out if isinstance(out, torch.Tensor) else out.sequences
@@ -119,7 +119,7 @@ class PrunedModel:
 
     def unwrap(self) -> Any:
         """Take everything off the model and return it, once the calls that run are done; again, it does nothing."""
-        with self._session.turnstile.generating():
+        with self._session.lock.generating():
             if self._active:
                 self._active = False
                 self._session.detach()
@@ -152,7 +152,7 @@ class PrunedModel:
     @contextmanager
     def _mine(self) -> Iterator[None]:
         """Within the block the model is this thread's, and the handle stays active."""
-        with self._session.turnstile.generating():
+        with self._session.lock.generating():
             self._check_active()
             yield
 
@@ -215,7 +215,7 @@ def wrap(
     plain = unwrap_peft(model)
     family = family_of(plain)
     made = one_method(method, options)
-    with turnstile_of(plain).generating():
+    with call_lock_of(plain).generating():
         older: PrunedModel | None = plain.__dict__.get(HANDLE)
         if older is not None and processor is None:
             processor = older.processor

@@ -26,7 +26,7 @@ from tests.support.running import generate, plan_of
 from tests.support.sinks import LAYERS as PLANTED_LAYERS
 from tests.support.sinks import planted, var_twin
 from tests.support.tiny_families import Inputs, build, make_inputs, row
-from vlmprune.hf.arguments import on
+from vlmprune.hf.arguments import to_device
 
 from .stage import ABSENT, FAILED, PASSED, Emit, GpuStage, Point, StageSetting, short
 
@@ -97,7 +97,7 @@ def prompts(model: Any, kind: str) -> Inputs:
 
 def moved(model: Any, inputs: Inputs) -> Inputs:
     """The inputs on the model's device, in its precision."""
-    return Inputs(on(model, inputs))
+    return Inputs(to_device(model, inputs))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import vlmprune
 from tests.support.running import shared
 from tests.support.tiny_families import make_inputs
 from tests.test_bad_input import sentence
-from vlmprune.attention.observer import Watcher
+from vlmprune.attention.observer import AttentionObserver
 from vlmprune.methods.declared import FLAGS
 
 
@@ -278,7 +278,7 @@ def test_every_built_in_class_passes():
 # -- interventions ----------------------------------------------------------------------------------------------------
 
 
-class Editing(Watcher):
+class Editing(AttentionObserver):
     def __init__(self, makes: Callable[[torch.Tensor], Any], chosen: Any = (1,)) -> None:
         self.makes, self.chosen = makes, chosen
 
@@ -293,9 +293,9 @@ def intervention(watcher: Any) -> vlmprune.Intervention:
     return type("Mine", (vlmprune.Intervention,), {"watcher": lambda self, family, model: watcher})()
 
 
-@pytest.mark.parametrize("watcher", [None, 3, Watcher], ids=str)
+@pytest.mark.parametrize("watcher", [None, 3, AttentionObserver], ids=str)
 def test_no_watcher(watcher):
-    sentence(lambda: vlmprune.wrap(shared("llava"), intervention(watcher)), "Watcher", repr(watcher)[:20])
+    sentence(lambda: vlmprune.wrap(shared("llava"), intervention(watcher)), "AttentionObserver", repr(watcher)[:20])
 
 
 def test_an_intervention_without_a_watcher():

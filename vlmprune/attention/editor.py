@@ -1,4 +1,4 @@
-"""What VAR and ACT share: marks on a prompt's columns, made in its prefill, kept on its cache, used in every step.
+"""What VAR and ACT share: sink masks of a prompt's columns, made in its prefill, kept on its cache, used in each step.
 
 Shapes: B batch, S sequence, P columns a layer holds of the prompt (fewer than S after a compaction), T key length.
 """
@@ -18,54 +18,54 @@ from ..errors import VlmpruneError
 from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import eligible_layers
-from ..hf.cache_state import note, noted, physical_sizes, repeated
+from ..hf.cache_state import attach_state, physical_sizes, repeated, state_of
 from ..ops.gather import gather_positions
-from .observer import Watcher
+from .observer import AttentionObserver
 from .probe import AttentionCall
 
 
 @dataclass(frozen=True)
-class Columns:
+class KeyColumns:
     """The columns that a layer holds of a prompt: bool [B, P] each.
 
-    `visual`: visual tokens. `real`: no padding, no filler, nothing generated. `asking`: real text after the sample's
-    last visual token, generated rows included; none in a sample without an image. `rows` [B, R]: the same as query
-    positions, -1 where a sample asks later than another.
+    `visual`: visual tokens. `real`: no padding, no filler, nothing generated. `suffix_rows`: real text after the
+    sample's last visual token, generated rows included; none in a sample without an image. `rows` [B, R]: the same as
+    query positions, -1 where a sample's suffix begins later than another's.
     """
 
     visual: Tensor
     real: Tensor
-    asking: Tensor
+    suffix_rows: Tensor
     rows: Tensor
 
-    def to(self, device: torch.device) -> Columns:
-        return Columns(self.visual.to(device), self.real.to(device), self.asking.to(device), self.rows.to(device))
+    def to(self, device: torch.device) -> KeyColumns:
+        return KeyColumns(*(part.to(device) for part in (self.visual, self.real, self.suffix_rows, self.rows)))
 
     @property
-    def first_asking(self) -> int:
+    def first_suffix_row(self) -> int:
         """The first column in which any sample asks; P where none does."""
-        return self.asking.shape[1] - self.rows.shape[1]
+        return self.suffix_rows.shape[1] - self.rows.shape[1]
 
 
 UNPRUNED = -1  # stands for the layer of a stage that there is none of
 
 
-def columns_of(state: PromptState) -> Columns:
+def columns_of(state: PromptState) -> KeyColumns:
     """The columns of an uncompacted prompt, on the CPU."""
     valid = state.valid
     visual = torch.zeros_like(valid)
-    asking = torch.zeros_like(valid)
+    suffix_rows = torch.zeros_like(valid)
     for row, layout in enumerate(state.layouts):
         visual[row, layout.slots] = True
         if layout.count:
-            asking[row, int(layout.slots[-1]) + 1 :] = True
+            suffix_rows[row, int(layout.slots[-1]) + 1 :] = True
     real = state.prompt_valid
-    return with_rows(visual & real, real, asking & valid)
+    return with_rows(visual & real, real, suffix_rows & valid)
 
 
-def compacted(columns: Columns, chosen: Compaction) -> Columns:
+def compacted(columns: KeyColumns, chosen: Compaction) -> KeyColumns:
     """The columns left by the pruner."""
-    parts = (columns.visual, columns.real, columns.asking)
+    parts = (columns.visual, columns.real, columns.suffix_rows)
     return with_rows(*(gather_positions(part, chosen.index) & chosen.real for part in parts))
 
 
@@ -86,16 +86,16 @@ def check_readable(call: AttentionCall, name: str) -> None:
         )
 
 
-def with_rows(visual: Tensor, real: Tensor, asking: Tensor) -> Columns:
-    """Columns whose asking rows run from the first in which any sample asks to the last."""
-    some = asking.any(dim=0).int()
-    first = int(some.argmax()) if bool(some.any()) else asking.shape[1]
-    rows = torch.arange(first, asking.shape[1], device=asking.device)
-    return Columns(visual, real, asking, torch.where(asking[:, first:], rows, -1))
+def with_rows(visual: Tensor, real: Tensor, suffix_rows: Tensor) -> KeyColumns:
+    """Columns whose suffix rows run from the first in which any sample asks to the last."""
+    some = suffix_rows.any(dim=0).int()
+    first = int(some.argmax()) if bool(some.any()) else suffix_rows.shape[1]
+    rows = torch.arange(first, suffix_rows.shape[1], device=suffix_rows.device)
+    return KeyColumns(visual, real, suffix_rows, torch.where(suffix_rows[:, first:], rows, -1))
 
 
-class Editor(Watcher):
-    """Watches the eligible layers, 2..L-2, and keeps one tensor of marks [B, ..., P] for each that has sinks.
+class AttentionEditor(AttentionObserver):
+    """Watches the eligible layers, 2..L-2, and keeps one sink mask [B, ..., P] for each that has sinks.
 
     The state of a prompt is that prompt's: it is made anew when one begins and lies on the cache that it fills, so
     another prompt in between, or beams that repeat its rows, cannot mix it up.
@@ -111,15 +111,15 @@ class Editor(Watcher):
             )
         self.state: PromptState | None = None
         self._cache: weakref.ref[Any] | None = None  # the editor outlives a call, and must not keep its cache alive
-        self.marks: dict[int, Tensor] = {}
+        self.sink_masks: dict[int, Tensor] = {}
         self.offsets: dict[int, int] = {}
-        self._columns: dict[tuple[int, torch.device], Columns] = {}
+        self._columns: dict[tuple[int, torch.device], KeyColumns] = {}
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
         return self.eligible
 
     def prompt(self, state: PromptState) -> None:
-        self.state, self._cache, self.marks, self.offsets = state, None, {}, {}
+        self.state, self._cache, self.sink_masks, self.offsets = state, None, {}, {}
         self._columns = {(UNPRUNED, torch.device("cpu")): columns_of(state)}
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in self.text.layers):
             raise VlmpruneError(
@@ -127,22 +127,22 @@ class Editor(Watcher):
                 "model.gradient_checkpointing_disable() first."
             )
 
-    def step(self, ids: Tensor | None, cache: Any) -> None:
+    def begin_decode(self, ids: Tensor | None, cache: Any) -> None:
         self.state, self._cache, self.offsets = None, weakref.ref(cache), {}
-        found = noted(cache, self.name)
+        found = state_of(cache, self.name)
         if found is None:
             warnings.warn(
                 f"The cache was filled before {self.name!r} was put on the model, so the prompt's sinks are unknown "
                 "and nothing is changed; run the prompt again.",
                 stacklevel=2,
             )
-        self.marks = found or {}
+        self.sink_masks = found or {}
 
-    def entering(self, layer: int, hidden: Tensor) -> None:
+    def before_layer(self, layer: int, hidden: Tensor) -> None:
         if layer not in self.eligible:
             return
         if self.state is None:
-            if layer in self.marks:
+            if layer in self.sink_masks:
                 # Of a sliding window only the last columns are left; asked here, before the step's own are added.
                 cache = self._cache() if self._cache is not None else None
                 assert cache is not None, "the step that fills it is running"
@@ -150,10 +150,10 @@ class Editor(Watcher):
             return
         if self._cache is None and self.state.cache is not None:
             self._cache = weakref.ref(self.state.cache)
-            note(self.state.cache, self.name, self.marks)
+            attach_state(self.state.cache, self.name, self.sink_masks)
         self.enter_prompt(layer, hidden, self.columns(layer, hidden.device))
 
-    def columns(self, layer: int, device: torch.device) -> Columns:
+    def columns(self, layer: int, device: torch.device) -> KeyColumns:
         """The columns that this layer holds of the prompt, made once for all layers alike."""
         assert self.state is not None
         stage = self.state.stage_at(layer)
@@ -168,20 +168,20 @@ class Editor(Watcher):
         check_readable(call, self.name)
         if self.state is not None:
             return self.edit_prompt(layer, call, output, self.columns(layer, output.device))
-        if layer not in self.marks:
+        if layer not in self.sink_masks:
             return None
-        marks = repeated(self.marks[layer], len(output)).to(output.device)[..., self.offsets[layer] :]
-        return self.edit_step(call, output, marks, layer) if marks.shape[-1] else None
+        sink_mask = repeated(self.sink_masks[layer], len(output)).to(output.device)[..., self.offsets[layer] :]
+        return self.edit_step(call, output, sink_mask, layer) if sink_mask.shape[-1] else None
 
     # -- what an intervention says ------------------------------------------------------------------------------
 
-    def enter_prompt(self, layer: int, hidden: Tensor, columns: Columns) -> None:
+    def enter_prompt(self, layer: int, hidden: Tensor, columns: KeyColumns) -> None:
         """The residual stream [B, P, width] of a prompt enters an eligible layer."""
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
-        """Make marks, edit the rows of a prompt, or both."""
+    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
+        """Make a sink mask, edit the rows of a prompt, or both."""
         raise NotImplementedError
 
-    def edit_step(self, call: AttentionCall, output: Tensor, marks: Tensor, layer: int) -> Tensor | None:
-        """Edit the rows of a step; `marks` [B, ..., P'] are of the first P' columns of the keys."""
+    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
+        """Edit the rows of a step; `sink_mask` [B, ..., P'] is of the first P' columns of the keys."""
         raise NotImplementedError

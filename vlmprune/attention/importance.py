@@ -14,13 +14,13 @@ from torch import Tensor
 from ..flow.locate import SampleLayout
 from ..flow.prompt_state import PromptState
 from ..flow.score import visual_columns
-from .observer import Watcher
+from .observer import AttentionObserver
 from .probe import AttentionCall
 
 _LARGEST_MAP = 1 << 25  # attention weights made at once: 128 MiB in fp32
 
 
-class ImportanceWatcher(Watcher):
+class ImportanceObserver(AttentionObserver):
     """Sums, over every watched layer and all heads, the attention of text rows to each key, in fp32.
 
     Rows of the prompt: every text token after the sample's last visual token; where there is none, that visual token
@@ -60,7 +60,7 @@ class ImportanceWatcher(Watcher):
         rows = torch.sort(counts.int(), dim=1, stable=True).indices[:, -most:]
         self._rows, self._weight = rows.to(device), torch.gather(counts, 1, rows).float().to(device)
 
-    def step(self, ids: Tensor | None, cache: Any) -> None:
+    def begin_decode(self, ids: Tensor | None, cache: Any) -> None:
         assert ids is not None
         self._taken += 1
         self._seen += ids.shape[1]

@@ -15,13 +15,13 @@ from ..flow.prompt_state import PromptState
 from .probe import AttentionCall
 
 
-class Watcher:
+class AttentionObserver:
     """Sees the attention calls of chosen decoder layers, beside whatever pruner the model has.
 
     A session calls `begin` as the forward of a prompt begins, `prompt` when its visual tokens were located and its
-    decoder layers are next, `step` when a step (or a later turn) on a filled cache begins, `entering` before every
-    decoder layer, and `attention` after every attention call of the chosen layers in either. `notes` goes into the
-    prompt's report.
+    decoder layers are next, `begin_decode` when a step (or a later turn) on a filled cache begins, `before_layer`
+    before every decoder layer, and `attention` after every attention call of the chosen layers in either. `notes` goes
+    into the prompt's report.
     """
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
@@ -37,10 +37,10 @@ class Watcher:
     def prompt(self, state: PromptState) -> None:
         """A prompt begins; `state.layouts` says where its visual tokens are."""
 
-    def step(self, ids: Tensor | None, cache: Any) -> None:
+    def begin_decode(self, ids: Tensor | None, cache: Any) -> None:
         """A step on a filled cache begins; `ids` [B, S] are its new tokens."""
 
-    def entering(self, layer: int, hidden: Tensor) -> None:
+    def before_layer(self, layer: int, hidden: Tensor) -> None:
         """The residual stream [B, S, width] entering a decoder layer, after compaction if this layer compacts."""
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
@@ -52,14 +52,14 @@ class Watcher:
         return []
 
 
-def check_watcher(watcher: Any, seeing: Sequence[int]) -> None:
+def check_observer(watcher: Any, seeing: Sequence[int]) -> None:
     """Check what an intervention's `watcher()` returned.
 
     Raises:
         VlmpruneError: no watcher, or one of layers that do not see the image.
     """
-    if not isinstance(watcher, Watcher):
-        raise VlmpruneError(f"An intervention's watcher() returned {watcher!r:.60}; return a Watcher.")
+    if not isinstance(watcher, AttentionObserver):
+        raise VlmpruneError(f"An intervention's watcher() returned {watcher!r:.60}; return an AttentionObserver.")
     layers = watcher.layers(seeing)
     if not isinstance(layers, Sequence) or any(type(i) is not int or i not in seeing for i in layers):
         raise VlmpruneError(
@@ -68,7 +68,7 @@ def check_watcher(watcher: Any, seeing: Sequence[int]) -> None:
         )
 
 
-def edited(watcher: Watcher, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
+def edited(watcher: AttentionObserver, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
     """What a watcher makes of an attention call's output, None where it leaves it.
 
     Raises:

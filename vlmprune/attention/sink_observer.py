@@ -15,11 +15,11 @@ from ..families import Family
 from ..flow.locate import SampleLayout
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, phi
-from .observer import Watcher
+from .observer import AttentionObserver
 from .sink_dims import SinkDims
 
 
-class VisualSinkWatcher(Watcher):
+class VisualSinkObserver(AttentionObserver):
     """Collects the visual sinks of a prompt, layer by layer, from the residual stream alone.
 
     Give it to a `Session` beside other watchers; after the prompt, `often()` says which visual tokens to leave out.
@@ -44,10 +44,10 @@ class VisualSinkWatcher(Watcher):
     def prompt(self, state: PromptState) -> None:
         self._state, self._running, self._by_layer = state, True, {}
 
-    def step(self, ids: Tensor | None, cache: Any) -> None:
+    def begin_decode(self, ids: Tensor | None, cache: Any) -> None:
         self._running = False
 
-    def entering(self, layer: int, hidden: Tensor) -> None:
+    def before_layer(self, layer: int, hidden: Tensor) -> None:
         # After a compaction the layouts no longer say where the visual tokens stand.
         if self._running and self._state is not None and self._state.chosen is None and layer >= FIRST_LAYER:
             self._by_layer[layer] = self.among(hidden, self._state.layouts, layer)

@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList
 from ..api import PrunedModel, unwrap_peft
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import family_of
-from ..hf.arguments import on
+from ..hf.arguments import to_device
 from ..hf.hooks import HANDLE
 from ..inputs.chat import batched, user_turn, warn_unknown_words
 from ..methods.combined import parts_of
@@ -178,7 +178,7 @@ class VisionModel:
 
     def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
         talks = [user_turn([one], text) for one, text in zip(images, questions, strict=True)]
-        return on(self.plain, batched(self.processor, talks))
+        return to_device(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:
         """Ids of the answer's first token in its usual spellings."""

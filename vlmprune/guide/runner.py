@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..accounting.scores import sureness
-from ..attention.importance import ImportanceWatcher
-from ..attention.sink_observer import VisualSinkWatcher
+from ..attention.importance import ImportanceObserver
+from ..attention.sink_observer import VisualSinkObserver
 from ..errors import VlmpruneError
 from ..families import family_of, inner_model
 from ..flow.locate import SampleLayout
-from ..hf.arguments import on
+from ..hf.arguments import to_device
 from ..methods.guided import Guided
 from ..methods.none import Unpruned
 from ..runtime.call_lock import attached, bare
@@ -125,8 +125,8 @@ class Guide:
         self.model, self.normalise, self.check = model, normalise, check
         self.family = family_of(model)
         self.steps = steps
-        self.watcher = ImportanceWatcher(self.family.visual_ids(model.config), causal=not self.family.cross_attention)
-        self._sinks = VisualSinkWatcher(self.family, model) if exclude_sinks else None
+        self.watcher = ImportanceObserver(self.family.visual_ids(model.config), causal=not self.family.cross_attention)
+        self._sinks = VisualSinkObserver(self.family, model) if exclude_sinks else None
         self._watching = Session(
             model, self.family, Unpruned(), [self.watcher, self._sinks] if self._sinks else [self.watcher]
         )
@@ -145,7 +145,7 @@ class Guide:
 
     def rank(self, inputs: dict[str, Any]) -> Guidance:
         """Importance from the prompt's rows alone."""
-        inputs = on(self.model, inputs)
+        inputs = to_device(self.model, inputs)
         vision = VisionMemo()
         with bare(self.model), torch.no_grad():
             self.watcher.expect(ends=[], steps=0)
@@ -161,7 +161,7 @@ class Guide:
             settings: `max_new_tokens`, `eos_token_id` and the like, for `generate`. whole: whether the answer itself is
                 wanted; else `steps` ends it early.
         """
-        inputs = on(self.model, inputs)
+        inputs = to_device(self.model, inputs)
         config = self._config(settings, whole)
         ends = end_ids(config.eos_token_id)
         vision = VisionMemo()

@@ -15,12 +15,12 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..accounting.build_report import exited_report
 from ..accounting.report import Report
-from ..attention.observer import Watcher
+from ..attention.observer import AttentionObserver
 from ..errors import VlmpruneError
 from ..families import Family, Media
 from ..flow.locate import SampleLayout
 from ..flow.transfer import transfer
-from ..hf.arguments import cache_in, has_image, padding_mask, refuse_video, setting, small
+from ..hf.arguments import cache_in, has_image, image_metadata, padding_mask, refuse_video, setting
 from ..hf.cache_state import is_filled
 from ..methods.base import Method
 from ..methods.combined import parts_of
@@ -52,7 +52,7 @@ class GuidedSession(Session):
         model: Any,
         family: Family,
         method: Method,
-        watchers: Sequence[Watcher] = (),
+        watchers: Sequence[AttentionObserver] = (),
         *,
         guide: Guide,
         processor: Any = None,
@@ -96,7 +96,7 @@ class GuidedSession(Session):
         if kwargs.get("input_ids") is None:
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
         self._refuse_extras(kwargs)
-        with self.turnstile.generating():
+        with self.lock.generating():
             if not self.hooks:  # taken off while this call waited
                 return self.model.generate(**given)
             start = self.calls.now.clock.now()
@@ -113,7 +113,7 @@ class GuidedSession(Session):
             out, report = self._run(original, kwargs, running, layouts, importance, vision)
             if any(exited):
                 columns = self.family.cross_columns
-                keys = columns(self.model.config, Media(small(kwargs))) if columns else 0
+                keys = columns(self.model.config, Media(image_metadata(kwargs))) if columns else 0
                 valid = self._valid(kwargs)
                 report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost)
                 out = self._merged(out, guidance, exited, kwargs)
@@ -155,7 +155,7 @@ class GuidedSession(Session):
                 f"guide_inputs holds {len(inputs['input_ids'])} prompts and the call {len(kwargs['input_ids'])}; give "
                 "the same prompts to both."
             )
-        with self.asleep():
+        with self.bypassed():
             guidance: Guidance = self.guide.answer(inputs, settings, whole=self.exit_at is not None)
         return guidance
 
@@ -244,7 +244,7 @@ class GuidedSession(Session):
             return changed
         self._refuse_stranger()
         start = call.clock.now()
-        with self.asleep():
+        with self.bypassed():
             guidance = self.guide.rank(prompt_inputs(given))
         call.image_metadata = {}
         layouts = self.setup.locator.layouts(call, given, given["input_ids"], self._valid(given))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hf.compatibility import NOT_FOR_TOWERS
-from ..hf.hooks import shadow
+from ..hf.hooks import override_method
 
 
 class VisionMemo:
@@ -69,7 +69,7 @@ class VisionMemo:
                     return taken
             return compute(*args, **kwargs)
 
-        undo = shadow(tower, "forward", forward)
+        undo = override_method(tower, "forward", forward)
         try:
             yield
         finally:

@@ -59,14 +59,14 @@ def _ask_batch(
 ) -> list[str]:
     import torch
 
-    from ..hf.arguments import on
+    from ..hf.arguments import to_device
     from ..inputs.chat import batched, user_turn
 
     talks = [
         user_turn([] if image is None else [image], question)
         for image, question in zip(images, questions, strict=True)
     ]
-    inputs = on(pruned.model, batched(processor, talks))
+    inputs = to_device(pruned.model, batched(processor, talks))
     with torch.no_grad():
         out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
     new = out[:, inputs["input_ids"].shape[1] :]

@@ -15,7 +15,7 @@ from .compatibility import CACHE_NAMES
 _PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
 
 
-def on(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def to_device(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs on the model's device, floating-point ones in its precision."""
 
     def moved(value: Any) -> Any:
@@ -40,7 +40,7 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
-def small(arguments: dict[str, Any]) -> dict[str, Any]:
+def image_metadata(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that describe images, without the pixels and features themselves."""
     heavy = (*_PIXELS, *CACHE_NAMES, "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs", "input_ids")
     return {k: v for k, v in arguments.items() if v is not None and k not in heavy}

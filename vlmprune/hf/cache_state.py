@@ -141,13 +141,13 @@ def recall(cache: Any) -> PrunedPrompt | None:
     return state
 
 
-def note(cache: Any, name: str, value: Any) -> None:
+def attach_state(cache: Any, name: str, value: Any) -> None:
     """Keep what an intervention found out about a prompt on the cache that holds it; a later prompt replaces it."""
     setattr(cache, f"{_ATTRIBUTE}_{name}", value)
 
 
-def noted(cache: Any, name: str) -> Any:
-    """What `note` kept, or None."""
+def state_of(cache: Any, name: str) -> Any:
+    """What `attach_state` kept, or None."""
     return getattr(cache, f"{_ATTRIBUTE}_{name}", None)
 
 

@@ -35,7 +35,7 @@ class Hook:
         return self.function(*args)
 
 
-def shadow(instance: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
+def override_method(instance: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:
     """Put `around(original, *args, **kwargs)` in front of a method, on this instance only; returns what undoes it."""
     own = instance.__dict__.get(name, _MISSING)
     original = getattr(instance, name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention.editor import Columns, Editor
+from ..attention.editor import AttentionEditor, KeyColumns
 from ..attention.probe import AttentionCall
 from ..errors import VlmpruneError
 from ..flow.sinks import check_share
@@ -21,7 +21,7 @@ from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, 
 from .base import Intervention
 
 if TYPE_CHECKING:
-    from ..attention.observer import Watcher
+    from ..attention.observer import AttentionObserver
     from ..families import Family
 
 LEAST_ROWS = 8  # columns seen by fewer rows are no candidates: the last ones would always look like sinks
@@ -57,7 +57,7 @@ class ACT(Intervention):
             check_heads(self.heads)
             object.__setattr__(self, "heads", tuple(sorted({(layer, head) for layer, head in self.heads})))
 
-    def watcher(self, family: Family, model: Any) -> Watcher:
+    def watcher(self, family: Family, model: Any) -> AttentionObserver:
         return ActEditor(self, family, model)
 
     def calibrate(
@@ -107,8 +107,8 @@ def _listed(heads: Any) -> bool:
     return isinstance(heads, list | tuple | set | frozenset)
 
 
-class ActEditor(Editor):
-    """ACT on one model. Its marks are the sinks of the chosen heads of a layer: bool [B, heads, P]."""
+class ActEditor(AttentionEditor):
+    """ACT on one model. Its sink masks are the sinks of the chosen heads of a layer: bool [B, heads, P]."""
 
     def __init__(self, method: ACT, family: Family, model: Any) -> None:
         if family.cross_attention:
@@ -128,21 +128,21 @@ class ActEditor(Editor):
         if ids is None:
             raise VlmpruneError("The prompt came as inputs_embeds without input_ids; pass input_ids to use ACT.")
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
+    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
         part = call.of_heads(self.heads[layer])
-        rows_real = columns.real | columns.asking  # with use_cache=False generated rows are edited too
-        if layer not in self.marks:
-            self.marks[layer] = self._sinks(part, columns)
+        rows_real = columns.real | columns.suffix_rows  # with use_cache=False generated rows are edited too
+        if layer not in self.sink_masks:
+            self.sink_masks[layer] = self._sinks(part, columns)
         # Where a static cache is longer than the prompt, its empty columns are no sinks.
-        sinks = _padded(self.marks[layer], call.key.shape[2])
+        sinks = _padded(self.sink_masks[layer], call.key.shape[2])
         return self._edit(part, output, sinks, layer, rows_real)
 
-    def edit_step(self, call: AttentionCall, output: Tensor, marks: Tensor, layer: int) -> Tensor | None:
-        sinks = _padded(marks, call.key.shape[2])
+    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
+        sinks = _padded(sink_mask, call.key.shape[2])
         return self._edit(call.of_heads(self.heads[layer]), output, sinks, layer, None)
 
     @torch.no_grad()
-    def _sinks(self, part: AttentionCall, columns: Columns) -> Tensor:
+    def _sinks(self, part: AttentionCall, columns: KeyColumns) -> Tensor:
         """Columns with more than `threshold` mean attention, per head: [B, heads, P]."""
         held = columns.real.shape[1]
         sums: Tensor | float = 0.0
@@ -170,7 +170,7 @@ class ActEditor(Editor):
     def notes(self) -> list[str]:
         if not self.heads:
             return ["ACT: no heads were chosen, so nothing was changed"]
-        found = sum(int(count) for count in host_copies([sinks.sum() for sinks in self.marks.values()]))
+        found = sum(int(count) for count in host_copies([sinks.sum() for sinks in self.sink_masks.values()]))
         return [f"ACT: {found} sinks in {sum(map(len, self.heads.values()))} heads of {len(self.heads)} layers"]
 
 

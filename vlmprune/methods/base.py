@@ -22,7 +22,7 @@ from ..flow.select import Selection, check_keep, top_k_per_image
 from .declared import check_names, check_options
 
 if TYPE_CHECKING:
-    from ..attention.observer import Watcher
+    from ..attention.observer import AttentionObserver
     from ..families import Family
 
 
@@ -136,7 +136,7 @@ def plain(value: Any) -> Any:
 class Intervention(Method):
     """Changes attention without dropping anything; any number of them combine with one pruner."""
 
-    def watcher(self, family: Family, model: Any) -> Watcher:
+    def watcher(self, family: Family, model: Any) -> AttentionObserver:
         """What edits the attention calls of this model, created for every wrap.
 
         Raises:

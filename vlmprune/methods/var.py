@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..attention.editor import Columns, Editor
+from ..attention.editor import AttentionEditor, KeyColumns
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError
@@ -20,7 +20,7 @@ from ..ops.correction import own_copy
 from .base import Intervention
 
 if TYPE_CHECKING:
-    from ..attention.observer import Watcher
+    from ..attention.observer import AttentionObserver
     from ..families import Family
 
 
@@ -58,12 +58,12 @@ class VAR(Intervention):
         check_tau(self.tau)
         check_dims(self.sink_dims)
 
-    def watcher(self, family: Family, model: Any) -> Watcher:
+    def watcher(self, family: Family, model: Any) -> AttentionObserver:
         return VarEditor(self, family, model)
 
 
-class VarEditor(Editor):
-    """VAR on one model. Its marks are the sinks and the visual tokens of a layer: bool [B, 2, P]."""
+class VarEditor(AttentionEditor):
+    """VAR on one model. Its sink masks are the sinks and the visual tokens of a layer: bool [B, 2, P]."""
 
     def __init__(self, method: VAR, family: Family, model: Any) -> None:
         self.method = method
@@ -83,28 +83,28 @@ class VarEditor(Editor):
         super().prompt(state)
         self._phi = []
 
-    def enter_prompt(self, layer: int, hidden: Tensor, columns: Columns) -> None:
+    def enter_prompt(self, layer: int, hidden: Tensor, columns: KeyColumns) -> None:
         if not self.sinks.dims or not any(layout.count for layout in self.state.layouts):  # type: ignore[union-attr]  # a prompt is on
             return
         values = phi(hidden.detach(), self.sinks.dims)
         self._phi.append(values.masked_fill(~columns.real, 0.0).flatten())
         sinks = (values >= self.sinks.tau) & columns.real
         touched = (sinks & columns.visual).any(dim=1)  # a sample without a visual sink selects no head here
-        # Asking a GPU would wait for it in every layer; without a visual sink the marks change nothing.
+        # Asking a GPU would wait for it in every layer; without a visual sink the mask changes nothing.
         if touched.device.type != "cpu" or bool(touched.any()):
-            self.marks[layer] = torch.stack([sinks, columns.visual], dim=1) & touched[:, None, None]
+            self.sink_masks[layer] = torch.stack([sinks, columns.visual], dim=1) & touched[:, None, None]
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: Columns) -> Tensor | None:
-        if layer not in self.marks:
+    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
+        if layer not in self.sink_masks:
             return None
-        return self._edit(call, output, self.marks[layer], columns.rows)
+        return self._edit(call, output, self.sink_masks[layer], columns.rows)
 
-    def edit_step(self, call: AttentionCall, output: Tensor, marks: Tensor, layer: int) -> Tensor | None:
+    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
         rows = torch.arange(output.shape[1], device=output.device)
-        return self._edit(call, output, marks, rows.expand(len(output), -1))
+        return self._edit(call, output, sink_mask, rows.expand(len(output), -1))
 
-    def _edit(self, call: AttentionCall, output: Tensor, marks: Tensor, rows: Tensor) -> Tensor:
-        sinks, visual = marks.unbind(1)
+    def _edit(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, rows: Tensor) -> Tensor:
+        sinks, visual = sink_mask.unbind(1)
         var = self.method
         return call.redistribute(own_copy(output), rows, sinks, visual, p=var.p, rho=var.rho, gate=var.gate)
 
@@ -126,8 +126,8 @@ class VarEditor(Editor):
 
     def _sunk_layers(self) -> list[int]:
         """The layers with a visual sink in some sample."""
-        sunk = host_copies([marks.any() for marks in self.marks.values()])
-        return [layer for layer, some in zip(self.marks, sunk, strict=True) if some]
+        sunk = host_copies([sink_mask.any() for sink_mask in self.sink_masks.values()])
+        return [layer for layer, some in zip(self.sink_masks, sunk, strict=True) if some]
 
 
 def ranges(numbers: Any) -> str:

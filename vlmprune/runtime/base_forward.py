@@ -13,7 +13,7 @@ from ..attention.observer import edited
 from ..attention.probe import clear_observers, observe
 from ..errors import VlmpruneError
 from ..hf.arguments import cache_in, has_image, padding_mask, refuse_video
-from ..hf.cache_state import is_filled, note, noted, recall
+from ..hf.cache_state import attach_state, is_filled, recall, state_of
 from .call import Call, Calls
 from .cross_prefill import CrossPrefill
 from .decode import Decode
@@ -45,7 +45,7 @@ class BaseForward:
         cache = cache_in(given)
         if not hasattr(cache, "layers"):
             cache = None
-        call.standing = None if cache is None else noted(cache, "report")
+        call.standing = None if cache is None else state_of(cache, "report")
         state = recall(cache) if cache is not None else None
         first, call.begins = call.begins, False
         ids = given.get("input_ids")
@@ -53,13 +53,13 @@ class BaseForward:
             self._refuse_later_image(given)
             if state is not None:
                 came = ids if ids is not None else given["inputs_embeds"]
-                check_later(noted(cache, RANKED), came.shape[1], generating=call.generating, begins=first)
+                check_later(state_of(cache, RANKED), came.shape[1], generating=call.generating, begins=first)
             call.forward = Decode(state, self.setup.text, self.setup.windows, given.get("attention_mask"))
         if call.forward is None or not call.generating:  # `generate` itself times its steps
             call.clock.begin_forward()
         if call.forward is not None:
             for watcher in self.setup.watchers:
-                watcher.step(ids, cache)
+                watcher.begin_decode(ids, cache)
             self._watch()
         else:
             for watcher in self.setup.watchers:  # `arguments` is not set yet: what they run now is nobody's prompt
@@ -133,7 +133,7 @@ class BaseForward:
         if state.cache is not None:
             over, visual = call.generating, self.setup.locator.visual(state.input_ids)
             pruner = None if prompt.decider is None else prompt.decider.pruner
-            note(state.cache, RANKED, ranked(pruner, state, visual, self.setup.model.config, over))
+            attach_state(state.cache, RANKED, ranked(pruner, state, visual, self.setup.model.config, over))
         if call.generating and call.made is not None:  # use_cache=False: a prompt every step
             return
         repeats = len(state.layouts) // (call.prompts or len(state.layouts))
@@ -145,7 +145,7 @@ class BaseForward:
         if not call.generating:
             report.seconds["total"] = sum(report.seconds.values())
         if state.cache is not None:
-            note(state.cache, "report", report)
+            attach_state(state.cache, "report", report)
         call.made = report
 
     def _running(self, kwargs: dict[str, Any]) -> Prefill | Decode | None:
@@ -166,7 +166,7 @@ class BaseForward:
             for seen in (kwargs, changed[1] if changed else kwargs):
                 self._recomputed[seen["position_embeddings"][0]] = forward
         for watcher in self.setup.watchers:
-            watcher.entering(i, (changed[0] if changed else args)[0])
+            watcher.before_layer(i, (changed[0] if changed else args)[0])
         return changed
 
     def leave_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:

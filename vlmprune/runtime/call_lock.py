@@ -17,7 +17,7 @@ BASE, MODEL, GENERATE = range(3)  # how much of a call holds it: a forward of th
 _MODULE_CODE = nn.Module._call_impl.__code__.co_filename
 
 
-class Turnstile:
+class CallLock:
     """Held for a whole `generate`, or for a single forward outside of one; threads enter in the order they came in.
 
     Not a plain lock: a forward enters and leaves through two hooks, and Ctrl-C between them runs no second hook. The
@@ -51,7 +51,7 @@ class Turnstile:
                 self._changed.notify_all()
 
     def leave(self, level: int = BASE) -> None:
-        """End a call; inside a longer one of this thread the turnstile stays held."""
+        """End a call; inside a longer one of this thread the lock stays held."""
         with self._changed:
             if self._owner is threading.current_thread() and self._level == level:
                 self._owner, self._frame = None, None
@@ -101,26 +101,26 @@ def _forward_of(frame: FrameType | None, level: int) -> int | None:
     return None
 
 
-_turnstiles: Any = WeakIdKeyDictionary()
+_locks: Any = WeakIdKeyDictionary()
 _guard = threading.Lock()
 
 
-def turnstile_of(model: nn.Module) -> Turnstile:
+def call_lock_of(model: nn.Module) -> CallLock:
     """The one of a model: all that is put on it shares it, so that two sessions never wait for each other."""
     with _guard:
-        if model not in _turnstiles:
-            _turnstiles[model] = Turnstile()
-        found: Turnstile = _turnstiles[model]
+        if model not in _locks:
+            _locks[model] = CallLock()
+        found: CallLock = _locks[model]
         return found
 
 
 @contextmanager
 def bare(model: nn.Module) -> Iterator[None]:
     """Within the block a model, wrapped or not, is plain for this thread; other threads' calls wait."""
-    turnstile = turnstile_of(model)
-    with turnstile.generating(), ExitStack() as stack:
-        for session in turnstile.sessions:
-            stack.enter_context(session.asleep())
+    lock = call_lock_of(model)
+    with lock.generating(), ExitStack() as stack:
+        for session in lock.sessions:
+            stack.enter_context(session.bypassed())
         yield
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention.probe import AttentionCall
-from ..attention.sink_observer import VisualSinkWatcher
+from ..attention.sink_observer import VisualSinkObserver
 from ..flow.compact import compaction, keep_mask
 from ..flow.locate import last_valid
 from ..flow.prompt_state import PromptState
@@ -30,7 +30,7 @@ class Decider:
     """
 
     def __init__(
-        self, pruner: Pruner, layers: Sequence[int], state: PromptState, sinks: VisualSinkWatcher | None = None
+        self, pruner: Pruner, layers: Sequence[int], state: PromptState, sinks: VisualSinkObserver | None = None
     ) -> None:
         self.pruner, self.layers, self.state, self.sinks = pruner, tuple(layers), state, sinks
         self._name = type(pruner).__name__

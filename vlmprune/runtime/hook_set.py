@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..hf.hooks import Hook, conceal, shadow
+from ..hf.hooks import Hook, conceal, override_method
 
 
 class HookSet:
@@ -38,7 +38,7 @@ class HookSet:
 
     def override(self, instance: Any, name: str, around: Callable[..., Any]) -> None:
         """Put `around(original, *args, **kwargs)` in front of a method."""
-        self.add(shadow(instance, name, around))
+        self.add(override_method(instance, name, around))
 
     def remove(self) -> None:
         while self._undo:

@@ -15,7 +15,7 @@ from ..errors import VlmpruneError
 from ..families import Family, Media
 from ..flow.locate import SampleLayout, ending, last_valid, layouts_from_mask
 from ..flow.prompt_state import PromptState
-from ..hf.arguments import encoded, has_image, host_copies, padding_mask, small
+from ..hf.arguments import encoded, has_image, host_copies, image_metadata, padding_mask
 from ..methods.base import Pruner
 from .call import Call
 from .pieces import refuse_part
@@ -39,7 +39,7 @@ class Locator:
         """
         if not has_image(given):
             return [SampleLayout(torch.zeros(0, dtype=torch.long), ()) for _ in ids]
-        arguments = {**call.image_metadata, **small(given)}
+        arguments = {**call.image_metadata, **image_metadata(given)}
         if self.family.cross_layouts is not None:
             return self.family.cross_layouts(self.model.config, Media(arguments))
         ids, valid = host_copies([ids, valid])

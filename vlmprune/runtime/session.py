@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from ..accounting.report import Report
-from ..attention.observer import Watcher
+from ..attention.observer import AttentionObserver
 from ..attention.probe import ProbedLayer
 from ..errors import InactiveHandleError, VlmpruneError
 from ..families import Family
-from ..hf.arguments import cache_in, has_image, padding_mask, refuse_video, small
+from ..hf.arguments import cache_in, has_image, image_metadata, padding_mask, refuse_video
 from ..hf.cache_state import is_filled
 from ..hf.hooks import conceal, refuse_replica, replica
 from ..methods.base import Method
 from .base_forward import BaseForward
 from .call import Calls
-from .call_lock import BASE, MODEL, turnstile_of
+from .call_lock import BASE, MODEL, call_lock_of
 from .hook_set import HookSet
 from .output_rows import Asked, asked_for
 from .pieces import run_whole
@@ -43,12 +43,12 @@ class Session:
         VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
-    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[Watcher] = ()) -> None:
+    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[AttentionObserver] = ()) -> None:
         self.model, self.family, self.method = model, family, method
         self.setup = Setup(model, family, method, watchers)
         self.calls = Calls(self.setup.text)
         self.forwards = BaseForward(self.setup, self.calls)
-        self.turnstile = turnstile_of(model)
+        self.lock = call_lock_of(model)
         self.hooks = HookSet(lambda: self.calls.bypassed)
         self.replaced = False  # by another wrap of the model
         self._signatures = {module: inspect.signature(module.forward) for module in (model, self.setup.base)}
@@ -58,7 +58,7 @@ class Session:
         """Of this thread's last call; in a thread that made none, of any thread's."""
         return self.calls.report
 
-    def asleep(self) -> AbstractContextManager[None]:
+    def bypassed(self) -> AbstractContextManager[None]:
         """Within the block this thread's calls of the model run as if it were not wrapped."""
         return self.calls.bypass()
 
@@ -71,8 +71,8 @@ class Session:
     def attach(self) -> None:
         """Put hooks, overrides and the probe on the model; the caller holds the lock where others may call it."""
         model, base, hooks = self.model, self.setup.base, self.hooks
-        self.turnstile.sessions.append(self)
-        hooks.add(functools.partial(self.turnstile.sessions.remove, self))
+        self.lock.sessions.append(self)
+        hooks.add(functools.partial(self.lock.sessions.remove, self))
         # Not hooks: PEFT and users call `model.forward`, which runs none.
         hooks.add(conceal(model))
         hooks.override(model, "forward", self._forward)
@@ -107,7 +107,7 @@ class Session:
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.calls.bypassed:
             return original(*args, **kwargs)
-        with self.turnstile.generating():
+        with self.lock.generating():
             if not self.hooks:  # taken off while this call waited: ask whatever is on the model now
                 return self.model.generate(*args, **kwargs)
             out, report = self._reported(original, args, kwargs, self.calls.now.importance)
@@ -139,7 +139,8 @@ class Session:
     # -- vision ------------------------------------------------------------------------------------------------
 
     def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.calls.now.image_metadata = small(inspect.signature(original).bind_partial(*args, **kwargs).arguments)
+        given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+        self.calls.now.image_metadata = image_metadata(given)
         return original(*args, **kwargs)
 
     def _enter_vision(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -162,10 +163,10 @@ class Session:
         """
         if getattr(module, "_is_replica", False):
             refuse_replica()
-        self.turnstile.enter(level)
+        self.lock.enter(level)
         if self.hooks:
             return True
-        self.turnstile.leave(level)
+        self.lock.leave(level)
         if self.replaced:
             raise InactiveHandleError("The model was wrapped again while this call waited for it; call it again.")
         return False
@@ -183,7 +184,7 @@ class Session:
             if output is not None:
                 self.calls.publish(output, call.report)
             self.calls.end()
-        self.turnstile.leave(MODEL)
+        self.lock.leave(MODEL)
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._enter_call():
@@ -248,4 +249,4 @@ class Session:
         try:
             return self.forwards.end(output)
         finally:
-            self.turnstile.leave()
+            self.lock.leave()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..accounting.flops import model_cost
-from ..attention.observer import Watcher, check_watcher
-from ..attention.sink_observer import VisualSinkWatcher
+from ..attention.observer import AttentionObserver, check_observer
+from ..attention.sink_observer import VisualSinkObserver
 from ..attention.tower import TowerReader
 from ..families import Family
 from ..flow.prompt_state import PromptState
@@ -29,7 +29,7 @@ class Setup:
         VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
-    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[Watcher]) -> None:
+    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[AttentionObserver]) -> None:
         self.model, self.family, self.method, self.watchers = model, family, method, watchers
         self.base: Any = family.base(model)
         self.text: Any = family.language_model(model)
@@ -40,7 +40,7 @@ class Setup:
         self.windows = [layer.window for layer in self.cost.layers]
         self.locator = Locator(family, model)
         for watcher in watchers:
-            check_watcher(watcher, self.seeing)
+            check_observer(watcher, self.seeing)
         if self.pruner is not None:
             check_fit(self.pruner, family, len(self.layers))
         if self.pruner is not None and self.pruner.keeps_all:
@@ -48,7 +48,7 @@ class Setup:
         self.read = read_layers(self.pruner, self.layers, self.seeing) if self.pruner else []
         self._sink_watcher = None
         if self.read and self.pruner is not None and self.pruner.exclude_sinks:
-            self._sink_watcher = VisualSinkWatcher(family, model)
+            self._sink_watcher = VisualSinkObserver(family, model)
             self.watchers = [*watchers, self._sink_watcher]
         self.watched = [list(watcher.layers(self.seeing)) for watcher in self.watchers]
         self.tower: TowerReader | None = None

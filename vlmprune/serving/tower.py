@@ -22,7 +22,7 @@ from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import FAMILIES, Family, Media
 from ..flow.locate import SampleLayout, layouts_from_mask
 from ..flow.select import Selection
-from ..hf.arguments import on, padding_mask, small
+from ..hf.arguments import image_metadata, padding_mask, to_device
 from ..methods.base import Pruner, PruningContext
 
 # What vLLM takes embeddings of, an image as one run of them, and the positions they can have there: compact ones in
@@ -123,7 +123,7 @@ class Tower:
         ids: Tensor = inputs["input_ids"]
         wanted = torch.tensor(self.family.visual_ids(self.config), device=ids.device)
         visual = torch.isin(ids, wanted) & padding_mask(inputs.get("attention_mask"), ids)
-        grids = self.family.grids(self.config, Media(small(dict(inputs)), ids, visual))
+        grids = self.family.grids(self.config, Media(image_metadata(dict(inputs)), ids, visual))
         return layouts_from_mask(visual, grids)
 
     def features(self, inputs: Mapping[str, Any], layouts: Sequence[SampleLayout]) -> list[Tensor]:
@@ -135,7 +135,7 @@ class Tower:
         given = {name: value for name, value in inputs.items() if name in self._arguments}
         if given.get("pixel_values") is None:
             raise VlmpruneError("The prompt has no pixel_values; pass everything the processor returns for an image.")
-        out = self.model.get_image_features(**on(self.family.vision_tower(self.model), given))
+        out = self.model.get_image_features(**to_device(self.family.vision_tower(self.model), given))
         rows = _rows(out.pooler_output)
         if self.family.deepstack:
             rows = torch.cat([rows, *map(_rows, out.deepstack_features)], dim=-1)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..api import unwrap_peft
-from ..attention.editor import Columns, check_readable, columns_of
-from ..attention.observer import Watcher
+from ..attention.editor import KeyColumns, check_readable, columns_of
+from ..attention.observer import AttentionObserver
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError, checked, nearest
@@ -75,8 +75,8 @@ def find_sinks(
     return reader.report()
 
 
-class SinkReader(Watcher):
-    """Reads the residual stream before every layer and after the last, and the asking rows' attention in each."""
+class SinkReader(AttentionObserver):
+    """Reads the residual stream before every layer and after the last, and the suffix rows' attention in each."""
 
     def __init__(self, family: Family, model: Any, *, tau: float | None, dims: Any, rho: float, gate: float) -> None:
         self.sinks = SinkDims(family, model, tau=tau, dims=dims, what="find_sinks")
@@ -89,7 +89,7 @@ class SinkReader(Watcher):
 
     def prompt(self, state: PromptState) -> None:
         self.state = state
-        self.columns: Columns = columns_of(state)
+        self.columns: KeyColumns = columns_of(state)
         # The primary sink is the first token; where that is a patch, the first text token may be it instead.
         real, text = self.columns.real, self.columns.real & ~self.columns.visual
         self.firsts = torch.stack([real.int().argmax(dim=1), text.int().argmax(dim=1)], dim=1)
@@ -106,7 +106,7 @@ class SinkReader(Watcher):
         hidden = output[0] if isinstance(output, tuple) else output
         self.norms.append(_norms(hidden))
 
-    def entering(self, layer: int, hidden: Tensor) -> None:
+    def before_layer(self, layer: int, hidden: Tensor) -> None:
         self.norms.append(_norms(hidden))
         first = hidden[torch.arange(len(hidden))[:, None], self.firsts].float()  # [B, 2, D]
         pairs = torch.einsum("bsd,bfd->bfs", hidden.float(), first)
@@ -117,16 +117,16 @@ class SinkReader(Watcher):
         self.phi.append(phi(hidden, self.sinks.dims or range(hidden.shape[-1])).cpu())
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
-        """Sums over the asking rows of each sample: attention to the image, to its sinks, and gates passed [B, H]."""
+        """Sums over the suffix rows of each sample: attention to the image, to its sinks, and gates passed [B, H]."""
         check_readable(call, "find_sinks")
         device = output.device
         sinks = self._sinks(layer)
         touched = (sinks & self.columns.visual).any(dim=1)
         marks = marks_of(sinks, self.columns.visual).to(device)
-        asking = self.columns.asking.to(device)
+        suffix_rows = self.columns.suffix_rows.to(device)
         totals = torch.zeros(3, *call.query.shape[:2], device=device)
-        for _, rows in row_chunks(call.query, call.key, self.columns.first_asking):
-            weights = call.weights(rows).masked_fill(~asking[:, None, rows[0], None], 0.0)
+        for _, rows in row_chunks(call.query, call.key, self.columns.first_suffix_row):
+            weights = call.weights(rows).masked_fill(~suffix_rows[:, None, rows[0], None], 0.0)
             _, image, free = masses(weights, marks)
             passed = gated(image, free, self.rho, self.gate) & touched.to(device)[:, None, None]
             totals += torch.stack([image.sum(-1), (image - free).sum(-1), passed.float().sum(-1)])
@@ -154,7 +154,7 @@ class SinkReader(Watcher):
         which = int(norms[:, firsts].mean(dim=0).argmax())
         window = active_window(norms[:, firsts[which]])
         cosines = torch.stack([layer[b, which][real] for layer in self.cosines])
-        rows = max(1, int(self.columns.asking[b].sum()))
+        rows = max(1, int(self.columns.suffix_rows[b].sum()))
         image = torch.stack([layer[b] for layer in self.image])
         return SampleSinks(
             phi=torch.stack([layer[b, real] for layer in self.phi]),

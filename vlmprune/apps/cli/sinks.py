@@ -45,13 +45,13 @@ def sinks(
         writable_image(plot, source=image)
     import vlmprune
 
-    from ...hf.arguments import on
+    from ...hf.arguments import to_device
     from ...inputs.chat import prepare
 
     with quiet():
         with spinner("loading"):
             models = load_models(model, None, trust_remote_code=trust_remote_code)
-        given = on(models.model, prepare(models.processor, shown, text))
+        given = to_device(models.model, prepare(models.processor, shown, text))
         report: Any = vlmprune.find_sinks(models.model, tau=threshold, **given)
         if plot is not None:
             save(report.plot(shown, layer=chosen), plot)

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from ...api import unwrap_peft
-from ...attention.observer import Watcher
+from ...attention.observer import AttentionObserver
 from ...attention.probe import AttentionCall
 from ...families import family_of
 from ...flow.locate import last_valid
 from ...flow.prompt_state import PromptState
 from ...flow.score import visual_columns
-from ...hf.arguments import on
+from ...hf.arguments import to_device
 from ...methods.none import Unpruned
 from ...runtime.call_lock import attached
 from ...runtime.session import Session
 
 
-class AttentionRecorder(Watcher):
+class AttentionRecorder(AttentionObserver):
     """Keeps, by layer, the attention of the last prompt token to each visual token, mean over heads: [V]."""
 
     def __init__(self, *, causal: bool) -> None:
@@ -48,5 +48,5 @@ def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
     family = family_of(plain)
     recorder = AttentionRecorder(causal=not family.cross_attention)
     with attached(Session(plain, family, Unpruned(), [recorder])), torch.no_grad():
-        plain(**on(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
+        plain(**to_device(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
     return recorder.found

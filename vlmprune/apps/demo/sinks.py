@@ -13,7 +13,7 @@ import vlmprune
 
 from ...api import Answer, wrap
 from ...flow.sinks import eligible_layers
-from ...hf.arguments import on
+from ...hf.arguments import to_device
 from ...inputs.chat import prepare
 from .draw import overlay
 from .engine import Engine, Send, layer_count
@@ -61,7 +61,7 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
 
     def work(send: Send) -> None:
         model, processor = engine.models.model, engine.models.processor
-        given = on(model, dict(prepare(processor, image, question)))
+        given = to_device(model, dict(prepare(processor, image, question)))
         report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
         for made in (vlmprune.Unpruned(), method):
