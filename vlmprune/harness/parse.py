@@ -6,9 +6,6 @@ import re
 from pathlib import Path
 
 from ..errors import VlmpruneError
-from ..inputs.images import picture
-
-__all__ = ["asked", "number", "picture", "writable_image"]
 
 
 def number(option: str, text: str | None) -> int | float | None:
