@@ -246,7 +246,7 @@ def test_pictures_of_mme_are_those_of_their_subtask(tmp_path: Path) -> None:
     asked = [("color", "0.png", "Is it red?"), ("count", "0.png", "Is there one?"), ("count", "1.png", "Is it one?"),
              ("count", "1.png", "Are they two?"), ("posters", "posters/0.png", "Is it a?")]  # fmt: skip
     table = {"category": [one[0] for one in asked], "question_id": [one[1] for one in asked],
-             "question": [one[2] for one in asked], "answer": ["Yes"] * 5, "image": [{"bytes": png(1)}] * 5}  # fmt: skip
+             "question": [one[2] for one in asked], "answer": ["Yes"] * 5, "image": [{"bytes": png(1)}] * 5}
     parquet(tmp_path / "mme/a.parquet", table)
     task = TASKS["mme"]()
     data = load(task, tmp_path)
