@@ -88,7 +88,7 @@ class Task:
     whole: ClassVar[bool] = False
 
     by: ClassVar[str | None] = None
-    scorer: ClassVar[Callable[[str, Any], float]] = staticmethod(exact_match)
+    scorer: ClassVar[Any] = staticmethod(exact_match)  # of an answer and the truth
 
     def __init__(self, *, boxes: str = "auto") -> None:
         self.boxes = boxes

@@ -76,7 +76,7 @@ def test_pictures_as_bytes_arrays_and_none_at_all() -> None:
 
 @pytest.mark.parametrize(
     ("method", "options", "said"),
-    [("nothing", {}, "no method"), ("uniform", {"exit_at": 1}, "takes no"), (3, {}, "no name")],
+    [("nothing", {}, "no method"), ("uniform", {"exit_at": 1}, "takes no"), (3, {}, "must be a name")],
 )
 def test_bad_methods_are_said_before_ray_starts(method: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(VlmpruneError, match=said):

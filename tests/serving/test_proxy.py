@@ -329,8 +329,8 @@ def test_images_that_are_none_damaged_or_too_large(any_encoder: Encoder, engine:
             ("data:image/png;base64,AAAA", "not an image"),
             (good[: len(good) // 2], "damaged|cannot be read|not an image"),
             ("data:image/png;base64,%%%", "damaged"),
-            ("data:text/html;base64,AAAA", "no data URL"),
-            ("", "no data URL"),
+            ("data:text/html;base64,AAAA", "must be a data URL"),
+            ("", "must be a data URL"),
             (data_url(Image.new("RGB", (300, 300))), "pixels"),
         ):
             got = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], image_part(url)))
@@ -447,7 +447,7 @@ def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--engine", "127.0.0.1:8000"], "no web address"),
+        (["--engine", "127.0.0.1:8000"], "must be a web address"),
         (["--engine", "http://127.0.0.1:1", "--port", "0"], "--port must be"),
         (["--engine", "http://127.0.0.1:1", "--keep", "0"], "out of range"),
         (["--engine", "http://127.0.0.1:1", "--method", "fastv"], "inside the language model"),

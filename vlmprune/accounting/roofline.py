@@ -97,7 +97,7 @@ def estimate(
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GuideVerdict:
     """Whether a small model that answers first pays.
 
     `guide`: its seconds. `allowed`: the most it may take without exits, t_large - t_large(r). `exits`: the share of
@@ -113,11 +113,11 @@ class Verdict:
         return self.exits == 0.0
 
 
-def verdict(full: Estimate, pruned: Estimate, guide: Estimate) -> Verdict:
+def verdict(full: Estimate, pruned: Estimate, guide: Estimate) -> GuideVerdict:
     """Compare `t_small + (1 - exit) * t_large(r)` with `t_large`."""
     large = pruned.total - pruned.guide
     allowed = full.total - large
     if guide.total < allowed:
-        return Verdict(guide.total, allowed, 0.0)
+        return GuideVerdict(guide.total, allowed, 0.0)
     exits = 1 - (full.total - guide.total) / large
-    return Verdict(guide.total, allowed, exits if exits < 1 else None)
+    return GuideVerdict(guide.total, allowed, exits if exits < 1 else None)

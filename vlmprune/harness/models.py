@@ -68,7 +68,7 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     path = Path(name).expanduser()
     if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
         # Anything else is asked of the Hub, which takes long to say no without a network.
-        raise VlmpruneError(f"{option} {name!r} is no directory; give a directory with a model, or an id like org/name")
+        raise VlmpruneError(f"{option} must be a directory with a model or an id like org/name, got {name!r}")
     source = str(path) if path.is_dir() else name
     where = {"device_map": "auto"} if torch.cuda.is_available() else {}
     try:

@@ -6,9 +6,6 @@ import re
 from pathlib import Path
 
 from ..errors import VlmpruneError
-from ..inputs.images import read_image
-
-__all__ = ["asked", "number", "read_image", "writable_image"]
 
 
 def number(option: str, text: str | None) -> int | float | None:

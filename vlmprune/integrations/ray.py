@@ -55,7 +55,7 @@ def map_images(
     if isinstance(method, str):
         make(method, **options)  # said here, and not by an actor
     elif not isinstance(method, Method) or options:
-        raise VlmpruneError(f"method={method!r:.80} is no name of a method with options, and no method object alone.")
+        raise VlmpruneError(f"method must be a name with options or a method object alone, got {method!r:.80}.")
     elif isinstance(method, Guided) and method.guide_settings().model is not None:
         raise VlmpruneError("A guide does not travel with a method object; pass method='sgl', guide=ID_OR_DIR.")
     settings = {
@@ -83,7 +83,7 @@ def map_actors(
     import torch
 
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise VlmpruneError(f"workers={workers!r} is no number of actors; use 1 or more.")
+        raise VlmpruneError(f"workers must be an int >= 1, got {workers!r}.")
     if not ray.is_initialized():
         # Actors import this package from where this process runs, and must not share one core's threads out.
         passed = {name: os.environ[name] for name in PASSED if name in os.environ}
@@ -169,6 +169,6 @@ def read(value: Any) -> Any:
         made = Image.fromarray(value)
     except (TypeError, AttributeError, ValueError):
         raise VlmpruneError(
-            f"A {type(value).__name__} is no image; give a path, the bytes of a file, or an array [H, W, 3]."
+            f"An image must be a path, the bytes of a file or an array [H, W, 3], got a {type(value).__name__}."
         ) from None
     return as_rgb(made)

@@ -246,7 +246,7 @@ def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, f
         exit_at = own["exit_at"]
         number = isinstance(exit_at, int | float) and not isinstance(exit_at, bool)
         if exit_at is not None and not (number and 0 <= exit_at <= 1):
-            raise Refused(f"vlmprune: exit_at={exit_at!r:.40} is no threshold; use a number from 0 to 1, or null.")
+            raise Refused(f"vlmprune: exit_at must be a number from 0 to 1 or null, got {exit_at!r:.40}.")
     return keep, exit_at
 
 
@@ -255,7 +255,7 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
     asked = [fields[name] for name in ("max_completion_tokens", "max_tokens") if name in fields]
     for value in asked:
         if not 1 <= value <= limits.tokens:
-            raise Refused(f"max_tokens={value!r:.40} is no length of an answer; use 1 to {limits.tokens:,}.")
+            raise Refused(f"max_tokens must be from 1 to {limits.tokens:,}, got {value!r:.40}.")
     return asked[0] if asked else None
 
 
@@ -267,7 +267,7 @@ def _image_part(number: int, at: int, url: str, limits: Limits) -> ImagePart:
         return ImagePart(number, at, url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise Refused("An image is no data URL of the form data:image/png;base64,...; send the image itself.")
+        raise Refused("An image must be a data URL of the form data:image/png;base64,...; send the image itself.")
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -57,7 +57,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> Any:
-    raise Refused(f"The request holds {name}, which is no number in JSON; leave it out.")
+    raise Refused(f"The request holds {name}, which is not a number in JSON; leave it out.")
 
 
 def _check_depth(value: Any, left: int) -> None:

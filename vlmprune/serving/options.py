@@ -37,7 +37,7 @@ def engine_options(model: Any, positions: str = "original", *, raw_images: int |
     served_family(config)
     check_positions(config.model_type, positions)
     if raw_images is not None and (isinstance(raw_images, bool) or not isinstance(raw_images, int) or raw_images < 0):
-        raise VlmpruneError(f"raw_images={raw_images!r} is no number of images; use 0 or more, or None.")
+        raise VlmpruneError(f"raw_images must be an int >= 0 or None, got {raw_images!r}.")
     options: dict[str, Any] = {"enable_mm_embeds": True, "allowed_media_domains": [NO_DOMAIN]}
     if raw_images is not None:
         options["limit_mm_per_prompt"] = {"image": raw_images}

@@ -81,8 +81,8 @@ def check_rows(rows: Any, width: int, most: int | None = None) -> Tensor:
     """
     if not is_plain(rows) or rows.dtype not in FLOATING:
         raise BadEmbeddings(
-            "The image embeddings are no plain tensor of floating-point numbers (float32, float16 or bfloat16); send "
-            "what Encoder returns."
+            "The image embeddings are not a plain tensor of floating-point numbers (float32, float16 or bfloat16); "
+            "send what Encoder returns."
         )
     if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
         raise BadEmbeddings(
@@ -106,7 +106,7 @@ def check_visual(visual: Any, bounds: Bounds) -> int:
     """
     plain = is_plain(visual) and visual.dtype in WHOLE and visual.dim() <= 1 and visual.numel() == 1
     if not plain:
-        raise BadEmbeddings("The number of visual tokens is no tensor of one whole number; send what Encoder returns.")
+        raise BadEmbeddings("The number of visual tokens is not a tensor of one int; send what Encoder returns.")
     count = int(visual)
     if bounds.fixed and count != bounds.visual:
         raise BadEmbeddings(f"The image has {count} visual tokens, and every image of this model has {bounds.visual}.")
@@ -139,7 +139,7 @@ def check_grid(grid: Any, visual: int, merge: int) -> Tensor:
         BadEmbeddings: no three whole numbers, or those of an image with another number of tokens.
     """
     if not is_plain(grid) or grid.dtype not in WHOLE or tuple(grid.shape) != (3,):
-        raise BadEmbeddings(f"{GRID} is no tensor of three whole numbers (t, h, w); send what Encoder returns.")
+        raise BadEmbeddings(f"{GRID} is not a tensor of three whole numbers (t, h, w); send what Encoder returns.")
     t, h, w = (int(one) for one in grid)  # Python's numbers, whose product does not overflow
     if t != 1 or min(h, w) < merge or h % merge or w % merge or h * w != visual * merge**2:
         raise BadEmbeddings(f"{GRID}=({t}, {h}, {w}) is not the grid of an image with {visual} visual tokens.")
@@ -193,11 +193,11 @@ def decoded(text: Any) -> Tensor:
         BadEmbeddings: there is none.
     """
     if not isinstance(text, str):
-        raise BadEmbeddings(f"The image embeddings are no text; {_SEND}.")
+        raise BadEmbeddings(f"The image embeddings are not text; {_SEND}.")
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise BadEmbeddings(f"The image embeddings are no base64 text; {_SEND}.") from None
+        raise BadEmbeddings(f"The image embeddings are not base64 text; {_SEND}.") from None
     try:
         clean, size = _repacked(content)
         value = torch.load(clean, weights_only=True, map_location="cpu")
@@ -206,7 +206,7 @@ def decoded(text: Any) -> Tensor:
     except Exception as error:  # UnpicklingError and whatever else a forged archive brings about
         raise BadEmbeddings(f"The image embeddings cannot be read ({type(error).__name__}); {_SEND}.") from None
     if type(value) is not Tensor:
-        raise BadEmbeddings(f"The image embeddings are no tensor; {_SEND}.")
+        raise BadEmbeddings(f"The image embeddings are not a tensor; {_SEND}.")
     # A stride of 0 shows one number as often as one likes, and torch believes the pickle about the storage's length.
     if math.prod(value.shape) * value.element_size() > size or value.untyped_storage().nbytes() != size:
         raise BadEmbeddings(
@@ -246,7 +246,7 @@ def _check_pickle(pickled: bytes) -> None:
         if opcode.name not in _OPCODES or (opcode.name == "GLOBAL" and argument not in _GLOBALS):
             what = str(argument if opcode.name == "GLOBAL" else opcode.name).replace(" ", ".")
             raise BadEmbeddings(
-                f"The image embeddings hold {what!r:.60}, which is no part of a plain tensor of float32, float16, "
+                f"The image embeddings hold {what!r:.60}, which is not part of a plain tensor of float32, float16, "
                 f"bfloat16, int32 or int64; {_SEND}."
             )
 

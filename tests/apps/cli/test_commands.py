@@ -18,7 +18,8 @@ import vlmprune
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
 from vlmprune.harness.baselines import BASELINES, CHANCE, default_method, held_out
-from vlmprune.harness.parse import number, read_image
+from vlmprune.harness.parse import number
+from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")

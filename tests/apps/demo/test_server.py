@@ -62,7 +62,7 @@ def test_a_taken_port_is_one_line(demo: Served) -> None:
     [
         (("--port", "0"), "--port must be a number from 1 to 65,535, got 0"),
         (("--port", "70000"), "--port must be a number from 1 to 65,535, got 70000"),
-        (("--model", "/nowhere"), "'/nowhere' is no directory"),
+        (("--model", "/nowhere"), "got '/nowhere'"),
         (("--host", "300.1.1.1"), "300.1.1.1"),
     ],
 )

@@ -88,7 +88,7 @@ def test_only_uploads_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert checked(given(uploads / "in.png")).getpixel((0, 0)) == (0, 0, 255)
     for path in (outside, uploads / ".." / "outside.png", uploads / "link.png"):
         assert isinstance(given(path), Unreadable)
-    with pytest.raises(VlmpruneError, match="no upload of this page"):
+    with pytest.raises(VlmpruneError, match="not an upload of this page"):
         checked(given(outside))
     with pytest.raises(VlmpruneError, match="no image"):
         checked(component.preprocess(None))

@@ -13,7 +13,7 @@ from ...harness.baselines import default_method
 from ...harness.format import amount, console, milliseconds, print_json, saved, spinner, table
 from ...harness.measure import MethodRun, at_least_one, backend, interleaved, stage_cell
 from ...harness.models import Models, load_models, make, quiet
-from ...harness.parse import asked, number, read_image, writable_image
+from ...harness.parse import asked, number, writable_image
 from .options import (
     GuideOption,
     ImageArgument,
@@ -101,6 +101,8 @@ def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
         return example()
     if question is None:
         raise VlmpruneError("there is no question; put it in quotes after the image")
+    from ...inputs.images import read_image
+
     return read_image(image), asked(question)
 
 

@@ -84,7 +84,7 @@ def serve_proxy(
     """Serve an OpenAI-compatible API in front of a vLLM server. Ctrl-C or SIGTERM finishes what is open, then ends."""
     check_port(port)
     if not engine.startswith(("http://", "https://")):
-        raise VlmpruneError(f"--engine {engine!r} is no web address; give one like http://127.0.0.1:8000")
+        raise VlmpruneError(f"--engine must be a web address like http://127.0.0.1:8000, got {engine!r}")
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise VlmpruneError(f"serve-proxy needs {', '.join(missing)}; install vlmprune[vllm]")
     takes = options_of(method)

@@ -67,7 +67,7 @@ def _preprocess(payload: Any) -> Image.Image | Unreadable | None:
     path = Path(payload.path)
     # Gradio has checked it too.
     if Path(get_upload_folder()).resolve() not in path.resolve().parents:
-        return Unreadable("The image is no upload of this page; upload it again.")
+        return Unreadable("The image is not an upload of this page; upload it again.")
     name = Path(payload.orig_name or path.name).name
     try:
         return read(path, name)

@@ -50,7 +50,7 @@ def columns_of(data: Mapping[Any, Any]) -> list[dict[str, Any]]:
     lengths = set()
     for name, column in data.items():
         if not isinstance(column, list | tuple | Tensor) or (isinstance(column, Tensor) and column.dim() == 0):
-            raise BadEmbeddings(f"The field {name!r:.40} of the images is no list of tensors; send one an image.")
+            raise BadEmbeddings(f"The field {name!r:.40} of the images is not a list of tensors; send one per image.")
         lengths.add(len(column))
     if len(lengths) != 1 or not max(lengths):
         raise BadEmbeddings(f"The fields of the images have {sorted(lengths)} entries; send one for every image.")
