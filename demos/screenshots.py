@@ -1,4 +1,4 @@
-"""The README's pictures of the demo: every tab with its first example, as a browser shows it.
+"""The README's images of the demo: every tab with its first example, as a browser shows it.
 
 Wants the extra `test` and a Chromium (`VLMPRUNE_CHROMIUM` names one that is not on the path).
 
@@ -23,8 +23,8 @@ from vlmprune.harness.models import load_models
 
 # Tab -> the button that starts it, and what stands there when it is done.
 TABS = {
-    "ask": ("#ask-go", "#ask-pictures img"),
-    "compare": ("#compare-go", "#compare-pictures img"),
+    "ask": ("#ask-go", "#ask-images img"),
+    "compare": ("#compare-go", "#compare-images img"),
     "sinks": ("#sinks-go", "#sinks-heat img"),
     "caption": ("#caption-go", "#caption-tree li"),
     "plan": ("#plan-go", "#plan-made .vp-bars"),
@@ -45,12 +45,12 @@ def taken(page: Any, tab: str) -> Image.Image:
     return Image.open(BytesIO(page.screenshot(full_page=True)))
 
 
-def small(picture: Image.Image) -> Image.Image:
+def small(image: Image.Image) -> Image.Image:
     """As wide as the README shows it, in few colours."""
     width, longest = SHOWN
-    picture = picture.convert("RGB")
-    picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-    return picture.crop((0, 0, width, min(longest, picture.height))).quantize(COLOURS)
+    image = image.convert("RGB")
+    image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    return image.crop((0, 0, width, min(longest, image.height))).quantize(COLOURS)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from .settings import BASELINES
 from .stats import paired_p
 
 Summary = Mapping[str, Any]
+TIMES = {"prefill": "prefill", "a token": "decode_a_token", "total": "total"}  # heading -> stage
 RIGHT = 0.5  # a question's score from which on it counts as answered right, where scores are not 0 or 1
 
 
@@ -116,31 +117,41 @@ def where_downsampling_fails(row: Summary, rows: Sequence[Summary]) -> tuple[flo
 
 def table(rows: Sequence[Summary]) -> str:
     """One task's table with its caption."""
-    unpruned = named(rows, "none")
-    heading = [
-        "method", "keep", "tokens into LM", "layer average", "prefill FLOPs", "KV cache", "prefill", "a token", "total",
-        str(rows[0]["main"]), "p vs. unpruned", "where downsampling fails", *exit_heading(rows),
-    ]  # fmt: skip
+    return _table(rows) + "\n\n" + caption(rows)
+
+
+def short_table(rows: Sequence[Summary]) -> str:
+    """One task's table for a page that has room for little: tokens, FLOPs, the main number, its difference."""
+    return _table(rows, leave_out=("tokens into LM", "KV cache", *TIMES, "where downsampling fails"))
+
+
+def _table(rows: Sequence[Summary], leave_out: Sequence[str] = ()) -> str:
+    found = [cells(row, rows) for row in rows]
+    heading = [name for name in found[0] if name not in leave_out]
     lines = [heading, ["---", "---"] + ["---:"] * (len(heading) - 2)]
-    for row in rows:
-        p, hard = significance(row, unpruned), where_downsampling_fails(row, rows)
-        costs, seconds = row["costs"], row["costs"].get("seconds", {})
-        lines.append(
-            [
-                row["method"],
-                row["keep"] or "",
-                _cell(costs.get("lm_tokens"), "{:.1f}".format),
-                _cell(costs.get("layer_avg_tokens"), "{:.1f}".format),
-                _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned)),
-                _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
-                *(_cell(seconds.get(stage), milliseconds) for stage in ("prefill", "decode_a_token", "total")),
-                _main(row),
-                _p(p),
-                "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
-                *exit_cell(row, rows),
-            ]
-        )
-    return markdown_lines(lines) + "\n\n" + caption(rows)
+    return markdown_lines(lines + [[one[name] for name in heading] for one in found])
+
+
+def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
+    """A row's cells by heading; that of exits is there in tables that have any."""
+    unpruned, hard = named(rows, "none"), where_downsampling_fails(row, rows)
+    costs, seconds = row["costs"], row["costs"].get("seconds", {})
+    out = {
+        "method": row["method"],
+        "keep": row["keep"] or "",
+        "tokens into LM": _cell(costs.get("lm_tokens"), "{:.1f}".format),
+        "layer average": _cell(costs.get("layer_avg_tokens"), "{:.1f}".format),
+        "prefill FLOPs": _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned)),
+        "KV cache": _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
+        **{name: _cell(seconds.get(stage), milliseconds) for name, stage in TIMES.items()},
+        row["main"]: "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}",
+        "p vs. unpruned": _p(significance(row, unpruned)),
+        "where downsampling fails": "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
+    }
+    if any(one["costs"].get("exited_share") for one in rows):
+        exits = costs.get("exited_share")
+        out["exits"] = f"{exits:.1%}" if exits else ""
+    return out
 
 
 def caption(rows: Sequence[Summary]) -> str:
@@ -174,31 +185,6 @@ def caption(rows: Sequence[Summary]) -> str:
     return " ".join(said)
 
 
-def short_table(rows: Sequence[Summary]) -> str:
-    """One task's table for a page that has room for little: tokens, FLOPs, the main number, its difference."""
-    unpruned = named(rows, "none")
-    heading = ["method", "keep", "layer average", "prefill FLOPs", str(rows[0]["main"]), "p vs. unpruned"]
-    heading += exit_heading(rows)
-    lines = [heading, ["---", "---"] + ["---:"] * (len(heading) - 2)]
-    for row in rows:
-        average = _cell(row["costs"].get("layer_avg_tokens"), "{:.1f}".format)
-        cost = _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned))
-        p = significance(row, unpruned)
-        lines.append([row["method"], row["keep"] or "", average, cost, _main(row), _p(p), *exit_cell(row, rows)])
-    return markdown_lines(lines)
-
-
-def exit_heading(rows: Sequence[Summary]) -> list[str]:
-    """The column of exits, in tables that have any."""
-    return ["exits"] if any(row["costs"].get("exited_share") for row in rows) else []
-
-
-def exit_cell(row: Summary, rows: Sequence[Summary]) -> list[str]:
-    """The share of questions that a guide answered alone."""
-    exits = row["costs"].get("exited_share")
-    return [f"{exits:.1%}" if exits else ""] * len(exit_heading(rows))
-
-
 def overview(summaries: Sequence[Summary]) -> str:
     """Methods by tasks, each as a share of the unpruned model's number, and the mean of the shares."""
     tasks = by_task([one for one in summaries if one["value"] is not None])
@@ -225,10 +211,6 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else form(value)
-
-
-def _main(row: Summary) -> str:
-    return "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}"
 
 
 def _p(p: float | None) -> str:

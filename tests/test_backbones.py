@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING
-from vlmprune.flops import model_cost
 
 import vlmprune
 from tests.support.planted import Planted
 from tests.support.running import plan_of
 from tests.support.tiny_families import build, make_inputs
 from tests.test_bad_input import sentence
+from vlmprune.accounting.flops import model_cost
 from vlmprune.families import family_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

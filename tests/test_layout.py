@@ -182,6 +182,20 @@ def test_contributings_table_is_the_tree() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("room", sorted({one for line in LINES for one in line.split()} - {"api", "errors", "apps"}))
+def test_the_table_names_the_modules_of_a_room(room: str) -> None:
+    """All of them, or those that are shared where there is one file per method, family and the like."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (row,) = re.findall(rf"^\| `vlmprune/{room}/` \| (.*) \|$", text, flags=re.MULTILINE)
+    named = set(re.findall(r"`([a-z_0-9]+)`", row)) - {room}
+    modules_there = {path.stem for path in (ROOT / "vlmprune" / room).glob("*.py")} - {"__init__", room}
+    functions = {"map_images", "find_sinks"}
+    if "one file per" in row:
+        assert named <= modules_there
+    else:
+        assert named - functions == modules_there
+
+
 def test_the_way_of_a_prompt_exists() -> None:
     """CONTRIBUTING tells a prompt's way in functions, in order, each a link to the file that defines it."""
     text = (ROOT / "CONTRIBUTING.md").read_text()

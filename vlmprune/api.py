@@ -1,4 +1,4 @@
-"""The one call: attach a method to a model, hand out a handle, take everything off again."""
+"""The one call: attach a method to a model, return a handle, remove everything again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class PrunedModel:
 
     @checked
     def ask(self, image: Any, question: str, **generation_kwargs: Any) -> Answer:
-        """Answer a question about a picture.
+        """Answer a question about an image.
 
         Args:
             image: a PIL image of any mode, the path of an image file, or a list of these; turned as its EXIF tag says,
@@ -86,8 +86,8 @@ class PrunedModel:
             return Answer(self.processor.decode(new, skip_special_tokens=True).strip(), out.report)
 
     def for_guide(self, make: Callable[[Any], Any]) -> dict[str, Any]:
-        """What `generate` needs beside its inputs: those of a guide that reads other ids or pixels, made by `make` from
-        the guide's processor; nothing for all other methods."""
+        """Further arguments of `generate`: the inputs of a guide that reads other ids or pixels, made by `make` from
+        the guide's processor; none for all other methods."""
         session = self._session
         if isinstance(session, GuidedSession) and not session.same:
             return {"guide_inputs": make(session.guide_processor)}
@@ -128,7 +128,7 @@ class PrunedModel:
         return self.model
 
     def replace(self) -> None:
-        """Make room for another wrap of the model; calls that wait for their turn are told."""
+        """Make room for another wrap of the model; calls that wait for the lock then raise."""
         self._session.replaced = True
         self.unwrap()
 

@@ -20,7 +20,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import vlmprune
 from eval.speed.models import IMAGE_TOKEN, random_prompt
 
-from .measure import Clock, card, fresh, memory, ratio, spread
+from .measure import GpuClock, card, fresh, memory, ratio, spread
 from .stage import ABSENT, CUT, FAILED, MEASURED, Emit, GpuStage, StageSetting, short
 
 # Width, width inside, layers, heads, key heads: Vicuna's two sizes; TinyLlama's as a guide of one billion.
@@ -59,7 +59,7 @@ class Timed:
     """A model whose language model and forwards leave marks."""
 
     def __init__(self, size: str, setting: StageSetting) -> None:
-        self.device, self.tiny, self.clock = setting.device, setting.tiny, Clock(setting.device)
+        self.device, self.tiny, self.clock = setting.device, setting.tiny, GpuClock(setting.device)
         self.model = random_model("tiny" if setting.tiny else size, setting)
         self.begun: list[Any] = []
         self.ended: list[Any] = []

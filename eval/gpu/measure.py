@@ -17,7 +17,7 @@ CARD = (
 )  # fmt: skip
 
 
-class Clock:
+class GpuClock:
     """Marks on a device's stream, and milliseconds between them once it is `synchronised`."""
 
     def __init__(self, device: str) -> None:
@@ -47,7 +47,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def times(work: Callable[[], Any], device: str, rounds: int) -> dict[str, float]:
     """Microseconds of `work`, each run with a cold L2: p20, p50, p80."""
-    clock = Clock(device)
+    clock = GpuClock(device)
     # 256 MiB, several times any L2.
     scratch = torch.empty(1 << 26 if device != "cpu" else 1, dtype=torch.int32, device=device)
     for _ in range(min(10, rounds)):

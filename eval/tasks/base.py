@@ -88,6 +88,7 @@ class Task:
     whole: ClassVar[bool] = False
 
     by: ClassVar[str | None] = None
+    scorer: ClassVar[Callable[[str, Any], float]] = staticmethod(exact_match)
 
     def __init__(self, *, boxes: str = "auto") -> None:
         self.boxes = boxes
@@ -136,8 +137,8 @@ class Task:
         return answer
 
     def score(self, sample: Sample, parsed: Any) -> float | None:
-        """0..1, here exact match; None where the score is given elsewhere (a judge model)."""
-        return exact_match(str(parsed), sample.truth)
+        """0..1, here what `scorer` makes of answer and truth; None where it is given elsewhere (a judge model)."""
+        return self.scorer(str(parsed), sample.truth)
 
     # -- sums --------------------------------------------------------------------------------------------------
 

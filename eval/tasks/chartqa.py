@@ -16,6 +16,7 @@ class ChartQA(Task):
     """Relaxed accuracy: numbers may be off by 5 %."""
 
     name = "chartqa"
+    scorer = staticmethod(relaxed_accuracy)
     by = "split"
     files: ClassVar = {
         **{f"test/test_{split}.json": "from the ChartQA Dataset folder" for split in SPLITS},
@@ -41,6 +42,3 @@ class ChartQA(Task):
         split = text(row, "type").removesuffix("_test")
         name = f"{split}/{self.next_row()}"
         yield Sample(name, short(text(row, "question")), row["image"], text(row, "answer"), name, {"split": split})
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return relaxed_accuracy(parsed, sample.truth)

@@ -16,6 +16,7 @@ class DocVQA(Task):
     """Average normalised Levenshtein similarity (ANLS)."""
 
     name = "docvqa"
+    scorer = staticmethod(anls)
     main = "anls"
     max_new_tokens = 32
     files: ClassVar = {QUESTIONS: "from task 1 of the DocVQA challenge", "documents/": "the pages of spdocvqa_images"}
@@ -37,6 +38,3 @@ class DocVQA(Task):
         name = str(value(row, "questionId", (str, int)))
         page = f"{row.get('docId')}/{row.get('ucsf_document_page_no')}"
         return Sample(name, short(text(row, "question")), image, texts(row, "answers"), page)
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return anls(parsed, sample.truth)

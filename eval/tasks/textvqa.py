@@ -16,6 +16,7 @@ class TextVQA(Task):
     """VQA accuracy over ten people's answers."""
 
     name = "textvqa"
+    scorer = staticmethod(vqa_accuracy)
     files: ClassVar = {QUESTIONS: "from textvqa.org", "train_images/": "the pictures of train_val_images.zip"}
     hub = Hub("lmms-lab/textvqa", None, "validation")
 
@@ -34,6 +35,3 @@ class TextVQA(Task):
     def _sample(self, row: Mapping[str, Any], image: Any) -> Sample:
         name, prompt = str(number(row, "question_id")), short(text(row, "question"))
         return Sample(name, prompt, image, texts(row, "answers"), text(row, "image_id"))
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return vqa_accuracy(parsed, sample.truth)

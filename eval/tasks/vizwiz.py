@@ -16,6 +16,7 @@ class VizWiz(Task):
     """VQA accuracy over ten people's answers."""
 
     name = "vizwiz"
+    scorer = staticmethod(vqa_accuracy)
     files: ClassVar = {"val.json": "from Annotations.zip of vizwiz.org's VQA task", "val/": "its validation pictures"}
     hub = Hub("lmms-lab/VizWiz-VQA", None, "val")
 
@@ -38,9 +39,6 @@ class VizWiz(Task):
         unanswerable = 2 * answers.count("unanswerable") > len(answers)
         prompt = PROMPT.format(question=text(row, "question"))
         return Sample(name, prompt, image, answers, name, {"answerable": not unanswerable})
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return vqa_accuracy(parsed, sample.truth)
 
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
         answerable = [line["score"] for line in lines if line["meta"]["answerable"]]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..scorers.vqa import vqa_accuracy
-from .base import Hub, Line, Sample, Task, each, mean, mean_by, short
+from .base import Hub, Sample, Task, each, short
 from .readers import Bad, BadRow, Folder, number, read_json, text, texts, value
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
@@ -17,6 +17,8 @@ class VQAv2(Task):
     """Accuracy with leave-one-out averaging over the ten people."""
 
     name = "vqav2"
+    by = "answer_type"
+    scorer = staticmethod(vqa_accuracy)
     files: ClassVar = {
         QUESTIONS: "from v2_Questions_Val_mscoco.zip of visualqa.org",
         ANNOTATIONS: "from v2_Annotations_Val_mscoco.zip of visualqa.org",
@@ -53,9 +55,3 @@ class VQAv2(Task):
             str(row.get("image_id")),
             {"answer_type": annotation.get("answer_type")},
         )
-
-    def score(self, sample: Sample, parsed: Any) -> float:
-        return vqa_accuracy(parsed, sample.truth)
-
-    def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
-        return {"accuracy": mean(line["score"] for line in lines), **mean_by(lines, "answer_type")}

@@ -62,7 +62,7 @@ def test_sizes_are_read_from_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     body = chat("x", solid(300, 200), solid(10, 20))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
     found = read(body)
-    assert [picture.pixels for picture in found.pictures] == [60_000, 200]
+    assert [picture.pixels for picture in found.images] == [60_000, 200]
     assert found.pixels == 60_200
 
 
@@ -100,7 +100,7 @@ def test_a_file_is_held_once() -> None:
     raw = bytearray(json.dumps(chat("x", picture(0))).encode())
     found = read_chat(raw, Limits())
     assert not raw
-    assert found.pictures[0].content.startswith(b"\x89PNG")
+    assert found.images[0].content.startswith(b"\x89PNG")
     assert "base64" not in repr(found.body)
 
 

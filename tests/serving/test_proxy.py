@@ -448,7 +448,7 @@ def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
     ("arguments", "said"),
     [
         (["--engine", "127.0.0.1:8000"], "no web address"),
-        (["--engine", "http://127.0.0.1:1", "--port", "0"], "no port"),
+        (["--engine", "http://127.0.0.1:1", "--port", "0"], "--port must be"),
         (["--engine", "http://127.0.0.1:1", "--keep", "0"], "out of range"),
         (["--engine", "http://127.0.0.1:1", "--method", "fastv"], "inside the language model"),
         (["--engine", "http://127.0.0.1:1", "--method", "uniform", "--exit-at", "0.5"], "takes no --exit-at"),

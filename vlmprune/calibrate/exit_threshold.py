@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from ..methods.sgl import SGL
 
-MOST_THRESHOLDS = 100  # of a curve, at evenly spaced shares of exits
+MOST_THRESHOLDS = 100  # of a curve, at evenly spaced fractions of exits
 _Z = 1.96  # of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting: accuracy with its 95 % interval, share of exits, and cost as a share of the unpruned model's."""
+    """One setting: accuracy with its 95 % interval, fraction of exits, cost relative to the unpruned model."""
 
     keep: float | int
     exit_at: float | None
@@ -107,15 +107,15 @@ class Calibration:
         axes.legend(fontsize=8)
         axes.grid(alpha=0.25)
         canvas.draw()
-        picture = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+        image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
         if path is not None:
-            picture.save(path)
-        return picture
+            image.save(path)
+        return image
 
 
 @dataclass(frozen=True)
 class _Answered:
-    """One question: how right and how dear each way of answering it was, and how sure the guide."""
+    """One question: score and cost of each way of answering it, and the guide's exit score."""
 
     sure: float
     guide: float
@@ -145,7 +145,7 @@ def calibrate(
         method: SGL whose other options stay as they are. model: not wrapped at the moment.
         data: held-out samples (image or list of images, question, right answer or answers); never the test split.
         max_accuracy_loss: the cheapest setting that loses no more than this against the unpruned model.
-        max_cost: the most accurate setting that costs no more than this share of the unpruned model.
+        max_cost: the most accurate setting that costs no more than this fraction of the unpruned model.
         keeps: budgets to try; None is the method's own.
         score: how right an answer is, 0..1; exact match unless given.
         cost: measured seconds of whole calls, or FLOPs of the language models' prompts and the guide.

@@ -55,7 +55,7 @@ class Family:
         deepstack: the language model adds visual features again after its first layers.
         multi_axis_positions: position ids have several axes (M-RoPE), so they cannot simply be re-indexed.
         pixel_axis: what the first axis of the pixels counts: images, or samples (each with all its images).
-        pixels: rows of the pixels an image has, from config, base grid and number of tokens; one where not said.
+        pixels: rows of the pixels an image has, from config, base grid and number of tokens; 1 by default.
         tower_layer: the layer of the tower whose output becomes visual tokens, from the model's config and the tower;
             only where every visual token is one patch, in order. None of a tower that is built otherwise.
     """
@@ -123,7 +123,7 @@ class Family:
 
 
 def fixed_images(media: Media, tokens: int) -> int:
-    """How many images a prompt has in a family with a fixed number of tokens an image."""
+    """How many images a prompt has in a family with a fixed number of tokens per image."""
     assert media.visual is not None
     return int(media.visual.sum()) // tokens
 

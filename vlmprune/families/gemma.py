@@ -1,4 +1,4 @@
-"""Gemma 3 and PaliGemma: one fixed grid an image, image tokens seen in both directions."""
+"""Gemma 3 and PaliGemma: one fixed grid per image; image tokens attend to each other in both directions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Family, Media, fixed_images
 
 
 def gemma3_grids(config: Any, media: Media) -> list[ImageGrid]:
-    """A square of `mm_tokens_per_image` tokens an image."""
+    """A square of `mm_tokens_per_image` tokens per image."""
     side = math.isqrt(config.mm_tokens_per_image)
     return [plain_grid(side, side)] * fixed_images(media, side * side)
 

@@ -18,7 +18,7 @@ from .base import Family, Media
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
-    """Tiles and the whole image, `scale_factor` x `scale_factor` patches a token."""
+    """Tiles and the whole image, `scale_factor` x `scale_factor` patches per token."""
     assert media.visual is not None and media.input_ids is not None
     side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
     images = []
@@ -44,7 +44,7 @@ def tile_arrangements(ids: Tensor, visual: Tensor, tokens: int) -> list[tuple[in
     if not runs:
         return []
     before = [tuple(ids[max(0, start - 2) : start].tolist()) for start, _ in runs]
-    whole = before[-1]  # the last run is always a whole image, and so tells the marker of whole images
+    whole = before[-1]  # the last run is always a whole image, so its marker is that of whole images
     arrangements: list[tuple[int, int]] = []
     tiles: list[bool] = []
     for run, ((start, length), markers) in enumerate(zip(runs, before, strict=True)):

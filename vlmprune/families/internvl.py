@@ -22,7 +22,7 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
 
 
 def rows_and_cols(tiles: int) -> tuple[int, int]:
-    """The arrangement of `tiles` tiles. The model is not told it: the squarest is assumed, wide before tall."""
+    """The arrangement of `tiles` tiles. The model does not know it: the squarest is assumed, wide before tall."""
     rows = max((r for r in range(1, tiles + 1) if tiles % r == 0 and r * r <= tiles), default=0)
     return rows, tiles // rows if rows else 0
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and relatives with one fixed grid an image; Pixtral towers give a grid as large as the image."""
+"""LLaVA-1.5 and relatives with one fixed grid per image; Pixtral towers give a grid as large as the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import Family, Media, fixed_images
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
-    """One token a patch, a class token in front where the feature selection keeps it."""
+    """One token per patch, a class token in front where the feature selection keeps it."""
     vision = config.vision_config
     if sizes := media.rows("image_sizes"):
         return [plain_grid(height // vision.patch_size, width // vision.patch_size) for height, width in sizes]

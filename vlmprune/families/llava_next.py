@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and LLaVA-OneVision: AnyRes, a base grid and then a finer grid of tiles with a newline token a row."""
+"""LLaVA-NeXT and LLaVA-OneVision: AnyRes, a base grid and then a finer grid of tiles with one newline token per row."""
 
 from __future__ import annotations
 

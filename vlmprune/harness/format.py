@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WIDTH_OF_A_PIPE = 120  # rich assumes 80 columns where it finds no terminal, which folds the wider tables
 
@@ -18,6 +21,17 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_OF_A_PIPE
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def table(headings: Sequence[str], *, left: Collection[int] = (0,), **options: Any) -> Table:
+    """An empty table; columns of words stand `left`, those of numbers on the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", **options)
+    for column, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if column in left else "right")
+    return made
 
 
 def print_json(value: Any) -> None:
@@ -32,7 +46,7 @@ def spinner(message: str) -> Iterator[None]:
         yield
 
 
-def share(part: float, whole: float) -> str:
+def percent(part: float, whole: float) -> str:
     """``part`` of ``whole`` in percent."""
     return f"{part / whole:.1%}" if whole else "-"
 

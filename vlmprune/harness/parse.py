@@ -21,7 +21,7 @@ def number(option: str, text: str | None) -> int | float | None:
     try:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
     except ValueError:
-        raise VlmpruneError(f"{option} {text!r} is not a number; give a whole number or a share like 0.25") from None
+        raise VlmpruneError(f"{option} {text!r} is not a number; give a whole number or a fraction like 0.25") from None
 
 
 def asked(question: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..errors import VlmpruneError
-from .format import share
+from .format import percent
 from .models import method_class
 from .parse import number
 
@@ -62,7 +62,7 @@ def planned(
     size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
     small = None
     if guide is not None:
-        # A picture is the same for both where it was given; else each model has its own number of tokens.
+        # An image is the same for both where it was given; else each model has its own number of tokens.
         small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0])
     prompt = {"text": text, "new": new}
     layers = len(size.cost.layers)
@@ -143,6 +143,6 @@ def verdict_in_words(found: dict[str, Any]) -> str:
     if found["exits"] is None:
         return f"does not pay; the guide takes {guide}, as long as the large model alone."
     return (
-        f"pays only if the guide answers {share(found['exits'], 1)} of the requests alone; it takes {guide}, pruning "
+        f"pays only if the guide answers {percent(found['exits'], 1)} of the requests alone; it takes {guide}, pruning "
         f"saves {allowed}."
     )

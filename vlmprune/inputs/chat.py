@@ -19,7 +19,7 @@ from .processor import reason
 
 
 def opened(image: Any) -> Any:
-    """Pictures whose files are read; what is no path is left to `build_messages`.
+    """Images read from their paths; anything that is not a path is left to `build_messages`.
 
     Only for what the caller's own program passes: a path that a stranger sent would be read too.
 
@@ -31,7 +31,7 @@ def opened(image: Any) -> Any:
     if not isinstance(image, str | os.PathLike):
         return image
     if re.match(r"[a-z]+:/|data:", str(image), re.IGNORECASE):
-        raise VlmpruneError(f"{str(image)!r:.80} is a web address; download the picture and pass the path of its file.")
+        raise VlmpruneError(f"{str(image)!r:.80} is a web address; download the image and pass the path of its file.")
     try:
         return read_image(Path(image))
     except (VlmpruneError, OSError, ValueError) as error:  # a path with a null byte, or one too long
@@ -40,7 +40,7 @@ def opened(image: Any) -> Any:
 
 
 def prepare(processor: Any, image: Any, question: str) -> Any:
-    """Model inputs for one question about one or several pictures.
+    """Model inputs for one question about one or several images.
 
     Raises:
         VlmpruneError: as `build_messages` and `tokenize`.
@@ -51,25 +51,25 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
 
 
 def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
-    """One question about one or several pictures, as chat templates take it.
+    """One question about one or several images, as chat templates take it.
 
     Raises:
-        VlmpruneError: no picture, something that is none, or an empty question.
+        VlmpruneError: no image, something else in its place, or an empty question.
     """
     images = list(image) if isinstance(image, list | tuple) else [image]
     for one in images:
         if not isinstance(one, Image.Image):
             array = hasattr(one, "__array__") and not isinstance(one, torch.Tensor)
             made = ", made by PIL.Image.fromarray() for example" if array else ""
-            raise VlmpruneError(f"{_named(one)} is no picture; pass a PIL image{made}, or a list of PIL images.")
+            raise VlmpruneError(f"{_named(one)} is no image; pass a PIL image{made}, or a list of PIL images.")
         if not one.width or not one.height:
-            raise VlmpruneError(f"A picture of {one.width} x {one.height} pixels shows nothing; pass another one.")
+            raise VlmpruneError(f"An image of {one.width} x {one.height} pixels shows nothing; pass another one.")
     if not images:
-        raise VlmpruneError("The list of pictures is empty; pass a PIL image or a list of PIL images.")
+        raise VlmpruneError("The list of images is empty; pass a PIL image or a list of PIL images.")
     if not isinstance(question, str):
-        raise VlmpruneError(f"question={question!r:.80} is no text; ask something about the picture as a str.")
+        raise VlmpruneError(f"question={question!r:.80} is no text; ask something about the image as a str.")
     if not question.strip():
-        raise VlmpruneError(f"question={question!r} is empty; ask something about the picture.")
+        raise VlmpruneError(f"question={question!r} is empty; ask something about the image.")
     try:
         question.encode()
     except UnicodeEncodeError:
@@ -85,7 +85,7 @@ def _named(thing: Any) -> str:
 
 
 def user_turn(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
-    """One user turn, pictures first and in RGB, as chat templates take it."""
+    """One user turn, images first and in RGB, as chat templates take it."""
     content = [{"type": "image", "image": as_rgb(one)} for one in images] + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
@@ -108,7 +108,7 @@ def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
         raise
     except ValueError as error:
         raise PromptError(
-            f"The model's processor makes no prompt of these pictures and texts ({reason(error)}); change what it "
+            f"The model's processor makes no prompt of these images and texts ({reason(error)}); change what it "
             "names."
         ) from error
 
@@ -128,7 +128,7 @@ def unknown_words(processor: Any, question: str) -> list[str]:
 
 
 def warn_unknown_words(processor: Any, question: str) -> None:
-    """Warn about them."""
+    """Warn about words that the tokenizer does not know."""
     if words := unknown_words(processor, question):
         warnings.warn(unknown_words_note(words), stacklevel=5)
 

@@ -17,7 +17,7 @@ from ..harness.models import load_models, make
 from ..harness.parse import number
 from ..inputs.placeholders import placeholders
 
-IMAGE_MARK = "<image>"  # some tasks write it into their questions; the chat template places the pictures itself
+IMAGE_MARK = "<image>"  # some tasks write it into their questions; the chat template places the images itself
 
 
 def manifest() -> ModelManifest:
@@ -65,8 +65,8 @@ class LmmsModel(lmms):
         """One answer a request, cut at the first of its stop texts."""
         return [self._answer(*request.args) for request in requests]
 
-    def _answer(self, context: str, options: dict[str, Any], pictures: Any, doc: Any, task: str, split: str) -> str:
-        shown = pictures(self.task_dict[task][split][doc]) or []
+    def _answer(self, context: str, options: dict[str, Any], images: Any, doc: Any, task: str, split: str) -> str:
+        shown = images(self.task_dict[task][split][doc]) or []
         greedy = not options.get("temperature")
         generation: dict[str, Any] = {"do_sample": not greedy, "num_beams": options.get("num_beams") or 1}
         if not greedy:
@@ -81,7 +81,7 @@ class LmmsModel(lmms):
         return text
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Not supported: a new picture in a later turn cannot be pruned yet."""
+        """Not supported: a new image in a later turn cannot be pruned yet."""
         raise VlmpruneError("Tasks of several rounds are not supported by vlmprune's adapter; leave them out.")
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:

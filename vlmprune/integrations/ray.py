@@ -32,18 +32,18 @@ def map_images(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """Ask every row's question about its picture, on a pool of actors that each hold the wrapped model.
+    """Ask every row's question about its image, on a pool of actors that each hold the wrapped model.
 
     Args:
         dataset: a Ray Dataset, or an iterable of rows as dicts. model: a directory or Hub id that every machine can
             read; None is the bundled pair. method: a name with its `options`, or a method object without a guide.
         guide: the small model of methods that need one, a directory or Hub id. workers: actors, a GPU each where there
             are GPUs. batch_size: questions that one actor answers together.
-        image, question: the columns. A picture is a path, the bytes of a file, or an array [H, W, 3] as
+        image, question: the columns. An image is a path, the bytes of a file, or an array [H, W, 3] as
             `ray.data.read_images` makes them.
     Returns:
         A Ray Dataset, not run yet: the rows with the columns `answer` and `report` (JSON, of the row's batch), or
-        `error`, the sentence, where a picture cannot be read. An actor that dies is replaced and its rows are done
+        `error`, the sentence, where an image cannot be read. An actor that dies is replaced and its rows are done
         again.
     Raises:
         VlmpruneError: Ray is not installed, or the method and its options do not fit.
@@ -152,7 +152,7 @@ class Asker:
 
 
 def read(value: Any) -> Any:
-    """A row's picture.
+    """A row's image.
 
     Raises:
         VlmpruneError: it is none.
@@ -164,11 +164,11 @@ def read(value: Any) -> Any:
     if isinstance(value, str):
         return read_image(Path(value))
     if isinstance(value, bytes):
-        return decoded(io.BytesIO(value), "the picture")
+        return decoded(io.BytesIO(value), "the image")
     try:
         made = Image.fromarray(value)
     except (TypeError, AttributeError, ValueError):
         raise VlmpruneError(
-            f"A {type(value).__name__} is no picture; give a path, the bytes of a file, or an array [H, W, 3]."
+            f"A {type(value).__name__} is no image; give a path, the bytes of a file, or an array [H, W, 3]."
         ) from None
     return as_rgb(made)

@@ -29,7 +29,7 @@ LEAST_ROWS = 8  # columns seen by fewer rows are no candidates: the last ones wo
 
 @dataclass(frozen=True)
 class ACT(Intervention):
-    """Turns attention sinks down to the share beta of their weight, in chosen heads of layers 2..L-2.
+    """Reduces attention sinks to a fraction beta of their weight, in chosen heads of layers 2..L-2.
 
     Unlike VAR it needs no residual stream and no image: a sink of a head is a column that gets more than `threshold`
     attention on average from the rows that see it, the first token excepted. Sinks are decided when the prompt runs
@@ -37,7 +37,7 @@ class ACT(Intervention):
     part of the rows at a time.
 
     Args:
-        beta: share of its weight that a sink keeps; the rest goes to all other columns in proportion to their weights.
+        beta: fraction of its weight that a sink keeps; the rest goes to all other columns in proportion to theirs.
         threshold: mean attention from which a column is a sink (the paper's 0.1; 0.15 for chat).
         heads: (layer, head) pairs; None is every head of layers 2..L-2. `calibrate` finds those that help.
     Raises:

@@ -134,10 +134,10 @@ def plain(value: Any) -> Any:
 
 
 class Intervention(Method):
-    """Changes attention without dropping anything; any number of them may stand beside one pruner."""
+    """Changes attention without dropping anything; any number of them combine with one pruner."""
 
     def watcher(self, family: Family, model: Any) -> AttentionObserver:
-        """What edits the attention calls of this model, made anew for every wrap.
+        """What edits the attention calls of this model, created for every wrap.
 
         Raises:
             VlmpruneError: the method and the model do not fit.
@@ -149,11 +149,10 @@ class Intervention(Method):
 class Pruner(Method):
     """Drops visual tokens just before one decoder layer.
 
-    The last token of a prompt stays whatever the method says, also where it is visual: it takes one of the places of
-    its image.
+    The last token of a prompt is always kept, also where it is visual; it then counts towards the budget of its image.
 
     Args:
-        keep: float in (0, 1] = share of each image's visual tokens; int >= 1 = tokens per image.
+        keep: float in (0, 1] = fraction of each image's visual tokens; int >= 1 = tokens per image.
         layer: int k = just before 0-based decoder layer k (0 = before the language model); float f = int(f * L).
         positions: "original" (kept tokens keep their position ids) or "compact" (re-indexed, as stock serving
             engines do).
@@ -164,9 +163,9 @@ class Pruner(Method):
     keep: float | int = 0.25
     layer: int | float = 0
     positions: str = field(default="original", kw_only=True)
-    # Whether a method that reads attention is told the visual sinks; no field, since methods may make it an option.
+    # Whether `PruningContext.sinks` is filled in for a method that reads attention. No field: it may be made an option.
     exclude_sinks = False
-    # What the method looks at beside the hidden states of the visual tokens.
+    # What the method reads in addition to the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
@@ -229,7 +228,7 @@ class Pruner(Method):
     def query_positions(self, prompt: PruningContext) -> list[Tensor] | None:
         """Per sample, positions 0..S-1 of the text tokens whose attention counts; None = the last prompt token.
 
-        Asked once a prompt, before layer 0.
+        Called once per prompt, before layer 0.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""Several methods on one model: at most one pruner, and any number of interventions beside it."""
+"""Several methods on one model: at most one pruner and any number of interventions."""
 
 from __future__ import annotations
 

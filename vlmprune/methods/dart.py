@@ -18,7 +18,7 @@ class Dart(Pruner):
     """Keeps pivot tokens, and of the others those least similar to the pivots.
 
     Pivots are the visual and the question's tokens with the largest keys (L2 norm over all heads in the layer before;
-    it does not change with the rotary position). They take turns in order: each keeps its equal share of the tokens
+    it does not change with the rotary position). They take turns in order: each keeps an equal part of the tokens
     whose hidden states have the smallest cosine similarity to its own. Text is never dropped, so only visual pivots
     count as kept.
 

@@ -11,7 +11,7 @@ from ..errors import VlmpruneError
 
 FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question")  # those of Pruner
 SWITCHES = (*FLAGS, "exclude_sinks")
-_NEAR = 0.85  # "scores" is near "score"; "selection" is a word of its own beside "select"
+_NEAR = 0.85  # "scores" is near "score"; "selection" is another word than "select"
 
 
 def check_names(cls: type[Any], base: type[Any]) -> None:
@@ -34,7 +34,7 @@ def check_names(cls: type[Any], base: type[Any]) -> None:
             continue
         call = callable(value) or isinstance(value, property | classmethod | staticmethod)
         close = difflib.get_close_matches(name, words if call else SWITCHES, n=1, cutoff=_NEAR)
-        # A helper called `scores` beside a `score` of its own is fine.
+        # A helper called `scores` is fine in a class that defines `score`.
         own = call and close and getattr(cls, close[0]) is not getattr(base, close[0])
         if close and not own:
             raise VlmpruneError(

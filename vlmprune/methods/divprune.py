@@ -16,7 +16,7 @@ from .base import Pruner, PruningContext
 class DivPrune(Pruner):
     """Keeps the tokens whose smallest cosine distance to each other is largest (max-min diversity, greedily).
 
-    Written from the paper's description alone. It reads projected features, so `layer` is 0 unless told otherwise.
+    Written from the paper's description alone. It reads projected features, so `layer` is 0 by default.
     """
 
     name: ClassVar[str] = "divprune"

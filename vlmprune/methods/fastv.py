@@ -16,8 +16,8 @@ class FastV(Pruner):
     """Keeps the visual tokens that the last prompt token attends to most in the layer before, mean over heads.
 
     `layer` is the paper's K (default 2): attention is read in layer K-1, tokens are dropped before layer K. The
-    attention comes from the probe, so the model keeps its fused kernel. `exclude_sinks` ranks visual sinks, told by
-    the residual stream entering layer K, behind all other tokens: they draw attention whatever the question is.
+    attention comes from the probe, so the model keeps its fused kernel. `exclude_sinks` ranks visual sinks last:
+    tokens that draw attention whatever the question is, found in the residual stream entering layer K.
 
     Raises:
         VlmpruneError: layer 0, before which no attention exists.

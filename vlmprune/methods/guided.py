@@ -38,8 +38,8 @@ class GuideSettings:
 class Guided(Pruner):
     """Keeps the visual tokens of highest `PruningContext.importance`, which the session was given for this prompt.
 
-    `layer=None` is SGL's rule: as deep as the budget is large, `int(keep * L)`; with tokens an image as the budget,
-    the share is that of the batch, sum(K) / sum(V).
+    `layer=None` is SGL's rule: as deep as the budget is large, `int(keep * L)`; with tokens per image as the budget,
+    the fraction is that of the batch, sum(K) / sum(V).
     """
 
     reads_question: ClassVar[bool] = True

@@ -19,8 +19,8 @@ from .base import Pruner, PruningContext
 class PyramidDrop(Pruner):
     """Drops in stages; at each the tokens that the last prompt token attends to least in the layer before.
 
-    `keep` is what is left after the last stage, and every stage keeps the same share of what is there: the default, an
-    eighth after three, is the paper's half at each of L/4, L/2 and 3L/4.
+    `keep` is what is left after the last stage, and every stage keeps the same fraction of what is there: the default,
+    an eighth after three, is the paper's half at each of L/4, L/2 and 3L/4.
 
     Args:
         layer: the first stage; the others are spread evenly over the layers behind it.
@@ -66,6 +66,6 @@ def staged_top(scores: Tensor, prompt: PruningContext, sample: int, keep: float 
 
 
 def staged_count(keep: float | int, visual: int, stage: int, stages: int) -> int:
-    """How many of an image's `visual` tokens are left after a stage (0-based), the same share dropped at each."""
+    """How many of an image's `visual` tokens are left after a stage (0-based); each stage drops the same fraction."""
     last = count_for(keep, visual)
     return count_for((last / visual) ** ((stage + 1) / stages), visual) if stage + 1 < stages else last

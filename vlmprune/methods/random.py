@@ -16,7 +16,7 @@ from .base import Pruner, PruningContext
 class Random(Pruner):
     """Keeps visual tokens at random, drawn from `seed` and the sample's own prompt ids.
 
-    A row is the same alone and in a batch; another question about the same picture draws anew.
+    A row is the same alone and in a batch; another question about the same image draws other tokens.
     """
 
     name: ClassVar[str] = "random"

@@ -15,7 +15,7 @@ from .base import Pruner, PruningContext
 from .pyramiddrop import staged_count
 
 DEEPER = (1.0, 3.0, 7.5)  # the paper's layers 2, 6 and 15 as multiples of the first
-RECYCLED = 0.3  # share of the dropped tokens, best scored, that are recycled
+RECYCLED = 0.3  # fraction of the dropped tokens, best scored, that are recycled
 CLUSTERS = 0.1  # clusters a recycled token
 NEIGHBOURS = 5  # of the density-peak clustering
 
@@ -30,7 +30,7 @@ class SparseVLM(Pruner):
     by density peaks, one cluster for ten; each cluster's mean stands where its centre stood and counts towards the
     budget.
 
-    `keep` is what is left after the last stage and every stage keeps the same share; the paper instead derives each
+    `keep` is what is left after the last stage and every stage keeps the same fraction; the paper instead derives each
     stage's count from the rank of the attention matrix.
 
     Args:
@@ -43,7 +43,7 @@ class SparseVLM(Pruner):
     layer: int | float = 0.0625  # before layer 2 of 32
 
     def layer_index(self, layers: int) -> int:
-        # As a share the first stage of a shallow model would be layer 0, before which there is no attention.
+        # As a fraction, the first stage of a shallow model would be layer 0, before which there is no attention.
         return max(1, int(self.layer * layers)) if isinstance(self.layer, float) else super().layer_index(layers)
 
     def stage_layers(self, layers: int, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:

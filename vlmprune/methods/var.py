@@ -33,9 +33,9 @@ class VAR(Intervention):
     decided when the prompt runs. No attention map is made: the fused kernel's output is corrected in those rows.
 
     Args:
-        p: share of every sink's weight that is moved, visual and text sinks alike. The paper's p; the released code
+        p: fraction of every sink's weight that is moved, visual and text sinks alike. The paper's p; the released code
             names what sinks *keep*, and its 0.6 is p = 0.4 here.
-        rho: least share of a row's attention to the image that is not on sinks. The paper's rho (0.8 in general, 0.5
+        rho: least fraction of a row's attention to the image that is not on sinks. The paper's rho (0.8 in general, 0.5
             against hallucination, 0.9 for vision-centric tasks); the released code's is 1 - rho.
         tau: threshold on phi; None is 20, for widths below 2,048 scaled to 20 * sqrt(D / 4096).
         gate: least attention of a row to the image.

@@ -22,9 +22,9 @@ class VisionZip(Merging):
     here its outputs are merged, since that is where tokens are dropped.
 
     Args:
-        contextual: share of the budget that is merged tokens; the paper's 64 tokens are 54 + 10.
+        contextual: fraction of the budget that is merged tokens; the paper's 64 tokens are 54 + 10.
     Raises:
-        VlmpruneError: a share outside 0..1.
+        VlmpruneError: a fraction outside 0..1.
     """
 
     name: ClassVar[str] = "visionzip"

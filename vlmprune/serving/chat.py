@@ -109,7 +109,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImagePart:
     """An image part: which message and part it is, the bytes of its file or the web address they are at, and how many
     pixels the file says it has."""
 
@@ -124,14 +124,14 @@ class Picture:
 class Chat:
     """A request that was read.
 
-    `body`: what goes to the engine, rebuilt from the fields that are known; where a picture was is `None`. `pictures`:
+    `body`: what goes to the engine, rebuilt from the fields that are known; where an image was is `None`. `images`:
     to be pruned. `embedded`: what image parts hold that a client has encoded itself, and where they are. `plain`:
     whether a greedy answer of the guide may stand for the engine's.
     """
 
     body: dict[str, Any]
-    pictures: tuple[Picture, ...] = ()
-    embedded: tuple[tuple[Picture, Any], ...] = ()
+    images: tuple[ImagePart, ...] = ()
+    embedded: tuple[tuple[ImagePart, Any], ...] = ()
     keep: float | int | None = None
     exit_at: float | None = None
     max_tokens: int | None = None
@@ -143,11 +143,11 @@ class Chat:
 
     @property
     def pixels(self) -> int:
-        return sum(picture.pixels for picture in self.pictures)
+        return sum(image.pixels for image in self.images)
 
     def talk(self, images: list[Image.Image]) -> list[dict[str, Any]]:
-        """The conversation as Hugging Face processors take it, with the pictures in their places."""
-        places = {(one.message, one.part): image for one, image in zip(self.pictures, images, strict=True)}
+        """The conversation as Hugging Face processors take it, with the images in their places."""
+        places = {(one.message, one.part): image for one, image in zip(self.images, images, strict=True)}
         talk = []
         for number, one in enumerate(self.body["messages"]):
             content = one.get("content")
@@ -161,12 +161,12 @@ class Chat:
         return talk
 
     def with_parts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """The body with what stands for its images, pictures or embedded, in their places."""
+        """The body with what stands for its images, whole or embedded, in their places."""
         messages = [
             {**one, "content": list(one["content"])} if isinstance(one.get("content"), list) else one
             for one in self.body["messages"]
         ]
-        places = self.pictures or tuple(place for place, _ in self.embedded)
+        places = self.images or tuple(place for place, _ in self.embedded)
         for place, part in zip(places, parts, strict=True):
             messages[place.message]["content"][place.part] = part
         return {**self.body, "messages": messages}
@@ -194,19 +194,19 @@ def read_chat(
     found = _images(messages, limits)
     if any(kind == "image_embeds" for _, _, kind, _ in found):
         if not embeddings:
-            raise Refused("Image embeddings are not taken by this server; send the picture itself as a data URL.", 403)
+            raise Refused("Image embeddings are not taken by this server; send the image itself as a data URL.", 403)
         if any(kind == "image_url" for _, _, kind, _ in found):
             raise Refused("The request has images and finished embeddings; send either of them.")
-        embedded = tuple((Picture(number, at), value) for number, at, _, value in found)
+        embedded = tuple((ImagePart(number, at), value) for number, at, _, value in found)
         return Chat({**fields, "messages": messages}, (), embedded, keep, exit_at, _max_tokens(fields, limits))
-    pictures = []
+    images = []
     while found:
         number, at, _, url = found.pop(0)
-        pictures.append(_picture(number, at, url, limits))
-        check_pixels(sum(picture.pixels for picture in pictures), limits)
+        images.append(_image_part(number, at, url, limits))
+        check_pixels(sum(image.pixels for image in images), limits)
     plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
     longest = _max_tokens(fields, limits)
-    return Chat({**fields, "messages": messages}, tuple(pictures), (), keep, exit_at, longest, plain)
+    return Chat({**fields, "messages": messages}, tuple(images), (), keep, exit_at, longest, plain)
 
 
 def _images(messages: list[dict[str, Any]], limits: Limits) -> list[tuple[int, int, str, Any]]:
@@ -259,27 +259,27 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
     return asked[0] if asked else None
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------------------------
 
 
-def _picture(number: int, at: int, url: str, limits: Limits) -> Picture:
+def _image_part(number: int, at: int, url: str, limits: Limits) -> ImagePart:
     if url.startswith(("http://", "https://")):
-        return Picture(number, at, url=url)
+        return ImagePart(number, at, url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        raise Refused("An image is no data URL of the form data:image/png;base64,...; send the picture itself.")
+        raise Refused("An image is no data URL of the form data:image/png;base64,...; send the image itself.")
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused("An image's base64 text is damaged; encode the file again.") from None
-    return Picture(number, at, content, None, pixels_of(content, limits))
+    return ImagePart(number, at, content, None, pixels_of(content, limits))
 
 
 def pixels_of(content: bytes, limits: Limits) -> int:
-    """How many pixels a picture's file says it has.
+    """How many pixels an image's file says it has.
 
     Raises:
-        Refused: more than an image may have, or it is no picture.
+        Refused: more than an image may have, or it is no image.
     """
     try:
         width, height = size_of(io.BytesIO(content), "the image")
@@ -305,7 +305,7 @@ def check_pixels(total: int, limits: Limits) -> None:
 
 
 def unpacked(content: bytes, limits: Limits) -> Image.Image:
-    """The picture in a file's bytes.
+    """The image in a file's bytes.
 
     Raises:
         Refused: it is none, damaged, or too large.

@@ -8,13 +8,14 @@ Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, R 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from ..api import unwrap_peft
 from ..errors import VlmpruneError
@@ -26,6 +27,7 @@ from ..guide.runner import guide_for
 from ..guide.session import same_vocabulary
 from ..hf.arguments import padding_mask
 from ..inputs.chat import batched, build_messages
+from ..inputs.processor import load_processor
 from ..methods.base import Method, Pruner, PruningContext
 from ..methods.guided import Guided
 from ..methods.registry import make_method
@@ -65,17 +67,17 @@ class Encoder:
         **options: Any,
     ) -> None:
         self.processor = processor
-        if isinstance(model, str) or hasattr(model, "__fspath__"):
+        if isinstance(model, str | os.PathLike):
             folder = str(model)
             model = load_vision(folder, **(load or {}))
             self._generation = GenerationConfig.from_pretrained(folder)
-            self.processor = processor if processor is not None else _processor(folder)
+            self.processor = processor if processor is not None else load_processor(folder)
         else:
             model = unwrap_peft(model)
             self._generation = model.generation_config
-        if isinstance(guide, str) or hasattr(guide, "__fspath__"):
-            guide_processor = guide_processor if guide_processor is not None else _processor(str(guide))
-            guide = _loaded(str(guide), load or {})
+        if isinstance(guide, str | os.PathLike):
+            guide_processor = guide_processor if guide_processor is not None else load_processor(str(guide))
+            guide = AutoModelForImageTextToText.from_pretrained(str(guide), **{"dtype": "auto", **(load or {})}).eval()
         if guide is not None:
             options |= {"guide": guide, "guide_processor": guide_processor}
         self.method = before_the_model(make_method(method, **options))
@@ -183,14 +185,13 @@ class Encoder:
         """Whether there is a guide to ask."""
         return self._guide is not None
 
-    def inputs(self, talks: Sequence[Any], *, guide: bool = False) -> Mapping[str, Any]:
+    def inputs(self, talks: Sequence[Any], *, guide: bool = False) -> Any:
         """What the model's or the guide's processor makes of conversations; their images are not needed any more.
 
         Raises:
             VlmpruneError: there is no processor.
         """
-        made: Mapping[str, Any] = batched(self._needed(self._guide_processor if guide else self.processor), list(talks))
-        return made
+        return batched(self._needed(self._guide_processor if guide else self.processor), list(talks))
 
     def _needed(self, processor: Any) -> Any:
         if processor is None:
@@ -314,16 +315,3 @@ def _collapsed(ids: Tensor, valid: Tensor, layout: SampleLayout) -> list[int]:
     for span in layout.images:
         keep[layout.slots[span.positions[1:]].to(keep.device)] = False
     return [int(one) for one in ids[keep]]
-
-
-def _processor(folder: str) -> Any:
-    from ..inputs.processor import load_processor
-
-    return load_processor(folder)
-
-
-def _loaded(folder: str, options: Mapping[str, Any]) -> Any:
-    """A whole small model."""
-    from transformers import AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText.from_pretrained(folder, **{"dtype": "auto", **options}).eval()

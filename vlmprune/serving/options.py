@@ -14,7 +14,6 @@ ARCHITECTURES = {
     "qwen2_5_vl": ("VlmpruneQwen2_5_VL", "vlmprune.serving.plugin.qwen2_5_vl:KeptQwen2_5_VL"),
     "qwen3_vl": ("VlmpruneQwen3VL", "vlmprune.serving.plugin.qwen3_vl:KeptQwen3VL"),
 }
-PLUGIN = "vlmprune"  # its entry point in vllm.general_plugins, for VLLM_PLUGINS
 # vLLM fetches any address that a request names, unless domains are listed. This one cannot exist (RFC 2606).
 NO_DOMAIN = "none.invalid"
 

@@ -13,7 +13,7 @@ import jinja2
 
 from ..errors import VlmpruneError
 from .batch_worker import BatchWorker
-from .chat import Chat, Claim, Limits, Picture, check_pixels, pixels_of, unpacked
+from .chat import Chat, Claim, ImagePart, Limits, check_pixels, pixels_of, unpacked
 from .encoded import Encoded, Ranking
 from .encoder import MAX_NEW_TOKENS, Encoder
 from .fields import Refused
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Work for the guide. Pictures are files yet: what waits takes no more memory than it came with."""
+    """Work for the guide. Images are files yet: what waits takes no more memory than it came with."""
 
     chat: Chat
     max_new_tokens: int
@@ -35,7 +35,7 @@ class _Ranked:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SeenImage:
     """Work for the tower."""
 
     chat: Chat
@@ -54,7 +54,7 @@ class Pipeline:
     """An encoder behind two stages.
 
     Args:
-        fetch: a client for pictures on the web; None allows none. guide_tokens: the guide's longest answer; where a
+        fetch: a client for images on the web; None allows none. guide_tokens: the guide's longest answer; where a
             client asks for more and the guide does not end by then, it does not exit. batch: the largest batch.
     """
 
@@ -79,7 +79,7 @@ class Pipeline:
             weight=lambda job: job.chat.pixels,
             heaviest=limits.request_pixels,
         )
-        self._vision: BatchWorker[_Seen, Encoded] = BatchWorker(
+        self._vision: BatchWorker[_SeenImage, Encoded] = BatchWorker(
             "vision", self._embed, most=batch, weight=lambda job: job.chat.pixels, heaviest=limits.request_pixels
         )
 
@@ -93,9 +93,9 @@ class Pipeline:
         self._vision.close()
 
     def _inputs(self, chats: Sequence[Chat], guide: bool) -> Mapping[str, Any]:
-        """What a processor makes of these conversations. Only here pictures are unpacked, by one stage at a time."""
+        """What a processor makes of these conversations. Only here images are unpacked, by one stage at a time."""
         with self._unpacking:
-            talks = [chat.talk([unpacked(picture.content, self.limits) for picture in chat.pictures]) for chat in chats]
+            talks = [chat.talk([unpacked(image.content, self.limits) for image in chat.images]) for chat in chats]
             return self.encoder.inputs(talks, guide=guide)
 
     def _rank(self, jobs: list[_Ranked]) -> list[Ranking]:
@@ -103,22 +103,22 @@ class Pipeline:
         inputs = self._inputs([job.chat for job in jobs], True)
         return self.encoder.rank_inputs(inputs, max_new_tokens=first.max_new_tokens, exits=first.exits)
 
-    def _embed(self, jobs: list[_Seen]) -> list[Encoded]:
+    def _embed(self, jobs: list[_SeenImage]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]
         inputs = self._inputs([job.chat for job in jobs], False)
         return self.encoder.embed_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
 
     async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Exit:
-        """What the engine is handed for a request with pictures, or the guide's answer.
+        """What the engine is handed for a request with images, or the guide's answer.
 
         Args:
-            held, pixels: the request's part of what all may hold, to which fetched pictures are added.
+            held, pixels: the request's part of what all may hold, to which fetched images are added.
         Raises:
-            Refused: a picture cannot be had, guide or tower fail, or they take too long.
+            Refused: an image cannot be had, guide or tower fail, or they take too long.
         """
         try:
             async with asyncio.timeout(self.limits.prepare):
-                if any(picture.url is not None for picture in chat.pictures):
+                if any(image.url is not None for image in chat.images):
                     chat = await self._fetched(chat, held)
                 pixels.add(chat.pixels)
                 return await self._through(chat)
@@ -140,7 +140,7 @@ class Pipeline:
             if whole and ranking.exits(exit_at):
                 return Exit(ranking, not ranking.finished)
         start = time.perf_counter()
-        encoded: Encoded = await self._result(self._vision.submit(_Seen(chat, ranking)), "vision tower")
+        encoded: Encoded = await self._result(self._vision.submit(_SeenImage(chat, ranking)), "vision tower")
         self.metrics.vision.observe((time.perf_counter() - start) * 1e3)
         return encoded
 
@@ -160,23 +160,23 @@ class Pipeline:
             raise Refused(f"The {what} failed on this request ({type(error).__name__}); see the log.", 500) from error
 
     async def _fetched(self, chat: Chat, held: Claim) -> Chat:
-        """The request with its pictures on the web fetched."""
-        pictures: list[Picture] = []
+        """The request with its images on the web fetched."""
+        images: list[ImagePart] = []
         left = self.limits.body
-        for picture in chat.pictures:
-            if picture.url is not None:
-                content = await self._web_file(picture.url, left)
+        for image in chat.images:
+            if image.url is not None:
+                content = await self._web_file(image.url, left)
                 held.add(len(content))
                 left -= len(content)
-                picture = replace(picture, content=content, url=None, pixels=pixels_of(content, self.limits))
-            pictures.append(picture)
-            check_pixels(sum(one.pixels for one in pictures), self.limits)
-        return replace(chat, pictures=tuple(pictures))
+                image = replace(image, content=content, url=None, pixels=pixels_of(content, self.limits))
+            images.append(image)
+            check_pixels(sum(one.pixels for one in images), self.limits)
+        return replace(chat, images=tuple(images))
 
     async def _web_file(self, url: str, most: int) -> bytes:
         if self.fetch is None:
             raise Refused(
-                "Images on the web are not fetched by this server; send the picture itself as a data URL.", 403
+                "Images on the web are not fetched by this server; send the image itself as a data URL.", 403
             )
         import httpx
 

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible proxy in front of a vLLM server: it prunes pictures, answers what the guide is sure of, and
+"""An OpenAI-compatible proxy in front of a vLLM server: it prunes images, answers what the guide is sure of, and
 passes on everything else.
 
-Nothing here knows vLLM: what goes out are chat requests whose pictures are `image_embeds` parts.
+Nothing here knows vLLM: what goes out are chat requests whose images are `image_embeds` parts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ProxySettings:
     """How a proxy runs.
 
     `engine`: the server's address, "http://127.0.0.1:8000". `key`: sent to it in place of a client's. `exit_at`: where
-    a request names none; None is the method's. `image_urls`: whether pictures are fetched from the web. `embeddings`:
+    a request names none; None is the method's. `image_urls`: whether images are fetched from the web. `embeddings`:
     whether clients may send images that they encoded themselves.
     """
 
@@ -107,7 +107,7 @@ class Proxy:
             headers: dict[str, str] = {}
             if chat.embedded:
                 content = await asyncio.to_thread(self._with_embedded, chat)
-            elif not chat.pictures:
+            elif not chat.images:
                 content = await asyncio.to_thread(_written, chat.body)
             else:
                 with self.pixels.claim() as pixels:

@@ -43,18 +43,18 @@ def test_the_slider_walks_through_the_layers(visitor: Visitor) -> None:
     visitor.set_up(SETTINGS["fastv"])
     visitor.ask(questions()[0][1])
     page = visitor.page
-    first = page.locator("#ask-pictures img").first
+    first = page.locator("#ask-images img").first
     sources = []
     for layer, alive in ((0, 196), (5, 20), (1, 196), (2, 20)):
         page.locator("#ask-layer input[type=number]").fill(str(layer))
         page.keyboard.press("Tab")
-        page.wait_for_selector(f'#ask-pictures img[alt*="layer {layer} of 0 to 5 sees {alive} of 196"]')
+        page.wait_for_selector(f'#ask-images img[alt*="layer {layer} of 0 to 5 sees {alive} of 196"]')
         sources.append(first.get_attribute("src"))
     assert len(set(sources)) == 4
     for choice, count in (("none", 1), ("small model, all layers", 2)):
         page.get_by_role("radio", name=choice).check()
-        page.wait_for_function("count => document.querySelectorAll('#ask-pictures img').length == count", arg=count)
-    assert "what SGL ranks by" in page.locator("#ask-pictures").inner_text()
+        page.wait_for_function("count => document.querySelectorAll('#ask-images img').length == count", arg=count)
+    assert "what SGL ranks by" in page.locator("#ask-images").inner_text()
 
 
 @only_full
@@ -64,7 +64,7 @@ def test_compare_shows_every_method(visitor: Visitor, engine: Any) -> None:
     page = visitor.page
     page.get_by_role("tab", name="Compare").click()
     page.click("#compare-go")
-    page.wait_for_selector("#compare-pictures img")
+    page.wait_for_selector("#compare-images img")
     rows = page.locator("#compare-table .vp-table tbody tr")
     shown = {row.locator("th").inner_text(): row.locator("td").first.inner_text() for row in rows.all()}
     assert list(shown) == ["unpruned", "small alone", *methods(engine)]
@@ -73,7 +73,7 @@ def test_compare_shows_every_method(visitor: Visitor, engine: Any) -> None:
         setting = type(SETTINGS[name])(name, 0.25)
         assert shown[name] == truth(engine.models, picture, question, setting).texts[1]
     assert page.locator("#compare-table .vp-bars").count() == 2
-    assert page.locator("#compare-pictures img").count() == len(shown)
+    assert page.locator("#compare-images img").count() == len(shown)
     keep_picture(page, "compare")
 
 
@@ -176,13 +176,10 @@ def test_a_huge_upload_is_refused(visitor: Visitor, tmp_path: Path, demo: Served
 def test_a_wrong_type_is_refused(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     visitor.clear()
-    visitor.page.set_input_files("#ask-picture input[type=file]", tmp_path / "notes.txt")
+    visitor.page.set_input_files("#ask-image input[type=file]", tmp_path / "notes.txt")
     visitor.page.click("#ask-go")
     visitor.page.wait_for_selector("#ask-alert [role=alert]")
-    assert (
-        "picture" in visitor.page.locator("#ask-alert").inner_text()
-        or "image" in visitor.page.locator("#ask-alert").inner_text()
-    )
+    assert "image" in visitor.page.locator("#ask-alert").inner_text()
 
 
 @only_full
@@ -195,7 +192,7 @@ def test_an_upload_is_seen_upright(visitor: Visitor, engine: Any, tmp_path: Path
     visitor.ask("What colour is the rectangle?")
     expected = truth(engine.models, read(file, file.name), "What colour is the rectangle?", SETTINGS["fastv"])
     assert visitor.differs(expected, SETTINGS["fastv"]) == []
-    width, height = visitor.page.locator("#ask-pictures img").first.evaluate("i => [i.naturalWidth, i.naturalHeight]")
+    width, height = visitor.page.locator("#ask-images img").first.evaluate("i => [i.naturalWidth, i.naturalHeight]")
     assert height > width
 
 
@@ -209,7 +206,7 @@ def test_an_empty_question_is_a_sentence(visitor: Visitor) -> None:
 def test_a_question_is_text_and_nothing_else(visitor: Visitor, evil: str) -> None:
     visitor.ask(evil)
     assert visitor.page.evaluate("() => window.hit") is None
-    assert evil.split()[0] in visitor.page.locator("#ask-pictures img").nth(1).get_attribute("alt")
+    assert evil.split()[0] in visitor.page.locator("#ask-images img").nth(1).get_attribute("alt")
     # The unknown words come back in a note.
     assert "does not know" in visitor.page.locator("#ask-answers .vp-note").inner_text()
 
@@ -234,13 +231,13 @@ def test_it_is_used_with_the_keyboard_alone(visitor: Visitor) -> None:
     page.keyboard.press("End")
     page.keyboard.type("!")
     page.keyboard.press("Enter")
-    page.wait_for_selector('#ask-pictures img[alt*="star?!"]')
+    page.wait_for_selector('#ask-images img[alt*="star?!"]')
 
 
 def test_every_picture_has_words_and_every_input_a_name(visitor: Visitor) -> None:
     visitor.ask(questions()[0][1])
     page = visitor.page
-    page.wait_for_selector('#ask-picture img[alt="The picture that is asked about"]')
+    page.wait_for_selector('#ask-image img[alt="The image that is asked about"]')
     images = page.locator("[id^=ask-] img").all()
     assert len(images) == 3
     assert all((image.get_attribute("alt") or "").strip() for image in images)
@@ -295,6 +292,6 @@ def test_the_pictures_are_the_drawings(visitor: Visitor) -> None:
     import io
 
     visitor.ask(questions()[0][1])
-    source = visitor.page.locator("#ask-pictures img").first.get_attribute("src")
+    source = visitor.page.locator("#ask-images img").first.get_attribute("src")
     with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as drawn:
         assert drawn.size == (420, 420)

@@ -72,7 +72,7 @@ def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
 
 
 def test_only_uploads_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmprune.apps.demo.upload import Unreadable, checked, picture_input
+    from vlmprune.apps.demo.upload import Unreadable, checked, image_input
 
     uploads, outside = tmp_path / "uploads", tmp_path / "outside.png"
     uploads.mkdir()
@@ -80,7 +80,7 @@ def test_only_uploads_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Image.new("RGB", (8, 8), "red").save(outside)
     Image.new("RGB", (8, 8), "blue").save(uploads / "in.png")
     (uploads / "link.png").symlink_to(outside)
-    component = picture_input()
+    component = image_input()
 
     def given(path: Path) -> Any:
         return component.preprocess(SimpleNamespace(path=str(path), orig_name="../../a.png", url=None))
@@ -90,7 +90,7 @@ def test_only_uploads_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert isinstance(given(path), Unreadable)
     with pytest.raises(VlmpruneError, match="no upload of this page"):
         checked(given(outside))
-    with pytest.raises(VlmpruneError, match="no picture"):
+    with pytest.raises(VlmpruneError, match="no image"):
         checked(component.preprocess(None))
 
 

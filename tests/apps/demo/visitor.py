@@ -32,11 +32,11 @@ class Visitor:
         self.page.wait_for_function(
             f"() => document.querySelector('#ask-question textarea').value === {question}"
         )
-        self.page.wait_for_selector("#ask-picture img")
+        self.page.wait_for_selector("#ask-image img")
 
     def clear(self) -> None:
-        self.choose("ask-example", "My own picture")
-        self.page.wait_for_selector("#ask-picture input[type=file]", state="attached")
+        self.choose("ask-example", "My own image")
+        self.page.wait_for_selector("#ask-image input[type=file]", state="attached")
 
     def hand_in(self, file: Path, shows: str, state: Literal["attached", "visible"]) -> None:
         """Choose a file until the page shows something of it.
@@ -48,7 +48,7 @@ class Visitor:
 
         for last in (False,) * 30 + (True,):
             with contextlib.suppress(TooLong):  # the box is gone: taken, or being drawn anew
-                self.page.set_input_files("#ask-picture input[type=file]", file, timeout=20_000)
+                self.page.set_input_files("#ask-image input[type=file]", file, timeout=20_000)
             try:
                 self.page.wait_for_selector(shows, state=state, timeout=20_000)
                 return
@@ -58,9 +58,9 @@ class Visitor:
 
     def upload(self, file: Path) -> None:
         """A picture of one's own, in place of whatever is there."""
-        self.choose("ask-example", "My own picture")
-        self.page.wait_for_selector("#ask-picture img", state="detached")
-        self.hand_in(file, "#ask-picture img", "attached")
+        self.choose("ask-example", "My own image")
+        self.page.wait_for_selector("#ask-image img", state="detached")
+        self.hand_in(file, "#ask-image img", "attached")
         self.page.fill("#ask-question textarea", "What is in the picture?")
 
     def set_up(self, setting: MethodChoice) -> None:
@@ -79,7 +79,7 @@ class Visitor:
         self.page.fill("#ask-question textarea", question)
         self.page.click("#ask-go")
         self.page.wait_for_function(
-            """question => [...document.querySelectorAll('#ask-pictures img')].some(i => i.alt.includes(question))
+            """question => [...document.querySelectorAll('#ask-images img')].some(i => i.alt.includes(question))
                 && document.querySelector('#ask-cost table')""",
             arg=question,
         )

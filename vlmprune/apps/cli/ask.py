@@ -1,4 +1,4 @@
-"""``vlmprune ask``: one question about one picture, answered with all visual tokens and with some of them."""
+"""``vlmprune ask``: one question about one image, answered with all visual tokens and with some of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from ...accounting.hardware import machine
 from ...errors import VlmpruneError
 from ...harness.baselines import default_method
-from ...harness.format import amount, console, milliseconds, print_json, saved, spinner
+from ...harness.format import amount, console, milliseconds, print_json, saved, spinner, table
 from ...harness.measure import MethodRun, at_least_one, backend, interleaved, stage_cell
 from ...harness.models import Models, load_models, make, quiet
 from ...harness.parse import asked, number, read_image, writable_image
@@ -18,6 +18,7 @@ from .options import (
     GuideOption,
     ImageArgument,
     JsonOption,
+    KeepOption,
     LayerOption,
     MaxNewTokensOption,
     ModelOption,
@@ -39,15 +40,7 @@ def ask(
             help="How to prune; `vlmprune methods` lists the names.",
         ),
     ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            "--keep",
-            metavar="K",
-            show_default="the method's own",
-            help="What to keep of each image: a share like 0.25, or a number of tokens. 1 is one token, 1.0 all.",
-        ),
-    ] = None,
+    keep: KeepOption = None,
     layer: LayerOption = None,
     exit_at: Annotated[
         str | None,
@@ -61,7 +54,7 @@ def ask(
     model: ModelOption = None,
     guide: GuideOption = None,
     overlay: Annotated[
-        Path | None, typer.Option("--overlay", metavar="FILE.png", help="Save a picture of what was kept.")
+        Path | None, typer.Option("--overlay", metavar="FILE.png", help="Save an image of what was kept.")
     ] = None,
     max_new_tokens: MaxNewTokensOption = 32,
     repeats: RepeatsOption = 3,
@@ -101,7 +94,7 @@ def ask(
 
 
 def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
-    """The picture and the question; without any, the bundled ones."""
+    """The image and the question; without any, the bundled ones."""
     if image is None:
         from ...tiny import example
 
@@ -116,10 +109,10 @@ def runs(pair: list[MethodRun]) -> list[tuple[MethodRun, int]]:
     return [(contender, contender.typical()) for contender in pair]
 
 
-def save(picture: Any, path: Path) -> None:
+def save(image: Any, path: Path) -> None:
     """Write the overlay; a full disk or a read-only folder is the user's to know."""
     try:
-        picture.save(path)
+        image.save(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VlmpruneError(f"{str(path)!r} cannot be written ({reason}); choose another place") from None
@@ -127,34 +120,29 @@ def save(picture: Any, path: Path) -> None:
 
 def show(pair: list[MethodRun], question: str, models: Models, repeats: int) -> None:
     """The two answers side by side with what each cost."""
-    from rich import box
-    from rich.table import Table
-
     (unpruned, first), (pruned, second) = runs(pair)
     before, after = unpruned.reports[first], pruned.reports[second]
     options = ", ".join(f"{key}={value}" for key, value in after.method.items() if key != "name")
-    table = Table(box=box.SIMPLE_HEAD, title=question, title_justify="left", title_style="bold")
-    for heading in ("", "unpruned", after.method["name"], "saved"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    table.add_row("answer", unpruned.answers[first][0], pruned.answers[second][0], "", style="bold")
-    table.add_row("visual tokens kept", str(sum(before.kept_tokens)), str(sum(after.kept_tokens)), "")
+    rows = table(("", "unpruned", after.method["name"], "saved"), title=question)
+    rows.add_row("answer", unpruned.answers[first][0], pruned.answers[second][0], "", style="bold")
+    rows.add_row("visual tokens kept", str(sum(before.kept_tokens)), str(sum(after.kept_tokens)), "")
     for label, name in (("  entering the LM", "lm_tokens"), ("  averaged over layers", "layer_avg_tokens")):
         full, part = getattr(before, name), getattr(after, name)
-        table.add_row(label, f"{full:.1f}", f"{part:.1f}", saved(full, part))
+        rows.add_row(label, f"{full:.1f}", f"{part:.1f}", saved(full, part))
     for label, name, unit in (("prefill FLOPs", "prefill_flops", ""), ("KV cache", "kv_bytes", "B")):
         full, part = getattr(before, name), getattr(after, name)
-        table.add_row(label, amount(full, unit), amount(part, unit), saved(full, part))
+        rows.add_row(label, amount(full, unit), amount(part, unit), saved(full, part))
     if after.guide_flops is not None:
-        table.add_row("guide FLOPs", "", amount(after.guide_flops), "")
+        rows.add_row("guide FLOPs", "", amount(after.guide_flops), "")
     if after.exited is not None and after.exited[0]:
-        table.add_row("answered by", "", "the guide alone", "")
+        rows.add_row("answered by", "", "the guide alone", "")
     for stage in ("vision", "guide", "score", "prefill", "decode"):
         if any(stage in report.seconds for report in (before, after)):
-            table.add_row(f"{stage} time", stage_cell(unpruned, stage), stage_cell(pruned, stage), "")
+            rows.add_row(f"{stage} time", stage_cell(unpruned, stage), stage_cell(pruned, stage), "")
     slow, fast = unpruned.seconds(), pruned.seconds()
-    table.add_row("total time", milliseconds(slow), milliseconds(fast), saved(slow, fast))
+    rows.add_row("total time", milliseconds(slow), milliseconds(fast), saved(slow, fast))
     out = console()
-    out.print(table)
+    out.print(rows)
     out.print(f"{after.method['name']}: {options}", *after.notes, sep="\n")
     out.print(f"Model: {models.name} ({backend(models.model)}). Times: median of {repeats} runs, both in turns,")
     out.print(f"after one run each to warm up, the same backend on both sides; {machine()}.")

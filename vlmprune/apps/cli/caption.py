@@ -1,4 +1,4 @@
-"""``vlmprune caption``: a detailed, checked caption of one picture, or of every picture in a folder."""
+"""``vlmprune caption``: a detailed, checked caption of one image, or of every image in a folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from ...errors import VlmpruneError
 from ...harness.format import amount, console, milliseconds, note, print_json, spinner
 from ...harness.measure import at_least_one
 from ...harness.models import Models, build_captioner, load_models, make, quiet
-from ...harness.parse import number, read_image, writable_image
-from .options import (
-    GuideOption,
-    JsonOption,
-    LayerOption,
-    ModelOption,
-    TrustOption,
-)
+from ...harness.parse import number, writable_image
+from .ask import prompt, save
+from .options import GuideOption, JsonOption, KeepOption, LayerOption, ModelOption, TrustOption
 
 if TYPE_CHECKING:
     from ...captioner import Caption
@@ -45,15 +40,7 @@ def caption(
     method: Annotated[
         str, typer.Option("--method", metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
     ] = "none",
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            "--keep",
-            metavar="K",
-            show_default="the method's own",
-            help="What to keep of each crop: a share like 0.25, or a number of tokens.",
-        ),
-    ] = None,
+    keep: KeepOption = None,
     layer: LayerOption = None,
     model: ModelOption = None,
     guide: GuideOption = None,
@@ -62,7 +49,7 @@ def caption(
         typer.Option("--samples", metavar="N", show_default="3", help="Descriptions of each patch."),
     ] = None,
     filtering: Annotated[
-        bool, typer.Option("--filter/--no-filter", help="Drop sentences that do not fit the picture.")
+        bool, typer.Option("--filter/--no-filter", help="Drop sentences that do not fit the image.")
     ] = True,
     max_new_tokens: Annotated[
         int | None,
@@ -105,12 +92,16 @@ def caption(
         writable_image(overlay, source=image)
     if (aggregator is None) != (aggregator_model is None):
         raise VlmpruneError("--aggregator and --aggregator-model belong together; give both or neither")
-    shown: Any = None if folder else one_picture(image)
+    shown: Any = None if folder else prompt(image, "Describe it.")[0]
     budget: dict[str, Any] = {"keep": number("--keep", keep), "layer": number("--layer", layer)}
     changes = {"samples": samples, "max_new_tokens": max_new_tokens, "filter": filtering}
     with quiet():
         make(method, guide=guide, **budget)  # a bad option is said before anything is loaded
-        writer = endpoint(aggregator, aggregator_model)
+        writer = None
+        if aggregator is not None and aggregator_model is not None:
+            from ...captioner import EndpointAggregator
+
+            writer = EndpointAggregator(aggregator, aggregator_model, os.environ.get(KEY))
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
             captioner = build_captioner(models, make(method, models, **budget), writer, changes, seed)
@@ -121,8 +112,6 @@ def caption(
             with spinner("describing"):
                 result = captioner(shown)
             if overlay is not None:
-                from .ask import save
-
                 save(result.overlay(), overlay)
     if folder:
         tell(records, out or OUT, json)
@@ -134,33 +123,15 @@ def caption(
             console().print(f"The patches: {overlay}")
 
 
-def one_picture(image: Path | None) -> Any:
-    """The picture; without one, the bundled one."""
-    if image is not None:
-        return read_image(image)
-    from ...tiny import example
-
-    return example()[0]
-
-
-def endpoint(url: str | None, model: str | None) -> Any:
-    """The aggregator behind ``--aggregator``."""
-    if url is None or model is None:
-        return None
-    from ...captioner import EndpointAggregator
-
-    return EndpointAggregator(url, model, os.environ.get(KEY))
-
-
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
     """What became of a folder.
 
     Raises:
-        VlmpruneError: not one picture could be captioned.
+        VlmpruneError: not one image could be captioned.
     """
     failed = [record for record in records if "error" in record]
     if len(failed) == len(records):
-        raise VlmpruneError(f"none of {len(records)} pictures could be captioned; the first: {failed[0]['error']}")
+        raise VlmpruneError(f"none of {len(records)} images could be captioned; the first: {failed[0]['error']}")
     for record in failed:
         note(f"{record['path']} failed: {record['error']}")
     if json:
@@ -178,7 +149,7 @@ def show(result: Caption, models: Models, method: str) -> None:
     screen, cost = console(), result.cost
     kept = [one for one in result.sentences if one.sample is not None and one.kept]
     said = [one for one in result.sentences if one.sample is not None]
-    screen.print(result.text or "(nothing that the model said fits the picture)", style="bold")
+    screen.print(result.text or "(nothing that the model said fits the image)", style="bold")
     screen.print()
     screen.print(str(result.tree))
     screen.print()

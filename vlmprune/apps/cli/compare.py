@@ -21,7 +21,7 @@ from ...harness.baselines import (
     held_out,
     small_alone,
 )
-from ...harness.format import console, milliseconds, print_json, share, spinner
+from ...harness.format import console, milliseconds, percent, print_json, spinner, table
 from ...harness.measure import MethodRun, at_least_one, backend, interleaved
 from ...harness.models import Models, load_models, make, options_of, quiet
 from ...harness.parse import number
@@ -63,7 +63,7 @@ def compare(
             "--keep",
             metavar="K",
             show_default=", ".join(BUDGETS),
-            help="A budget: a share of each image's tokens, or a number of tokens; may be repeated.",
+            help="A budget: a fraction of each image's tokens, or a number of tokens; may be repeated.",
         ),
     ] = None,
     layer: LayerOption = None,
@@ -164,7 +164,7 @@ def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batc
 
 
 def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dict[str, Any]:
-    """A row's numbers; shares are of the unpruned large model."""
+    """A row's numbers; fractions are of the unpruned large model."""
     answers = [answer for run in row.answers for answer in run]
     out: dict[str, Any] = {
         "method": row.name,
@@ -184,35 +184,28 @@ def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dic
 
 def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """The table and its caption."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
     scored = "accuracy" in records[0]
-    for heading in ("method", "keep"):
-        table.add_column(heading)
     counted = ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "guide\nFLOPs", "KV\ncache", "time a\nquestion")
-    for heading in counted:
-        table.add_column(heading, justify="right")
-    table.add_column("accuracy" if scored else "answer", justify="right" if scored else "left")
+    headings = ("method", "keep", *counted, "accuracy" if scored else "answer")
+    rows = table(headings, left=(0, 1) if scored else (0, 1, len(headings) - 1))
     for row in records:
         result = f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}" if scored else row["answer"]
         if row["method"] == CHANCE:
-            table.add_row(CHANCE, *[""] * (len(counted) + 1), result)
+            rows.add_row(CHANCE, *[""] * (len(counted) + 1), result)
             continue
-        table.add_row(
+        rows.add_row(
             row["method"],
             row["keep"] or "",
             f"{row['lm_tokens']:.1f}",
             f"{row['layer_avg_tokens']:.1f}",
-            share(row["prefill_flops_share"], 1),
-            share(row["guide_flops_share"], 1) if row["guide_flops_share"] else "",
-            share(row["kv_share"], 1),
+            percent(row["prefill_flops_share"], 1),
+            percent(row["guide_flops_share"], 1) if row["guide_flops_share"] else "",
+            percent(row["kv_share"], 1),
             milliseconds(row["seconds"]),
             result,
         )
     out = console()
-    out.print(table)
+    out.print(rows)
     if scored:
         out.print("accuracy ± its standard error; FLOPs and KV cache in percent of the unpruned large model's")
     out.print("; ".join(f"{name}: {value}" for name, value in facts.items() if value is not None))

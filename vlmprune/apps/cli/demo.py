@@ -7,20 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ...errors import VlmpruneError
 from ...harness.format import note, spinner
 from ...harness.models import load_models, quiet
-from .options import GuideOption, ModelOption, TrustOption
-
-LAST_PORT = 65_535
+from .options import GuideOption, HostOption, ModelOption, TrustOption, check_port
 
 
 def demo(
     model: ModelOption = None,
     guide: GuideOption = None,
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option("--port", metavar="N", show_default="the first free one from 7860", help="The port to listen on."),
@@ -31,8 +26,8 @@ def demo(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Open a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
-    if port is not None and not 1 <= port <= LAST_PORT:
-        raise VlmpruneError(f"--port {port} is no port; give a number from 1 to {LAST_PORT:,}")
+    if port is not None:
+        check_port(port)
     from ...hf.imports import uncollected
     from ..demo.app import LOOPBACK, check_address, check_gradio, serve
 

@@ -7,6 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ...errors import VlmpruneError
+
+LAST_PORT = 65_535
+
 ImageArgument = Annotated[
     Path | None, typer.Argument(metavar="IMAGE", show_default=False, help="An image file; none: a bundled one.")
 ]
@@ -28,13 +32,25 @@ GuideOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off by default.")
 ]
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="K",
+        show_default="the method's own",
+        help="What to keep of each image: a fraction like 0.25, or a number of tokens. 1 is one token, 1.0 all.",
+    ),
+]
+HostOption = Annotated[
+    str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
+]
 LayerOption = Annotated[
     str | None,
     typer.Option(
         "--layer",
         metavar="K",
         show_default="the method's own",
-        help="Drop tokens just before decoder layer K: a whole number, or a share of the layers like 0.5.",
+        help="Drop tokens just before decoder layer K: a whole number, or a fraction of the layers like 0.5.",
     ),
 ]
 MaxNewTokensOption = Annotated[
@@ -44,3 +60,9 @@ RepeatsOption = Annotated[
     int, typer.Option("--repeats", metavar="N", help="Timed runs, after one to warm up; the median is reported.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that nothing can listen on."""
+    if not 1 <= port <= LAST_PORT:
+        raise VlmpruneError(f"--port must be a number from 1 to {LAST_PORT:,}, got {port}")

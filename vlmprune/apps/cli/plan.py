@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...harness.format import amount, console, print_json
+from ...harness.format import amount, console, print_json, table
 from ...harness.measure import at_least_one
 from ...harness.models import PACKAGE, quiet
 from ...harness.plan_rows import Named, in_ms, planned, usual_methods, verdict_in_words
@@ -51,7 +51,7 @@ def plan(
     layer: LayerOption = None,
     visual: Annotated[
         int | None,
-        typer.Option("--visual", metavar="N", show_default="the config's", help="Visual tokens of the picture."),
+        typer.Option("--visual", metavar="N", show_default="the config's", help="Visual tokens of the image."),
     ] = None,
     text: Annotated[int, typer.Option("--text", metavar="N", help="Text tokens of the prompt.")] = 64,
     new: Annotated[int, typer.Option("--new", metavar="N", help="Tokens generated.")] = 32,
@@ -85,30 +85,25 @@ def _read(path: Path) -> Named:
 
 
 def _show(made: dict[str, Any], machine: Any) -> None:
-    from rich import box
-    from rich.table import Table
-
     prompt = made["prompt"]
     title = (
         f"{prompt['visual']} visual and {prompt['text']} text tokens, {prompt['new']} generated, one request; "
         f"{prompt['dtype']} on {machine.name}"
     )
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", padding=(0, 0, 0, 1))
     headings = (
         "method", "keep", "tokens", "layer", "FLOPs", "KV cache", "guide ms", "vision ms", "prefill ms", "token ms",
         "total ms", "faster", "requests",
     )  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "method" else "right")
+    rows = table(headings, title=title, padding=(0, 0, 0, 1))
     for row in made["rows"]:
         times = [in_ms(row[name]) for name in ("guide", "vision", "prefill", "decode_token", "total")]
-        table.add_row(
+        rows.add_row(
             row["method"], row["keep"], str(row["kept"]), "-" if row["method"] == "none" else str(row["layer"]),
             amount(row["prefill_flops"]), amount(row["kv_bytes"], "B"), *times,
             f"{row['speed_up']:.2f}x", str(row["requests"]),
         )  # fmt: skip
     out = console()
-    out.print(table)
+    out.print(rows)
     peaks = f"{amount(machine.flops, 'FLOP/s')}, {amount(machine.bandwidth, 'B/s')}, {amount(machine.memory, 'B')}"
     out.print(f"By roofline ({peaks}): the time of perfect kernels. requests: how many fit at once.")
     for found in made["sgl"]:

@@ -1,4 +1,4 @@
-"""``vlmprune serve-proxy``: an OpenAI-compatible server that prunes pictures before an engine sees them."""
+"""``vlmprune serve-proxy``: an OpenAI-compatible server that prunes images before an engine sees them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from ...errors import VlmpruneError
 from ...harness.format import note, spinner
 from ...harness.models import load_models, options_of, quiet
 from ...harness.parse import number
-from .demo import LAST_PORT
-from .options import GuideOption, TrustOption
+from .options import GuideOption, HostOption, TrustOption, check_port
 
 NEEDED = ("fastapi", "uvicorn", "httpx", "prometheus_client")
 
@@ -33,7 +32,7 @@ def serve_proxy(
         str, typer.Option("--method", metavar="NAME", help="What chooses; it must need no language model.")
     ] = "sgl",
     keep: Annotated[
-        str, typer.Option("--keep", metavar="X", help="Share or number of visual tokens kept, unless a request says.")
+        str, typer.Option("--keep", metavar="X", help="Fraction or number of visual tokens kept unless a request says.")
     ] = "0.25",
     exit_at: Annotated[
         float | None,
@@ -45,15 +44,13 @@ def serve_proxy(
         str,
         typer.Option("--positions", metavar="MODE", help="'original' with the plugin in the engine, else 'compact'."),
     ] = "original",
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
-    ] = "127.0.0.1",
+    host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", help="The port to listen on.")] = 8001,
     engine_key: Annotated[
         str | None, typer.Option("--engine-key", envvar="VLMPRUNE_ENGINE_KEY", help="Sent to the engine as a token.")
     ] = None,
     image_urls: Annotated[
-        bool, typer.Option("--allow-image-urls", help="Fetch pictures from the web; off by default, files never.")
+        bool, typer.Option("--allow-image-urls", help="Fetch images from the web; off by default, files never.")
     ] = False,
     embeddings: Annotated[
         bool, typer.Option("--allow-embeddings", help="Take images that clients encoded themselves; off by default.")
@@ -80,13 +77,12 @@ def serve_proxy(
         float, typer.Option("--max-open-megabytes", metavar="MB", help="Of all requests that are open; then 503.")
     ] = 256,
     text: Annotated[int, typer.Option("--max-text", metavar="N", help="Characters of a request's texts.")] = 1_000_000,
-    batch: Annotated[int, typer.Option("--batch", help="The most pictures guide and tower see at once.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", help="The most images guide and tower see at once.")] = 8,
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds the engine may be silent.")] = 120.0,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Serve an OpenAI-compatible API in front of a vLLM server. Ctrl-C or SIGTERM finishes what is open, then ends."""
-    if not 1 <= port <= LAST_PORT:
-        raise VlmpruneError(f"--port {port} is no port; give a number from 1 to {LAST_PORT:,}")
+    check_port(port)
     if not engine.startswith(("http://", "https://")):
         raise VlmpruneError(f"--engine {engine!r} is no web address; give one like http://127.0.0.1:8000")
     if missing := [name for name in NEEDED if find_spec(name) is None]:

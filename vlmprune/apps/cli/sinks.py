@@ -1,9 +1,9 @@
-"""``vlmprune sinks``: where a model's attention sinks are for one picture, as a table and as a picture."""
+"""``vlmprune sinks``: where a model's attention sinks are for one image, as a table and as a plot."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,7 +52,7 @@ def sinks(
         with spinner("loading"):
             models = load_models(model, None, trust_remote_code=trust_remote_code)
         given = to_device(models.model, prepare(models.processor, shown, text))
-        report = vlmprune.find_sinks(models.model, tau=threshold, **given)
+        report: Any = vlmprune.find_sinks(models.model, tau=threshold, **given)
         if plot is not None:
             save(report.plot(shown, layer=chosen), plot)
     if json:
@@ -60,4 +60,4 @@ def sinks(
         return
     console().print(f"{models.name}: {text}", str(report), sep="\n")
     if plot is not None:
-        console().print(f"The picture: {plot}")
+        console().print(f"The plot: {plot}")

@@ -24,7 +24,7 @@ LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none
 BLANK: tuple[Any, ...] = ("", "", "", None)
 FIRST_KEEP = 0.25
 ABOUT = (
-    "Answer a question about a picture, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
+    "Answer a question about an image, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
     "prints them. The last argument is SGL's exit_at, null for never."
 )
 
@@ -43,7 +43,7 @@ def build(engine: Engine) -> None:
             given = inputs("ask")
             with gr.Row():
                 method = gr.Dropdown(names, value=first, label="Method", elem_id="ask-method", filterable=False)
-                keep = gr.Slider(0.02, 1.0, FIRST_KEEP, step=0.01, label="Keep (share of tokens)", elem_id="ask-keep")
+                keep = gr.Slider(0.02, 1.0, FIRST_KEEP, step=0.01, label="Keep (fraction)", elem_id="ask-keep")
             with gr.Group(visible="exit_at" in options_of(first)) as leaving:
                 early = gr.Checkbox(False, label="Early exit: the small model may answer alone", elem_id="ask-early")
                 sure = gr.Slider(0.0, 1.0, EXIT_AT, step=0.01, label="... when this sure", elem_id="ask-sure")
@@ -59,43 +59,43 @@ def build(engine: Engine) -> None:
             )
             layers = layer_count(engine.models.model)
             layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="ask-layer")
-            pictures = gr.HTML(elem_id="ask-pictures")
+            images = gr.HTML(elem_id="ask-images")
     state = gr.State(None)
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
     @with_notice(BLANK)
     def answer(
-        picture: Any, question: str, method: str, keep: float, early: bool, sure: float, heat: str, layer: int
+        image: Any, question: str, method: str, keep: float, early: bool, sure: float, heat: str, layer: int
     ) -> Iterator[tuple[Any, ...]]:
         said = {"unpruned": "", "pruned": ""}
         yield waiting(said), "", "", None
-        for news in engine.ask(checked(picture), question, setting(method, keep, sure if early else None)):
+        for news in engine.ask(checked(image), question, setting(method, keep, sure if early else None)):
             if isinstance(news, Piece):
                 said[news.side] = news.text
                 yield waiting(said), "", "", None
             else:
                 yield finished(news), costs(news), looked(news, layer, heat), news
 
-    boxes = [given.picture, given.question, method, keep, early, sure, heat, layer]
-    outputs = [given.alert, answers, cost, pictures, state]
+    boxes = [given.image, given.question, method, keep, early, sure, heat, layer]
+    outputs = [given.alert, answers, cost, images, state]
     on_start(given.triggers(go), answer, boxes, outputs, show_progress="minimal", show_progress_on=answers)
     for control in (layer, heat):
         on_input(
             control,
             lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, AskResult) else "",
             [state, layer, heat],
-            pictures,
+            images,
             trigger_mode="always_last",
         )
 
-    def ask_api(picture: Any, question: str, method: str, keep: float, exit_at: float | None) -> dict[str, Any]:
-        return engine.run(checked(picture), question, setting(method, keep, exit_at)).to_dict()
+    def ask_api(image: Any, question: str, method: str, keep: float, exit_at: float | None) -> dict[str, Any]:
+        return engine.run(checked(image), question, setting(method, keep, exit_at)).to_dict()
 
-    offer(ask_api, [given.picture, given.question, method, keep, gr.Number(None, visible=False)], "ask", ABOUT)
+    offer(ask_api, [given.image, given.question, method, keep, gr.Number(None, visible=False)], "ask", ABOUT)
 
 
 def setting(method: str, keep: float, exit_at: float | None) -> MethodChoice:
-    """As the page gives it: a slider at its end is everything, a share and not one token."""
+    """As the page gives it: a slider at its end is everything, a fraction and not one token."""
     return MethodChoice(method, float(keep), exit_at)
 
 
@@ -171,7 +171,7 @@ def costs(run: AskResult) -> str:
 
 
 def looked(run: AskResult, layer: int, heat: str) -> str:
-    """The picture as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
+    """The image as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
     layer = max(0, min(run.layers - 1, int(layer)))
     alive, visual = run.alive(layer), run.unpruned.report.visual_tokens[0]
     left = f"Decoder layer {layer} of 0 to {run.layers - 1} sees {alive} of {visual} visual tokens"
@@ -179,10 +179,10 @@ def looked(run: AskResult, layer: int, heat: str) -> str:
         left += "; bright are those that stay to the end"
     kept = run.span if alive < visual else None
     warmth, what = warm(run, layer, heat)
-    both = overlay(run.picture, kept=kept, heat=warmth)
-    cells = [figure(both, f"The picture. {left}; the dropped ones are dark. {what}", f"{left}.")]
+    both = overlay(run.image, kept=kept, heat=warmth)
+    cells = [figure(both, f"The image. {left}; the dropped ones are dark. {what}", f"{left}.")]
     if warmth is not None:
-        alone = overlay(run.picture, heat=warmth)
+        alone = overlay(run.image, heat=warmth)
         cells.append(figure(alone, f"Heat map for the question {run.question!r}: {what}", what))
     return grid(cells)
 
@@ -190,16 +190,16 @@ def looked(run: AskResult, layer: int, heat: str) -> str:
 def warm(run: AskResult, layer: int, heat: str) -> tuple[Any, str]:
     """The heat map and what it is."""
     if heat == SMALL and run.small is not None:
-        what = "Attention of the small model to the picture, summed over its layers and its answer: what SGL ranks by."
+        what = "Attention of the small model to the image, summed over its layers and its answer: what SGL ranks by."
         return (run.small.span, run.small.importance), what
     if heat == LARGE:
         if layer not in run.attention:
-            return None, f"Layer {layer} of the large model does not look at the picture."
+            return None, f"Layer {layer} of the large model does not look at the image."
         values = run.attention[layer][run.span.positions]
-        share = float(run.attention[layer].sum())
+        part = float(run.attention[layer].sum())
         return (run.span, values), (
-            f"Attention of the large model's last prompt token in layer {layer}, unpruned: {share:.0%} of it goes to "
-            "the picture."
+            f"Attention of the large model's last prompt token in layer {layer}, unpruned: {part:.0%} of it goes to "
+            "the image."
         )
     return None, ""
 

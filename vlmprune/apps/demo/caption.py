@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 TITLE = "Caption"
 
 
-def describe(engine: Engine, picture: Image.Image, samples: int, filtering: bool) -> Caption:
-    """The caption of a picture."""
+def describe(engine: Engine, image: Image.Image, samples: int, filtering: bool) -> Caption:
+    """The caption of an image."""
 
     def work(send: Send) -> None:
         changes = {"samples": int(samples), "filter": bool(filtering)}
         made = build_captioner(engine.models, make("none"), None, changes, seed=0)
         try:
-            send(made(picture))
+            send(made(image))
         finally:
             if isinstance(made.vision.model, PrunedModel):
                 made.vision.model.unwrap()
@@ -48,29 +48,29 @@ def build(engine: Engine) -> None:
         with gr.Column(scale=2, min_width=280):
             given = inputs("caption", question=False)
             samples = gr.Slider(1, 5, 3, step=1, label="Descriptions of each patch", elem_id="caption-samples")
-            filtering = gr.Checkbox(True, label="Drop sentences that do not fit the picture", elem_id="caption-filter")
+            filtering = gr.Checkbox(True, label="Drop sentences that do not fit the image", elem_id="caption-filter")
             go = gr.Button("Caption", variant="primary", elem_id="caption-go")
         with gr.Column(scale=3, min_width=300):
             final = gr.HTML(elem_id="caption-text")
-            drawn = gr.HTML(elem_id="caption-picture")
+            drawn = gr.HTML(elem_id="caption-image")
     tree = gr.HTML(elem_id="caption-tree")
 
     @with_notice(("", "", ""))
-    def run(picture: Any, samples: int, filtering: bool) -> Iterator[tuple[Any, ...]]:
-        shown_picture = checked(picture)
-        yield notice("Describing the picture and its patches", alert=False), "", ""
-        caption = describe(engine, shown_picture, samples, filtering)
+    def run(image: Any, samples: int, filtering: bool) -> Iterator[tuple[Any, ...]]:
+        shown_image = checked(image)
+        yield notice("Describing the image and its patches", alert=False), "", ""
+        caption = describe(engine, shown_image, samples, filtering)
         whole = f'<ul class="vp-tree">{branch(caption.tree, caption)}</ul>'
-        yield summed(caption), patches(caption, shown_picture), whole
+        yield summed(caption), patches(caption, shown_image), whole
 
-    asked = [given.picture, samples, filtering]
+    asked = [given.image, samples, filtering]
     shown_on = {"show_progress": "minimal", "show_progress_on": final}
     on_start([go.click], run, asked, [given.alert, final, drawn, tree], **shown_on)
 
-    def caption_api(picture: Any, samples: int, filtering: bool) -> dict[str, Any]:
-        return describe(engine, checked(picture), samples, filtering).to_dict()
+    def caption_api(image: Any, samples: int, filtering: bool) -> dict[str, Any]:
+        return describe(engine, checked(image), samples, filtering).to_dict()
 
-    about = "Caption a picture: the text, the patches, every sentence with its fate, the cost."
+    about = "Caption an image: the text, the patches, every sentence with its fate, the cost."
     offer(caption_api, asked, "caption", about)
 
 
@@ -86,23 +86,23 @@ def summed(caption: Caption) -> str:
     ]
     if cost.prefill_flops is not None:
         facts.append(("prefill FLOPs", amount(cost.prefill_flops)))
-    words = caption.text or "(nothing that the model said fits the picture)"
+    words = caption.text or "(nothing that the model said fits the image)"
     return grid([card("Caption", words, facts)]) + notices(caption.notes)
 
 
-def patches(caption: Caption, picture: Image.Image) -> str:
-    """The boxes on the picture."""
+def patches(caption: Caption, image: Image.Image) -> str:
+    """The boxes on the image."""
     names = ", ".join(f"{one.name} {tuple(round(v) for v in one.box)}" for one in caption.patches)
-    drawing = caption.overlay(shown(picture))
+    drawing = caption.overlay(shown(image))
     return figure(
         drawing,
-        f"The picture with its {len(caption.patches)} patches framed: {names}.",
+        f"The image with its {len(caption.patches)} patches framed: {names}.",
         "Patches in colour, the objects they hold in white.",
     )
 
 
 def branch(node: Node, caption: Caption) -> str:
-    """A part of the picture: its box, its sentences, the parts inside."""
+    """A part of the image: its box, its sentences, the parts inside."""
     colours = {one.name: EDGES[i % len(EDGES)] for i, one in enumerate(caption.patches)}
     swatch = ""
     if node.name in colours:

@@ -10,7 +10,7 @@ import gradio as gr
 
 from ...errors import VlmpruneError
 from ...harness.baselines import EXIT_AT, WITH_EXIT, small_alone
-from ...harness.format import milliseconds, share
+from ...harness.format import milliseconds, percent
 from ...harness.measure import MethodRun
 from ...harness.models import make, options_of
 from .draw import overlay
@@ -67,7 +67,7 @@ def method_runs(engine: Engine, keep: float) -> Iterator[MethodRun | MethodAnswe
 
 
 def compare(
-    engine: Engine, picture: Image.Image, question: str, keep: float
+    engine: Engine, image: Image.Image, question: str, keep: float
 ) -> Iterator[Progress | list[MethodAnswer]]:
     """Progress, and at last all rows.
 
@@ -80,7 +80,7 @@ def compare(
     def work(send: Send) -> None:
         rows: list[MethodAnswer] = []
         for run in runs:
-            rows.append(run if isinstance(run, MethodAnswer) else answered(run, picture, question))
+            rows.append(run if isinstance(run, MethodAnswer) else answered(run, image, question))
             send(Progress(len(rows), len(runs)))
         send(rows)
 
@@ -102,15 +102,15 @@ def build(engine: Engine) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             given = inputs("compare")
-            keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (share of tokens)", elem_id="compare-keep")
+            keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (fraction of tokens)", elem_id="compare-keep")
             go = gr.Button("Compare all methods", variant="primary", elem_id="compare-go")
         with gr.Column(scale=2, min_width=300):
             table_of_answers = gr.HTML(elem_id="compare-table")
-    pictures = gr.HTML(elem_id="compare-pictures", elem_classes="vp-small-grid")
+    images = gr.HTML(elem_id="compare-images", elem_classes="vp-small-grid")
 
     @with_notice(("", ""))
-    def run(picture: Any, question: str, keep: float) -> Iterator[tuple[Any, ...]]:
-        shown = checked(picture)
+    def run(image: Any, question: str, keep: float) -> Iterator[tuple[Any, ...]]:
+        shown = checked(image)
         yield notice("Asking one method after another", alert=False), ""
         for news in compare(engine, shown, question, keep):
             if isinstance(news, Progress):
@@ -118,10 +118,10 @@ def build(engine: Engine) -> None:
             else:
                 yield tabulated(news), grid(overlays(news, shown))
 
-    on_start(given.triggers(go), run, [given.picture, given.question, keep], [given.alert, table_of_answers, pictures])
+    on_start(given.triggers(go), run, [given.image, given.question, keep], [given.alert, table_of_answers, images])
 
-    def compare_api(picture: Any, question: str, keep: float) -> list[dict[str, Any]]:
-        (*_, rows) = compare(engine, checked(picture), question, keep)
+    def compare_api(image: Any, question: str, keep: float) -> list[dict[str, Any]]:
+        (*_, rows) = compare(engine, checked(image), question, keep)
         assert isinstance(rows, list)
         return [
             {
@@ -134,7 +134,7 @@ def build(engine: Engine) -> None:
         ]
 
     about = "Answer a question with every method at one budget: answers and reports."
-    offer(compare_api, [given.picture, given.question, keep], "compare", about)
+    offer(compare_api, [given.image, given.question, keep], "compare", about)
 
 
 def tabulated(rows: list[MethodAnswer]) -> str:
@@ -153,17 +153,17 @@ def tabulated(rows: list[MethodAnswer]) -> str:
 
 def flops(row: MethodAnswer, full: int) -> str:
     """Of the prompt, the small model's included, in percent of the unpruned large model's."""
-    return "-" if row.report is None else share(row.report.prefill_flops + (row.report.guide_flops or 0), full)
+    return "-" if row.report is None else percent(row.report.prefill_flops + (row.report.guide_flops or 0), full)
 
 
-def overlays(rows: list[MethodAnswer], picture: Image.Image) -> list[str]:
+def overlays(rows: list[MethodAnswer], image: Image.Image) -> list[str]:
     """What each method kept, in a grid."""
     cells = []
     for row in rows:
         if row.report is None or not row.report.images[0]:
             continue
         kept, visual = row.report.kept_tokens[0], row.report.visual_tokens[0]
-        drawn = overlay(picture, kept=row.report.images[0][0], side=SMALL_SIDE)
+        drawn = overlay(image, kept=row.report.images[0][0], side=SMALL_SIDE)
         counted = f"{row.name}: {kept} of {visual}"
-        cells.append(figure(drawn, f"What {row.name} kept of the picture: {kept} of {visual} visual tokens.", counted))
+        cells.append(figure(drawn, f"What {row.name} kept of the image: {kept} of {visual} visual tokens.", counted))
     return cells

@@ -1,6 +1,6 @@
-"""Pictures of visual tokens: what is left of them in a layer, and a heat map over them. Pillow only.
+"""Images of visual tokens: what is left of them in a layer, and a heat map over them. Pillow only.
 
-Shapes: V visual tokens of the picture.
+Shapes: V visual tokens of the image.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from ...inputs.images import as_rgb
 if TYPE_CHECKING:
     from ...flow.locate import ImageSpan
 
-SIDE = 420  # pixels of the longer side; the bundled pair's pictures have 112
+SIDE = 420  # pixels of the longer side; the bundled pair's images have 112
 DARK = (16, 18, 26)
 FRAME = (255, 255, 255)
-# From cold to hot; readable on bright and dark pictures, and without telling red from green.
+# From cold to hot; readable on bright and dark images, and without telling red from green.
 RAMP = ((40, 30, 110), (120, 40, 140), (210, 70, 100), (250, 150, 60), (255, 235, 130))
 
 
-def shown(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """The picture at the size of all drawings."""
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return as_rgb(picture).resize(size, Image.Resampling.LANCZOS)
+def shown(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """The image at the size of all drawings."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return as_rgb(image).resize(size, Image.Resampling.LANCZOS)
 
 
 def overlay(
-    picture: Image.Image,
+    image: Image.Image,
     *,
     kept: ImageSpan | None = None,
     heat: tuple[ImageSpan, Tensor] | None = None,
     framed: tuple[ImageSpan, Tensor] | None = None,
     side: int = SIDE,
 ) -> Image.Image:
-    """The picture with dropped tokens darkened and a heat map on top.
+    """The image with dropped tokens darkened and a heat map on top.
 
     Args:
         kept: the span whose `kept` stay bright; None: everything does. heat: values [V] and the span they lie on;
             the two grids may differ. framed: which tokens get a frame, bool [V], and their span.
     """
-    canvas = shown(picture, side)
+    canvas = shown(image, side)
     if heat is not None:
         span, values = heat
         highest = float(values.max()) if len(values) else 0.0
         # The root: one token often has ten times the attention of all others, which would all look alike.
-        shares = (values / highest).clamp(0, 1).sqrt().tolist() if highest > 0 else [0.0] * len(values)
+        fractions = (values / highest).clamp(0, 1).sqrt().tolist() if highest > 0 else [0.0] * len(values)
         colours, strength = canvas.copy(), Image.new("L", canvas.size, 0)
         pens = ImageDraw.Draw(colours), ImageDraw.Draw(strength)
-        for box, share in zip(boxes(span, canvas.size), shares, strict=True):
+        for box, fraction in zip(boxes(span, canvas.size), fractions, strict=True):
             if box is not None:
-                pens[0].rectangle(box, fill=colour(share))
-                pens[1].rectangle(box, fill=round(60 + 150 * share))
+                pens[0].rectangle(box, fill=colour(fraction))
+                pens[1].rectangle(box, fill=round(60 + 150 * fraction))
         canvas = Image.composite(colours, canvas, strength)
     if kept is not None and kept.kept is not None:
         mask = Image.new("L", canvas.size, 200)
@@ -88,9 +88,9 @@ def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, int, int, i
     return found
 
 
-def colour(share: float) -> tuple[int, int, int]:
+def colour(fraction: float) -> tuple[int, int, int]:
     """A colour of the ramp, 0 = coldest."""
-    at = min(max(share, 0.0), 1.0) * (len(RAMP) - 1)
+    at = min(max(fraction, 0.0), 1.0) * (len(RAMP) - 1)
     low = min(int(at), len(RAMP) - 2)
     r, g, b = (round(a + (c - a) * (at - low)) for a, c in zip(RAMP[low], RAMP[low + 1], strict=True))
     return r, g, b

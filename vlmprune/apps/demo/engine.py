@@ -91,7 +91,7 @@ class Small:
 class AskResult:
     """All that came of one question. `attention`: by decoder layer [V], of the unpruned large model."""
 
-    picture: Image.Image
+    image: Image.Image
     question: str
     unpruned: Answer
     pruned: Answer
@@ -101,7 +101,7 @@ class AskResult:
 
     @property
     def span(self) -> ImageSpan:
-        """The picture's visual tokens, with the kept ones among them."""
+        """The image's visual tokens, with the kept ones among them."""
         return self.pruned.report.images[0][0]
 
     @property
@@ -203,12 +203,12 @@ class Engine:
         """
         text = " ".join((question or "").split())
         if not text:
-            raise VlmpruneError("There is no question; write one about the picture.")
+            raise VlmpruneError("There is no question; write one about the image.")
         if len(text) > LONGEST_QUESTION:
             raise VlmpruneError(f"The question has {len(text):,} characters; use at most {LONGEST_QUESTION:,}.")
         return text
 
-    def ask(self, picture: Image.Image, question: str, setting: MethodChoice) -> Iterator[Piece | AskResult]:
+    def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[Piece | AskResult]:
         """Pieces of both answers as they are generated, and at last the `AskResult`.
 
         Raises:
@@ -219,24 +219,24 @@ class Engine:
 
         def work(send: Send) -> None:
             models = self.models
-            unpruned = self.answer(make("none"), picture, question, lambda text: send(Piece("unpruned", text)))
-            pruned = self.answer(method, picture, question, lambda text: send(Piece("pruned", text)))
-            attention = attention_maps(models.model, prepare(models.processor, picture, question))
+            unpruned = self.answer(make("none"), image, question, lambda text: send(Piece("unpruned", text)))
+            pruned = self.answer(method, image, question, lambda text: send(Piece("pruned", text)))
+            attention = attention_maps(models.model, prepare(models.processor, image, question))
             words = unknown_words(models.processor, question)
             notes = [unknown_words_note(words)] if words else []
-            small = self._small(picture, question)
-            send(AskResult(picture, question, unpruned, pruned, small, attention, (*notes, *pruned.report.notes)))
+            small = self._small(image, question)
+            send(AskResult(image, question, unpruned, pruned, small, attention, (*notes, *pruned.report.notes)))
 
         return self.stream(work)
 
-    def run(self, picture: Image.Image, question: str, setting: MethodChoice) -> AskResult:
+    def run(self, image: Image.Image, question: str, setting: MethodChoice) -> AskResult:
         """The same without the pieces."""
-        (*_, run) = self.ask(picture, question, setting)
+        (*_, run) = self.ask(image, question, setting)
         assert isinstance(run, AskResult)
         return run
 
     def answer(
-        self, method: Any, picture: Image.Image, question: str, on_text: Callable[[str], None] | None = None
+        self, method: Any, image: Image.Image, question: str, on_text: Callable[[str], None] | None = None
     ) -> Answer:
         """The large model's answer under a method; call this inside `stream` only."""
         from transformers import TextStreamer
@@ -254,10 +254,10 @@ class Engine:
         streamer = None if on_text is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
         with wrap(models.model, method, processor=models.processor) as pruned:
             return pruned.ask(
-                picture, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
+                image, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
             )
 
-    def _small(self, picture: Image.Image, question: str) -> Small | None:
+    def _small(self, image: Image.Image, question: str) -> Small | None:
         """The small model alone, where there is one."""
         from ...guide.runner import Guide
 
@@ -265,7 +265,7 @@ class Engine:
         if models.small is None:
             return None
         start = time.perf_counter()
-        inputs = prepare(models.small_processor, picture, question)
+        inputs = prepare(models.small_processor, image, question)
         found = Guide(models.small).answer(dict(inputs), {"max_new_tokens": MAX_NEW_TOKENS}, whole=True)
         assert found.answers is not None and found.confidence is not None and found.consistency is not None
         text = models.small_processor.decode(found.answers[0], skip_special_tokens=True).strip()

@@ -1,4 +1,4 @@
-"""Bundled pictures to ask about, and the inputs that several tabs share."""
+"""Bundled images to ask about, and the inputs that several tabs share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from gradio.utils import get_upload_folder
 from ...harness.baselines import image_of, scored_families
 from ...tiny import example
 from .page import notice, on_input
-from .upload import Unreadable, picture_input
+from .upload import Unreadable, image_input
 
 if TYPE_CHECKING:
     from PIL import Image
 
-OWN = "My own picture"
+OWN = "My own image"
 SCENES = 5  # beside the first
 
 
 @functools.cache
 def examples() -> dict[str, tuple[Image.Image, str]]:
-    """Name -> picture and question: the example of `vlmprune ask`, and one test scene of other kinds of questions."""
+    """Name -> image and question: the example of `vlmprune ask`, and one test scene of other kinds of questions."""
     from ...tiny.scenes import benchmark
 
     found = {f"1. {example()[1]}": example()}
@@ -38,7 +38,7 @@ def examples() -> dict[str, tuple[Image.Image, str]]:
 
 
 def stored(name: str) -> str | None:
-    """Where an example's picture lies as a PNG file; None if there is no such example.
+    """Where an example's image lies as a PNG file; None if there is no such example.
 
     Given the image itself, Gradio would write one and the same file every time somebody chooses the example, also while
     it is being sent to somebody else.
@@ -56,11 +56,11 @@ def stored(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A picture and, in most tabs, a question; `alert` is where the tab's errors stand."""
+    """An image and, in most tabs, a question; `alert` is where the tab's errors stand."""
 
     alert: gr.HTML
     example: gr.Dropdown
-    picture: gr.Image
+    image: gr.Image
     question: gr.Textbox | None
 
     def triggers(self, button: gr.Button) -> list[Any]:
@@ -73,7 +73,7 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
     first, (_, words) = next(iter(examples().items()))
     alert = gr.HTML(elem_id=f"{tab}-alert")
     chosen = gr.Dropdown([*examples(), OWN], value=first, label="Example", elem_id=f"{tab}-example", filterable=False)
-    shown = picture_input(value=stored(first), elem_id=f"{tab}-picture")
+    shown = image_input(value=stored(first), elem_id=f"{tab}-image")
     box = (
         gr.Textbox(words, label="Question", max_lines=3, elem_id=f"{tab}-question", submit_btn=False)
         if question
@@ -89,6 +89,6 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
     return Inputs(alert, chosen, shown, box)
 
 
-def _upload_error(picture: Any) -> str:
+def _upload_error(image: Any) -> str:
     """Say at once what is wrong with an upload."""
-    return notice(picture.reason) if isinstance(picture, Unreadable) else ""
+    return notice(image.reason) if isinstance(image, Unreadable) else ""

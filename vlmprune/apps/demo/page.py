@@ -1,4 +1,4 @@
-"""Pieces of the page as HTML: every text from outside is escaped, every picture has its alternative in words."""
+"""Pieces of the page as HTML: every text from outside is escaped, every image has its alternative in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...errors import VlmpruneError
 if TYPE_CHECKING:
     from PIL import Image
 
-OUR_FAULT = "Something went wrong on the server, and its log says what; try again, or with another picture."
+OUR_FAULT = "Something went wrong on the server, and its log says what; try again, or with another image."
 log = logging.getLogger(__name__)
 text = html.escape
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
@@ -104,10 +104,10 @@ def offer(function: Callable[..., Any], inputs: Sequence[Any], name: str, descri
     )
 
 
-def figure(picture: Image.Image, alt: str, caption: str = "") -> str:
-    """A picture inside the page itself: no file, no address."""
+def figure(image: Image.Image, alt: str, caption: str = "") -> str:
+    """An image inside the page itself: no file, no address."""
     data = io.BytesIO()
-    picture.save(data, "PNG")
+    image.save(data, "PNG")
     source = base64.b64encode(data.getvalue()).decode()
     below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     return f'<figure class="vp-figure"><img alt="{text(alt)}" src="data:image/png;base64,{source}">{below}</figure>'
@@ -127,9 +127,9 @@ def card(title: str, answer: str, facts: Sequence[tuple[str, str]] = (), *, busy
     return f'<section class="vp-card"{state}>{inside}</section>'
 
 
-def bar(share: float, label: str) -> str:
+def bar(fraction: float, label: str) -> str:
     """A horizontal bar with its number beside it; the number is what a screen reader reads."""
-    width = 100 * min(1.0, max(0.0, share))
+    width = 100 * min(1.0, max(0.0, fraction))
     return (
         f'<span class="vp-bar"><span class="vp-track" aria-hidden="true"><span class="vp-fill" '
         f'style="width:{width:.1f}%"></span></span><span class="vp-number">{text(label)}</span></span>'

@@ -10,7 +10,7 @@ import gradio as gr
 
 from ...accounting.hardware import HARDWARE
 from ...errors import VlmpruneError, nearest
-from ...harness.format import amount, share
+from ...harness.format import amount, percent
 from ...harness.plan_rows import Named, llava_config, planned, usual_methods, verdict_in_words
 from .engine import Engine, Send
 from .page import bars, notices, offer, on_start, table, with_notice
@@ -71,8 +71,8 @@ def build(engine: Engine) -> None:
             hardware = gr.Dropdown(
                 list(HARDWARE), value=next(iter(HARDWARE)), label="Hardware", elem_id="plan-hardware", filterable=False
             )
-            keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (share of tokens)", elem_id="plan-keep")
-            visual = gr.Number(0, label="Visual tokens of a picture (0: the model's own)", elem_id="plan-visual")
+            keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (fraction of tokens)", elem_id="plan-keep")
+            visual = gr.Number(0, label="Visual tokens of an image (0: the model's own)", elem_id="plan-visual")
             words = gr.Number(64, label="Text tokens of the prompt", elem_id="plan-text")
             new = gr.Number(32, label="Tokens generated", elem_id="plan-new")
             go = gr.Button("Plan", variant="primary", elem_id="plan-go")
@@ -97,7 +97,7 @@ def shown(made: dict[str, Any]) -> str:
         (
             row["method"],
             str(row["kept"]),
-            share(row["prefill_flops"], rows[0]["prefill_flops"]),
+            percent(row["prefill_flops"], rows[0]["prefill_flops"]),
             amount(row["kv_bytes"], "B"),
             f"{row['total'] * 1000:.3g} ms",
         )

@@ -34,12 +34,12 @@ WORDS = 4  # likeliest first tokens that are shown
 
 @dataclass(frozen=True)
 class SinkResult:
-    """The sinks of one picture and question, and the model with and without VAR.
+    """The sinks of one image and question, and the model with and without VAR.
 
     `words`: the likeliest first tokens of the answer, each with its probability without and with VAR.
     """
 
-    picture: Image.Image
+    image: Image.Image
     report: SinkReport
     before: Answer
     after: Answer
@@ -50,7 +50,7 @@ class SinkResult:
         return self.report.samples[0]
 
 
-def find_and_edit(engine: Engine, picture: Image.Image, question: str, p: float, rho: float) -> SinkResult:
+def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> SinkResult:
     """Find the sinks and run VAR.
 
     Raises:
@@ -61,18 +61,18 @@ def find_and_edit(engine: Engine, picture: Image.Image, question: str, p: float,
 
     def work(send: Send) -> None:
         model, processor = engine.models.model, engine.models.processor
-        given = to_device(model, dict(prepare(processor, picture, question)))
+        given = to_device(model, dict(prepare(processor, image, question)))
         report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
         for made in (vlmprune.Unpruned(), method):
-            answers.append(engine.answer(made, picture, question))
+            answers.append(engine.answer(made, image, question))
             with wrap(model, made, processor=processor), torch.no_grad():
                 chances.append(model(**given, use_cache=False).logits[0, -1].float().softmax(dim=-1))
         best = torch.maximum(*chances).topk(WORDS).indices.tolist()
         words = tuple(
             (processor.decode([i]).strip() or repr(i), float(chances[0][i]), float(chances[1][i])) for i in best
         )
-        send(SinkResult(picture, report, answers[0], answers[1], words))
+        send(SinkResult(image, report, answers[0], answers[1], words))
 
     (found,) = engine.stream(work)
     assert isinstance(found, SinkResult)
@@ -85,37 +85,37 @@ def build(engine: Engine) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             given = inputs("sinks")
-            p = gr.Slider(0.0, 1.0, P, step=0.05, label="VAR: share of a sink that is moved", elem_id="sinks-p")
+            p = gr.Slider(0.0, 1.0, P, step=0.05, label="VAR: fraction of a sink that is moved", elem_id="sinks-p")
             rho = gr.Slider(
-                0.0, 1.0, RHO, step=0.05, label="VAR: least share of a head off the sinks", elem_id="sinks-rho"
+                0.0, 1.0, RHO, step=0.05, label="VAR: least fraction of a head off the sinks", elem_id="sinks-rho"
             )
             go = gr.Button("Find sinks", variant="primary", elem_id="sinks-go")
         with gr.Column(scale=3, min_width=300):
             changed = gr.HTML(elem_id="sinks-changed")
             layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="sinks-layer")
-            picture = gr.HTML(elem_id="sinks-heat")
+            image = gr.HTML(elem_id="sinks-heat")
     counts = gr.HTML(elem_id="sinks-layers")
     state = gr.State(None)
 
     @with_notice(("", "", "", None))
-    def run(picture: Any, question: str, p: float, rho: float, layer: int) -> Iterator[tuple[Any, ...]]:
-        shown = checked(picture)
+    def run(image: Any, question: str, p: float, rho: float, layer: int) -> Iterator[tuple[Any, ...]]:
+        shown = checked(image)
         yield notice("Reading every layer, without and with VAR", alert=False), "", "", None
         found = find_and_edit(engine, shown, question, p, rho)
         yield compared(found), heat(found, layer), by_layer(found), found
 
-    asked = [given.picture, given.question, p, rho]
-    on_start(given.triggers(go), run, [*asked, layer], [given.alert, changed, picture, counts, state])
+    asked = [given.image, given.question, p, rho]
+    on_start(given.triggers(go), run, [*asked, layer], [given.alert, changed, image, counts, state])
     on_input(
         layer,
         lambda found, layer: heat(found, layer) if isinstance(found, SinkResult) else "",
         [state, layer],
-        picture,
+        image,
         trigger_mode="always_last",
     )
 
-    def sinks_api(picture: Any, question: str, p: float, rho: float) -> dict[str, Any]:
-        found = find_and_edit(engine, checked(picture), question, p, rho)
+    def sinks_api(image: Any, question: str, p: float, rho: float) -> dict[str, Any]:
+        found = find_and_edit(engine, checked(image), question, p, rho)
         return {
             "sinks": found.report.to_dict(),
             "without_var": found.before.text,
@@ -124,7 +124,7 @@ def build(engine: Engine) -> None:
             "notes": found.after.report.notes,
         }
 
-    about = "Attention sinks of a picture and question, and the answers without and with VAR."
+    about = "Attention sinks of an image and question, and the answers without and with VAR."
     offer(sinks_api, asked, "sinks", about)
 
 
@@ -147,14 +147,14 @@ def heat(found: SinkResult, layer: int) -> str:
     layer = max(0, min(one.layers - 1, int(layer)))
     span = one.images[0]
     values, sinks = one.phi[layer][one.visual[span.positions]], one.sinks[layer][one.visual[span.positions]]
-    drawn = overlay(found.picture, heat=(span, values), framed=(span, sinks))
+    drawn = overlay(found.image, heat=(span, values), framed=(span, sinks))
     number, highest = int(sinks.sum()), float(values.max())
     caption = f"phi entering layer {layer}: the highest of {len(values)} visual tokens is {highest:.1f}"
     if found.report.dims:
         caption += f"; {number} are sinks (framed), from tau {found.report.tau:.1f} on."
     else:
         caption += ". None is a sink, since this model has no sink dimensions."
-    return figure(drawn, f"Heat map over the picture, {caption}", caption)
+    return figure(drawn, f"Heat map over the image, {caption}", caption)
 
 
 def by_layer(found: SinkResult) -> str:
@@ -162,14 +162,14 @@ def by_layer(found: SinkResult) -> str:
     one = found.sample
     counts = [(len(a), len(b)) for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]
     sinks = [(f"layer {i}", float(a + b), f"{a} visual, {b} text") for i, (a, b) in enumerate(counts)]
-    shares = one.sink_share.mean(dim=1).tolist()
-    taken = [(f"layer {i}", share, f"{share:.1%}") for i, share in enumerate(shares)]
+    fractions = one.sink_share.mean(dim=1).tolist()
+    taken = [(f"layer {i}", fraction, f"{fraction:.1%}") for i, fraction in enumerate(fractions)]
     heads = [(f"layer {i}", float(len(found)), str(len(found))) for i, found in enumerate(one.gated_heads)]
     dims = ", ".join(map(str, found.report.dims)) or "none"
     return grid(
         [
             bars(f"Sinks a layer (sink dimensions: {dims})", sinks),
-            bars("Of the attention to the picture, share on visual sinks (mean over heads)", taken),
+            bars("Of the attention to the image, fraction on visual sinks (mean over heads)", taken),
             bars("Heads that VAR changes", heads),
         ]
     )

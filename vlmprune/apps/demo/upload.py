@@ -1,8 +1,7 @@
-"""Pictures from outside: read as a person sees them, within limits, and only from what was uploaded."""
+"""Images from outside: read as a person sees them, within limits, and only from what was uploaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,61 +17,57 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 20 * 2**20  # bytes
 MOST_PIXELS = 24_000_000  # a phone's camera has 12 to 24 million
-LARGEST_SIDE = 1536  # a picture is shrunk to this before a model sees it; more keeps everybody waiting for minutes
+LARGEST_SIDE = 1536  # an image is shrunk to this before a model sees it; more keeps everybody waiting for minutes
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What stands in for an upload that is no picture: the sentence that says so."""
+    """What stands in for an upload that is no image: the sentence that says so."""
 
     reason: str
 
 
 def read(path: Path, name: str) -> Image.Image:
-    """An uploaded picture, turned as its EXIF tag says, RGB, at most `LARGEST_SIDE` pixels a side.
+    """An uploaded image, turned as its EXIF tag says, RGB, at most `LARGEST_SIDE` pixels a side.
 
     Raises:
-        VlmpruneError: no picture, a damaged one, or one too large.
+        VlmpruneError: no image, a damaged one, or one too large.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise VlmpruneError(f"{name!r} is larger than {LARGEST_FILE >> 20} MB; make it smaller first")
-    picture = decoded(path, name, most_pixels=MOST_PIXELS)
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return picture
+    image = decoded(path, name, most_pixels=MOST_PIXELS)
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return image
 
 
-def picture_input(label: str = "Picture", **options: Any) -> gr.Image:
+def image_input(label: str = "Image", **options: Any) -> gr.Image:
     """An upload (or webcam, or clipboard) that hands its listeners a PIL image, None, or `Unreadable`."""
     # PNG, because what is shown is sent back as what is asked about, and WebP would change its pixels.
     component = gr.Image(
         label=label, sources=["upload", "webcam", "clipboard"], format="png", buttons=[], height=300, **options
     )
     # On the instance: Gradio writes a .pyi file beside the source of every subclass of its components.
-    _override(component, "preprocess", _preprocess)
+    component.preprocess = _preprocess
     fetch = component.async_move_resource_to_block_cache
 
     async def uploaded_only(source: str | Path | None) -> str | None:
         if source is not None and "://" in str(source):
-            raise gr.Error("Pictures are taken from uploads, not from web addresses.", print_exception=False)
+            raise gr.Error("Images are taken from uploads, not from web addresses.", print_exception=False)
         return await fetch(source)
 
-    _override(component, "async_move_resource_to_block_cache", uploaded_only)
+    component.async_move_resource_to_block_cache = uploaded_only
     return component
-
-
-def _override(component: gr.Image, name: str, function: Callable[..., Any]) -> None:
-    setattr(component, name, function)
 
 
 def _preprocess(payload: Any) -> Image.Image | Unreadable | None:
     if payload is None:
         return None
     if payload.path is None:
-        return Unreadable("The picture came without a file; upload it again.")
+        return Unreadable("The image came without a file; upload it again.")
     path = Path(payload.path)
     # Gradio has checked it too.
     if Path(get_upload_folder()).resolve() not in path.resolve().parents:
-        return Unreadable("The picture is no upload of this page; upload it again.")
+        return Unreadable("The image is no upload of this page; upload it again.")
     name = Path(payload.orig_name or path.name).name
     try:
         return read(path, name)
@@ -80,14 +75,14 @@ def _preprocess(payload: Any) -> Image.Image | Unreadable | None:
         return Unreadable(str(error))
 
 
-def checked(picture: Image.Image | Unreadable | None) -> Image.Image:
-    """The picture, or the sentence that says what is wrong.
+def checked(image: Image.Image | Unreadable | None) -> Image.Image:
+    """The image, or the sentence that says what is wrong.
 
     Raises:
         VlmpruneError: there is none, or it cannot be used.
     """
-    if picture is None:
-        raise VlmpruneError("There is no picture; upload one or choose an example.")
-    if isinstance(picture, Unreadable):
-        raise VlmpruneError(picture.reason)
-    return picture
+    if image is None:
+        raise VlmpruneError("There is no image; upload one or choose an example.")
+    if isinstance(image, Unreadable):
+        raise VlmpruneError(image.reason)
+    return image
