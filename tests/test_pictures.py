@@ -220,7 +220,7 @@ def sent(url: str) -> Image.Image:
     """What the proxy unpacks of a chat request with this image."""
     part = {"type": "image_url", "image_url": {"url": url}}
     body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
-    (given,) = read_chat(json.dumps(body).encode(), Limits()).pictures
+    (given,) = read_chat(json.dumps(body).encode(), Limits()).images
     return unpacked(given.content, Limits())
 
 
