@@ -129,7 +129,7 @@ def test_how_an_engine_is_started(pair: Any) -> None:
     }  # fmt: skip
     arguments = ["--enable-mm-embeds", "--allowed-media-domains", "none.invalid", "--hf-overrides"]
     assert engine_arguments(config)[:4] == arguments
-    with pytest.raises(vlmprune.VlmpruneError, match="raw_images=-1"):
+    with pytest.raises(vlmprune.VlmpruneError, match="raw_images must be an int >= 0 or None, got -1"):
         engine_options(config, raw_images=-1)
 
 
