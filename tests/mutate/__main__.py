@@ -68,7 +68,7 @@ def run(mutation: Mutation, copy: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="mutations whose name holds this text")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "record.json", help="where the record goes")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/mutate.json", help="where the record goes")
     arguments = parser.parse_args()
     chosen = [one for one in MUTATIONS if arguments.only in one.name]
     head = provenance()
@@ -93,6 +93,7 @@ def main() -> int:
                 print(f"{outcome:9}{mutation.name}{explained}", flush=True)
                 results[mutation.name] = outcome
     counts = {outcome: list(results.values()).count(outcome) for outcome in ("killed", "survived", "error")}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({**head, "counts": counts, "mutations": results}, indent=1) + "\n")
     print(counts)
     explained = {mutation.name for mutation in chosen if mutation.equal}

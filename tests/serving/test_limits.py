@@ -276,6 +276,7 @@ def test_as_many_pixels_as_a_request_may_have(server: Process) -> None:
     assert more < 1000
 
 
+@only_full
 def test_bodies_of_all_requests_together(server: Process) -> None:
     body = b'{"messages": [{"role": "user", "content": "' + b"a" * (30 * MB) + b'"}]}'
     server.forget()

@@ -221,6 +221,7 @@ def test_parts_that_a_client_encoded(encoder: Encoder, engine: str) -> None:
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
+@only_full
 def test_an_engine_killed_in_the_middle_of_a_stream(any_encoder: Encoder) -> None:
     with tiny_engine(0.05) as (address, process), proxy(any_encoder, address) as (client, state):
         body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=200)

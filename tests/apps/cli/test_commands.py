@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vlmprune
+from tests.support.grid import only_full
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
 from vlmprune.harness.baselines import BASELINES, CHANCE, default_method, held_out
@@ -179,6 +180,7 @@ def test_compare_on_held_out_questions() -> None:
         assert word in shown
 
 
+@only_full
 def test_a_batch_answers_as_one_by_one() -> None:
     options = ("compare", "--json", "--questions", "8", "--keep", "0.25", "--max-new-tokens", "4", "--method", "random")
     batched, single = (json.loads(run(*options, "--batch-size", size)) for size in ("6", "1"))
@@ -222,6 +224,7 @@ def test_python_m_vlmprune_in_a_real_process() -> None:
     assert done.stderr == ""
 
 
+@only_full
 def test_bad_input_in_a_real_process() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vlmprune", "ask", "--keep", "9.5"], capture_output=True, text=True, check=False
