@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.source import definition
+
 ROOT = Path(__file__).parents[1]
 # Imports go down this list: a module may import from its own line and from the lines below it.
 LINES = (
@@ -204,8 +206,4 @@ def test_the_way_of_a_prompt_exists() -> None:
     assert len(steps) >= 8
     assert len([line for line in section.splitlines() if line.strip()]) <= 15
     for name, file in steps:
-        node: ast.AST = tree(ROOT / file)
-        for part in name.split("."):
-            inside = [one for one in ast.iter_child_nodes(node) if getattr(one, "name", None) == part]
-            assert inside, f"{file} has no {name}"
-            node = inside[0]
+        definition(tree(ROOT / file), name)

@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from eval.provenance import provenance
+from tests.support.source import definition
 
 from .mutations import MUTATIONS, Mutation
 
@@ -36,13 +37,7 @@ def place(mutation: Mutation, root: Path = ROOT) -> tuple[Path, int, int]:
     module, _, qualified = mutation.function.partition(":")
     path = root.joinpath(*module.split(".")).with_suffix(".py")
     text = path.read_text()
-    node: ast.AST = ast.parse(text)
-    for name in qualified.split("."):
-        found = [one for one in ast.iter_child_nodes(node) if getattr(one, "name", None) == name]
-        if not found:
-            raise LookupError(f"{mutation.function} does not exist")
-        node = found[0]
-    source = ast.get_source_segment(text, node) or ""
+    source = ast.get_source_segment(text, definition(ast.parse(text), qualified)) or ""
     if (times := source.count(mutation.old)) != 1:
         raise LookupError(f"{mutation.old!r} occurs {times} times in {mutation.function}, not once")
     start = text.index(source)
