@@ -65,16 +65,6 @@ def check_tau(tau: float | None) -> None:
         raise VlmpruneError(f"tau={tau!r} is no threshold; use a number above 0, or None for the model's own.")
 
 
-def check_share(name: str, value: float) -> None:
-    """Validate an option that is a share.
-
-    Raises:
-        VlmpruneError: outside [0, 1], or no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN fails too
-        raise VlmpruneError(f"{name}={value!r} is no share; use a number from 0 to 1.")
-
-
 def check_dims(dims: Sequence[int] | None, width: int | None = None) -> None:
     """Validate sink dimensions, against the model's width where it is known.
 

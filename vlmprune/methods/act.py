@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,11 +13,11 @@ from torch import Tensor
 from ..attention.editor import AttentionEditor, KeyColumns
 from ..attention.probe import AttentionCall
 from ..errors import VlmpruneError
-from ..flow.sinks import check_share
 from ..hf.arguments import host_copies
 from ..ops.attention_rows import row_chunks
 from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, weighted_values
 from .base import Intervention
+from .declared import number
 
 if TYPE_CHECKING:
     from ..attention.observer import AttentionObserver
@@ -45,49 +44,28 @@ class ACT(Intervention):
     """
 
     name: ClassVar[str] = "act"
-    beta: float = 0.4
-    threshold: float = 0.1
+    beta: float = field(default=0.4, metadata=number(float, 0, 1))
+    threshold: float = field(default=0.1, metadata=number(float, 0, 1))
     heads: Sequence[tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("beta", self.beta)
-        check_share("threshold", self.threshold)
         if self.heads is not None:
             check_heads(self.heads)
             object.__setattr__(self, "heads", tuple(sorted({(layer, head) for layer, head in self.heads})))
 
-    def watcher(self, family: Family, model: Any) -> AttentionObserver:
+    def observer(self, family: Family, model: Any) -> AttentionObserver:
         return ActEditor(self, family, model)
 
-    def calibrate(
-        self,
-        model: Any,
-        data: Iterable[tuple[Any, str, Any]],
-        *,
-        processor: Any = None,
-        path: str | Path | None = None,
-        score: Callable[[str, Any], float] | None = None,
-        **generation_kwargs: Any,
-    ) -> ACT:
-        """Find the heads in which calibration helps: every (layer, head) alone against none, on the same questions.
+    def calibrate(self, model: Any, data: Iterable[tuple[Any, str, Any]], **options: Any) -> ACT:
+        """Find the heads in which calibration helps: see `vlmprune.calibrate.act_heads.calibrate`.
 
-        Args:
-            model: a loaded model, or a wrapped model's handle.
-            data: (image, question, answers) triples, held apart from what is reported later; answers is one right
-                answer or a list of them.
-            processor: the model's processor; a handle brings its own.
-            path: a JSON file that keeps every head's score as it comes, so that a run that was stopped goes on there.
-            score: (answer, answers) -> number, higher is better; None is exact match.
-            generation_kwargs: for `ask`; `max_new_tokens` is 16 unless given.
         Returns:
             This ACT with `heads` set to those whose mean score is above that of the model as it is; maybe none.
-        Raises:
-            VlmpruneError: no data, no processor, or a file of another run.
         """
         # By name: it needs `wrap`, which needs this file.
-        calibrate = resolve_name("vlmprune.calibrate.act_heads:calibrate")
-        return calibrate(self, model, data, processor, path, score, generation_kwargs)
+        found: ACT = resolve_name("vlmprune.calibrate.act_heads:calibrate")(self, model, data, **options)
+        return found
 
 
 def check_heads(heads: Any) -> None:
@@ -96,15 +74,10 @@ def check_heads(heads: Any) -> None:
     Raises:
         VlmpruneError: not a list of pairs of whole numbers.
     """
-    pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in heads] if _listed(heads) else [()]
+    listed = isinstance(heads, list | tuple | set | frozenset)
+    pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in heads] if listed else [()]
     if not all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs):
-        raise VlmpruneError(
-            f"heads={heads!r:.80} are no heads; use (layer, head) pairs of whole numbers, or None for all."
-        )
-
-
-def _listed(heads: Any) -> bool:
-    return isinstance(heads, list | tuple | set | frozenset)
+        raise VlmpruneError(f"heads must be (layer, head) pairs of ints >= 0, or None for all, got {heads!r:.80}.")
 
 
 class ActEditor(AttentionEditor):
