@@ -166,22 +166,30 @@ class AttentionEditor(AttentionObserver):
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
         check_readable(call, self.name)
-        if self.state is not None:
-            return self.edit_prompt(layer, call, output, self.columns(layer, output.device))
+        columns = self.columns(layer, output.device) if self.state is not None else None
+        if columns is not None:
+            self.read_prompt(layer, call, columns)
         if layer not in self.sink_masks:
             return None
-        sink_mask = repeated(self.sink_masks[layer], len(output)).to(output.device)[..., self.offsets[layer] :]
-        return self.edit_step(call, output, sink_mask, layer) if sink_mask.shape[-1] else None
+        sink_mask = self.sink_masks[layer]
+        if columns is None:
+            sink_mask = repeated(sink_mask, len(output)).to(output.device)[..., self.offsets[layer] :]
+        return self.edit(layer, call, output, sink_mask, columns) if sink_mask.shape[-1] else None
 
     # -- what an intervention says ------------------------------------------------------------------------------
 
     def enter_prompt(self, layer: int, hidden: Tensor, columns: KeyColumns) -> None:
         """The residual stream [B, P, width] of a prompt enters an eligible layer."""
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
-        """Make a sink mask, edit the rows of a prompt, or both."""
-        raise NotImplementedError
+    def read_prompt(self, layer: int, call: AttentionCall, columns: KeyColumns) -> None:
+        """An attention call of a prompt; the last chance to make a sink mask."""
 
-    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
-        """Edit the rows of a step; `sink_mask` [B, ..., P'] is of the first P' columns of the keys."""
+    def edit(
+        self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
+    ) -> Tensor:
+        """Edit the rows of a prompt, or of a step (`columns` is None).
+
+        Args:
+            sink_mask: [B, ..., P], of the first P columns of the keys.
+        """
         raise NotImplementedError

@@ -138,11 +138,6 @@ _attached = 0
 _attached_lock = threading.Lock()
 
 
-def column_sums(weights: Tensor) -> Tensor:
-    """Attention received by every key, mean over heads and sum over rows: [B, H, R, T] -> [B, T]."""
-    return weights.mean(dim=1).sum(dim=1)
-
-
 def _dispatch(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..attention.editor import AttentionEditor, KeyColumns
 from ..attention.probe import AttentionCall
+from ..attention.sink_dims import refuse_cross_attention
 from ..errors import VlmpruneError
 from ..hf.arguments import host_copies
 from ..ops.attention_rows import row_chunks
@@ -84,11 +86,7 @@ class ActEditor(AttentionEditor):
     """ACT on one model. Its sink masks are the sinks of the chosen heads of a layer: bool [B, heads, P]."""
 
     def __init__(self, method: ACT, family: Family, model: Any) -> None:
-        if family.cross_attention:
-            raise VlmpruneError(
-                f"ACT is not supported for {family.model_type!r}, whose visual tokens are keys of cross-attention "
-                "layers; use a family whose language model takes visual tokens in."
-            )
+        refuse_cross_attention(family, "ACT")
         text = family.language_model(model)
         super().__init__("act", len(text.layers), text)
         self.method = method
@@ -101,18 +99,9 @@ class ActEditor(AttentionEditor):
         if ids is None:
             raise VlmpruneError("The prompt came as inputs_embeds without input_ids; pass input_ids to use ACT.")
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
-        part = call.of_heads(self.heads[layer])
-        rows_real = columns.real | columns.suffix_rows  # with use_cache=False generated rows are edited too
+    def read_prompt(self, layer: int, call: AttentionCall, columns: KeyColumns) -> None:
         if layer not in self.sink_masks:
-            self.sink_masks[layer] = self._sinks(part, columns)
-        # Where a static cache is longer than the prompt, its empty columns are no sinks.
-        sinks = _padded(self.sink_masks[layer], call.key.shape[2])
-        return self._edit(part, output, sinks, layer, rows_real)
-
-    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
-        sinks = _padded(sink_mask, call.key.shape[2])
-        return self._edit(call.of_heads(self.heads[layer]), output, sinks, layer, None)
+            self.sink_masks[layer] = self._sinks(call.of_heads(self.heads[layer]), columns)
 
     @torch.no_grad()
     def _sinks(self, part: AttentionCall, columns: KeyColumns) -> Tensor:
@@ -129,15 +118,20 @@ class ActEditor(AttentionEditor):
         candidates = (columns.real & ~first)[:, None]
         return (column_scores(sums, seen, rows=LEAST_ROWS) > self.method.threshold) & candidates
 
-    def _edit(self, part: AttentionCall, output: Tensor, sinks: Tensor, layer: int, real: Tensor | None) -> Tensor:
-        output = own_copy(output)
-        heads = None if part.query.shape[1] == output.shape[2] else self.heads[layer]
+    def edit(
+        self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
+    ) -> Tensor:
+        output, heads = own_copy(output), self.heads[layer]
+        part = call.of_heads(heads)
+        # Columns after the prompt, of steps and of a static cache, are no sinks.
+        sinks = torch.nn.functional.pad(sink_mask, (0, call.key.shape[2] - sink_mask.shape[-1]))
         for start, rows in row_chunks(part.query, part.key, 0):
             weights = part.weights(rows, gradient=torch.is_grad_enabled())
-            if real is not None:  # rows of padding may hold NaN
+            if columns is not None:  # rows of padding may hold NaN; with use_cache=False generated rows are edited too
+                real = columns.real | columns.suffix_rows
                 weights = weights.masked_fill(~real[:, None, rows[0], None], 0.0)
             change = calibration(weights, sinks, beta=self.method.beta)
-            add_to_rows(output, start, weighted_values(change, part.value), heads)
+            add_to_rows(output, start, weighted_values(change, part.value), None if part is call else heads)
         return output
 
     def notes(self) -> list[str]:
@@ -155,10 +149,8 @@ def chosen_heads(
     Raises:
         VlmpruneError: a layer that is not eligible, or a head the model does not have.
     """
-    if heads is None:
-        return {layer: list(range(number)) for layer in eligible}
     chosen: dict[int, list[int]] = {}
-    for layer, head in heads:
+    for layer, head in product(eligible, range(number)) if heads is None else heads:
         if layer not in eligible or head >= number:
             raise VlmpruneError(
                 f"heads holds ({layer}, {head}), which cannot be calibrated; use layers {eligible[0]} to "
@@ -166,8 +158,3 @@ def chosen_heads(
             )
         chosen.setdefault(layer, []).append(head)
     return chosen
-
-
-def _padded(sinks: Tensor, columns: int) -> Tensor:
-    """bool [B, heads, P] with False for the columns after the prompt."""
-    return torch.nn.functional.pad(sinks, (0, columns - sinks.shape[-1]))

@@ -93,18 +93,12 @@ class VarEditor(AttentionEditor):
         if touched.device.type != "cpu" or bool(touched.any()):
             self.sink_masks[layer] = torch.stack([sinks, columns.visual], dim=1) & touched[:, None, None]
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
-        if layer not in self.sink_masks:
-            return None
-        return self._edit(call, output, self.sink_masks[layer], columns.rows)
-
-    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
-        rows = torch.arange(output.shape[1], device=output.device)
-        return self._edit(call, output, sink_mask, rows.expand(len(output), -1))
-
-    def _edit(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, rows: Tensor) -> Tensor:
+    def edit(
+        self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
+    ) -> Tensor:
+        every = torch.arange(output.shape[1], device=output.device).expand(len(output), -1)
         sinks, visual = sink_mask.unbind(1)
-        var = self.method
+        rows, var = columns.rows if columns is not None else every, self.method
         return call.redistribute(own_copy(output), rows, sinks, visual, p=var.p, rho=var.rho, gate=var.gate)
 
     def notes(self) -> list[str]:
