@@ -88,7 +88,7 @@ class ActEditor(AttentionEditor):
     def __init__(self, method: ACT, family: Family, model: Any) -> None:
         refuse_cross_attention(family, "ACT")
         text = family.language_model(model)
-        super().__init__("act", len(text.layers), text)
+        super().__init__("act", text)
         self.method = method
         self.heads = chosen_heads(method.heads, self.eligible, text.config.num_attention_heads)
 

@@ -54,11 +54,10 @@ class SparseVLM(PerImage):
         out = []
         for sample, layout in enumerate(prompt.layouts):
             words = prompt.question(sample)
-            if not layout.count:
-                out.append(words)
-                continue
-            question = prompt.hidden[sample, words.to(prompt.hidden.device)].detach().float()
-            out.append(words[query_tokens(prompt.sample_hidden(sample).detach().float(), question).cpu()])
+            if layout.count:
+                question = prompt.hidden[sample, words.to(prompt.hidden.device)].detach().float()
+                words = words[query_tokens(prompt.sample_hidden(sample).detach().float(), question).cpu()]
+            out.append(words)
         return out
 
     def _counts(self, prompt: PruningContext) -> list[list[int]]:

@@ -67,7 +67,7 @@ class VarEditor(AttentionEditor):
     def __init__(self, method: VAR, family: Family, model: Any) -> None:
         self.method = method
         self.sinks = SinkDims(family, model, tau=method.tau, dims=method.sink_dims, what="VAR")
-        super().__init__("var", len(self.sinks.text.layers), self.sinks.text)
+        super().__init__("var", self.sinks.text)
         self._phi: list[Tensor] = []
 
     def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
