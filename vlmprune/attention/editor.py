@@ -28,9 +28,9 @@ from .probe import AttentionCall
 class KeyColumns:
     """The columns that a layer holds of a prompt: bool [B, P].
 
-    `visual`: visual tokens. `real`: without padding, filler and generated tokens. `suffix_rows`: text after the sample's
-    last visual token, generated rows included; empty for a sample without an image. `rows` [B, R]: `suffix_rows` as
-    query positions, -1 where a sample's suffix begins later than another's.
+    `visual`: visual tokens. `real`: without padding, filler and generated tokens. `suffix_rows`: text after the last
+    visual token of the sample, generated rows included; empty for a sample without an image. `rows` [B, R]:
+    `suffix_rows` as query positions, -1 where a sample's suffix begins later than another's.
     """
 
     visual: Tensor
@@ -153,7 +153,8 @@ class AttentionEditor(AttentionObserver):
         """The columns that this layer holds of the prompt, made once for all layers of a stage."""
         assert self.state is not None
         stage = self.state.stage_at(layer)
-        chosen, since = (stage.on_host, stage.layer) if stage is not None and stage.on_host is not None else (None, None)
+        chosen = stage.on_host if stage is not None else None
+        since = stage.layer if stage is not None and chosen is not None else None
         if (since, device) not in self._columns:
             whole = self._columns[None, torch.device("cpu")]
             self._columns[since, device] = (whole if chosen is None else compacted(whole, chosen)).to(device)

@@ -23,9 +23,8 @@ _LARGEST_MAP = 1 << 25  # attention weights made at once: 128 MiB in fp32
 class ImportanceObserver(AttentionObserver):
     """Sums, over every watched layer and all heads, the attention of text rows to each key, in fp32.
 
-    Rows of the prompt: every text token after the sample's last visual token; where there is none, that visual token
-    itself, from which the answer is read. Rows of the steps: one each, until the
-    sample has generated one of `ends`; the last generated token is never fed back and has no row.
+    Rows of the prompt: the text tokens after the sample's last visual token, or that token where no text follows. Rows
+    of the steps: one each, until the sample has generated one of `ends`; the last generated token has no row.
 
     Args:
         visual_ids: token ids that stand for visual tokens. causal: False for cross attention.

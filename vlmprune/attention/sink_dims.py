@@ -62,15 +62,16 @@ class SinkDims:
     def find(self, ids: Tensor, valid: Tensor) -> None:
         """Look for them with the first tokens of a batch of prompts [B, S], unless they are known.
 
-        A first token sees nothing but itself, so one forward of the language model over the different first tokens,
-        each alone, is the beginning of every prompt with them; no attention is read.
+        A first token sees only itself, so one forward over the different first tokens, each a prompt of its own, shows
+        how all prompts with them begin.
         """
         if self.dims or not eligible_layers(len(self.text.layers)):
             return
-        tokens = [token for token in first_tokens(ids.cpu(), valid.cpu(), self.visual_ids) if token not in self._known.tried]
+        known = self._known
+        tokens = [one for one in first_tokens(ids.cpu(), valid.cpu(), self.visual_ids) if one not in known.tried]
         if tokens:
-            self._known.tried |= set(tokens)
-            self._known.dims = spiking_dims(entering_states(self.text, tokens, ids.device), self.tau)
+            known.tried |= set(tokens)
+            known.dims = spiking_dims(entering_states(self.text, tokens, ids.device), self.tau)
 
 
 def refuse_cross_attention(family: Family, what: str) -> None:
@@ -87,11 +88,10 @@ def refuse_cross_attention(family: Family, what: str) -> None:
 
 
 def first_tokens(ids: Tensor, valid: Tensor, visual: set[int]) -> list[int]:
-    """The different first tokens of left- or right-padded prompts that are no visual tokens (those have no embedding).
-
-    A family that puts the image in front has its first text token taken, which is its BOS.
-    """
-    texts = [[token for token in row[real].tolist() if token not in visual] for row, real in zip(ids, valid, strict=True)]
+    """The different first text tokens of padded prompts; visual ones, which some families put in front, have no
+    embedding."""
+    prompts = [row[real].tolist() for row, real in zip(ids, valid, strict=True)]
+    texts = [[token for token in prompt if token not in visual] for prompt in prompts]
     return list(dict.fromkeys(text[0] for text in texts if text))[:MOST_TOKENS]
 
 

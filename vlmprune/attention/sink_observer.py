@@ -22,8 +22,8 @@ from .sink_dims import SinkDims
 class VisualSinkObserver(AttentionObserver):
     """Collects the visual sinks of a prompt, layer by layer, from the residual stream alone.
 
-    Give it to a `Session` beside other observers. After the prompt, `by_layer` holds the visual sinks of each layer from
-    2 on, per sample bool [V], and `often()` says which visual tokens to leave out.
+    After a prompt, `by_layer` holds the visual sinks of each layer from 2 on, per sample bool [V], and `often()` those
+    to leave out of a ranking.
 
     Raises:
         VlmpruneError: the visual tokens of this family have no residual stream.

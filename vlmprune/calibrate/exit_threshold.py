@@ -156,7 +156,7 @@ def _answer(method: SGL, variants: list[SGL], cost: str, ask: Callable[[Any], tu
     unpruned = right, spent(report)
     right, report = ask(replace(method, exit_at=0.0))
     assert report.confidence is not None and report.consistency is not None, "SGL measures both"
-    guide = right, float(report.seconds["guide"] if cost == "seconds" else report.guide_flops)
+    guide = right, float(report.seconds["guide"] if cost == "seconds" else report.guide_flops or 0)
     exit_score = sureness(report.confidence[0], report.consistency[0])
     runs = [ask(variant) for variant in variants]
     return _Answered(exit_score, unpruned, guide, [(right, guide[1] + spent(report)) for right, report in runs])

@@ -56,24 +56,6 @@ def prompt_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in options and value is not None}
 
 
-def same_inputs(model: Any, guide: Any) -> bool:
-    """Whether the two models read the same token ids and pixels, as far as their configs say."""
-    ours, theirs = model.config, guide.config
-    if ours.model_type != theirs.model_type:
-        return False
-    if ours.get_text_config().vocab_size != theirs.get_text_config().vocab_size:
-        return False
-    names = ("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "max_num_tiles")
-    if any(getattr(ours.vision_config, n, None) != getattr(theirs.vision_config, n, None) for n in names):
-        return False
-    skipped = {"text_config", "vision_config"}
-    for name in sorted((ours.to_dict().keys() | theirs.to_dict().keys()) - skipped):
-        matters = name.endswith(("token_id", "token_index")) or name in _GRID_FIELDS
-        if matters and getattr(ours, name, None) != getattr(theirs, name, None):
-            return False
-    return True
-
-
 # Config fields that decide how many visual tokens an image has.
 _GRID_FIELDS = {
     "image_grid_pinpoints",
@@ -84,6 +66,20 @@ _GRID_FIELDS = {
     "vision_aspect_ratio",
     "vision_feature_select_strategy",
 }
+_VISION_FIELDS = ("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "max_num_tiles")
+
+
+def same_inputs(model: Any, guide: Any) -> bool:
+    """Whether the two models read the same token ids and pixels, as far as their configs say."""
+
+    def read(config: Any) -> tuple[Any, ...]:
+        names = {name for name in config.to_dict() if name.endswith(("token_id", "token_index"))} | _GRID_FIELDS
+        own = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+        vision = [getattr(config.vision_config, name, None) for name in _VISION_FIELDS]
+        return config.get_text_config().vocab_size, own, vision
+
+    ours, theirs = model.config, guide.config
+    return ours.model_type == theirs.model_type and read(ours) == read(theirs)
 
 
 def take_samples(
@@ -98,12 +94,12 @@ def take_samples(
     """
     spans = [(b, span) for b, layout in enumerate(layouts) for span in layout.images]
     chosen = torch.tensor(list(samples))
-    images = torch.isin(torch.tensor([b for b, _ in spans]), chosen).nonzero()[:, 0]
+    owners = torch.tensor([b for b, _ in spans], dtype=torch.long)
+    images = torch.isin(owners, chosen).nonzero()[:, 0]
     rows = chosen
     if family.pixel_axis != "sample":
-        sizes = torch.tensor([family.pixel_rows(config, span.grid, span.count) for _, span in spans])
-        owners = torch.tensor([b for b, _ in spans]).repeat_interleave(sizes)
-        rows = torch.isin(owners, chosen).nonzero()[:, 0]
+        sizes = [family.pixel_rows(config, span.grid, span.count) for _, span in spans]
+        rows = torch.isin(owners.repeat_interleave(torch.tensor(sizes, dtype=torch.long)), chosen).nonzero()[:, 0]
     taken: dict[str, Any] = {}
     for name, value in inputs.items():
         if not isinstance(value, Tensor) or value.dim() == 0:

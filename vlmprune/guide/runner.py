@@ -197,9 +197,10 @@ class Guide:
         # The last token is predicted only. An image token that the guide generated would be taken for an image.
         fed = [answer[:-1].masked_fill(torch.isin(answer[:-1], visual), pad) for answer in answers]
         given = with_answers(inputs, fed, pad)
-        rows: int | Tensor = max(len(answer) for answer in answers)
+        longest = max(len(answer) for answer in answers)
+        rows: int | Tensor = longest
         if not self.family.cross_attention:  # of a short answer the rows before may be of dropped visual tokens
-            length, back = given["input_ids"].shape[1], torch.arange(rows, 0, -1)
+            length, back = given["input_ids"].shape[1], torch.arange(longest, 0, -1)
             rows = torch.stack([length - back.clamp(max=len(answer)) for answer in answers])
         with attached(self._second), vision.replaying(self._tower):
             self._second.rank_by(importance)

@@ -1,4 +1,4 @@
-"""The session of a guided model: the guide runs before each prompt, and answers alone where it is sure.
+"""The session of a guided model: the guide runs before each prompt, and answers alone where its exit score is high.
 
 Shapes: B batch, S sequence, V visual tokens of a sample.
 """
@@ -121,8 +121,8 @@ class GuidedSession(Session):
         asked = [name for name in _EXTRAS if setting(self.model, kwargs, name)]
         if self.exit_at is not None and asked and setting(self.model, kwargs, "return_dict_in_generate"):
             raise VlmpruneError(
-                f"{asked[0]}=True cannot be had with exit_at={self.exit_at}, since the model does not run for samples "
-                "that exit; leave it out, or set exit_at=None."
+                f"{asked[0]}=True is not available with exit_at={self.exit_at}, because the model does not run for "
+                "samples that exit; leave it out, or set exit_at=None."
             )
 
     def _refuse_foreign_inputs(self) -> None:
@@ -254,5 +254,5 @@ def same_vocabulary(ours: Any, theirs: Any) -> bool:
     tokenizers = [getattr(processor, "tokenizer", processor) for processor in (ours, theirs)]
     for one in tokenizers:
         if not hasattr(one, "get_vocab"):
-            raise VlmpruneError(f"{one!r:.80} is no processor; pass the AutoProcessor of the model or of its guide.")
+            raise VlmpruneError(f"processor must be the AutoProcessor of the model or of its guide, got {one!r:.80}.")
     return bool(tokenizers[0].get_vocab() == tokenizers[1].get_vocab())

@@ -46,9 +46,8 @@ def _options(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, t
         options |= _options(classes[base], classes) if base in classes else {}
     for field in _assigned(cls) if cls.decorator_list else []:
         if "ClassVar" not in ast.unparse(field.annotation):
-            given = {"default": field.value}
-            if isinstance(field.value, ast.Call):  # of dataclasses.field
-                given = {word.arg: word.value for word in field.value.keywords}
-            default = _REQUIRED if given["default"] is None else ast.literal_eval(given["default"])
-            options[ast.unparse(field.target)] = "kw_only" in given, default
+            words = field.value.keywords if isinstance(field.value, ast.Call) else []  # of dataclasses.field
+            value = next((word.value for word in words if word.arg == "default"), field.value)
+            default = _REQUIRED if value is None else ast.literal_eval(value)
+            options[ast.unparse(field.target)] = any(word.arg == "kw_only" for word in words), default
     return options
