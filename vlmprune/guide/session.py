@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from ..runtime.output_rows import Asked
 from ..runtime.session import Session
 from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples
 from .runner import Guide, GuideOutput
-from .vision import SharedTower, VisionMemo
+from .vision import SharedTower
 
 # What the guide takes over from a call's settings, or from the model's own.
 _LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "max_time")
@@ -96,26 +96,40 @@ class GuidedSession(Session):
         with self.lock.generating():
             if not self.hooks:  # taken off while this call waited
                 return self.model.generate(**given)
-            start = self.calls.now.clock.now()
-            found = self._ask_guide(kwargs, guide_inputs)
-            layouts, importance = self._transferred(found, kwargs)
-            exited = found.exits(self.exit_at)
-            # What the guide was given apart may be other pixels.
-            alike = self.same and guide_inputs is None and bool(self._shared)
-            guided = self.calls.now.clock.now() - start
-            running = [i for i, gone in enumerate(exited) if not gone]
-            vision = found.vision if alike else None
-            out, report = self._run(original, kwargs, running, layouts, importance, vision)
-            if any(exited):
-                columns = self.family.cross_columns
-                keys = columns(self.model.config, Media(image_metadata(kwargs))) if columns else 0
-                valid = self._valid(kwargs)
-                report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost)
-                out = self._merged(out, found, exited, kwargs)
-            assert report is not None, "what ran has a report"
-            self._note(report, found, exited, guided)
-            report.seconds["total"] = self.calls.now.clock.now() - start
+            out, report = self._guided(original, kwargs, guide_inputs)
             return self.calls.publish(out, report)
+
+    def _guided(self, original: Callable[..., Any], kwargs: dict[str, Any], guide_inputs: Any) -> tuple[Any, Report]:
+        """The guide's answers where it exits, the model's for the other samples; and their report."""
+        clock = self.calls.now.clock
+        start = clock.now()
+        found = self._ask_guide(kwargs, guide_inputs)
+        layouts, importance = self._transferred(found, kwargs)
+        exited = found.exits(self.exit_at)
+        # What the guide was given apart may be other pixels.
+        alike = self.same and guide_inputs is None and bool(self._shared)
+        guided = clock.now() - start
+        running = [i for i, gone in enumerate(exited) if not gone]
+        out: Any = None
+        report: Report | None = None
+        if running:
+            given, rows = kwargs, None
+            if any(exited):
+                own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
+                given = {**kwargs, **own}
+            tower = self.family.vision_tower(self.model)
+            with found.vision.replaying(tower, rows) if alike else nullcontext():
+                out, report = self._reported(original, (), given, [importance[i] for i in running])
+        if any(exited):
+            columns = self.family.cross_columns
+            keys = columns(self.model.config, Media(image_metadata(kwargs))) if columns else 0
+            valid = self._valid(kwargs)
+            report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost)
+            out = self._merged(out, found, exited, kwargs)
+        assert report is not None, "what ran has a report"
+        self._note(report, found, exited, guided)
+        report.seconds["total"] = clock.now() - start
+        return out, report
 
     def _refuse_extras(self, kwargs: dict[str, Any]) -> None:
         asked = [name for name in _EXTRAS if setting(self.model, kwargs, name)]
@@ -159,27 +173,6 @@ class GuidedSession(Session):
         call.image_metadata = {}
         layouts = self.setup.locator.layouts(call, given, given["input_ids"], self._valid(given))
         return layouts, transfer(found.importance, found.layouts, layouts)
-
-    def _run(
-        self,
-        original: Callable[..., Any],
-        kwargs: dict[str, Any],
-        running: list[int],
-        layouts: list[SampleLayout],
-        importance: list[Tensor],
-        vision: VisionMemo | None,
-    ) -> tuple[Any, Report | None]:
-        """The model itself, for the samples that need it; `vision` stands in for its tower where given."""
-        if not running:
-            return None, None
-        rows = None
-        if len(running) < len(layouts):
-            own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
-            kwargs = {**kwargs, **own}
-        tower = self.family.vision_tower(self.model)
-        seen: AbstractContextManager[None] = vision.replaying(tower, rows) if vision is not None else nullcontext()
-        with seen:
-            return self._reported(original, (), kwargs, [importance[i] for i in running])
 
     def _note(self, report: Report, found: GuideOutput, exited: list[bool], seconds: float) -> None:
         report.exited, report.guide_flops = exited, found.flops

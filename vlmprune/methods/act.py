@@ -107,13 +107,11 @@ class ActEditor(AttentionEditor):
     def _sinks(self, part: AttentionCall, columns: KeyColumns) -> Tensor:
         """Columns with more than `threshold` mean attention, per head: [B, heads, P]."""
         held = columns.real.shape[1]
-        sums: Tensor | float = 0.0
-        seen: Tensor | float = 0.0
+        sums, seen = torch.zeros(()), torch.zeros((), dtype=torch.long)
         for _, rows in row_chunks(part.query, part.key, 0):
             asked = columns.real[:, None, rows[0], None]
             sums = sums + part.weights(rows)[..., :held].masked_fill(~asked, 0.0).sum(dim=2)
             seen = seen + (part.visible(rows)[..., :held] & asked).sum(dim=2)
-        assert isinstance(sums, Tensor) and isinstance(seen, Tensor)
         first = columns.real & (columns.real.cumsum(dim=1) == 1)
         candidates = (columns.real & ~first)[:, None]
         return (column_scores(sums, seen, rows=LEAST_ROWS) > self.method.threshold) & candidates
