@@ -17,6 +17,7 @@ from tests.support.tiny_families import make_inputs
 from tests.test_bad_input import sentence
 from vlmprune.attention.observer import AttentionObserver
 from vlmprune.methods.declared import FLAGS
+from vlmprune.methods.per_image import ImageContext, PerImage
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,18 @@ def test_an_intervention_without_an_observer():
         pass
 
     sentence(lambda: vlmprune.wrap(shared("llava"), Mine()), "Mine", "observer()")
+
+
+def test_a_method_per_image():
+    class Mine(PerImage):
+        def choose(self, image: ImageContext) -> torch.Tensor:
+            return torch.arange(image.span.count - image.count, image.span.count)
+
+    model = shared("llava")
+    with vlmprune.wrap(model, Mine(keep=2)):
+        kept = model(**make_inputs(model, images=(2, 1, 2))).report.kept
+    assert [some.tolist() for some in kept] == [[7, 8, 16, 17], [7, 8], [7, 8, 16, 17]]
+    sentence(lambda: type("Mine", (PerImage,), {})(), "Mine", "choose()")
 
 
 @pytest.mark.parametrize("layers", [(9,), (-1,), (1.0,), 3, None, "all"], ids=repr)

@@ -108,7 +108,7 @@ class Guide:
     """A small model made ready for ranking; nothing is on it between two runs, and one run goes at a time.
 
     Args:
-        options: a guided method, or its options alone; the guide does not read what `model` itself keeps.
+        options: of the guided method, by default those of SGL.
     Raises:
         UnsupportedModelError: its family has no adapter.
     """

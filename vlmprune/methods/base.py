@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width, L decoder lay
 from __future__ import annotations
 
 import inspect
-from abc import ABCMeta
+from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -88,6 +88,8 @@ class Checked(ABCMeta):
         check_options(cls, Method)
         title = getattr(cls, "name", "") or cls.__name__
         check_call(f"The method {title!r}", cls.__signature__, given, options)
+        if missing := sorted(cls.__abstractmethods__):
+            raise VlmpruneError(f"The method {cls.__name__} has no {missing[0]}(); define it.")
         return super().__call__(*given, **options)
 
     @property
@@ -136,13 +138,13 @@ def plain(value: Any) -> Any:
 class Intervention(Method):
     """Changes attention without dropping anything; any number of them combine with one pruner."""
 
+    @abstractmethod
     def observer(self, family: Family, model: Any) -> AttentionObserver:
         """What edits the attention calls of this model, created for every wrap.
 
         Raises:
             VlmpruneError: the method and the model do not fit.
         """
-        raise VlmpruneError(f"The intervention {type(self).__name__} has no observer(); define it.")
 
 
 @dataclass(frozen=True)
