@@ -23,8 +23,6 @@ from ..flow.transfer import transfer
 from ..hf.arguments import cache_in, has_image, image_metadata, padding_mask, refuse_video, setting
 from ..hf.cache_state import is_filled
 from ..methods.base import Method
-from ..methods.combined import parts_of
-from ..methods.guided import Guided
 from ..runtime.output_rows import Asked
 from ..runtime.session import Session
 from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples
@@ -58,9 +56,8 @@ class GuidedSession(Session):
         processor: Any = None,
     ) -> None:
         super().__init__(model, family, method, observers)
-        guided = next(part for part in parts_of(method) if isinstance(part, Guided))
         self.guide, self.processor = guide, processor
-        self.guide_processor, self.exit_at = guided.guide_processor, guided.exit_at
+        self.guide_processor, self.exit_at = guide.options.guide_processor, guide.options.exit_at
         self.same = same_inputs(model, self.guide.model) and same_vocabulary(processor, self.guide_processor)
         if not self.same and self.guide_processor is None:
             raise VlmpruneError(
