@@ -16,10 +16,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from tests.ops.twins import columns_twin, compact_twin, redistribute_twin, top_k_twin
 from vlmprune.flow.compact import Compaction, compaction
 from vlmprune.ops.column_sums import column_sums
-from vlmprune.ops.gather import compact, compact_kv
+from vlmprune.ops.gather import compact
 from vlmprune.ops.redistribution import redistribute
 from vlmprune.ops.top_k import top_k
 
@@ -174,16 +174,6 @@ def _compact_wide(dtype: torch.dtype, device: str) -> Work:
     )
 
 
-def _compact_kv(length: int, heads: int, width: int, dtype: torch.dtype, device: str) -> Work:
-    index = keep(2, length).index
-    key, value = torch.randn(2, length, heads, width).to(dtype), torch.randn(2, heads, length, width // 2).to(dtype)
-
-    def run() -> Sequence[Tensor]:
-        return compact_kv(key.to(device).transpose(1, 2), value.to(device), index.to(device))
-
-    return Work(run, lambda: compact_kv_twin(key.transpose(1, 2), value, index), EXACT)
-
-
 # --- attention -----------------------------------------------------------------------------------------------------
 
 
@@ -331,8 +321,6 @@ def _far_keys(kernel: str, dtype: torch.dtype, device: str) -> Work:
         key = _far(5, 64, dtype, device)[0][None, None]
         if kernel == "column_sums":
             return (column_sums(query.to(device), key, rows.to(device), scaling=scaling),)
-        if kernel == "compact_kv":
-            return compact_kv(key, key, rows.flip(1).to(device))
         own = [output.to(device, copy=True), query.to(device), key, key, rows.to(device)]
         return (redistribute(*own, **moved(marks, device), **options),)
 
@@ -341,11 +329,9 @@ def _far_keys(kernel: str, dtype: torch.dtype, device: str) -> Work:
         key = torch.randn(5, 64).to(dtype)[None, None]
         if kernel == "column_sums":
             return (columns_twin(query, key, rows, None, scaling=scaling),)
-        if kernel == "compact_kv":
-            return compact_kv_twin(key, key, rows.flip(1))
         return (redistribute_twin(output, query, key, key, rows, **marks, **options),)
 
-    tolerance = {"column_sums": SUMS, "compact_kv": EXACT, "redistribute": ROUNDED[dtype]}[kernel]
+    tolerance = {"column_sums": SUMS, "redistribute": ROUNDED[dtype]}[kernel]
     return Work(run, wanted, tolerance)
 
 
@@ -355,8 +341,6 @@ def _cases() -> Iterator[Case]:
         yield Case("compact", f"{length} x {width}, rotary {rotary}", partial(_compact, length, width, rotary), length)
     yield Case("compact", "axes of positions, compacted before", _compact_axes, 40, (SINGLE,))
     yield Case("compact", "5,000 wide, hidden states alone", _compact_wide, 33, (SINGLE,))
-    for length, heads, width in ((1, 2, 64), (63, 3, 80), (577, 1, 96), (64, 2, 128)):
-        yield Case("compact_kv", f"{length} x {heads} x {width}", partial(_compact_kv, length, heads, width), length)
     for sizes in ((1, 2, 2, 64, 1), (63, 4, 1, 96, 20), (577, 2, 2, 128, 1), (2880, 1, 1, 80, 3)):
         name = "{} keys, {} heads on {}, width {}, {} rows".format(*sizes)
         yield Case("column_sums", name, partial(_columns_shape, *sizes), sizes[0])
@@ -373,7 +357,7 @@ def _cases() -> Iterator[Case]:
     for lengths in ((1,), (63, 577), (2880,), (5, 1, 16)):
         name = f"spans of {', '.join(map(str, lengths))}"
         yield Case("top_k", name, partial(_top_k, lengths), sum(lengths))
-    far = {"compact": _far_compact, **{k: partial(_far_keys, k) for k in ("compact_kv", "column_sums", "redistribute")}}
+    far = {"compact": _far_compact, **{k: partial(_far_keys, k) for k in ("column_sums", "redistribute")}}
     for kernel, make in far.items():
         yield Case(kernel, "addresses beyond 2^31", make, 5, (torch.bfloat16,))
 

@@ -72,19 +72,11 @@ def compact(
 def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The entries `index` [B, C] of a layer's keys and values [B, G, T, D].
 
-    For KV-cache compression, which prunes a cache after prefill. The methods of vlmprune prune the prompt instead, so
-    the later layers never compute the dropped entries.
+    For compressing a cache after prefill.
 
     Returns:
         [B, G, C, D] each, contiguous.
     """
-    if key.dtype == value.dtype and runs_triton(key, value, index):
-        from .gather_triton import compact_kv as launch
-
-        return launch(key, value, index)
-
-    def gather(tensor: Tensor) -> Tensor:
-        where = index.to(tensor.device)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-        return torch.gather(tensor, 2, where)
-
-    return gather(key), gather(value)
+    where = index.to(key.device)[:, None, :, None]
+    key_at, value_at = (where.expand(-1, part.shape[1], -1, part.shape[3]) for part in (key, value))
+    return torch.gather(key, 2, key_at), torch.gather(value, 2, value_at)

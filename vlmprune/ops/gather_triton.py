@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -11,7 +9,6 @@ from torch import Tensor
 
 from .scores_triton import as_bytes
 
-BLOCK_SLOTS = 32  # cache entries per program
 LARGEST_ROW = 4096  # elements of a hidden state per program
 
 
@@ -54,32 +51,6 @@ def compact_kernel(
             seen = tl.load(mask + b * mask_b + row * mask_s)
             kept = tl.load(real + b * real_b + c)
             tl.store(out_mask + slot, tl.where(kept != 0, seen, 0))
-
-
-@triton.jit
-def compact_kv_kernel(
-    key, value, index, out_key, out_value,
-    G, C, DK, DV,
-    key_b, key_g, key_t, key_d,
-    value_b, value_g, value_t, value_d,
-    index_b,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Program (slots, batch and head, keys or values)."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    bg = tl.program_id(1).to(tl.int64)
-    b, g = bg // G, bg % G
-    row = tl.load(index + b * index_b + c, mask=c < C, other=0)[:, None]
-    d = tl.arange(0, BLOCK_D)[None, :]
-    slot = (bg * C + c)[:, None]
-    if tl.program_id(2) == 0:
-        inside = (c < C)[:, None] & (d < DK)
-        entry = tl.load(key + b * key_b + g * key_g + row * key_t + d * key_d, mask=inside)
-        tl.store(out_key + slot * DK + d, entry, mask=inside)
-    else:
-        inside = (c < C)[:, None] & (d < DV)
-        entry = tl.load(value + b * value_b + g * value_g + row * value_t + d * value_d, mask=inside)
-        tl.store(out_value + slot * DV + d, entry, mask=inside)
 
 
 def rows_of(index: Tensor) -> Tensor:
@@ -141,20 +112,3 @@ def compact(
         None if position_ids is None else shaped(out_ids, position_ids, 0),
         None if mask is None else out_seen.view(mask.dtype),
     )
-
-
-def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """See `gather.compact_kv`."""
-    batch, heads = key.shape[:2]
-    slots = index.shape[1]
-    index = rows_of(index)
-    out: Any = [part.new_empty(batch, heads, slots, part.shape[-1]) for part in (key, value)]
-    with torch.cuda.device_of(key):
-        compact_kv_kernel[(triton.cdiv(slots, BLOCK_SLOTS), batch * heads, 2)](
-            key, value, index, *out,
-            heads, slots, key.shape[-1], value.shape[-1],
-            *key.stride(), *value.stride(), index.stride(0),
-            BLOCK_C=BLOCK_SLOTS,
-            BLOCK_D=triton.next_power_of_2(max(key.shape[-1], value.shape[-1])),
-        )  # fmt: skip
-    return out[0], out[1]
