@@ -66,12 +66,12 @@ def variants() -> list[Variant]:
     found = []
     for dtype in ("bf16", "fp16", "fp32"):
         states = dict.fromkeys(("hidden", "cos", "sin", "out_hidden", "out_cos", "out_sin"), f"*{dtype}")
-        whole = dict.fromkeys(("position_ids", "out_position_ids", "mask", "out_mask", "index", "inner"), "*i64")
+        whole = dict.fromkeys(("position_ids", "out_position_ids", "index", "inner"), "*i64")
         constants = {
-            "ROTARY_AXES": 1, "POSITION_AXES": 1, "HAS_MASK": True, "BLOCK": LARGEST_ROW, "BLOCK_R": 128,
-            "hidden_d": 1, "cos_d": 1, "sin_d": 1, "position_ids_s": 1, "mask_s": 1,
+            "ROTARY_AXES": 1, "POSITION_AXES": 1, "BLOCK": LARGEST_ROW, "BLOCK_R": 128,
+            "hidden_d": 1, "cos_d": 1, "sin_d": 1, "position_ids_s": 1,
         }  # fmt: skip
-        found.append(Variant(f"compact {dtype}", compact_kernel, states | whole | {"real": "*u8"}, constants))
+        found.append(Variant(f"compact {dtype}", compact_kernel, states | whole, constants))
     for dtype, width, masked in (("bf16", 80, False), ("bf16", 128, False), ("bf16", 128, True), ("fp32", 128, False)):
         types = _scores(dtype) | {"part_max": "*fp32", "part_sum": "*fp32"} | ({"mask": "*u8"} if masked else {})
         tiles = tile(dtype == "fp32", BLOCK_N)

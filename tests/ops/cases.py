@@ -123,9 +123,8 @@ def moved(options: dict[str, Any], device: str) -> dict[str, Any]:
 def _compacted(device: str, chosen: Compaction, hidden: Tensor, **beside: Any) -> list[Tensor]:
     """What `compact` makes of tensors on the CPU, on a device: all results that there are."""
     given = {name: tuple(t.to(device) for t in part) if name == "cos_sin" else part for name, part in beside.items()}
-    there = chosen.to(torch.device(device))
-    got = compact(hidden, there.index, there.real, **moved(given, device))
-    return [part for part in (got.hidden, *got.cos_sin, got.position_ids, got.mask) if part is not None]
+    states, cos_sin, position_ids = compact(hidden, chosen.index.to(device), **moved(given, device))
+    return [part for part in (states, *cos_sin, position_ids) if part is not None]
 
 
 def _compact(length: int, width: int, rotary: int, dtype: torch.dtype, device: str) -> Work:
@@ -133,14 +132,14 @@ def _compact(length: int, width: int, rotary: int, dtype: torch.dtype, device: s
     chosen = keep(batch, length, 20 / length)  # the interpreter runs program after program
     hidden = torch.randn(length, batch, width * 2).to(dtype)
     cos_sin = (torch.randn(1, length, rotary), torch.randn(batch, length, rotary).to(dtype))
-    position_ids, mask = torch.randint(0, 1 << 40, (1, length)), torch.rand(batch, length) < 0.8
+    position_ids = torch.randint(0, 1 << 40, (1, length))
 
     def strided(device: str) -> Tensor:
         return hidden.to(device).transpose(0, 1)[..., ::2]  # no stride as usual
 
     return Work(
-        lambda: _compacted(device, chosen, strided(device), cos_sin=cos_sin, position_ids=position_ids, mask=mask),
-        lambda: compact_twin(strided("cpu"), chosen.index, chosen.real, cos_sin, position_ids, mask),
+        lambda: _compacted(device, chosen, strided(device), cos_sin=cos_sin, position_ids=position_ids),
+        lambda: compact_twin(strided("cpu"), chosen.index, *cos_sin, position_ids),
         EXACT,
     )
 
@@ -150,17 +149,17 @@ def _compact_axes(dtype: torch.dtype, device: str) -> Work:
     chosen = keep(2, 40)
     hidden = torch.randn(2, 40, 24).to(dtype)
     cos_sin = tuple(torch.randn(3, 2, 40, 16) for _ in range(2))
-    position_ids, mask = torch.randint(0, 99, (4, 2, 40)), torch.ones(2, 40, dtype=torch.long)
+    position_ids = torch.randint(0, 99, (4, 2, 40))
     inner = torch.randint(0, 12, chosen.index.shape)
 
     def wanted() -> Sequence[Tensor]:
         def rows(tensor: Tensor, index: Tensor) -> Tensor:
-            return compact_twin(tensor, index, chosen.real, (), None, None)[0]
+            return compact_twin(tensor, index)[0]
 
         axes = [torch.stack([rows(axis, chosen.index) for axis in part]) for part in (*cos_sin, position_ids)]
-        return rows(hidden, inner), *axes, chosen.real.long()
+        return rows(hidden, inner), *axes
 
-    beside = {"inner": inner, "cos_sin": cos_sin, "position_ids": position_ids, "mask": mask}
+    beside = {"inner": inner, "cos_sin": cos_sin, "position_ids": position_ids}
     return Work(lambda: _compacted(device, chosen, hidden.to(device), **beside), wanted, EXACT)
 
 
@@ -169,7 +168,7 @@ def _compact_wide(dtype: torch.dtype, device: str) -> Work:
     chosen, hidden = keep(2, 33), torch.randn(2, 33, 5000).to(dtype)
     return Work(
         lambda: _compacted(device, chosen, hidden.to(device)),
-        lambda: compact_twin(hidden, chosen.index, chosen.real, (), None, None),
+        lambda: compact_twin(hidden, chosen.index),
         EXACT,
     )
 
@@ -295,12 +294,12 @@ def _far(rows: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor
 
 
 def _far_compact(dtype: torch.dtype, device: str) -> Work:
-    index, real = torch.tensor([[0, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    index = torch.tensor([[0, 2, 3]])
 
     def run() -> Sequence[Tensor]:
         torch.manual_seed(1)
         hidden = _far(4, 64, dtype, device)[0][None]
-        return (compact(hidden, index.to(device), real.to(device)).hidden,)
+        return (compact(hidden, index.to(device))[0],)
 
     def wanted() -> Sequence[Tensor]:
         torch.manual_seed(1)
