@@ -114,10 +114,6 @@ class PromptState:
         """Whether any sample has visual tokens."""
         return any(layout.count for layout in self.layouts)
 
-    def release(self) -> None:
-        """The prompt's forward is over: observers keep the state, and must not keep a cache alive."""
-        self.cache = None
-
     def stage_at(self, layer: int) -> Stage | None:
         """The last stage before or at a decoder layer."""
         return next((stage for stage in reversed(self.stages) if stage.layer <= layer), None)

@@ -206,7 +206,7 @@ class Guide:
         given = with_answers(inputs, fed, pad)
         longest = max(len(answer) for answer in answers)
         with attached(self._checking), vision.replaying(self.family.vision_tower(self.model)):
-            self._checking.rank_by(importance)
+            self._checking.calls.now.importance = importance
             logits = self.model(**given, use_cache=False, logits_to_keep=self._rows(given, answers, longest)).logits
         scores = []
         for row, answer in zip(logits.float(), answers, strict=True):

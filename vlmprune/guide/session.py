@@ -89,9 +89,8 @@ class GuidedSession(Session):
             kwargs["input_ids"] = kwargs.pop("inputs")
         for inputs in (kwargs, guide_inputs or {}):
             refuse_video(inputs)
-        cache = cache_in(kwargs)
         drafts = self.calls.now.generating  # within a call of the same prompt, whose ranking stands
-        if drafts or not has_image(kwargs) or (cache is not None and is_filled(cache)):
+        if drafts or not has_image(kwargs) or is_filled(cache_in(kwargs)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
@@ -155,7 +154,7 @@ class GuidedSession(Session):
                 f"guide_inputs holds {len(inputs['input_ids'])} prompts and the call {len(kwargs['input_ids'])}; give "
                 "the same prompts to both."
             )
-        with self.bypassed():
+        with self.calls.bypass():
             guidance: Guidance = self.guide.answer(inputs, settings, whole=self.exit_at is not None)
         return guidance
 
@@ -239,16 +238,15 @@ class GuidedSession(Session):
         if call.generating:
             return changed
         given = self._arguments(self.model, args, kwargs)
-        cache = cache_in(given)
-        if self.setup.pruner is None or not has_image(given) or (cache is not None and is_filled(cache)):
+        if self.setup.pruner is None or not has_image(given) or is_filled(cache_in(given)):
             return changed
         self._refuse_stranger()
         start = call.clock.now()
-        with self.bypassed():
+        with self.calls.bypass():
             guidance = self.guide.rank(prompt_inputs(given))
         call.image_metadata = {}
         layouts = self.setup.locator.layouts(call, given, given["input_ids"], self._valid(given))
-        self.rank_by(transfer(guidance.importance, guidance.layouts, layouts))
+        self.calls.now.importance = transfer(guidance.importance, guidance.layouts, layouts)
         seconds, exited = call.clock.now() - start, [False] * len(layouts)
         call.complete = lambda report: self._note(report, guidance, exited, seconds)
         return changed

@@ -77,8 +77,8 @@ def physical_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
 
 
 def is_filled(cache: Any) -> bool:
-    """Whether any layer of the cache holds anything."""
-    return any(physical_length(cache, layer) for layer in range(len(cache.layers)))
+    """Whether there is a cache and any of its layers holds anything."""
+    return cache is not None and any(physical_length(cache, layer) for layer in range(len(cache.layers)))
 
 
 def _logical_length(self: Any, layer_idx: int = 0) -> Any:
@@ -133,7 +133,7 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
 
 
 def recall(cache: Any) -> PrunedPrompt | None:
-    """The state on a cache, or None; a cache that was reset has forgotten it."""
+    """The state on a cache, or None without one; a cache that was reset has forgotten it."""
     state = getattr(cache, _ATTRIBUTE, None)
     if state is not None and not is_filled(cache):
         _forget(cache)

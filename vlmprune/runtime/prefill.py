@@ -21,7 +21,7 @@ from ..hf.arguments import cache_in
 from ..hf.cache_state import physical_sizes, remember
 from ..ops.gather import compact, gather_positions, gather_rows
 from .decide import Decider, pruned_prompt
-from .decode import Arguments, rotary
+from .decode import Arguments
 from .deepstack import DeepStack
 
 
@@ -117,7 +117,7 @@ class Prefill:
 
         def gathered(whole: Any) -> Any:
             if self.state.reindexed:
-                return rotary(self.text_model, hidden, self._position_ids(stage, chosen, kwargs))
+                return self.text_model.rotary_emb(hidden, self._position_ids(stage, chosen, kwargs))
             if isinstance(whole, Tensor):
                 return gather_rows(whole, chosen.index)
             return tuple(gather_rows(part, chosen.index) for part in whole)
