@@ -102,7 +102,7 @@ class BaseForward:
         return changed
 
     def end(self, output: Any) -> Any:
-        """It has run, or raised where `output` is None; returns the output that takes its place, or None."""
+        """It has run, or raised where `output` is None; returns the output that takes its place."""
         call, forward, ran = self.calls.now, self.clear(), output is not None
         if isinstance(forward, Prefill):
             if ran:
@@ -116,7 +116,7 @@ class BaseForward:
             if ran:
                 self.calls.publish(output, call.report)
         if not ran or not isinstance(forward, Prefill):
-            return None
+            return output
         rows = forward.state.rows
         if call.asked is None:
             return labelled(output, Asked(rows=rows).row_positions())
