@@ -64,11 +64,7 @@ class Rows:
         return [row.nonzero()[:, 0] for row in self.kept]
 
     def check(self, sample: Tensor, position: Tensor) -> None:
-        """Refuse positions whose row was dropped.
-
-        Raises:
-            VlmpruneError: there is one.
-        """
+        """Refuse positions whose row was dropped."""
         gone = (self.valid & ~self.kept)[sample, position]
         if bool(gone.any()):
             raise VlmpruneError(

@@ -57,9 +57,6 @@ def refuse_video(given: Mapping[str, Any]) -> None:
 
     The frames of SmolVLM's and InternVL's videos come as `pixel_values` between image tokens, like so many images;
     nothing but the words around them differs, so these run, every frame as an image.
-
-    Raises:
-        VlmpruneError: there is one.
     """
     if given.get("pixel_values_videos") is not None or encoded(dict(given), "video"):
         raise VlmpruneError(VIDEO)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,15 +52,9 @@ class PrunedPrompt:
         return 0 if self.cross else self.length - self.columns.shape[1]
 
     def rows(self, batch: int) -> PrunedPrompt:
-        """The same state for a cache whose rows were repeated (beams, several return sequences).
-
-        Raises:
-            VlmpruneError: rows were taken out, so that it is unknown which are left.
-        """
-        if batch == len(self.columns):
-            return self
+        """The same state for a cache whose rows were repeated; see `repeated`."""
         shift = None if self.shift is None else repeated(self.shift, batch)
-        return PrunedPrompt(self.layer, self.length, repeated(self.columns, batch), self.ragged, shift, self.cross)
+        return replace(self, columns=repeated(self.columns, batch), shift=shift)
 
 
 def physical_length(cache: Any, layer: int) -> int:

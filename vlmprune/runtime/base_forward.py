@@ -48,7 +48,12 @@ class BaseForward:
         first, call.begins = call.begins, False
         ids = given.get("input_ids")
         if is_filled(cache):
-            self._refuse_later_image(given)
+            changes = self.setup.changes_prompts and ids is not None and has_image(given)
+            if changes and bool(self.setup.locator.visual(ids).any()):
+                raise VlmpruneError(
+                    "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as "
+                    "one prompt without a cache."
+                )
             if state is not None:
                 came = ids if ids is not None else given["inputs_embeds"]
                 check_later(state_of(cache, RANKED), came.shape[1], generating=call.generating, begins=first)
@@ -69,15 +74,6 @@ class BaseForward:
         for watcher, layers in zip(self.setup.watchers, self.setup.watched, strict=True):
             for i in layers:
                 observe(self.setup.probed[i], functools.partial(edited, watcher, i))
-
-    def _refuse_later_image(self, given: dict[str, Any]) -> None:
-        ids = given.get("input_ids")
-        changes = self.setup.changes_prompts
-        if changes and has_image(given) and ids is not None and bool(self.setup.locator.visual(ids).any()):
-            raise VlmpruneError(
-                "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as one "
-                "prompt without a cache."
-            )
 
     def enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """The vision stage is over and the decoder layers are next: locate the visual tokens of a new prompt."""

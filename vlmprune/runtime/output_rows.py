@@ -189,8 +189,10 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
     if keep is not None and not isinstance(keep, int) and came is not None:
         wanted(keep, *came.shape[:2])  # what is wrong with it is said before anything runs
     if not changes_rows:
-        if prunes and given.get("labels") is not None:
-            given["labels"] = unpredicted(given["labels"], given.get("attention_mask"))
+        labels, mask = given.get("labels"), given.get("attention_mask")
+        if prunes and labels is not None and isinstance(mask, Tensor) and mask.shape == labels.shape:
+            real = mask.to(labels.device).bool()  # only padding could predict the first real position
+            given["labels"] = labels.masked_fill(real & ~predicted(real), IGNORED)
         return Asked(keep=keep, changes_rows=False)
     given.pop("logits_to_keep", None)
     rest = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
@@ -201,14 +203,6 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
         given[rest] = dict(beside)
     lined_up = lined_up or labels is not None or beside.get("num_items_in_batch") is not None
     return Asked(labels, shift_labels, keep, lined_up, beside=beside)
-
-
-def unpredicted(labels: Tensor, mask: Any) -> Tensor:
-    """Labels [B, S] without those of first real positions, which only padding could predict."""
-    if not isinstance(mask, Tensor) or mask.shape != labels.shape:
-        return labels
-    real = mask.to(labels.device).bool()
-    return labels.masked_fill(real & ~predicted(real), IGNORED)
 
 
 def predicted(real: Tensor) -> Tensor:
