@@ -106,7 +106,7 @@ class PrunedModel:
         Raises:
             VlmpruneError: there was none yet.
         """
-        report = self._session.report
+        report = self._session.calls.report
         if report is None:
             raise VlmpruneError("There is no report yet; call the model first.")
         return report

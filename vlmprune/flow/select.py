@@ -111,11 +111,7 @@ def ranking(scores: Tensor) -> Tensor:
 
 
 def check_ranked(values: Tensor) -> None:
-    """Refuse scores with NaN, or the indices made of such scores on a GPU.
-
-    Raises:
-        VlmpruneError: there are any.
-    """
+    """Refuse scores with NaN, or the indices made of such scores on a GPU."""
     if bool((torch.isnan(values) if values.is_floating_point() else values == UNRANKED).any()):
         raise VlmpruneError(
             "The scores of the visual tokens hold NaN, so no ranking exists; check the model's precision (float16 "

@@ -203,7 +203,7 @@ class Guide:
             length, back = given["input_ids"].shape[1], torch.arange(longest, 0, -1)
             rows = torch.stack([length - back.clamp(max=len(answer)) for answer in answers])
         with attached(self._second), vision.replaying(self._tower):
-            self._second.rank_by(importance)
+            self._second.calls.now.importance = importance
             logits = self.model(**given, use_cache=False, logits_to_keep=rows).logits
         scores = []
         for row, answer in zip(logits.float(), answers, strict=True):

@@ -83,9 +83,8 @@ class GuidedSession(Session):
             kwargs["input_ids"] = kwargs.pop("inputs")
         for inputs in (kwargs, guide_inputs or {}):
             refuse_video(inputs)
-        cache = cache_in(kwargs)
         drafts = self.calls.now.generating  # within a call of the same prompt, whose ranking stands
-        if drafts or not has_image(kwargs) or (cache is not None and is_filled(cache)):
+        if drafts or not has_image(kwargs) or is_filled(cache_in(kwargs)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
@@ -161,7 +160,7 @@ class GuidedSession(Session):
                 f"guide_inputs holds {len(inputs['input_ids'])} prompts and the call {len(kwargs['input_ids'])}; give "
                 "the same prompts to both."
             )
-        with self.bypassed():
+        with self.calls.bypass():
             return self.guide.answer(inputs, settings, whole=self.exit_at is not None)
 
     def _transferred(self, found: GuideOutput, given: dict[str, Any]) -> tuple[list[SampleLayout], list[Tensor]]:
@@ -224,12 +223,11 @@ class GuidedSession(Session):
         if call.generating:
             return changed
         given = self._arguments(self.model, args, kwargs)
-        cache = cache_in(given)
-        if self.setup.pruner is None or not has_image(given) or (cache is not None and is_filled(cache)):
+        if self.setup.pruner is None or not has_image(given) or is_filled(cache_in(given)):
             return changed
         self._refuse_foreign_inputs()
         start = call.clock.now()
-        with self.bypassed():
+        with self.calls.bypass():
             found = self.guide.rank(prompt_inputs(given))
         layouts, call.importance = self._transferred(found, given)
         seconds, exited = call.clock.now() - start, [False] * len(layouts)
