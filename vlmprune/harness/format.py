@@ -13,6 +13,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..captioner import Caption
+
 WIDTH_OF_A_PIPE = 120  # rich assumes 80 columns where it finds no terminal, which folds the wider tables
 
 
@@ -70,6 +72,20 @@ def milliseconds(seconds: float) -> str:
     """A duration in ms, with a digit more below 10 ms."""
     ms = seconds * 1000
     return f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
+
+
+def facts(caption: Caption) -> list[tuple[str, str]]:
+    """What a caption took, as pairs of a name and a value."""
+    cost = caption.cost
+    said = [one for one in caption.sentences if one.sample is not None]
+    layers = f"{cost.visual_tokens} ({cost.layer_avg_tokens:.0f} averaged over its layers)"
+    found = [
+        ("sentences kept", f"{sum(one.kept for one in said)} of {len(said)}"),
+        ("calls", ", ".join(f"{stage} {count}" for stage, count in cost.calls.items())),
+        ("time", ", ".join(f"{stage} {milliseconds(value)}" for stage, value in cost.seconds.items())),
+        ("visual tokens into the language model", layers),
+    ]
+    return found if cost.prefill_flops is None else [*found, ("prefill FLOPs", amount(cost.prefill_flops))]
 
 
 def note(message: str) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
-
-from ..errors import VlmpruneError
-from .format import milliseconds
 
 
 @dataclass
@@ -22,6 +20,7 @@ class MethodRun:
     keep: str = ""
     answers: list[list[str]] = field(default_factory=list)
     reports: list[Any] = field(default_factory=list)
+    error: str = ""  # why it has no answers
 
     def answer(self, images: Sequence[Any], questions: Sequence[str], **generation: Any) -> tuple[list[str], Any]:
         """The greedy answers to one batch and its report; an image that is None is left out of its prompt."""
@@ -39,10 +38,10 @@ class MethodRun:
         """Median over the runs, per prompt."""
         return median(report.seconds.get(stage, 0.0) / len(report.visual_tokens) for report in self.reports)
 
-    def typical(self) -> int:
-        """The run whose total time is the median one (the later of the middle two)."""
-        order = sorted(range(len(self.reports)), key=lambda run: self.reports[run].seconds["total"])
-        return order[len(order) // 2]
+    def typical(self) -> tuple[list[str], Any]:
+        """Answers and report of the run whose total time is the median one (the later of the middle two)."""
+        found = sorted(zip(self.answers, self.reports, strict=True), key=lambda run: run[1].seconds["total"])
+        return found[len(found) // 2]
 
     def total(self, name: str) -> float:
         """A report's number summed over the prompts of all runs; means over a batch are weighted by its size."""
@@ -76,33 +75,22 @@ def _ask_batch(
 def interleaved(
     runs: Sequence[MethodRun],
     batches: Sequence[tuple[Sequence[Any], Sequence[str]]],
-    step: Callable[[], None] = lambda: None,
+    track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
     **generation: Any,
 ) -> None:
-    """Every run answers the first batch once unrecorded, to warm up; then all answer each batch in turn."""
-    for number, batch in enumerate([batches[0], *batches]):
-        for run in runs:
-            answers, report = run.answer(*batch, **generation)
-            if number > 0:
-                run.answers.append(answers)
-                run.reports.append(report)
-            step()
+    """Every run answers the first batch once unrecorded, to warm up; then all answer each batch in turn.
+
+    `track` shows the progress of an iteration, as `rich.progress.track` does.
+    """
+    turns = itertools.product(enumerate([batches[0], *batches]), runs)
+    for (number, batch), run in track(list(turns)):
+        answers, report = run.answer(*batch, **generation)
+        if number > 0:
+            run.answers.append(answers)
+            run.reports.append(report)
 
 
 def backend(model: Any) -> str:
     """What computed it: attention kernel, precision, device."""
     precision = str(model.dtype).removeprefix("torch.")
     return f"{getattr(model.config, '_attn_implementation', None) or 'eager'} attention, {precision}, {model.device}"
-
-
-def stage_cell(run: MethodRun, stage: str) -> str:
-    """A stage's median time, or a dash when it did not take place."""
-    present = any(stage in report.seconds for report in run.reports)
-    return milliseconds(run.seconds(stage)) if present else "-"
-
-
-def at_least_one(option: str, value: int) -> int:
-    """A count a user gave."""
-    if value < 1:
-        raise VlmpruneError(f"{option} {value} is too small; give 1 or more")
-    return value

@@ -8,17 +8,17 @@ from pathlib import Path
 from ..errors import VlmpruneError
 
 
-def number(option: str, text: str | None) -> int | float | None:
+def number(text: str, option: str = "") -> int | float:
     """The value of ``--keep`` or ``--layer``: ``1`` is an int (one token), ``1.0`` a float (all of them).
 
     The range is the library's to check; this only reads the text.
     """
-    if text is None:
-        return None
     try:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
     except ValueError:
-        raise VlmpruneError(f"{option} {text!r} is not a number; give a whole number or a fraction like 0.25") from None
+        raise VlmpruneError(
+            f"{option} {text!r} is not a number; give a whole number or a fraction like 0.25".lstrip()
+        ) from None
 
 
 def asked(question: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from ..errors import VlmpruneError
 from .format import percent
 from .models import method_class
-from .parse import number
 
 Named = tuple[str, Any]  # a model's name and its config
 
@@ -36,8 +35,8 @@ def planned(
     config: Named,
     guide: Named | None,
     machine: Any,
-    settings: Sequence[tuple[str, str]],
-    layer: str | None,
+    settings: Sequence[tuple[str, float]],
+    layer: float | None,
     *,
     visual: int | None,
     text: int,
@@ -58,7 +57,7 @@ def planned(
     if dtype == "fp32" and machine.half_only:
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
     # A bad budget or method is said before models are built.
-    wanted = [(name, _checked_method(name, guide), check_keep(number("--keep", k) or 0), k) for name, k in settings]
+    wanted = [(name, _checked_method(name, guide), check_keep(keep)) for name, keep in settings]
     size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
     small = None
     if guide is not None:
@@ -70,19 +69,19 @@ def planned(
     answer = estimate(small, machine, kept=small.visual, layer=0, **prompt) if small else None
     rows = [{"method": "none", "keep": "1.0", **_row(full, full)}]
     verdicts = []
-    for name, cls, budget, written in wanted:
+    for name, cls, budget in wanted:
         kept = count_for(budget, size.visual)
         guided = _is_guided(cls)
         by = full if guided and name != "sgl" else answer  # the oracle's guide is the model itself
         resident = small.all_bytes if guided and name == "sgl" and small else 0
-        where = _layer(cls, number("--layer", layer), budget, kept, size.visual, layers)
+        where = _layer(cls, layer, budget, kept, size.visual, layers)
         found = estimate(size, machine, kept=kept, layer=where, resident=resident, **prompt)
         if guided and by is not None:
             found = replace(found, guide=by.total)
-        rows.append({"method": name, "keep": written, **_row(found, full)})
+        rows.append({"method": name, "keep": str(budget), **_row(found, full)})
         if name == "sgl" and answer is not None:
             said = verdict(full, found, answer)
-            verdicts.append({"keep": written, **asdict(said), "pays": said.pays})
+            verdicts.append({"keep": str(budget), **asdict(said), "pays": said.pays})
     return {
         "config": size.name,
         "guide": small.name if small else None,

@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_one_picture(folder: Path) -> None:
     shown = run("in/0.png", "--overlay", "patches.png")
-    for word in ("top left", "bottom right", "sentences kept", "describe 5", "Visual tokens", "patches.png"):
+    for word in ("top left", "bottom right", "sentences kept", "describe 5", "visual tokens", "patches.png"):
         assert word in shown
     with Image.open("patches.png") as overlay:
         assert overlay.size == (112, 112)
@@ -67,7 +67,7 @@ CASES = {
     "missing.png": "no file 'missing.png'",
     "in/0.png --out somewhere": "--out is for the captions of a folder",
     "in --overlay o.png": "--overlay is for one image",
-    "in/0.png --samples 0": "--samples 0",
+    "in/0.png --samples 0": "'--samples': must be a whole number of 1 or more, got 0",
     "in/0.png --aggregator http://127.0.0.1:9/v1": "belong together",
     "in/0.png --aggregator localhost --aggregator-model m": "no web address",
     "in/0.png --method fastvv": "did you mean 'fastv'?",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -11,80 +10,55 @@ import typer
 from ...accounting.hardware import machine
 from ...accounting.scores import exact_match
 from ...errors import VlmpruneError
-from ...harness.baselines import (
-    BASELINES,
-    CHANCE,
-    EXIT_AT,
-    WITH_EXIT,
-    accuracy,
-    by_chance,
-    held_out,
-    small_alone,
-)
+from ...harness.baselines import BASELINES, CHANCE, accuracy, by_chance, compared, entries, held_out
 from ...harness.format import console, milliseconds, percent, print_json, spinner, table
-from ...harness.measure import MethodRun, at_least_one, backend, interleaved
-from ...harness.models import Models, load_models, make, options_of, quiet
-from ...harness.parse import number
+from ...harness.measure import MethodRun, backend, interleaved
+from ...harness.models import Models, load_models, quiet
+from . import options
 from .ask import prompt
-from .options import (
-    GuideOption,
-    ImageArgument,
-    JsonOption,
-    LayerOption,
-    MaxNewTokensOption,
-    ModelOption,
-    QuestionArgument,
-    RepeatsOption,
-    TrustOption,
-)
 
-BUDGETS = ("0.5", "0.25", "0.1")
+BUDGETS = (0.5, 0.25, 0.1)
 
 
 def compare(
-    image: ImageArgument = None,
-    question: QuestionArgument = None,
+    image: options.Image = None,
+    question: options.Question = None,
     questions: Annotated[
         int | None,
         typer.Option(
-            "--questions",
+            parser=options.whole(),
             metavar="N",
             show_default=False,
             help="Instead of one question: N held-out ones made for the bundled pair, with accuracy.",
         ),
     ] = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option("--method", metavar="NAME", help="A method beside the baselines; may be repeated."),
+        list[str] | None, typer.Option(metavar="NAME", help="A method beside the baselines; may be repeated.")
     ] = None,
     keep: Annotated[
-        list[str] | None,
+        list[float] | None,
         typer.Option(
-            "--keep",
+            parser=options.number,
             metavar="K",
-            show_default=", ".join(BUDGETS),
+            show_default=", ".join(map(str, BUDGETS)),
             help="A budget: a fraction of each image's tokens, or a number of tokens; may be repeated.",
         ),
     ] = None,
-    layer: LayerOption = None,
-    model: ModelOption = None,
-    guide: GuideOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the random method's tokens and the questions.")] = 0,
-    max_new_tokens: MaxNewTokensOption = 16,
-    repeats: RepeatsOption = 3,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Held-out questions at a time.")] = 16,
-    trust_remote_code: TrustOption = False,
-    json: JsonOption = False,
+    layer: options.Layer = None,
+    model: options.Model = None,
+    guide: options.Guide = None,
+    seed: Annotated[
+        int, typer.Option(parser=options.whole(0), help="Draws the random method's tokens and the questions.")
+    ] = 0,
+    max_new_tokens: options.MaxNewTokens = 16,
+    repeats: options.Repeats = 3,
+    batch_size: Annotated[
+        int, typer.Option(parser=options.whole(), metavar="N", help="Held-out questions at a time.")
+    ] = 16,
+    trust_remote_code: options.Trust = False,
+    json: options.Json = False,
 ) -> None:
     """Compare methods and budgets, the unpruned model, the small one alone and simple baselines among them."""
-    for option, value in (
-        ("--max-new-tokens", max_new_tokens),
-        ("--repeats", repeats),
-        ("--batch-size", batch_size),
-        ("--questions", 1 if questions is None else questions),
-        ("--seed", seed + 1),
-    ):
-        at_least_one(option, value)
     if questions is not None and not (image is None and model is None):
         raise VlmpruneError("--questions are made for the bundled pair; leave out the image and --model")
     truths: list[str] | None = None
@@ -94,21 +68,17 @@ def compare(
     else:
         batches, truths = held_out(questions, seed, batch_size)
     usual = [name for name in BASELINES if model is None or guide is not None or not name.startswith("sgl")]
-    names = list(dict.fromkeys([*usual, *(method or [])]))
+    asked = dict.fromkeys([*usual, *(method or [])]), keep or BUDGETS
     with quiet():
-        list(entries(names, keep or BUDGETS, layer, seed, None))  # a bad option is said before anything is loaded
+        list(entries(*asked, None, layer=layer, seed=seed))  # a bad option is said before anything is loaded
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
-        rows = [
-            MethodRun(models.model, models.processor, make("none"), "none"),
-            *small_alone(models),
-            *(
-                MethodRun(models.model, models.processor, made, name, budget)
-                for name, budget, made in entries(names, keep or BUDGETS, layer, seed, models)
-            ),
-        ]
-        with progress((1 + len(batches)) * len(rows)) as step:
-            interleaved(rows, batches, step, max_new_tokens=max_new_tokens)
+        rows = compared(models, *asked, layer=layer, seed=seed)
+        from rich.progress import track
+
+        screen = console(stderr=True)
+        bar = partial(track, description="comparing", console=screen, transient=True, disable=not screen.is_terminal)
+        interleaved(rows, batches, bar, max_new_tokens=max_new_tokens)
     facts = caption(models, seed, truths, len(batches), batch_size)
     records = [record(row, rows[0], truths) for row in rows]
     if truths is not None:
@@ -117,35 +87,6 @@ def compare(
         print_json({"about": facts, "rows": records})
     else:
         show(records, facts)
-
-
-def entries(
-    names: list[str], budgets: Any, layer: str | None, seed: int, models: Models | None
-) -> Iterator[tuple[str, str, Any]]:
-    """Name, budget and method object of every pruned row; a method without a budget has one row."""
-    drop_before = number("--layer", layer)
-    for name in names:
-        method = name.removesuffix(WITH_EXIT)
-        takes = options_of(method)
-        given: dict[str, Any] = {"seed": seed} if "seed" in takes else {}
-        if method != name:
-            given["exit_at"] = EXIT_AT
-        if "keep" not in takes:
-            yield name, "", make(method, models, **given)
-            continue
-        for budget in budgets:
-            yield name, budget, make(method, models, keep=number("--keep", budget), layer=drop_before, **given)
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr that one call moves by one; nothing where stderr is no terminal."""
-    from rich.progress import Progress
-
-    screen = console(stderr=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("comparing", total=total)
-        yield lambda: bar.advance(task)
 
 
 def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batch_size: int) -> dict[str, Any]:

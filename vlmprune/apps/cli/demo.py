@@ -9,25 +9,28 @@ import typer
 
 from ...harness.format import note, spinner
 from ...harness.models import load_models, quiet
-from .options import GuideOption, HostOption, ModelOption, TrustOption, check_port
+from . import options
 
 
 def demo(
-    model: ModelOption = None,
-    guide: GuideOption = None,
-    host: HostOption = "127.0.0.1",
+    model: options.Model = None,
+    guide: options.Guide = None,
+    host: options.Host = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option("--port", metavar="N", show_default="the first free one from 7860", help="The port to listen on."),
+        typer.Option(
+            parser=options.PORT,
+            metavar="N",
+            show_default="the first free one from 7860",
+            help="The port to listen on.",
+        ),
     ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="Make a public address through Gradio's servers; off by default.")
     ] = False,
-    trust_remote_code: TrustOption = False,
+    trust_remote_code: options.Trust = False,
 ) -> None:
     """Open a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
-    if port is not None:
-        check_port(port)
     from ...hf.imports import uncollected
     from ..demo.app import LOOPBACK, check_address, check_gradio, serve
 

@@ -1,68 +1,81 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share, each written once, and what reads their values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ...errors import VlmpruneError
+from ...harness import parse
 
-LAST_PORT = 65_535
 
-ImageArgument = Annotated[
+def whole(least: int = 1, most: int | None = None) -> Callable[[Any], int]:
+    """A parser of whole numbers in this range."""
+    wanted = f"a whole number of {least} or more" if most is None else f"a number from {least} to {most:,}"
+
+    def read(text: Any) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise typer.BadParameter(f"must be {wanted}, got {text}")
+        return value
+
+    return read
+
+
+def number(text: Any) -> int | float:
+    """The parser of ``--keep`` and its like: ``1`` is an int (one token), ``1.0`` a float (all of them)."""
+    try:
+        return parse.number(str(text))
+    except VlmpruneError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Image = Annotated[
     Path | None, typer.Argument(metavar="IMAGE", show_default=False, help="An image file; none: a bundled one.")
 ]
-QuestionArgument = Annotated[
+Question = Annotated[
     str | None, typer.Argument(metavar="QUESTION", show_default=False, help="What to ask about the image.")
 ]
-ModelOption = Annotated[
+Model = Annotated[
     str | None,
-    typer.Option(
-        "--model", metavar="ID_OR_DIR", show_default="the bundled pair", help="A Hugging Face image-text model."
-    ),
+    typer.Option(metavar="ID_OR_DIR", show_default="the bundled pair", help="A Hugging Face image-text model."),
 ]
-GuideOption = Annotated[
+Guide = Annotated[
     str | None,
-    typer.Option(
-        "--guide", metavar="ID_OR_DIR", show_default=False, help="The small model, for methods that need one."
-    ),
+    typer.Option(metavar="ID_OR_DIR", show_default=False, help="The small model, for methods that need one."),
 ]
-TrustOption = Annotated[
+Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off by default.")
 ]
-KeepOption = Annotated[
-    str | None,
+Keep = Annotated[
+    float | None,
     typer.Option(
-        "--keep",
+        parser=number,
         metavar="K",
         show_default="the method's own",
         help="What to keep of each image: a fraction like 0.25, or a number of tokens. 1 is one token, 1.0 all.",
     ),
 ]
-HostOption = Annotated[
-    str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
-]
-LayerOption = Annotated[
-    str | None,
+Layer = Annotated[
+    float | None,
     typer.Option(
-        "--layer",
+        parser=number,
         metavar="K",
         show_default="the method's own",
         help="Drop tokens just before decoder layer K: a whole number, or a fraction of the layers like 0.5.",
     ),
 ]
-MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", metavar="N", help="The longest answer, in tokens.")
+Overlay = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Save the image with what was found drawn in.")]
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")]
+PORT = whole(1, 65_535)
+MaxNewTokens = Annotated[int, typer.Option(parser=whole(), metavar="N", help="The longest answer, in tokens.")]
+Repeats = Annotated[
+    int, typer.Option(parser=whole(), metavar="N", help="Timed runs, after one to warm up; the median is reported.")
 ]
-RepeatsOption = Annotated[
-    int, typer.Option("--repeats", metavar="N", help="Timed runs, after one to warm up; the median is reported.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
-
-
-def check_port(port: int) -> None:
-    """Refuse a port that nothing can listen on."""
-    if not 1 <= port <= LAST_PORT:
-        raise VlmpruneError(f"--port must be a number from 1 to {LAST_PORT:,}, got {port}")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]

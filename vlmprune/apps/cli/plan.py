@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ...harness.format import amount, console, print_json, table
-from ...harness.measure import at_least_one
 from ...harness.models import PACKAGE, quiet
 from ...harness.plan_rows import Named, in_ms, planned, usual_methods, verdict_in_words
-from .options import JsonOption, LayerOption
+from . import options
 
-BUDGETS = ("0.5", "0.25", "0.1", "0.05")
+BUDGETS = (0.5, 0.25, 0.1, 0.05)
 BUNDLED = PACKAGE / "tiny" / "weights"
 
 
@@ -25,48 +25,52 @@ def plan(
         ),
     ] = None,
     guide: Annotated[
-        Path | None,
-        typer.Option("--guide", metavar="CONFIG", show_default=False, help="The small model's, for the row of sgl."),
+        Path | None, typer.Option(metavar="CONFIG", show_default=False, help="The small model's, for the row of sgl.")
     ] = None,
     hardware: Annotated[
-        str, typer.Option("--hardware", metavar="NAME", help="h100, a100, 4090, l4, or custom with the three peaks.")
+        str, typer.Option(metavar="NAME", help="h100, a100, 4090, l4, or custom with the three peaks.")
     ] = "h100",
     flops: Annotated[
-        float | None, typer.Option("--flops", show_default=False, help="With custom: FLOPs a second, as 989e12.")
+        float | None, typer.Option(show_default=False, help="With custom: FLOPs a second, as 989e12.")
     ] = None,
     bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", show_default=False, help="With custom: bytes a second, as 3.35e12.")
+        float | None, typer.Option(show_default=False, help="With custom: bytes a second, as 3.35e12.")
     ] = None,
-    memory: Annotated[
-        float | None, typer.Option("--memory", show_default=False, help="With custom: bytes, as 80e9.")
-    ] = None,
+    memory: Annotated[float | None, typer.Option(show_default=False, help="With custom: bytes, as 80e9.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", metavar="NAME", show_default="random, fastv, sgl", help="May be given several times."),
+        typer.Option(metavar="NAME", show_default="random, fastv, sgl", help="May be given several times."),
     ] = None,
     keep: Annotated[
-        list[str] | None,
-        typer.Option("--keep", metavar="K", show_default=" ".join(BUDGETS), help="May be given several times."),
+        list[float] | None,
+        typer.Option(
+            parser=options.number,
+            metavar="K",
+            show_default=" ".join(map(str, BUDGETS)),
+            help="May be given several times.",
+        ),
     ] = None,
-    layer: LayerOption = None,
+    layer: options.Layer = None,
     visual: Annotated[
         int | None,
-        typer.Option("--visual", metavar="N", show_default="the config's", help="Visual tokens of the image."),
+        typer.Option(
+            parser=options.whole(), metavar="N", show_default="the config's", help="Visual tokens of the image."
+        ),
     ] = None,
-    text: Annotated[int, typer.Option("--text", metavar="N", help="Text tokens of the prompt.")] = 64,
-    new: Annotated[int, typer.Option("--new", metavar="N", help="Tokens generated.")] = 32,
-    dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32.")] = "bf16",
-    json: JsonOption = False,
+    text: Annotated[
+        int, typer.Option(parser=options.whole(), metavar="N", help="Text tokens of the prompt.")
+    ] = 64,
+    new: Annotated[int, typer.Option(parser=options.whole(), metavar="N", help="Tokens generated.")] = 32,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    json: options.Json = False,
 ) -> None:
     """Estimate FLOPs, cache, time and requests that fit, by roofline, without weights or a GPU."""
     from ...accounting.hardware import hardware as peaks
 
     machine = peaks(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
-    for option, value in (("--text", text), ("--new", new), ("--visual", 1 if visual is None else visual)):
-        at_least_one(option, value)
     if config is None:
         config, guide = BUNDLED / "large", guide or BUNDLED / "small"
-    settings = [(name, text_of_keep) for name in method or usual_methods(guide) for text_of_keep in keep or BUDGETS]
+    settings = list(itertools.product(method or usual_methods(guide), keep or BUDGETS))
     with quiet():
         made = planned(
             _read(config), None if guide is None else _read(guide), machine, settings, layer,

@@ -42,36 +42,18 @@ def build(engine: Engine) -> gradio.Blocks:
     import gradio as gr
 
     from . import ask, caption, compare, plan, sinks
-    from .page import text
+    from .page import html
 
     models = engine.models
     about = f"Model: {models.name}" + (f"; small model: {models.small_name}." if models.small_name else ".")
     with gr.Blocks(title="vlmprune", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
-        gr.HTML(
-            '<header class="vp-head"><h1>vlmprune</h1><p>See what a vision-language model looks at, what was dropped, '
-            f"and what it cost. {text(about)}</p></header>"
-        )
+        gr.HTML(html.head(about))
         with gr.Tabs():
             for tab in (ask, compare, sinks, caption, plan):
                 with gr.Tab(tab.TITLE, id=tab.TITLE.lower()):
                     tab.build(engine)
     page.queue(max_size=QUEUE, default_concurrency_limit=4)
     return page
-
-
-@contextmanager
-def own_folder() -> Iterator[str]:
-    """A folder for uploads that is gone afterwards; Gradio's default is one in /tmp that all its apps share."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            yield folder
-        finally:
-            if before is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
 
 
 def check_address(host: str, port: int | None) -> None:
@@ -111,7 +93,8 @@ def served(
     from .upload import LARGEST_FILE
 
     check_address(host, port)
-    with own_folder():
+    with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # the default is a folder in /tmp that all of Gradio's apps share
         page = build(engine)
         try:
             _, local, public = page.launch(

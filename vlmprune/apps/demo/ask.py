@@ -11,9 +11,9 @@ from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import AskResult, Engine, MethodChoice, Piece, layer_count
+from .engine import AskResult, Engine, MethodChoice, last, layer_count
 from .examples import inputs
-from .page import bars, card, figure, grid, notices, offer, on_input, on_start, with_notice
+from .page import html, offer, on_input, on_start, redraw
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"
-BLANK: tuple[Any, ...] = ("", "", "", None)
 FIRST_KEEP = 0.25
 ABOUT = (
     "Answer a question about an image, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
@@ -63,76 +62,50 @@ def build(engine: Engine) -> None:
     state = gr.State(None)
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
-    @with_notice(BLANK)
-    def answer(
-        image: Any, question: str, method: str, keep: float, early: bool, sure: float, heat: str, layer: int
-    ) -> Iterator[tuple[Any, ...]]:
-        said = {"unpruned": "", "pruned": ""}
-        yield waiting(said), "", "", None
-        for news in engine.ask(checked(image), question, setting(method, keep, sure if early else None)):
-            if isinstance(news, Piece):
-                said[news.side] = news.text
-                yield waiting(said), "", "", None
-            else:
-                yield finished(news), costs(news), looked(news, layer, heat), news
+    def asked(image: Any, question: str, method: str, keep: float, exit_at: float | None) -> Iterator[Any]:
+        # A slider at its end is everything: a fraction, not one token.
+        return engine.ask(checked(image), question, MethodChoice(method, float(keep), exit_at))
 
-    boxes = [given.image, given.question, method, keep, early, sure, heat, layer]
-    outputs = [given.alert, answers, cost, images, state]
-    on_start(given.triggers(go), answer, boxes, outputs, show_progress="minimal", show_progress_on=answers)
-    for control in (layer, heat):
-        on_input(
-            control,
-            lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, AskResult) else "",
-            [state, layer, heat],
-            images,
-            trigger_mode="always_last",
-        )
-
-    def ask_api(image: Any, question: str, method: str, keep: float, exit_at: float | None) -> dict[str, Any]:
-        return engine.run(checked(image), question, setting(method, keep, exit_at)).to_dict()
-
-    offer(ask_api, [given.image, given.question, method, keep, gr.Number(None, visible=False)], "ask", ABOUT)
+    on_start(
+        given.triggers(go),
+        lambda image, text, method, keep, early, sure: asked(image, text, method, keep, sure if early else None),
+        shown,
+        [*given.boxes, method, keep, early, sure],
+        [given.alert, answers, cost, images, state],
+        views=[layer, heat],
+        show_progress="minimal",
+        show_progress_on=answers,
+    )
+    redraw(looked, state, [layer, heat], images)
+    budget = [*given.boxes, method, keep, gr.Number(None, visible=False)]
+    offer("ask", lambda *given: last(asked(*given)).to_dict(), budget, ABOUT)
 
 
-def setting(method: str, keep: float, exit_at: float | None) -> MethodChoice:
-    """As the page gives it: a slider at its end is everything, a fraction and not one token."""
-    return MethodChoice(method, float(keep), exit_at)
-
-
-def waiting(said: dict[str, str]) -> str:
-    """Both answers while they are written."""
-    return grid([card(title, said[title.lower()], busy=True) for title in ("Unpruned", "Pruned")])
+def shown(news: dict[str, str] | AskResult, layer: int, heat: str) -> tuple[Any, ...]:
+    """The answers so far, or at last all that came of the question."""
+    if isinstance(news, AskResult):
+        return finished(news), costs(news), looked(news, layer, heat), news
+    return html.grid([html.card(side.title(), text, busy=True) for side, text in news.items()]), "", "", None
 
 
 def finished(run: AskResult) -> str:
     """The answers with what each cost, and the small model's."""
+    made = run.pruned.report.method
     cells = [
-        card("Unpruned", run.unpruned.text, facts(run.unpruned)),
-        card(title(run), run.pruned.text, facts(run.pruned)),
+        html.card("Unpruned", run.unpruned.text, facts(run.unpruned)),
+        html.card(f"Pruned: {made['name']}, keep {made.get('keep', '-')}", run.pruned.text, facts(run.pruned)),
     ]
     if (small := run.small) is not None:
         gone = run.pruned.report.exited
-        exited = "only sgl asks it" if gone is None else "yes, its answer was taken" if gone[0] else "no"
-        cells.append(
-            card(
-                "Small model alone",
-                small.text,
-                [
-                    ("confidence", f"{small.confidence:.2f}"),
-                    ("consistency", f"{small.consistency:.2f}"),
-                    ("how sure (their mean)", f"{small.sure:.2f}"),
-                    ("exited", exited),
-                    ("time", milliseconds(small.seconds)),
-                ],
-            )
-        )
-    return grid(cells) + notices(run.notes)
-
-
-def title(run: AskResult) -> str:
-    """The method that pruned, with its budget."""
-    made = run.pruned.report.method
-    return f"Pruned: {made['name']}, keep {made.get('keep', '-')}"
+        said = [
+            ("confidence", f"{small.confidence:.2f}"),
+            ("consistency", f"{small.consistency:.2f}"),
+            ("how sure (their mean)", f"{small.sure:.2f}"),
+            ("exited", "only sgl asks it" if gone is None else "yes, its answer was taken" if gone[0] else "no"),
+            ("time", milliseconds(small.seconds)),
+        ]
+        cells.append(html.card("Small model alone", small.text, said))
+    return str(html.grid(cells) + html.notices(run.notes))
 
 
 def facts(answer: Answer) -> list[tuple[str, str]]:
@@ -150,22 +123,15 @@ def facts(answer: Answer) -> list[tuple[str, str]]:
 def costs(run: AskResult) -> str:
     """Bars of what both cost; the whole of the pruned side counts, its small model too."""
     before, after = run.unpruned.report, run.pruned.report
+    spent = after.prefill_flops + (after.guide_flops or 0)
     groups: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("Time of one run, small model included", before.seconds["total"], after.seconds["total"], milliseconds),
         ("Visual tokens, averaged over the layers", before.layer_avg_tokens, after.layer_avg_tokens, "{:.1f}".format),
-        (
-            "FLOPs of the prompt, small model included",
-            before.prefill_flops,
-            after.prefill_flops + (after.guide_flops or 0),
-            amount,
-        ),
+        ("FLOPs of the prompt, small model included", before.prefill_flops, spent, amount),
         ("KV cache", before.kv_bytes, after.kv_bytes, lambda size: amount(size, "B")),
     ]
     return "".join(
-        bars(
-            f"{name}: {saved(full, part)} saved",
-            [("unpruned", full, show(full)), ("pruned", part, show(part))],
-        )
+        html.bars(f"{name}: {saved(full, part)} saved", [("unpruned", full, show(full)), ("pruned", part, show(part))])
         for name, full, part, show in groups
     )
 
@@ -180,11 +146,11 @@ def looked(run: AskResult, layer: int, heat: str) -> str:
     kept = run.span if alive < visual else None
     warmth, what = warm(run, layer, heat)
     both = overlay(run.image, kept=kept, heat=warmth)
-    cells = [figure(both, f"The image. {left}; the dropped ones are dark. {what}", f"{left}.")]
+    cells = [html.figure(both, f"The image. {left}; the dropped ones are dark. {what}", f"{left}.")]
     if warmth is not None:
         alone = overlay(run.image, heat=warmth)
-        cells.append(figure(alone, f"Heat map for the question {run.question!r}: {what}", what))
-    return grid(cells)
+        cells.append(html.figure(alone, f"Heat map for the question {run.question!r}: {what}", what))
+    return str(html.grid(cells))
 
 
 def warm(run: AskResult, layer: int, heat: str) -> tuple[Any, str]:

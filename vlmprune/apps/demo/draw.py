@@ -24,7 +24,7 @@ FRAME = (255, 255, 255)
 RAMP = ((40, 30, 110), (120, 40, 140), (210, 70, 100), (250, 150, 60), (255, 235, 130))
 
 
-def shown(image: Image.Image, side: int = SIDE) -> Image.Image:
+def scaled(image: Image.Image, side: int = SIDE) -> Image.Image:
     """The image at the size of all drawings."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -45,7 +45,7 @@ def overlay(
         kept: the span whose `kept` stay bright; None: everything does. heat: values [V] and the span they lie on;
             the two grids may differ. framed: which tokens get a frame, bool [V], and their span.
     """
-    canvas = shown(image, side)
+    canvas = scaled(image, side)
     if heat is not None:
         span, values = heat
         highest = float(values.max()) if len(values) else 0.0

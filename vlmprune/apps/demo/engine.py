@@ -9,7 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +41,6 @@ class _Gone(BaseException):
 
 
 @dataclass(frozen=True)
-class _End:
-    """The last of a stream, with what went wrong."""
-
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True)
 class MethodChoice:
     """How a question is answered; a method gets what it takes of it."""
 
@@ -57,14 +52,6 @@ class MethodChoice:
         """The method object."""
         takes = options_of(self.method)
         return make(self.method, models, **{name: getattr(self, name) for name in ("keep", "exit_at") if name in takes})
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text as it is generated, so far: `side` is "unpruned" or "pruned"."""
-
-    side: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -128,6 +115,11 @@ class AskResult:
         return record | {"notes": list(self.notes)}
 
 
+def last(news: Iterator[Any]) -> Any:
+    """What comes at the end of a stream."""
+    return deque(news, maxlen=1)[0]
+
+
 def layer_count(model: Any) -> int:
     """Decoder layers of a model."""
     plain = unwrap_peft(model)
@@ -143,7 +135,7 @@ class Engine:
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self._lock = threading.Lock()
+        self.alone = threading.Lock()
 
     def runnable(self) -> list[str]:
         """Every registered method that these models can run."""
@@ -165,7 +157,7 @@ class Engine:
         Whoever stops listening ends it: the next `send` does not return.
         """
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        gone = threading.Event()
+        gone, end = threading.Event(), Future[None]()
 
         def send(item: Any) -> None:
             if gone.is_set():
@@ -173,23 +165,19 @@ class Engine:
             news.put(item)
 
         def body() -> None:
-            end = _End()
             try:
-                with self._lock:
+                with self.alone:
                     if not gone.is_set():  # a listener may have left the queue before the lock
                         work(send)
-            except _Gone:
-                pass
+                end.set_result(None)
             except BaseException as error:  # raised again where somebody listens
-                end = _End(error)
+                end.set_exception(error)
             news.put(end)
 
         threading.Thread(target=body, name="vlmprune-demo", daemon=True).start()
         try:
-            while not isinstance(item := news.get(), _End):
-                yield item
-            if item.error is not None:
-                raise item.error
+            yield from iter(news.get, end)
+            end.result()
         finally:
             gone.set()
 
@@ -208,8 +196,8 @@ class Engine:
             raise VlmpruneError(f"The question has {len(text):,} characters; use at most {LONGEST_QUESTION:,}.")
         return text
 
-    def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[Piece | AskResult]:
-        """Pieces of both answers as they are generated, and at last the `AskResult`.
+    def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[dict[str, str] | AskResult]:
+        """Both answers as far as they are generated, by "unpruned" and "pruned", and at last the `AskResult`.
 
         Raises:
             VlmpruneError: a bad question or setting.
@@ -219,8 +207,17 @@ class Engine:
 
         def work(send: Send) -> None:
             models = self.models
-            unpruned = self.answer(make("none"), image, question, lambda text: send(Piece("unpruned", text)))
-            pruned = self.answer(method, image, question, lambda text: send(Piece("pruned", text)))
+            said = {"unpruned": "", "pruned": ""}
+
+            def answer(side: str, method: Any) -> Answer:
+                def listen(text: str) -> None:
+                    said[side] += text
+                    send(dict(said))
+
+                return self.answer(method, image, question, listen)
+
+            send(dict(said))
+            unpruned, pruned = answer("unpruned", make("none")), answer("pruned", method)
             attention = attention_maps(models.model, prepare(models.processor, image, question))
             words = unknown_words(models.processor, question)
             notes = [unknown_words_note(words)] if words else []
@@ -231,27 +228,22 @@ class Engine:
 
     def run(self, image: Image.Image, question: str, setting: MethodChoice) -> AskResult:
         """The same without the pieces."""
-        (*_, run) = self.ask(image, question, setting)
-        assert isinstance(run, AskResult)
-        return run
+        found: AskResult = last(self.ask(image, question, setting))
+        return found
 
     def answer(
-        self, method: Any, image: Image.Image, question: str, on_text: Callable[[str], None] | None = None
+        self, method: Any, image: Image.Image, question: str, listen: Callable[[str], None] | None = None
     ) -> Answer:
-        """The large model's answer under a method; call this inside `stream` only."""
+        """The large model's answer under a method, its text handed to `listen` piece by piece; call this `alone`."""
         from transformers import TextStreamer
-
-        models = self.models
-        so_far: list[str] = []
 
         class Listener(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                so_far.append(text)
-                assert on_text is not None
-                on_text("".join(so_far))
+                listen(text)
 
+        models = self.models
         tokenizer = getattr(models.processor, "tokenizer", models.processor)
-        streamer = None if on_text is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = None if listen is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
         with wrap(models.model, method, processor=models.processor) as pruned:
             return pruned.ask(
                 image, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from ...harness.baselines import image_of, scored_families
+from ...errors import VlmpruneError
+from ...harness.baselines import scored_families
 from ...tiny import example
-from .page import notice, on_input
-from .upload import Unreadable, image_input
+from .page import html, on_input
+from .upload import checked, image_input
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,7 @@ def examples() -> dict[str, tuple[Image.Image, str]]:
     found = {f"1. {example()[1]}": example()}
     for family in scored_families():
         scene, question = next(benchmark(family, 1, "test", start=40))
-        found[f"{len(found) + 1}. {question.text}"] = image_of(scene), question.text
+        found[f"{len(found) + 1}. {question.text}"] = scene.image(), question.text
         if len(found) > SCENES:
             break
     return found
@@ -59,13 +60,11 @@ class Inputs:
     """An image and, in most tabs, a question; `alert` is where the tab's errors stand."""
 
     alert: gr.HTML
-    example: gr.Dropdown
-    image: gr.Image
-    question: gr.Textbox | None
+    boxes: list[Any]
 
     def triggers(self, button: gr.Button) -> list[Any]:
         """What starts the tab's work: its button, and Enter in the question."""
-        return [button.click, *([] if self.question is None else [self.question.submit])]
+        return [button.click, *(box.submit for box in self.boxes[1:])]
 
 
 def inputs(tab: str, *, question: bool = True) -> Inputs:
@@ -73,22 +72,23 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
     first, (_, words) = next(iter(examples().items()))
     alert = gr.HTML(elem_id=f"{tab}-alert")
     chosen = gr.Dropdown([*examples(), OWN], value=first, label="Example", elem_id=f"{tab}-example", filterable=False)
-    shown = image_input(value=stored(first), elem_id=f"{tab}-image")
-    box = (
-        gr.Textbox(words, label="Question", max_lines=3, elem_id=f"{tab}-question", submit_btn=False)
-        if question
-        else None
-    )
+    boxes: list[Any] = [image_input(value=stored(first), elem_id=f"{tab}-image")]
+    if question:
+        boxes.append(gr.Textbox(words, label="Question", max_lines=3, elem_id=f"{tab}-question", submit_btn=False))
 
     def choose(name: str) -> Any:
         found = stored(name), examples().get(name, (None, ""))[1]
         return found if question else found[0]
 
-    on_input(chosen, choose, chosen, [shown, box] if box is not None else [shown], queue=False)
-    shown.upload(_upload_error, shown, alert, api_visibility="private", show_progress="hidden", queue=False)
-    return Inputs(alert, chosen, shown, box)
+    on_input(chosen, choose, chosen, boxes, queue=False)
+    boxes[0].upload(complaint, boxes[0], alert, api_visibility="private", show_progress="hidden", queue=False)
+    return Inputs(alert, boxes)
 
 
-def _upload_error(image: Any) -> str:
-    """Say at once what is wrong with an upload."""
-    return notice(image.reason) if isinstance(image, Unreadable) else ""
+def complaint(image: Any) -> str:
+    """What is wrong with an upload, said at once."""
+    try:
+        checked(image)
+    except VlmpruneError as error:
+        return str(html.notice(str(error)))
+    return ""

@@ -16,9 +16,9 @@ from ...flow.sinks import eligible_layers
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare
 from .draw import overlay
-from .engine import Engine, Send, layer_count
+from .engine import Engine, last, layer_count
 from .examples import inputs
-from .page import bars, card, figure, grid, notice, notices, offer, on_input, on_start, table, with_notice
+from .page import html, offer, on_start, redraw
 from .upload import checked
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ class SinkResult:
     def sample(self) -> SampleSinks:
         return self.report.samples[0]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {
+            "sinks": self.report.to_dict(),
+            "without_var": self.before.text,
+            "with_var": self.after.text,
+            "first_token": [dict(zip(("token", "without", "with"), word, strict=True)) for word in self.words],
+            "notes": self.after.report.notes,
+        }
+
 
 def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> SinkResult:
     """Find the sinks and run VAR.
@@ -59,8 +69,8 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
     question = engine.asked(question)
     method = vlmprune.VAR(p=float(p), rho=float(rho))
 
-    def work(send: Send) -> None:
-        model, processor = engine.models.model, engine.models.processor
+    model, processor = engine.models.model, engine.models.processor
+    with engine.alone:
         given = to_device(model, dict(prepare(processor, image, question)))
         report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
@@ -72,11 +82,7 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
         words = tuple(
             (processor.decode([i]).strip() or repr(i), float(chances[0][i]), float(chances[1][i])) for i in best
         )
-        send(SinkResult(image, report, answers[0], answers[1], words))
-
-    (found,) = engine.stream(work)
-    assert isinstance(found, SinkResult)
-    return found
+    return SinkResult(image, report, *answers, words)
 
 
 def build(engine: Engine) -> None:
@@ -97,35 +103,21 @@ def build(engine: Engine) -> None:
     counts = gr.HTML(elem_id="sinks-layers")
     state = gr.State(None)
 
-    @with_notice(("", "", "", None))
-    def run(image: Any, question: str, p: float, rho: float, layer: int) -> Iterator[tuple[Any, ...]]:
-        shown = checked(image)
-        yield notice("Reading every layer, without and with VAR", alert=False), "", "", None
-        found = find_and_edit(engine, shown, question, p, rho)
-        yield compared(found), heat(found, layer), by_layer(found), found
+    def found_on(image: Any, *given: Any) -> Iterator[str | SinkResult]:
+        image = checked(image)
+        yield "Reading every layer, without and with VAR"
+        yield find_and_edit(engine, image, *given)
 
-    asked = [given.image, given.question, p, rho]
-    on_start(given.triggers(go), run, [*asked, layer], [given.alert, changed, image, counts, state])
-    on_input(
-        layer,
-        lambda found, layer: heat(found, layer) if isinstance(found, SinkResult) else "",
-        [state, layer],
-        image,
-        trigger_mode="always_last",
-    )
-
-    def sinks_api(image: Any, question: str, p: float, rho: float) -> dict[str, Any]:
-        found = find_and_edit(engine, checked(image), question, p, rho)
-        return {
-            "sinks": found.report.to_dict(),
-            "without_var": found.before.text,
-            "with_var": found.after.text,
-            "first_token": [dict(zip(("token", "without", "with"), word, strict=True)) for word in found.words],
-            "notes": found.after.report.notes,
-        }
-
+    asked = [*given.boxes, p, rho]
+    on_start(given.triggers(go), found_on, shown, asked, [given.alert, changed, image, counts, state], views=[layer])
+    redraw(heat, state, [layer], image)
     about = "Attention sinks of an image and question, and the answers without and with VAR."
-    offer(sinks_api, asked, "sinks", about)
+    offer("sinks", lambda *given: last(found_on(*given)).to_dict(), asked, about)
+
+
+def shown(found: SinkResult, layer: int) -> tuple[Any, ...]:
+    """All that the tab shows, and what it keeps to draw another layer."""
+    return compared(found), heat(found, layer), by_layer(found), found
 
 
 def compared(found: SinkResult) -> str:
@@ -133,12 +125,13 @@ def compared(found: SinkResult) -> str:
     moved = sum(len(heads) for heads in found.sample.gated_heads)
     heads = found.sample.gated.shape[1] * len(eligible_layers(found.sample.layers))
     cells = [
-        card("Without VAR", found.before.text),
-        card("With VAR", found.after.text, [("heads that it changed", f"{moved} of {heads}")]),
+        html.card("Without VAR", found.before.text),
+        html.card("With VAR", found.after.text, [("heads that it changed", f"{moved} of {heads}")]),
     ]
     chances = [(word, f"{a:.1%}", f"{b:.1%}") for word, a, b in found.words]
     notes = dict.fromkeys([*found.report.notes, *found.after.report.notes])
-    return grid(cells) + table(("first token", "without", "with VAR"), chances) + notices(notes)
+    table = html.table(("first token", "without", "with VAR"), chances)
+    return str(html.grid(cells) + table + html.notices(notes))
 
 
 def heat(found: SinkResult, layer: int) -> str:
@@ -154,7 +147,7 @@ def heat(found: SinkResult, layer: int) -> str:
         caption += f"; {number} are sinks (framed), from tau {found.report.tau:.1f} on."
     else:
         caption += ". None is a sink, since this model has no sink dimensions."
-    return figure(drawn, f"Heat map over the image, {caption}", caption)
+    return str(html.figure(drawn, f"Heat map over the image, {caption}", caption))
 
 
 def by_layer(found: SinkResult) -> str:
@@ -166,11 +159,9 @@ def by_layer(found: SinkResult) -> str:
     taken = [(f"layer {i}", fraction, f"{fraction:.1%}") for i, fraction in enumerate(fractions)]
     heads = [(f"layer {i}", float(len(found)), str(len(found))) for i, found in enumerate(one.gated_heads)]
     dims = ", ".join(map(str, found.report.dims)) or "none"
-    return grid(
-        [
-            bars(f"Sinks a layer (sink dimensions: {dims})", sinks),
-            bars("Of the attention to the image, fraction on visual sinks (mean over heads)", taken),
-            bars("Heads that VAR changes", heads),
-        ]
+    titles = (
+        f"Sinks a layer (sink dimensions: {dims})",
+        "Of the attention to the image, fraction on visual sinks (mean over heads)",
+        "Heads that VAR changes",
     )
-
+    return str(html.grid([html.bars(title, rows) for title, rows in zip(titles, (sinks, taken, heads), strict=True)]))
