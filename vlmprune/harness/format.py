@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from rich.status import Status
     from rich.table import Table
 
     from ..captioner import Caption
@@ -41,11 +41,9 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-@contextmanager
-def spinner(message: str) -> Iterator[None]:
+def spinner(message: str) -> Status:
     """A sign of life on stderr while a model loads or answers; nothing where stderr is no terminal."""
-    with console(stderr=True).status(message):
-        yield
+    return console(stderr=True).status(message)
 
 
 def percent(part: float, whole: float) -> str:

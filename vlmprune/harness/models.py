@@ -32,10 +32,6 @@ class Models:
     small: Any = None
     small_processor: Any = None
 
-    @property
-    def bundled(self) -> bool:
-        return self.name == BUNDLED_LARGE
-
 
 def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool) -> Models:
     """The bundled pair, either of them replaced by what was named."""
@@ -130,7 +126,7 @@ def build_captioner(
     supported = models.model.config.model_type in vlmprune.list_families()
     plain = isinstance(method, vlmprune.Unpruned) and not supported
     wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
-    config = BUNDLED_CONFIG if models.bundled else CaptionConfig()
+    config = BUNDLED_CONFIG if models.name == BUNDLED_LARGE else CaptionConfig()
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     return vlmprune.PatchCaptioner(wrapped, models.processor, aggregator=aggregator, config=config, seed=seed)
 

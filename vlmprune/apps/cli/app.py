@@ -28,25 +28,23 @@ class OneLineErrors(TyperGroup):
     """Bad input is one line on stderr and status 2, Ctrl-C one line and 130; a bug of ours keeps its traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        message = None
         try:
             # Not standalone: typer hands its exceptions up instead of printing a box of several lines.
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except typer.TyperException as error:
-            status = _complain(f"{error.format_message().rstrip('.')}; see vlmprune --help", BAD_INPUT)
+            status, message = BAD_INPUT, f"{error.format_message().rstrip('.')}; see vlmprune --help"
         except VlmpruneError as error:
-            status = _complain(str(error), BAD_INPUT)
+            status, message = BAD_INPUT, str(error)
         except KeyboardInterrupt:
             status = INTERRUPTED
         if status == INTERRUPTED:
-            _complain("interrupted", INTERRUPTED)
+            message = "interrupted"
+        if message is not None:
+            note(message)
         if kwargs.get("standalone_mode", True):
             sys.exit(status or 0)
         return status
-
-
-def _complain(message: str, status: int) -> int:
-    note(message)
-    return status
 
 
 app = typer.Typer(
@@ -72,14 +70,8 @@ def _start(
         typer.echo(context.get_help())
 
 
-app.command()(ask)
-app.command()(compare)
-app.command()(caption)
-app.command()(demo)
-app.command()(methods)
-app.command()(sinks)
-app.command()(plan)
-app.command("serve-proxy")(serve_proxy)
+for command in (ask, compare, caption, demo, methods, sinks, plan, serve_proxy):
+    app.command()(command)
 
 
 def main() -> None:

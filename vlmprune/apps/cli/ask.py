@@ -34,11 +34,8 @@ def ask(
     layer: options.Layer = None,
     exit_at: Annotated[
         float | None,
-        typer.Option(
-            parser=options.number,
-            metavar="S",
-            show_default="never",
-            help="With sgl: where the small model is at least this sure (0 to 1), its answer is taken.",
+        options.amount(
+            "S", "With sgl: where the small model is at least this sure (0 to 1), its answer is taken.", shown="never"
         ),
     ] = None,
     model: options.Model = None,

@@ -42,20 +42,12 @@ def caption(
     layer: options.Layer = None,
     model: options.Model = None,
     guide: options.Guide = None,
-    samples: Annotated[
-        int, typer.Option(parser=options.whole(), metavar="N", help="Descriptions of each patch.")
-    ] = 3,
+    samples: Annotated[int, options.count("Descriptions of each patch.")] = 3,
     filtering: Annotated[
         bool, typer.Option("--filter/--no-filter", help="Drop sentences that do not fit the image.")
     ] = True,
     max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            parser=options.whole(),
-            metavar="N",
-            show_default="512; the bundled pair: 128",
-            help="The longest description, in tokens.",
-        ),
+        int | None, options.count("The longest description, in tokens.", shown="512; the bundled pair: 128")
     ] = None,
     aggregator: Annotated[
         str | None,

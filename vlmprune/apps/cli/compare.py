@@ -25,36 +25,26 @@ def compare(
     question: options.Question = None,
     questions: Annotated[
         int | None,
-        typer.Option(
-            parser=options.whole(),
-            metavar="N",
-            show_default=False,
-            help="Instead of one question: N held-out ones made for the bundled pair, with accuracy.",
-        ),
+        options.count("Instead of one question: N held-out ones made for the bundled pair, with accuracy."),
     ] = None,
     method: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A method beside the baselines; may be repeated.")
     ] = None,
     keep: Annotated[
         list[float] | None,
-        typer.Option(
-            parser=options.number,
-            metavar="K",
-            show_default=", ".join(map(str, BUDGETS)),
-            help="A budget: a fraction of each image's tokens, or a number of tokens; may be repeated.",
+        options.amount(
+            "K",
+            "A budget: a fraction of each image's tokens, or a number of tokens; may be repeated.",
+            shown=", ".join(map(str, BUDGETS)),
         ),
     ] = None,
     layer: options.Layer = None,
     model: options.Model = None,
     guide: options.Guide = None,
-    seed: Annotated[
-        int, typer.Option(parser=options.whole(0), help="Draws the random method's tokens and the questions.")
-    ] = 0,
+    seed: Annotated[int, options.count("Draws the random method's tokens and the questions.", least=0)] = 0,
     max_new_tokens: options.MaxNewTokens = 16,
     repeats: options.Repeats = 3,
-    batch_size: Annotated[
-        int, typer.Option(parser=options.whole(), metavar="N", help="Held-out questions at a time.")
-    ] = 16,
+    batch_size: Annotated[int, options.count("Held-out questions at a time.")] = 16,
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:

@@ -18,12 +18,7 @@ def demo(
     host: options.Host = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(
-            parser=options.PORT,
-            metavar="N",
-            show_default="the first free one from 7860",
-            help="The port to listen on.",
-        ),
+        options.count("The port to listen on.", shown="the first free one from 7860", most=65_535),
     ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="Make a public address through Gradio's servers; off by default.")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ...errors import VlmpruneError
-from ...harness import parse
+from ...harness.parse import number
 
 
-def whole(least: int = 1, most: int | None = None) -> Callable[[Any], int]:
-    """A parser of whole numbers in this range."""
+def count(help: str, *, shown: bool | str = True, least: int = 1, most: int | None = None) -> Any:
+    """An option that is a whole number in this range; its help shows its default or what is `shown`."""
     wanted = f"a whole number of {least} or more" if most is None else f"a number from {least} to {most:,}"
 
     def read(text: Any) -> int:
@@ -25,15 +24,19 @@ def whole(least: int = 1, most: int | None = None) -> Callable[[Any], int]:
             raise typer.BadParameter(f"must be {wanted}, got {text}")
         return value
 
-    return read
+    return typer.Option(parser=read, metavar="N", show_default=shown, help=help)
 
 
-def number(text: Any) -> int | float:
-    """The parser of ``--keep`` and its like: ``1`` is an int (one token), ``1.0`` a float (all of them)."""
-    try:
-        return parse.number(str(text))
-    except VlmpruneError as error:
-        raise typer.BadParameter(str(error)) from None
+def amount(metavar: str, help: str, *, shown: bool | str = True) -> Any:
+    """An option like ``--keep``: ``1`` is an int (one token), ``1.0`` a float (all of them)."""
+
+    def read(text: Any) -> int | float:
+        try:
+            return number(str(text))
+        except VlmpruneError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return typer.Option(parser=read, metavar=metavar, show_default=shown, help=help)
 
 
 Image = Annotated[
@@ -55,27 +58,22 @@ Trust = Annotated[
 ]
 Keep = Annotated[
     float | None,
-    typer.Option(
-        parser=number,
-        metavar="K",
-        show_default="the method's own",
-        help="What to keep of each image: a fraction like 0.25, or a number of tokens. 1 is one token, 1.0 all.",
+    amount(
+        "K",
+        "What to keep of each image: a fraction like 0.25, or a number of tokens. 1 is one token, 1.0 all.",
+        shown="the method's own",
     ),
 ]
 Layer = Annotated[
     float | None,
-    typer.Option(
-        parser=number,
-        metavar="K",
-        show_default="the method's own",
-        help="Drop tokens just before decoder layer K: a whole number, or a fraction of the layers like 0.5.",
+    amount(
+        "K",
+        "Drop tokens just before decoder layer K: a whole number, or a fraction of the layers like 0.5.",
+        shown="the method's own",
     ),
 ]
 Overlay = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Save the image with what was found drawn in.")]
 Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")]
-PORT = whole(1, 65_535)
-MaxNewTokens = Annotated[int, typer.Option(parser=whole(), metavar="N", help="The longest answer, in tokens.")]
-Repeats = Annotated[
-    int, typer.Option(parser=whole(), metavar="N", help="Timed runs, after one to warm up; the median is reported.")
-]
+MaxNewTokens = Annotated[int, count("The longest answer, in tokens.")]
+Repeats = Annotated[int, count("Timed runs, after one to warm up; the median is reported.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]

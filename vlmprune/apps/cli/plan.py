@@ -43,24 +43,12 @@ def plan(
     ] = None,
     keep: Annotated[
         list[float] | None,
-        typer.Option(
-            parser=options.number,
-            metavar="K",
-            show_default=" ".join(map(str, BUDGETS)),
-            help="May be given several times.",
-        ),
+        options.amount("K", "May be given several times.", shown=" ".join(map(str, BUDGETS))),
     ] = None,
     layer: options.Layer = None,
-    visual: Annotated[
-        int | None,
-        typer.Option(
-            parser=options.whole(), metavar="N", show_default="the config's", help="Visual tokens of the image."
-        ),
-    ] = None,
-    text: Annotated[
-        int, typer.Option(parser=options.whole(), metavar="N", help="Text tokens of the prompt.")
-    ] = 64,
-    new: Annotated[int, typer.Option(parser=options.whole(), metavar="N", help="Tokens generated.")] = 32,
+    visual: Annotated[int | None, options.count("Visual tokens of the image.", shown="the config's")] = None,
+    text: Annotated[int, options.count("Text tokens of the prompt.")] = 64,
+    new: Annotated[int, options.count("Tokens generated.")] = 32,
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     json: options.Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from ...errors import VlmpruneError
 from ...harness.format import note, spinner
-from ...harness.models import load_models, options_of, quiet
+from ...harness.models import load_models, make, options_of, quiet
 from . import options
 
 NEEDED = ("fastapi", "uvicorn", "httpx", "prometheus_client")
@@ -45,23 +45,15 @@ def serve_proxy(
     method: Annotated[
         str, typer.Option(metavar="NAME", help="What chooses; it must need no language model.")
     ] = "sgl",
-    keep: Annotated[
-        float,
-        typer.Option(
-            parser=options.number,
-            metavar="X",
-            help="Fraction or number of visual tokens kept unless a request says.",
-        ),
-    ] = 0.25,
+    keep: Annotated[float, options.amount("X", "Fraction or number of visual tokens kept by default.")] = 0.25,
     exit_at: Annotated[
-        float | None,
-        typer.Option(metavar="S", show_default="never", help="The guide answers alone where it is this sure."),
+        float | None, options.amount("S", "The guide answers alone where it is this sure.", shown="never")
     ] = None,
     positions: Annotated[
         str, typer.Option(metavar="MODE", help="'original' with the plugin in the engine, else 'compact'.")
     ] = "original",
     host: options.Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(parser=options.PORT, metavar="N", help="The port to listen on.")] = 8001,
+    port: Annotated[int, options.count("The port to listen on.", most=65_535)] = 8001,
     engine_key: Annotated[
         str | None, typer.Option(envvar="VLMPRUNE_ENGINE_KEY", help="Sent to the engine as a token.")
     ] = None,
@@ -93,9 +85,11 @@ def serve_proxy(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise VlmpruneError(f"serve-proxy needs {', '.join(missing)}; install vlmprune[vllm]")
     takes = options_of(method)
-    given: dict[str, Any] = {"keep": keep, "positions": positions, "exit_at": exit_at}
-    if exit_at is not None and "exit_at" not in takes:
-        raise VlmpruneError(f"the method {method!r} takes no --exit-at; leave it out")
+    given: dict[str, Any] = {"keep": keep, "positions": positions}
+    given = {name: value for name, value in given.items() if name in takes} | {"exit_at": exit_at}
+    make(method, **given)  # a bad option is said before anything is loaded
+    if model is not None and guide is None and "guide" in takes:
+        raise VlmpruneError(f"the method {method!r} needs a small model beside --model; name one with --guide")
     from ...serving.chat import Limits
     from ...serving.encoder import Encoder
     from ...serving.proxy import ProxySettings, create_app, serve
@@ -114,14 +108,8 @@ def serve_proxy(
     with quiet(), spinner("loading"):
         # The bundled pair, or a guide of the user's: the same rules as everywhere.
         pair = load_models(None, guide, trust_remote_code=trust_remote_code)
-        if "guide" in takes:
-            if model is not None and guide is None:
-                raise VlmpruneError(f"the method {method!r} needs a small model beside --model; name one with --guide")
-            given |= {"guide": pair.small, "guide_processor": pair.small_processor}
-        given = {name: value for name, value in given.items() if value is not None and name in takes}
-        if model is None:
-            given["processor"] = pair.processor
-        encoder = Encoder(pair.model if model is None else model, method, **given)
+        chooser = make(method, pair, **given)
+        encoder = Encoder(pair.model, chooser, processor=pair.processor) if model is None else Encoder(model, chooser)
         settings = ProxySettings(
             engine.rstrip("/").removesuffix("/v1"),
             engine_key,

@@ -24,22 +24,10 @@ def sinks(
         typer.Option(metavar="FILE.png", help="Save the heat map, the norm curve and the sinks per layer."),
     ] = None,
     layer: Annotated[
-        int | None,
-        typer.Option(
-            parser=options.whole(0),
-            metavar="K",
-            show_default="the highest of all",
-            help="Whose phi the heat map shows.",
-        ),
+        int | None, options.count("Layer whose phi the heat map shows.", shown="the highest of all", least=0)
     ] = None,
     tau: Annotated[
-        float | None,
-        typer.Option(
-            parser=options.number,
-            metavar="T",
-            show_default="the model's own",
-            help="From which phi a token is a sink.",
-        ),
+        float | None, options.amount("T", "From which phi a token is a sink.", shown="the model's own")
     ] = None,
     model: options.Model = None,
     trust_remote_code: options.Trust = False,

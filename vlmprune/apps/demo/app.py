@@ -126,15 +126,13 @@ def served(
 
 def serve(engine: Engine, say: Callable[[str], None], **where: Any) -> None:
     """Show the page until Ctrl-C or a polite kill; either way the uploads go with it."""
-    stop = threading.Event()
-    before = {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.default_int_handler)
     try:
         with served(engine, **where) as (local, public):
             say(f"the demo is at {local} (stop it with Ctrl-C)")
             if public:
                 say(f"and, for everybody who knows the address, at {public}")
-            stop.wait()
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-    say("stopped")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        say("stopped")
