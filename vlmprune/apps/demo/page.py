@@ -71,6 +71,7 @@ def on_start(
     blank = [""] * (len(outputs) - 2)
 
     def run(*given: Any) -> Iterable[tuple[Any, ...]]:
+        yield "", "", *blank
         try:
             for found in work(*given[: len(inputs)]):
                 if isinstance(found, str):
