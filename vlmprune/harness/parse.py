@@ -21,13 +21,6 @@ def number(text: str, option: str = "") -> int | float:
         ) from None
 
 
-def asked(question: str) -> str:
-    """The question, refused when there is nothing in it."""
-    if not question.strip():
-        raise VlmpruneError("the question is empty; put it in quotes after the image")
-    return question
-
-
 def writable_image(path: Path, *, source: Path | None = None) -> Path:
     """A path an overlay can be saved under, checked before minutes are spent on the answer."""
     from PIL import Image

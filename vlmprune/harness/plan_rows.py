@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..accounting.model_sizes import DTYPES, model_size, share_of_layers
+from ..accounting.roofline import Estimate, estimate, verdict
 from ..errors import VlmpruneError
+from ..flow.select import check_keep, count_for
+from ..methods.base import Pruner
+from ..methods.guided import Guided
 from .format import percent
 from .models import method_class
 
@@ -48,10 +53,6 @@ def planned(
     Raises:
         VlmpruneError: a method, a budget or a config that cannot be planned.
     """
-    from ..accounting.model_sizes import DTYPES, model_size
-    from ..accounting.roofline import estimate, verdict
-    from ..flow.select import check_keep, count_for
-
     if dtype not in DTYPES:
         raise VlmpruneError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if dtype == "fp32" and machine.half_only:
@@ -71,7 +72,7 @@ def planned(
     verdicts = []
     for name, cls, budget in wanted:
         kept = count_for(budget, size.visual)
-        guided = _is_guided(cls)
+        guided = issubclass(cls, Guided)
         by = full if guided and name != "sgl" else answer  # the oracle's guide is the model itself
         resident = small.all_bytes if guided and name == "sgl" and small else 0
         where = _layer(cls, layer, budget, kept, size.visual, layers)
@@ -93,20 +94,12 @@ def planned(
     }
 
 
-def _row(found: Any, full: Any) -> dict[str, Any]:
+def _row(found: Estimate, full: Estimate) -> dict[str, Any]:
     return {**asdict(found), "total": found.total, "speed_up": full.total / found.total}
 
 
-def _is_guided(cls: type) -> bool:
-    from ..methods.guided import Guided
-
-    return issubclass(cls, Guided)
-
-
-def _checked_method(name: str, guide: Any) -> type:
+def _checked_method(name: str, guide: Any) -> type[Pruner]:
     """A method that drops tokens."""
-    from ..methods.base import Pruner
-
     cls = method_class(name)
     if not issubclass(cls, Pruner):
         raise VlmpruneError(f"the method {name!r} drops no tokens, so there is nothing to plan; name one that does")
@@ -115,12 +108,9 @@ def _checked_method(name: str, guide: Any) -> type:
     return cls
 
 
-def _layer(cls: Any, given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
+def _layer(cls: type[Pruner], given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
     """Where the method drops tokens in this model."""
-    from ..accounting.model_sizes import share_of_layers
-    from ..methods.base import Pruner
-
-    if given is None and _is_guided(cls):
+    if given is None and issubclass(cls, Guided):
         return share_of_layers(budget, kept, visual, layers)
     made = Pruner(keep=budget, layer=given) if given is not None else cls(keep=budget)
     at = made.stage_layers(layers)

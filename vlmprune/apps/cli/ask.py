@@ -15,7 +15,7 @@ from ...harness.baselines import default_method
 from ...harness.format import amount, console, milliseconds, print_json, saved, spinner, table
 from ...harness.measure import MethodRun, backend, interleaved
 from ...harness.models import Models, load_models, make, quiet
-from ...harness.parse import asked, writable_image
+from ...harness.parse import writable_image
 from . import options
 
 
@@ -79,11 +79,11 @@ def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
         from ...tiny import example
 
         return example()
-    if question is None:
-        raise VlmpruneError("there is no question; put it in quotes after the image")
+    if question is None or not question.strip():
+        raise VlmpruneError("the question is empty or there is no question; put it in quotes after the image")
     from ...inputs.images import read_image
 
-    return read_image(image), asked(question)
+    return read_image(image), question
 
 
 def save(image: Any, path: Path) -> None:

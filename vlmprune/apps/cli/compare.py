@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -10,14 +11,23 @@ import typer
 from ...accounting.hardware import machine
 from ...accounting.scores import exact_match
 from ...errors import VlmpruneError
-from ...harness.baselines import BASELINES, CHANCE, accuracy, by_chance, compared, entries, held_out
-from ...harness.format import console, milliseconds, percent, print_json, spinner, table
+from ...harness.baselines import BASELINES, accuracy, by_chance, compared, entries, held_out
+from ...harness.format import console, milliseconds, print_json, spinner, table
 from ...harness.measure import MethodRun, backend, interleaved
 from ...harness.models import Models, load_models, quiet
 from . import options
 from .ask import prompt
 
 BUDGETS = (0.5, 0.25, 0.1)
+# Of the table: heading, name in a record, how it is written.
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("tokens\ninto LM", "lm_tokens", "{:.1f}".format),
+    ("layer\naverage", "layer_avg_tokens", "{:.1f}".format),
+    ("prefill\nFLOPs", "prefill_flops_share", "{:.1%}".format),
+    ("guide\nFLOPs", "guide_flops_share", lambda share: f"{share:.1%}" if share else ""),
+    ("KV\ncache", "kv_share", "{:.1%}".format),
+    ("time a\nquestion", "seconds", milliseconds),
+)
 
 
 def compare(
@@ -116,25 +126,12 @@ def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dic
 def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """The table and its caption."""
     scored = "accuracy" in records[0]
-    counted = ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "guide\nFLOPs", "KV\ncache", "time a\nquestion")
-    headings = ("method", "keep", *counted, "accuracy" if scored else "answer")
+    headings = ("method", "keep", *(heading for heading, _, _ in COLUMNS), "accuracy" if scored else "answer")
     rows = table(headings, left=(0, 1) if scored else (0, 1, len(headings) - 1))
     for row in records:
         result = f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}" if scored else row["answer"]
-        if row["method"] == CHANCE:
-            rows.add_row(CHANCE, *[""] * (len(counted) + 1), result)
-            continue
-        rows.add_row(
-            row["method"],
-            row["keep"] or "",
-            f"{row['lm_tokens']:.1f}",
-            f"{row['layer_avg_tokens']:.1f}",
-            percent(row["prefill_flops_share"], 1),
-            percent(row["guide_flops_share"], 1) if row["guide_flops_share"] else "",
-            percent(row["kv_share"], 1),
-            milliseconds(row["seconds"]),
-            result,
-        )
+        cells = ("" if row[name] is None else written(row[name]) for _, name, written in COLUMNS)
+        rows.add_row(row["method"], row["keep"] or "", *cells, result)
     out = console()
     out.print(rows)
     if scored:

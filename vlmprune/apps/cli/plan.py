@@ -10,7 +10,6 @@ import typer
 
 from ...harness.format import amount, console, print_json, table
 from ...harness.models import PACKAGE, quiet
-from ...harness.plan_rows import Named, in_ms, planned, usual_methods, verdict_in_words
 from . import options
 
 BUDGETS = (0.5, 0.25, 0.1, 0.05)
@@ -56,44 +55,38 @@ def plan(
     from ...accounting.hardware import hardware as peaks
 
     machine = peaks(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
+    from ...accounting.model_sizes import read_config
+    from ...harness.plan_rows import planned, usual_methods
+
     if config is None:
         config, guide = BUNDLED / "large", guide or BUNDLED / "small"
     settings = list(itertools.product(method or usual_methods(guide), keep or BUDGETS))
     with quiet():
-        made = planned(
-            _read(config), None if guide is None else _read(guide), machine, settings, layer,
-            visual=visual, text=text, new=new, dtype=dtype,
-        )  # fmt: skip
+        large, small = ((str(path), read_config(path)) if path is not None else None for path in (config, guide))
+        made = planned(large, small, machine, settings, layer, visual=visual, text=text, new=new, dtype=dtype)
     if json:
         print_json(made)
     else:
         _show(made, machine)
 
 
-def _read(path: Path) -> Named:
-    from ...accounting.model_sizes import read_config
-
-    return str(path), read_config(path)
-
-
 def _show(made: dict[str, Any], machine: Any) -> None:
+    from ...harness.plan_rows import in_ms, verdict_in_words
+
     prompt = made["prompt"]
     title = (
         f"{prompt['visual']} visual and {prompt['text']} text tokens, {prompt['new']} generated, one request; "
         f"{prompt['dtype']} on {machine.name}"
     )
-    headings = (
-        "method", "keep", "tokens", "layer", "FLOPs", "KV cache", "guide ms", "vision ms", "prefill ms", "token ms",
-        "total ms", "faster", "requests",
-    )  # fmt: skip
+    times = ("guide", "vision", "prefill", "decode_token", "total")
+    written = (f"{name.removeprefix('decode_')} ms" for name in times)
+    headings = ("method", "keep", "tokens", "layer", "FLOPs", "KV cache", *written, "faster", "requests")
     rows = table(headings, title=title, padding=(0, 0, 0, 1))
     for row in made["rows"]:
-        times = [in_ms(row[name]) for name in ("guide", "vision", "prefill", "decode_token", "total")]
-        rows.add_row(
-            row["method"], row["keep"], str(row["kept"]), "-" if row["method"] == "none" else str(row["layer"]),
-            amount(row["prefill_flops"]), amount(row["kv_bytes"], "B"), *times,
-            f"{row['speed_up']:.2f}x", str(row["requests"]),
-        )  # fmt: skip
+        layer = "-" if row["method"] == "none" else str(row["layer"])
+        cost = amount(row["prefill_flops"]), amount(row["kv_bytes"], "B"), *(in_ms(row[name]) for name in times)
+        gain = f"{row['speed_up']:.2f}x", str(row["requests"])
+        rows.add_row(row["method"], row["keep"], str(row["kept"]), layer, *cost, *gain)
     out = console()
     out.print(rows)
     peaks = f"{amount(machine.flops, 'FLOP/s')}, {amount(machine.bandwidth, 'B/s')}, {amount(machine.memory, 'B')}"

@@ -11,12 +11,13 @@ from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import AskResult, Engine, MethodChoice, last, layer_count
+from .engine import AskResult, Engine, MethodChoice, layer_count
 from .examples import inputs
 from .page import html, offer, on_input, on_start, redraw
-from .upload import checked
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ...api import Answer
 
 TITLE = "Ask"
@@ -39,7 +40,7 @@ def build(engine: Engine) -> None:
     first = "sgl" if "sgl" in names else "fastv"
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            given = inputs("ask")
+            alert, given = inputs("ask")
             with gr.Row():
                 method = gr.Dropdown(names, value=first, label="Method", elem_id="ask-method", filterable=False)
                 keep = gr.Slider(0.02, 1.0, FIRST_KEEP, step=0.01, label="Keep (fraction)", elem_id="ask-keep")
@@ -62,23 +63,22 @@ def build(engine: Engine) -> None:
     state = gr.State(None)
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
-    def asked(image: Any, question: str, method: str, keep: float, exit_at: float | None) -> Iterator[Any]:
+    def asked(image: Image.Image, question: str, method: str, keep: float, exit_at: float | None) -> Iterator[Any]:
         # A slider at its end is everything: a fraction, not one token.
-        return engine.ask(checked(image), question, MethodChoice(method, float(keep), exit_at))
+        return engine.ask(image, question, MethodChoice(method, float(keep), exit_at))
 
     on_start(
-        given.triggers(go),
+        go,
         lambda image, text, method, keep, early, sure: asked(image, text, method, keep, sure if early else None),
         shown,
-        [*given.boxes, method, keep, early, sure],
-        [given.alert, answers, cost, images, state],
+        [*given, method, keep, early, sure],
+        [alert, answers, cost, images, state],
         views=[layer, heat],
         show_progress="minimal",
         show_progress_on=answers,
     )
     redraw(looked, state, [layer, heat], images)
-    budget = [*given.boxes, method, keep, gr.Number(None, visible=False)]
-    offer("ask", lambda *given: last(asked(*given)).to_dict(), budget, ABOUT)
+    offer("ask", asked, AskResult.to_dict, [*given, method, keep, gr.Number(None, visible=False)], ABOUT)
 
 
 def shown(news: dict[str, str] | AskResult, layer: int, heat: str) -> tuple[Any, ...]:

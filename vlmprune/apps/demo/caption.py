@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from ...api import PrunedModel
+from ...captioner import Caption
 from ...captioner.caption import EDGES
 from ...harness.format import facts
 from ...harness.models import build_captioner, make
 from .draw import scaled
-from .engine import Engine, last
+from .engine import Engine
 from .examples import inputs
 from .page import html, offer, on_start
-from .upload import checked
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ...captioner import Caption
-
 TITLE = "Caption"
 
 
-def describe(engine: Engine, image: Image.Image, samples: int, filtering: bool) -> Caption:
-    """The caption of an image."""
+def describe(engine: Engine, image: Image.Image, samples: int, filtering: bool) -> Iterator[str | Caption]:
+    """The caption of an image, after what is done for it."""
+    yield "Describing the image and its patches"
     with engine.alone:
         changes = {"samples": int(samples), "filter": bool(filtering)}
         made = build_captioner(engine.models, make("none"), None, changes, seed=0)
         try:
-            return made(image)
+            caption = made(image)
         finally:
             if isinstance(made.vision.model, PrunedModel):
                 made.vision.model.unwrap()
+    yield caption
 
 
 def build(engine: Engine) -> None:
     """Put the tab on the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            given = inputs("caption", question=False)
+            alert, given = inputs("caption", question=False)
             samples = gr.Slider(1, 5, 3, step=1, label="Descriptions of each patch", elem_id="caption-samples")
             filtering = gr.Checkbox(True, label="Drop sentences that do not fit the image", elem_id="caption-filter")
             go = gr.Button("Caption", variant="primary", elem_id="caption-go")
@@ -50,25 +51,21 @@ def build(engine: Engine) -> None:
             drawn = gr.HTML(elem_id="caption-image")
     tree = gr.HTML(elem_id="caption-tree")
 
-    def captioned(image: Any, samples: int, filtering: bool) -> Iterator[str | tuple[Image.Image, Caption]]:
-        image = checked(image)
-        yield "Describing the image and its patches"
-        yield image, describe(engine, image, samples, filtering)
-
-    asked, outputs = [*given.boxes, samples, filtering], [given.alert, final, drawn, tree]
-    on_start([go.click], captioned, shown, asked, outputs, show_progress="minimal", show_progress_on=final)
+    asked, work = [*given, samples, filtering], partial(describe, engine)
+    outputs = [alert, final, drawn, tree]
+    on_start(go, work, shown, asked, outputs, show_progress="minimal", show_progress_on=final)
     about = "Caption an image: the text, the patches, every sentence with its provenance, the cost."
-    offer("caption", lambda *given: last(captioned(*given))[1].to_dict(), asked, about)
+    offer("caption", work, Caption.to_dict, asked, about)
 
 
-def shown(found: tuple[Image.Image, Caption]) -> tuple[str, str, str]:
+def shown(caption: Caption) -> tuple[str, str, str]:
     """The caption with what it took, the image with its patches, and the tree."""
-    image, caption = found
+    assert caption.image is not None
     words = caption.text or "(nothing that the model said fits the image)"
     text = html.grid([html.card("Caption", words, facts(caption))]) + html.notices(caption.notes)
     names = ", ".join(f"{one.name} {tuple(round(v) for v in one.box)}" for one in caption.patches)
     patches = html.figure(
-        caption.overlay(scaled(image)),
+        caption.overlay(scaled(caption.image)),
         f"The image with its {len(caption.patches)} patches framed: {names}.",
         "Patches in colour, the objects they hold in white.",
     )

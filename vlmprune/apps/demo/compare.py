@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -13,10 +14,9 @@ from ...harness.format import milliseconds, percent
 from ...harness.measure import MethodRun, interleaved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import MAX_NEW_TOKENS, Engine, Send, last
+from .engine import MAX_NEW_TOKENS, Engine, Send
 from .examples import inputs
 from .page import html, offer, on_start
-from .upload import checked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,8 +31,8 @@ def methods(engine: Engine) -> list[str]:
     return names + [name + WITH_EXIT for name in names if "exit_at" in options_of(name)]
 
 
-def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> Iterator[str | list[MethodRun]]:
-    """Progress, and at last the runs of the unpruned model, the small one alone and every method.
+def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> Iterator[Any]:
+    """Progress, and at last the image and the runs of the unpruned model, the small one alone and every method.
 
     Raises:
         VlmpruneError: a bad question or budget.
@@ -48,7 +48,7 @@ def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> I
                 interleaved([run], [([image], [question])], max_new_tokens=MAX_NEW_TOKENS, num_beams=1)
             except VlmpruneError as error:
                 run.error = str(error)
-        send(runs)
+        send((image, runs))
 
     return engine.stream(work)
 
@@ -57,22 +57,17 @@ def build(engine: Engine) -> None:
     """Put the tab on the page."""
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            given = inputs("compare")
+            alert, given = inputs("compare")
             keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (fraction of tokens)", elem_id="compare-keep")
             go = gr.Button("Compare all methods", variant="primary", elem_id="compare-go")
         with gr.Column(scale=2, min_width=300):
             table = gr.HTML(elem_id="compare-table")
     images = gr.HTML(elem_id="compare-images", elem_classes="vp-small-grid")
 
-    def compared_on(image: Any, question: str, keep: float) -> Iterator[Any]:
-        image = checked(image)
-        for news in compare(engine, image, question, keep):
-            yield news if isinstance(news, str) else (image, news)
-
-    boxes = [*given.boxes, keep]
-    on_start(given.triggers(go), compared_on, shown, boxes, [given.alert, table, images])
+    boxes, work = [*given, keep], partial(compare, engine)
+    on_start(go, work, shown, boxes, [alert, table, images])
     about = "Answer a question with every method at one budget: answers and reports."
-    offer("compare", lambda *given: [record(run) for run in last(compared_on(*given))[1]], boxes, about)
+    offer("compare", work, lambda found: [record(run) for run in found[1]], boxes, about)
 
 
 def record(run: MethodRun) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Shapes: V visual tokens of the image.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -48,29 +49,29 @@ def overlay(
     canvas = scaled(image, side)
     if heat is not None:
         span, values = heat
-        highest = float(values.max()) if len(values) else 0.0
         # The root: one token often has ten times the attention of all others, which would all look alike.
-        fractions = (values / highest).clamp(0, 1).sqrt().tolist() if highest > 0 else [0.0] * len(values)
-        colours, strength = canvas.copy(), Image.new("L", canvas.size, 0)
-        pens = ImageDraw.Draw(colours), ImageDraw.Draw(strength)
-        for box, fraction in zip(boxes(span, canvas.size), fractions, strict=True):
-            if box is not None:
-                pens[0].rectangle(box, fill=colour(fraction))
-                pens[1].rectangle(box, fill=round(60 + 150 * fraction))
+        fractions = (values / values.amax().clamp(min=1e-30)).clamp(0, 1).sqrt().tolist()
+        colours = filled(canvas.copy(), span, map(colour, fractions))
+        strength = filled(Image.new("L", canvas.size), span, [round(60 + 150 * fraction) for fraction in fractions])
         canvas = Image.composite(colours, canvas, strength)
     if kept is not None and kept.kept is not None:
-        mask = Image.new("L", canvas.size, 200)
-        pen = ImageDraw.Draw(mask)
-        stays = torch.isin(kept.positions, kept.kept).tolist()
-        for box, stay in zip(boxes(kept, canvas.size), stays, strict=True):
-            if stay and box is not None:
-                pen.rectangle(box, fill=0)
+        stays = torch.isin(kept.positions, kept.kept)
+        mask = filled(Image.new("L", canvas.size, 200), kept, [0 if stay else None for stay in stays.tolist()])
         canvas = Image.composite(Image.new("RGB", canvas.size, DARK), canvas, mask)
     if framed is not None:
         pen = ImageDraw.Draw(canvas)
         for box, wanted in zip(boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
             if wanted and box is not None:
                 pen.rectangle(box, outline=FRAME, width=3)
+    return canvas
+
+
+def filled(canvas: Image.Image, span: ImageSpan, fills: Iterable[Any]) -> Image.Image:
+    """The canvas with every token's pixels in its colour; those of None stay as they are."""
+    pen = ImageDraw.Draw(canvas)
+    for box, fill in zip(boxes(span, canvas.size), fills, strict=True):
+        if box is not None and fill is not None:
+            pen.rectangle(box, fill=fill)
     return canvas
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,20 +54,8 @@ def stored(name: str) -> str | None:
     return str(path)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """An image and, in most tabs, a question; `alert` is where the tab's errors stand."""
-
-    alert: gr.HTML
-    boxes: list[Any]
-
-    def triggers(self, button: gr.Button) -> list[Any]:
-        """What starts the tab's work: its button, and Enter in the question."""
-        return [button.click, *(box.submit for box in self.boxes[1:])]
-
-
-def inputs(tab: str, *, question: bool = True) -> Inputs:
-    """The inputs of one tab, the first example in them."""
+def inputs(tab: str, *, question: bool = True) -> tuple[gr.HTML, list[Any]]:
+    """Where the errors of a tab stand; and an image and, in most tabs, a question, the first example in them."""
     first, (_, words) = next(iter(examples().items()))
     alert = gr.HTML(elem_id=f"{tab}-alert")
     chosen = gr.Dropdown([*examples(), OWN], value=first, label="Example", elem_id=f"{tab}-example", filterable=False)
@@ -82,7 +69,7 @@ def inputs(tab: str, *, question: bool = True) -> Inputs:
 
     on_input(chosen, choose, chosen, boxes, queue=False)
     boxes[0].upload(complaint, boxes[0], alert, api_visibility="private", show_progress="hidden", queue=False)
-    return Inputs(alert, boxes)
+    return alert, boxes
 
 
 def complaint(image: Any) -> str:

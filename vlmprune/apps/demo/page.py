@@ -13,6 +13,8 @@ import gradio as gr
 from jinja2 import Environment, FileSystemLoader
 
 from ...errors import VlmpruneError
+from .engine import last
+from .upload import checked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -51,8 +53,14 @@ def reason(error: Exception) -> str:
     return OUR_FAULT
 
 
+def read(inputs: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+    """What the inputs hold, uploads as images."""
+    pairs = zip(inputs, given, strict=False)
+    return [checked(value) if isinstance(box, gr.Image) else value for box, value in pairs]
+
+
 def on_start(
-    triggers: Sequence[Any],
+    go: gr.Button,
     work: Callable[..., Iterable[Any]],
     show: Callable[..., tuple[Any, ...]],
     inputs: Sequence[Any],
@@ -61,7 +69,7 @@ def on_start(
     views: Sequence[Any] = (),
     **options: Any,
 ) -> None:
-    """Run a tab's work when a button is clicked or a question sent, one tab at a time.
+    """Run a tab's work when `go` is clicked or a question sent, one tab at a time.
 
     Args:
         work: from the values of `inputs`, whatever is to be shown, as it comes; a str is progress. show: one of these
@@ -73,7 +81,7 @@ def on_start(
     def run(*given: Any) -> Iterable[tuple[Any, ...]]:
         yield "", "", *blank
         try:
-            for found in work(*given[: len(inputs)]):
+            for found in work(*read(inputs, given)):
                 if isinstance(found, str):
                     yield "", html.notice(found, alert=False), *blank
                 else:
@@ -82,6 +90,7 @@ def on_start(
             yield html.notice(reason(error)), "", *blank
 
     options = {"show_progress": "hidden", **ONE_AT_A_TIME, **options}
+    triggers = [go.click, *(box.submit for box in inputs if isinstance(box, gr.Textbox))]
     gr.on(triggers, run, [*inputs, *views], outputs, api_visibility="private", **options)
 
 
@@ -102,16 +111,16 @@ def redraw(draw: Callable[..., str], state: gr.State, views: Sequence[Any], outp
         )
 
 
-def offer(name: str, work: Callable[..., Any], inputs: Sequence[Any], about: str) -> None:
-    """An endpoint of the page's API that takes what the inputs take and returns JSON."""
+def offer(
+    name: str, work: Callable[..., Iterable[Any]], record: Callable[[Any], Any], inputs: Sequence[Any], about: str
+) -> None:
+    """An endpoint of the page's API that takes what the inputs take: the last of `work`, as the JSON of `record`."""
 
     def run(*given: Any) -> Any:
         try:
-            return work(*given)
+            return record(last(work(*read(inputs, given))))
         except Exception as error:
             raise gr.Error(reason(error), print_exception=False) from None
 
     hidden = gr.JSON(visible=False)
-    gr.Button(visible=False).click(
-        run, inputs, hidden, api_name=name, api_description=about, **ONE_AT_A_TIME
-    )
+    gr.Button(visible=False).click(run, inputs, hidden, api_name=name, api_description=about, **ONE_AT_A_TIME)

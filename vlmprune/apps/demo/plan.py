@@ -69,9 +69,9 @@ def build(engine: Engine) -> None:
             made = gr.HTML(elem_id="plan-made")
     boxes = [model, hardware, keep, visual, words, new]
 
-    on_start([go.click], lambda *given: [plan(engine, *given)], shown, boxes, [alert, made])
+    on_start(go, lambda *given: [plan(engine, *given)], shown, boxes, [alert, made])
     about = "What pruning would save on given hardware, as `vlmprune plan --json` prints it."
-    offer("plan", lambda *given: plan(engine, *given), boxes, about)
+    offer("plan", lambda *given: [plan(engine, *given)], dict, boxes, about)
 
 
 def shown(made: dict[str, Any]) -> tuple[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -16,10 +17,9 @@ from ...flow.sinks import eligible_layers
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare
 from .draw import overlay
-from .engine import Engine, last, layer_count
+from .engine import Engine, layer_count
 from .examples import inputs
 from .page import html, offer, on_start, redraw
-from .upload import checked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,15 +60,15 @@ class SinkResult:
         }
 
 
-def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> SinkResult:
-    """Find the sinks and run VAR.
+def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> Iterator[Any]:
+    """Find the sinks and run VAR; what it does first, then what it found.
 
     Raises:
         VlmpruneError: a bad question or option.
     """
     question = engine.asked(question)
     method = vlmprune.VAR(p=float(p), rho=float(rho))
-
+    yield "Reading every layer, without and with VAR"
     model, processor = engine.models.model, engine.models.processor
     with engine.alone:
         given = to_device(model, dict(prepare(processor, image, question)))
@@ -82,7 +82,7 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
         words = tuple(
             (processor.decode([i]).strip() or repr(i), float(chances[0][i]), float(chances[1][i])) for i in best
         )
-    return SinkResult(image, report, *answers, words)
+    yield SinkResult(image, report, *answers, words)
 
 
 def build(engine: Engine) -> None:
@@ -90,7 +90,7 @@ def build(engine: Engine) -> None:
     layers = layer_count(engine.models.model)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            given = inputs("sinks")
+            alert, given = inputs("sinks")
             p = gr.Slider(0.0, 1.0, P, step=0.05, label="VAR: fraction of a sink that is moved", elem_id="sinks-p")
             rho = gr.Slider(
                 0.0, 1.0, RHO, step=0.05, label="VAR: least fraction of a head off the sinks", elem_id="sinks-rho"
@@ -103,16 +103,11 @@ def build(engine: Engine) -> None:
     counts = gr.HTML(elem_id="sinks-layers")
     state = gr.State(None)
 
-    def found_on(image: Any, *given: Any) -> Iterator[str | SinkResult]:
-        image = checked(image)
-        yield "Reading every layer, without and with VAR"
-        yield find_and_edit(engine, image, *given)
-
-    asked = [*given.boxes, p, rho]
-    on_start(given.triggers(go), found_on, shown, asked, [given.alert, changed, image, counts, state], views=[layer])
+    asked, work = [*given, p, rho], partial(find_and_edit, engine)
+    on_start(go, work, shown, asked, [alert, changed, image, counts, state], views=[layer])
     redraw(heat, state, [layer], image)
     about = "Attention sinks of an image and question, and the answers without and with VAR."
-    offer("sinks", lambda *given: last(found_on(*given)).to_dict(), asked, about)
+    offer("sinks", work, SinkResult.to_dict, asked, about)
 
 
 def shown(found: SinkResult, layer: int) -> tuple[Any, ...]:
