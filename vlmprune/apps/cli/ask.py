@@ -49,7 +49,7 @@ def ask(
     """Answer a question about an image, unpruned and pruned, and show what pruning saves."""
     shown, text = prompt(image, question)
     method = method or default_method(model, guide)
-    budget = {"keep": keep, "layer": layer, "exit_at": exit_at}
+    budget: dict[str, Any] = {"keep": keep, "layer": layer, "exit_at": exit_at}
     if overlay is not None:
         writable_image(overlay, source=image)
     with quiet():

@@ -76,7 +76,7 @@ def caption(
     if (aggregator is None) != (aggregator_model is None):
         raise VlmpruneError("--aggregator and --aggregator-model belong together; give both or neither")
     shown: Any = None if folder else prompt(image, "Describe it.")[0]
-    budget = {"keep": keep, "layer": layer}
+    budget: dict[str, Any] = {"keep": keep, "layer": layer}
     changes = {"samples": samples, "max_new_tokens": max_new_tokens, "filter": filtering}
     with quiet():
         make(method, guide=guide, **budget)  # a bad option is said before anything is loaded

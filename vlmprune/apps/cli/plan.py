@@ -62,7 +62,8 @@ def plan(
         config, guide = BUNDLED / "large", guide or BUNDLED / "small"
     settings = list(itertools.product(method or usual_methods(guide), keep or BUDGETS))
     with quiet():
-        large, small = ((str(path), read_config(path)) if path is not None else None for path in (config, guide))
+        large = str(config), read_config(config)
+        small = None if guide is None else (str(guide), read_config(guide))
         made = planned(large, small, machine, settings, layer, visual=visual, text=text, new=new, dtype=dtype)
     if json:
         print_json(made)

@@ -11,7 +11,7 @@ from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import AskResult, Engine, MethodChoice, layer_count
+from .engine import AskResult, Engine, MethodChoice
 from .examples import inputs
 from .page import html, offer, on_input, on_start, redraw
 
@@ -51,14 +51,9 @@ def build(engine: Engine) -> None:
         with gr.Column(scale=3, min_width=300):
             answers = gr.HTML(elem_id="ask-answers")
             cost = gr.HTML(elem_id="ask-cost")
-            heat = gr.Radio(
-                [LARGE, *([SMALL] if engine.models.small is not None else []), NONE],
-                value=LARGE,
-                label="Heat map: what is looked at",
-                elem_id="ask-heat",
-            )
-            layers = layer_count(engine.models.model)
-            layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="ask-layer")
+            heats = [LARGE, SMALL, NONE] if engine.models.small is not None else [LARGE, NONE]
+            heat = gr.Radio(heats, value=LARGE, label="Heat map: what is looked at", elem_id="ask-heat")
+            layer = gr.Slider(0, engine.deepest, engine.deepest, step=1, label="Decoder layer", elem_id="ask-layer")
             images = gr.HTML(elem_id="ask-images")
     state = gr.State(None)
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
@@ -138,7 +133,6 @@ def costs(run: AskResult) -> str:
 
 def looked(run: AskResult, layer: int, heat: str) -> str:
     """The image as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
-    layer = max(0, min(run.layers - 1, int(layer)))
     alive, visual = run.alive(layer), run.unpruned.report.visual_tokens[0]
     left = f"Decoder layer {layer} of 0 to {run.layers - 1} sees {alive} of {visual} visual tokens"
     if 0 < alive < visual and alive != run.pruned.report.kept_tokens[0]:

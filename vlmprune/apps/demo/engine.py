@@ -10,10 +10,12 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from transformers import TextStreamer
 
 import vlmprune
 
@@ -21,8 +23,10 @@ from ...accounting.scores import sureness
 from ...api import Answer, unwrap_peft, wrap
 from ...errors import VlmpruneError
 from ...families import family_of
+from ...guide.runner import Guide
 from ...harness.models import Models, make, options_of
 from ...inputs.chat import prepare, unknown_words, unknown_words_note
+from ...tiny import example
 from .attention_maps import attention_maps
 
 if TYPE_CHECKING:
@@ -108,47 +112,31 @@ class AskResult:
             for side, answer in (("unpruned", self.unpruned), ("pruned", self.pruned))
         }
         if self.small is not None:
-            small = self.small
-            record["small"] = {
-                "text": small.text, "confidence": small.confidence, "consistency": small.consistency
-            }  # fmt: skip
+            record["small"] = {name: getattr(self.small, name) for name in ("text", "confidence", "consistency")}
         return record | {"notes": list(self.notes)}
 
 
-def last(news: Iterator[Any]) -> Any:
+def last(news: Iterable[Any]) -> Any:
     """What comes at the end of a stream."""
     return deque(news, maxlen=1)[0]
 
 
-def layer_count(model: Any) -> int:
-    """Decoder layers of a model."""
-    plain = unwrap_peft(model)
-    return len(family_of(plain).language_model(plain).layers)
-
-
 class Engine:
-    """The models and the lock before them.
-
-    Args:
-        models: as `load_models` gives them.
-    """
+    """The models, the lock before them, and the number of the large one's last decoder layer."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
         self.alone = threading.Lock()
+        plain = unwrap_peft(models.model)
+        self.deepest = len(family_of(plain).language_model(plain).layers) - 1
 
     def runnable(self) -> list[str]:
         """Every registered method that these models can run."""
-        return [
-            name
-            for name in vlmprune.list_methods()
-            if "guide" not in options_of(name) or self.models.small is not None
-        ]
+        small = self.models.small is not None
+        return [name for name in vlmprune.list_methods() if small or "guide" not in options_of(name)]
 
     def warm_up(self) -> None:
         """One answer to a bundled question: what is slow the first time only is not left to the first user."""
-        from ...tiny import example
-
         self.run(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv"))
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
@@ -180,8 +168,6 @@ class Engine:
             end.result()
         finally:
             gone.set()
-
-    # -- a question --------------------------------------------------------------------------------------------
 
     def asked(self, question: str | None) -> str:
         """A question fit to be asked.
@@ -232,10 +218,9 @@ class Engine:
         return found
 
     def answer(
-        self, method: Any, image: Image.Image, question: str, listen: Callable[[str], None] | None = None
+        self, method: Any, image: Image.Image, question: str, listen: Callable[[str], None] = lambda text: None
     ) -> Answer:
         """The large model's answer under a method, its text handed to `listen` piece by piece; call this `alone`."""
-        from transformers import TextStreamer
 
         class Listener(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -243,7 +228,7 @@ class Engine:
 
         models = self.models
         tokenizer = getattr(models.processor, "tokenizer", models.processor)
-        streamer = None if listen is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
         with wrap(models.model, method, processor=models.processor) as pruned:
             return pruned.ask(
                 image, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
@@ -251,8 +236,6 @@ class Engine:
 
     def _small(self, image: Image.Image, question: str) -> Small | None:
         """The small model alone, where there is one."""
-        from ...guide.runner import Guide
-
         models = self.models
         if models.small is None:
             return None

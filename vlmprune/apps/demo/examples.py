@@ -28,13 +28,9 @@ def examples() -> dict[str, tuple[Image.Image, str]]:
     """Name -> image and question: the example of `vlmprune ask`, and one test scene of other kinds of questions."""
     from ...tiny.scenes import benchmark
 
-    found = {f"1. {example()[1]}": example()}
-    for family in scored_families():
-        scene, question = next(benchmark(family, 1, "test", start=40))
-        found[f"{len(found) + 1}. {question.text}"] = scene.image(), question.text
-        if len(found) > SCENES:
-            break
-    return found
+    scenes = (next(benchmark(family, 1, "test", start=40)) for family in scored_families()[:SCENES])
+    shown = [example(), *((scene.image(), question.text) for scene, question in scenes)]
+    return {f"{number}. {question}": (image, question) for number, (image, question) in enumerate(shown, 1)}
 
 
 def stored(name: str) -> str | None:

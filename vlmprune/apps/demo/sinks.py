@@ -17,7 +17,7 @@ from ...flow.sinks import eligible_layers
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare
 from .draw import overlay
-from .engine import Engine, layer_count
+from .engine import Engine
 from .examples import inputs
 from .page import html, offer, on_start, redraw
 
@@ -82,12 +82,11 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
         words = tuple(
             (processor.decode([i]).strip() or repr(i), float(chances[0][i]), float(chances[1][i])) for i in best
         )
-    yield SinkResult(image, report, *answers, words)
+    yield SinkResult(image, report, answers[0], answers[1], words)
 
 
 def build(engine: Engine) -> None:
     """Put the tab on the page."""
-    layers = layer_count(engine.models.model)
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             alert, given = inputs("sinks")
@@ -98,7 +97,7 @@ def build(engine: Engine) -> None:
             go = gr.Button("Find sinks", variant="primary", elem_id="sinks-go")
         with gr.Column(scale=3, min_width=300):
             changed = gr.HTML(elem_id="sinks-changed")
-            layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="sinks-layer")
+            layer = gr.Slider(0, engine.deepest, engine.deepest, step=1, label="Decoder layer", elem_id="sinks-layer")
             image = gr.HTML(elem_id="sinks-heat")
     counts = gr.HTML(elem_id="sinks-layers")
     state = gr.State(None)
@@ -132,7 +131,6 @@ def compared(found: SinkResult) -> str:
 def heat(found: SinkResult, layer: int) -> str:
     """phi of every visual token entering a layer, sinks framed."""
     one = found.sample
-    layer = max(0, min(one.layers - 1, int(layer)))
     span = one.images[0]
     values, sinks = one.phi[layer][one.visual[span.positions]], one.sinks[layer][one.visual[span.positions]]
     drawn = overlay(found.image, heat=(span, values), framed=(span, sinks))
