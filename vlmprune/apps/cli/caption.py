@@ -24,8 +24,7 @@ OUT = Path("captions")
 
 def caption(
     image: Annotated[
-        Path | None,
-        typer.Argument(metavar="IMAGE_OR_FOLDER", show_default=False, help="An image file or a folder of them."),
+        Path | None, typer.Argument(metavar="IMAGE_OR_FOLDER", help="An image file or a folder of them.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -57,9 +56,7 @@ def caption(
             help=f"An OpenAI-compatible endpoint that merges sentences; its key is read from {KEY}.",
         ),
     ] = None,
-    aggregator_model: Annotated[
-        str | None, typer.Option(metavar="NAME", show_default=False, help="The model to ask there.")
-    ] = None,
+    aggregator_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask there.")] = None,
     overlay: options.Overlay = None,
     seed: Annotated[int, typer.Option(help="Draws the descriptions.")] = 0,
     trust_remote_code: options.Trust = False,

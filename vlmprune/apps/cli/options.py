@@ -39,19 +39,14 @@ def amount(metavar: str, help: str, *, shown: bool | str = True) -> Any:
     return typer.Option(parser=read, metavar=metavar, show_default=shown, help=help)
 
 
-Image = Annotated[
-    Path | None, typer.Argument(metavar="IMAGE", show_default=False, help="An image file; none: a bundled one.")
-]
-Question = Annotated[
-    str | None, typer.Argument(metavar="QUESTION", show_default=False, help="What to ask about the image.")
-]
+Image = Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file; none: a bundled one.")]
+Question = Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to ask about the image.")]
 Model = Annotated[
     str | None,
     typer.Option(metavar="ID_OR_DIR", show_default="the bundled pair", help="A Hugging Face image-text model."),
 ]
 Guide = Annotated[
-    str | None,
-    typer.Option(metavar="ID_OR_DIR", show_default=False, help="The small model, for methods that need one."),
+    str | None, typer.Option(metavar="ID_OR_DIR", help="The small model, for methods that need one.")
 ]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off by default.")

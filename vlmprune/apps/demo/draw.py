@@ -75,18 +75,13 @@ def filled(canvas: Image.Image, span: ImageSpan, fills: Iterable[Any]) -> Image.
     return canvas
 
 
-def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
+def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:
     """The pixels each token shows, both ends included; None for those that show no place."""
-    width, height = size
-    found: list[tuple[int, int, int, int] | None] = []
-    for (x, y), (dx, dy) in zip(span.xy.tolist(), cell_sizes(span).tolist(), strict=True):
-        if x != x:  # NaN
-            found.append(None)
-            continue
-        left, top = max(0, round((x - dx / 2) * width)), max(0, round((y - dy / 2) * height))
-        right, bottom = round((x + dx / 2) * width) - 1, round((y + dy / 2) * height) - 1
-        found.append((left, top, max(left, min(width - 1, right)), max(top, min(height - 1, bottom))))
-    return found
+    centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(size)
+    first = ((centre - half) * whole).round().clamp(min=0)
+    last = torch.minimum(((centre + half) * whole).round(), whole) - 1
+    found = torch.cat([first, torch.maximum(first, last)], dim=1)
+    return [tuple(map(int, box)) if box[0] == box[0] else None for box in found.tolist()]  # NaN: no place
 
 
 def colour(fraction: float) -> tuple[int, int, int]:
