@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..accounting.model_sizes import DTYPES, model_size, share_of_layers
+from ..accounting.model_sizes import model_size, share_of_layers
 from ..accounting.roofline import Estimate, estimate, verdict
 from ..errors import VlmpruneError
 from ..flow.select import check_keep, count_for
@@ -53,8 +53,6 @@ def planned(
     Raises:
         VlmpruneError: a method, a budget or a config that cannot be planned.
     """
-    if dtype not in DTYPES:
-        raise VlmpruneError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if dtype == "fp32" and machine.half_only:
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
     # A bad budget or method is said before models are built.

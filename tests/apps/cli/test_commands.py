@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vlmprune
+from tests.support.commands import run
 from tests.support.grid import only_full
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
@@ -24,13 +25,6 @@ from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")
-
-
-def run(*arguments: str) -> str:
-    """The stdout of a command that has to succeed."""
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def ask_json(*arguments: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Annotated
 
 import typer
@@ -41,10 +40,6 @@ def demo(
             engine = Engine(models)
             with spinner("warming up"):
                 engine.warm_up()
-    gc.freeze()  # all this stays: no collection while the page is built needs to look through it
-    try:
-        if host not in LOOPBACK:
-            note(f"warning: --host {host} lets everybody who reaches this machine use the models")
-        serve(engine, note, host=host, port=port, share=share)
-    finally:
-        gc.unfreeze()  # or the interpreter ends with them, and Triton's bindings complain of leaks
+    if host not in LOOPBACK:
+        note(f"warning: --host {host} lets everybody who reaches this machine use the models")
+    serve(engine, note, host=host, port=port, share=share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,7 +39,7 @@ def plan(
     visual: Annotated[int | None, options.count("Visual tokens of the image.", shown="the config's")] = None,
     text: Annotated[int, options.count("Text tokens of the prompt.")] = 64,
     new: Annotated[int, options.count("Tokens generated.")] = 32,
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
     json: options.Json = False,
 ) -> None:
     """Estimate FLOPs, cache, time and requests that fit, by roofline, without weights or a GPU."""
