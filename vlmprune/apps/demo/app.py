@@ -92,7 +92,6 @@ def served(
     from .theme import CSS, SCRIPT, theme
     from .upload import LARGEST_FILE
 
-    check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # the default is a folder in /tmp that all of Gradio's apps share
         page = build(engine)
@@ -102,11 +101,9 @@ def served(
                 server_port=port,
                 share=share,
                 quiet=True,
-                inbrowser=False,
                 prevent_thread_lock=True,
                 show_error=False,  # of gr.Error alone, which says what is meant for the page
                 ssr_mode=False,
-                pwa=False,
                 mcp_server=False,
                 enable_monitoring=False,
                 max_file_size=LARGEST_FILE,

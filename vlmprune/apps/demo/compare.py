@@ -14,7 +14,7 @@ from ...harness.format import milliseconds, percent
 from ...harness.measure import MethodRun, interleaved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import MAX_NEW_TOKENS, Engine, Send
+from .engine import GREEDY, Engine, Send
 from .examples import inputs
 from .page import html, offer, on_start
 
@@ -45,7 +45,7 @@ def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> I
         for done, run in enumerate(runs):
             send(f"{done} of {len(runs)} methods have answered")
             try:
-                interleaved([run], [([image], [question])], max_new_tokens=MAX_NEW_TOKENS, num_beams=1)
+                interleaved([run], [([image], [question])], **GREEDY)
             except VlmpruneError as error:
                 run.error = str(error)
         send((image, runs))

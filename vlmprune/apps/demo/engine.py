@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 LONGEST_QUESTION = 2000  # characters
 MAX_NEW_TOKENS = 64
+GREEDY: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "num_beams": 1}
 Send = Callable[[Any], None]
 
 
@@ -88,7 +89,7 @@ class AskResult:
     pruned: Answer
     small: Small | None
     attention: dict[int, Tensor]
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
     @property
     def span(self) -> ImageSpan:
@@ -113,7 +114,19 @@ class AskResult:
         }
         if self.small is not None:
             record["small"] = {name: getattr(self.small, name) for name in ("text", "confidence", "consistency")}
-        return record | {"notes": list(self.notes)}
+        return record | {"notes": self.notes}
+
+
+class Listener(TextStreamer):
+    """Sends both answers as they are so far when that of `side` grows."""
+
+    def __init__(self, processor: Any, side: str, said: dict[str, str], send: Send) -> None:
+        super().__init__(getattr(processor, "tokenizer", processor), skip_prompt=True, skip_special_tokens=True)
+        self.side, self.said, self.send = side, said, send
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.said[self.side] += text
+        self.send(dict(self.said))
 
 
 def last(news: Iterable[Any]) -> Any:
@@ -192,23 +205,18 @@ class Engine:
         method = setting.made(self.models)
 
         def work(send: Send) -> None:
-            models = self.models
+            models, answers = self.models, []
             said = {"unpruned": "", "pruned": ""}
-
-            def answer(side: str, method: Any) -> Answer:
-                def listen(text: str) -> None:
-                    said[side] += text
-                    send(dict(said))
-
-                return self.answer(method, image, question, listen)
-
             send(dict(said))
-            unpruned, pruned = answer("unpruned", make("none")), answer("pruned", method)
+            for side, made in zip(said, (make("none"), method), strict=True):
+                with wrap(models.model, made, processor=models.processor) as pruned:
+                    listener = Listener(models.processor, side, said, send)
+                    answers.append(pruned.ask(image, question, streamer=listener, **GREEDY))
             attention = attention_maps(models.model, prepare(models.processor, image, question))
             words = unknown_words(models.processor, question)
             notes = [unknown_words_note(words)] if words else []
-            small = self._small(image, question)
-            send(AskResult(image, question, unpruned, pruned, small, attention, (*notes, *pruned.report.notes)))
+            notes += answers[1].report.notes
+            send(AskResult(image, question, answers[0], answers[1], self._small(image, question), attention, notes))
 
         return self.stream(work)
 
@@ -216,23 +224,6 @@ class Engine:
         """The same without the pieces."""
         found: AskResult = last(self.ask(image, question, setting))
         return found
-
-    def answer(
-        self, method: Any, image: Image.Image, question: str, listen: Callable[[str], None] = lambda text: None
-    ) -> Answer:
-        """The large model's answer under a method, its text handed to `listen` piece by piece; call this `alone`."""
-
-        class Listener(TextStreamer):
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                listen(text)
-
-        models = self.models
-        tokenizer = getattr(models.processor, "tokenizer", models.processor)
-        streamer = Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        with wrap(models.model, method, processor=models.processor) as pruned:
-            return pruned.ask(
-                image, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
-            )
 
     def _small(self, image: Image.Image, question: str) -> Small | None:
         """The small model alone, where there is one."""

@@ -17,7 +17,7 @@ from ...flow.sinks import eligible_layers
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare
 from .draw import overlay
-from .engine import Engine
+from .engine import GREEDY, Engine
 from .examples import inputs
 from .page import html, offer, on_start, redraw
 
@@ -75,8 +75,8 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
         report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
         for made in (vlmprune.Unpruned(), method):
-            answers.append(engine.answer(made, image, question))
-            with wrap(model, made, processor=processor), torch.no_grad():
+            with wrap(model, made, processor=processor) as pruned, torch.no_grad():
+                answers.append(pruned.ask(image, question, **GREEDY))
                 chances.append(model(**given, use_cache=False).logits[0, -1].float().softmax(dim=-1))
         best = torch.maximum(*chances).topk(WORDS).indices.tolist()
         words = tuple(
