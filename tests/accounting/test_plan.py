@@ -134,9 +134,9 @@ def test_hardware() -> None:
         (["--method", "pyramiddrop"], "drops tokens at layers (1, 2, 4)"),
         (["--method", "sparsevlm"], "which has no plan"),
         (["--keep", "0"], "keep=0 is out of range"),
-        (["--keep", "x"], "'--keep': 'x' is not a number"),
+        (["--keep", "x"], "'--keep': must be a whole number or a fraction like 0.25, got 'x'"),
         (["--layer", "99", "--method", "random"], "beyond the model's"),
-        (["--text", "0"], "'--text': must be a whole number of 1 or more, got 0"),
+        (["--text", "0"], "'--text': must be a whole number of 1 or more, got '0'"),
         ([str(WEIGHTS / "large"), "--method", "sgl"], "name it with --guide"),
     ],
 )

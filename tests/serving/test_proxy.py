@@ -456,11 +456,11 @@ def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
         (["--engine", "http://127.0.0.1:1", "--positions", "none"], "unknown"),
         (
             ["--engine", "http://127.0.0.1:1", "--max-megapixels", "0"],
-            "'--max-megapixels': must be a number above 0, got 0",
+            "'--max-megapixels': must be a number above 0, got '0'",
         ),
         (
             ["--engine", "http://127.0.0.1:1", "--max-open-megabytes", "nan"],
-            "'--max-open-megabytes': must be a number above 0, got nan",
+            "'--max-open-megabytes': must be a number above 0, got 'nan'",
         ),
         (["--engine", "http://127.0.0.1:1", "--max-request-megapixels", "10"], "request_pixels=10,000,000 is below"),
     ],

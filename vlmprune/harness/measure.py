@@ -1,4 +1,4 @@
-"""Run several methods on the same prompts in turns, so that what slows the machine slows every one of them alike."""
+"""Run several methods on the same prompts in turns, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class MethodRun:
-    """A model under a method, and what came of its runs: one list of answers and one report per run."""
+    """A model with a method and the results of its runs: one list of answers and one report per run."""
 
     model: Any
     processor: Any
@@ -20,19 +20,28 @@ class MethodRun:
     keep: str = ""
     answers: list[list[str]] = field(default_factory=list)
     reports: list[Any] = field(default_factory=list)
-    error: str = ""  # why it has no answers
+    error: str = ""  # why there are no answers
 
     def answer(self, images: Sequence[Any], questions: Sequence[str], **generation: Any) -> tuple[list[str], Any]:
-        """The greedy answers to one batch and its report; an image that is None is left out of its prompt."""
+        """Greedy answers to one batch and its report; an image of None is left out of its prompt."""
+        import torch
+
         import vlmprune
 
+        from ..hf.arguments import to_device
+        from ..inputs.chat import batched, user_turn
+
         generation["do_sample"] = False
-        with vlmprune.wrap(self.model, self.method, processor=self.processor) as pruned:
+        with vlmprune.wrap(self.model, self.method, processor=self.processor) as pruned, torch.no_grad():
             if len(questions) == 1 and images[0] is not None:
-                answers = [pruned.ask(images[0], questions[0], **generation).text]
-            else:
-                answers = _ask_batch(pruned, self.processor, images, questions, generation)
-            return answers, pruned.report
+                return [pruned.ask(images[0], questions[0], **generation).text], pruned.report
+            asked = zip(images, questions, strict=True)
+            talks = [user_turn([] if image is None else [image], question) for image, question in asked]
+            inputs = to_device(pruned.model, batched(self.processor, talks))
+            out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
+            new = out[:, inputs["input_ids"].shape[1] :]
+            texts = self.processor.batch_decode(new, skip_special_tokens=True)
+            return [text.strip() for text in texts], pruned.report
 
     def seconds(self, stage: str = "total") -> float:
         """Median over the runs, per prompt."""
@@ -51,25 +60,6 @@ class MethodRun:
     def mean(self, name: str) -> float:
         """A report's number per prompt."""
         return self.total(name) / sum(len(report.visual_tokens) for report in self.reports)
-
-
-def _ask_batch(
-    pruned: Any, processor: Any, images: Sequence[Any], questions: Sequence[str], generation: dict[str, Any]
-) -> list[str]:
-    import torch
-
-    from ..hf.arguments import to_device
-    from ..inputs.chat import batched, user_turn
-
-    talks = [
-        user_turn([] if image is None else [image], question)
-        for image, question in zip(images, questions, strict=True)
-    ]
-    inputs = to_device(pruned.model, batched(processor, talks))
-    with torch.no_grad():
-        out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
-    new = out[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
 def interleaved(
@@ -91,6 +81,6 @@ def interleaved(
 
 
 def backend(model: Any) -> str:
-    """What computed it: attention kernel, precision, device."""
+    """Attention kernel, precision and device of a model."""
     precision = str(model.dtype).removeprefix("torch.")
     return f"{getattr(model.config, '_attn_implementation', None) or 'eager'} attention, {precision}, {model.device}"

@@ -1,4 +1,4 @@
-"""What a user typed, turned into what the library takes; everything wrong with it is said in one sentence."""
+"""Parses what users type; every error is one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import VlmpruneError
 def number(text: str, option: str = "") -> int | float:
     """The value of ``--keep`` or ``--layer``: ``1`` is an int (one token), ``1.0`` a float (all of them).
 
-    The range is the library's to check; this only reads the text.
+    The library checks the range.
     """
     try:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
@@ -22,7 +22,7 @@ def number(text: str, option: str = "") -> int | float:
 
 
 def writable_image(path: Path, *, source: Path | None = None) -> Path:
-    """A path an overlay can be saved under, checked before minutes are spent on the answer."""
+    """Check that an image can be saved at this path, before minutes are spent on an answer."""
     from PIL import Image
 
     writers = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}

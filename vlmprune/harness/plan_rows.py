@@ -32,7 +32,7 @@ def llava_config(layers: int, width: int, inner: int, heads: int, kv_heads: int 
 
 
 def usual_methods(guide: Any) -> list[str]:
-    """The methods of a plan that names none."""
+    """The methods of a plan if none are named."""
     return ["random", "fastv", *(["sgl"] if guide is not None else [])]
 
 
@@ -55,12 +55,12 @@ def planned(
     """
     if dtype == "fp32" and machine.half_only:
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
-    # A bad budget or method is said before models are built.
+    # Report bad budgets and methods before models are built.
     wanted = [(name, _checked_method(name, guide), check_keep(keep)) for name, keep in settings]
     size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
     small = None
     if guide is not None:
-        # An image is the same for both where it was given; else each model has its own number of tokens.
+        # A given number of visual tokens holds for both; else each model has its own.
         small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0])
     prompt = {"text": text, "new": new}
     layers = len(size.cost.layers)
@@ -97,7 +97,7 @@ def _row(found: Estimate, full: Estimate) -> dict[str, Any]:
 
 
 def _checked_method(name: str, guide: Any) -> type[Pruner]:
-    """A method that drops tokens."""
+    """The class of a method, which must drop tokens."""
     cls = method_class(name)
     if not issubclass(cls, Pruner):
         raise VlmpruneError(f"the method {name!r} drops no tokens, so there is nothing to plan; name one that does")
@@ -107,7 +107,7 @@ def _checked_method(name: str, guide: Any) -> type[Pruner]:
 
 
 def _layer(cls: type[Pruner], given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
-    """Where the method drops tokens in this model."""
+    """The layer before which the method drops tokens in this model."""
     if given is None and issubclass(cls, Guided):
         return share_of_layers(budget, kept, visual, layers)
     made = Pruner(keep=budget, layer=given) if given is not None else cls(keep=budget)
@@ -118,7 +118,7 @@ def _layer(cls: type[Pruner], given: float | None, budget: float | int, kept: in
 
 
 def in_ms(seconds: float) -> str:
-    """Plans reach from microseconds to seconds."""
+    """Milliseconds with three digits: plans reach from microseconds to seconds."""
     return f"{seconds * 1000:.3g}" if seconds else "-"
 
 

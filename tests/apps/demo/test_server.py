@@ -59,8 +59,8 @@ def test_a_taken_port_is_one_line(demo: Served) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--port", "0"), "'--port': must be a number from 1 to 65,535, got 0"),
-        (("--port", "70000"), "'--port': must be a number from 1 to 65,535, got 70000"),
+        (("--port", "0"), "'--port': must be a number from 1 to 65,535, got '0'"),
+        (("--port", "70000"), "'--port': must be a number from 1 to 65,535, got '70000'"),
         (("--model", "/nowhere"), "got '/nowhere'"),
         (("--host", "300.1.1.1"), "300.1.1.1"),
     ],

@@ -53,7 +53,7 @@ def ask(
     if overlay is not None:
         writable_image(overlay, source=image)
     with quiet():
-        make(method, guide=guide, **budget)  # a bad option is said before anything is loaded
+        make(method, guide=guide, **budget)  # report bad options before loading anything
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
         pair = [
@@ -74,7 +74,7 @@ def ask(
 
 
 def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
-    """The image and the question; without any, the bundled ones."""
+    """The image and the question, or the bundled ones if there is no image."""
     if image is None:
         from ...tiny import example
 
@@ -87,7 +87,7 @@ def prompt(image: Path | None, question: str | None) -> tuple[Any, str]:
 
 
 def save(image: Any, path: Path) -> None:
-    """Write the overlay; a full disk or a read-only folder is the user's to know."""
+    """Write an overlay; an error of the file system becomes one sentence."""
     try:
         image.save(path)
     except (OSError, ValueError) as error:
@@ -96,7 +96,7 @@ def save(image: Any, path: Path) -> None:
 
 
 def show(pair: list[MethodRun], question: str, models: Models, repeats: int) -> None:
-    """The two answers side by side with what each cost."""
+    """Print both answers side by side with their costs."""
     ((first,), before), ((second,), after) = (run.typical() for run in pair)
     name = after.method["name"]
     rows = table(("", "unpruned", name, "saved"), title=question)

@@ -76,7 +76,7 @@ def caption(
     budget: dict[str, Any] = {"keep": keep, "layer": layer}
     changes = {"samples": samples, "max_new_tokens": max_new_tokens, "filter": filtering}
     with quiet():
-        make(method, guide=guide, **budget)  # a bad option is said before anything is loaded
+        make(method, guide=guide, **budget)  # report bad options before loading anything
         writer = None
         if aggregator is not None and aggregator_model is not None:
             from ...captioner import EndpointAggregator
@@ -104,10 +104,10 @@ def caption(
 
 
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
-    """What became of a folder.
+    """Print the captions of a folder and the images that failed.
 
     Raises:
-        VlmpruneError: not one image could be captioned.
+        VlmpruneError: no image could be captioned.
     """
     failed = [record for record in records if "error" in record]
     if len(failed) == len(records):
@@ -125,9 +125,9 @@ def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
 
 
 def show(result: Caption, models: Models, method: str) -> None:
-    """The caption, and what it took."""
+    """Print the caption, its tree and its cost."""
     screen = console()
-    screen.print(result.text or "(nothing that the model said fits the image)", style="bold")
+    screen.print(result.text or "(no sentence of the model fits the image)", style="bold")
     screen.print("", str(result.tree), "", sep="\n")
     for name, value in facts(result):
         screen.print(f"{name}: {value}")

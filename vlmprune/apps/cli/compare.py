@@ -19,7 +19,7 @@ from . import options
 from .ask import prompt
 
 BUDGETS = (0.5, 0.25, 0.1)
-# Of the table: heading, name in a record, how it is written.
+# Columns of the table: heading, key in a record, format.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("tokens\ninto LM", "lm_tokens", "{:.1f}".format),
     ("layer\naverage", "layer_avg_tokens", "{:.1f}".format),
@@ -58,7 +58,7 @@ def compare(
     trust_remote_code: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Compare methods and budgets, the unpruned model, the small one alone and simple baselines among them."""
+    """Compare methods and budgets with the unpruned model, the small one alone and simple baselines."""
     if questions is not None and not (image is None and model is None):
         raise VlmpruneError("--questions are made for the bundled pair; leave out the image and --model")
     truths: list[str] | None = None
@@ -70,7 +70,7 @@ def compare(
     usual = [name for name in BASELINES if model is None or guide is not None or not name.startswith("sgl")]
     asked = dict.fromkeys([*usual, *(method or [])]), keep or BUDGETS
     with quiet():
-        list(entries(*asked, None, layer=layer, seed=seed))  # a bad option is said before anything is loaded
+        list(entries(*asked, None, layer=layer, seed=seed))  # report bad options before loading anything
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
         rows = compared(models, *asked, layer=layer, seed=seed)
@@ -90,7 +90,7 @@ def compare(
 
 
 def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batch_size: int) -> dict[str, Any]:
-    """What a table must say about itself."""
+    """The conditions under which a table was measured."""
     how = f"{runs} batches of up to {batch_size}" if truths else f"{runs} runs"
     return {
         "model": models.name,
@@ -105,7 +105,7 @@ def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batc
 
 
 def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dict[str, Any]:
-    """A row's numbers; fractions are of the unpruned large model."""
+    """The numbers of a row; fractions are relative to the unpruned large model."""
     answers = [answer for run in row.answers for answer in run]
     out: dict[str, Any] = {
         "method": row.name,
@@ -124,7 +124,7 @@ def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dic
 
 
 def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """The table and its caption."""
+    """Print the table and its caption."""
     scored = "accuracy" in records[0]
     headings = ("method", "keep", *(heading for heading, _, _ in COLUMNS), "accuracy" if scored else "answer")
     rows = table(headings, left=(0, 1) if scored else (0, 1, len(headings) - 1))

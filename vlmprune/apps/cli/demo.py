@@ -1,4 +1,4 @@
-"""``vlmprune demo``: a page to try it all, on this machine."""
+"""``vlmprune demo``: a web page on this machine to try everything."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def demo(
     ] = False,
     trust_remote_code: options.Trust = False,
 ) -> None:
-    """Open a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
+    """Serve a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
     from ...hf.imports import uncollected
     from ..demo.app import LOOPBACK, check_address, check_gradio, serve
 
     with uncollected():
-        # Said before anything is loaded.
+        # Report bad addresses before loading anything.
         check_gradio()
         check_address(host, port)
         with quiet():
@@ -41,5 +41,5 @@ def demo(
             with spinner("warming up"):
                 engine.warm_up()
     if host not in LOOPBACK:
-        note(f"warning: --host {host} lets everybody who reaches this machine use the models")
+        note(f"warning: --host {host} lets everyone who can reach this machine use the models")
     serve(engine, note, host=host, port=port, share=share)

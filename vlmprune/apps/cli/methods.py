@@ -1,4 +1,4 @@
-"""``vlmprune methods``: what can be named after ``--method``."""
+"""``vlmprune methods``: the names that ``--method`` takes."""
 
 from __future__ import annotations
 

@@ -1,42 +1,44 @@
-"""Options that several commands share, each written once, and what reads their values."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ...errors import VlmpruneError
 from ...harness.parse import number
 
 
-def count(help: str, *, shown: bool | str = True, least: int = 1, most: int | None = None) -> Any:
-    """An option that is a whole number in this range; its help shows its default or what is `shown`."""
-    wanted = f"a whole number of {least} or more" if most is None else f"a number from {least} to {most:,}"
+def parsed(help: str, wanted: str, read: Callable[[str], Any], metavar: str, shown: bool | str = True) -> Any:
+    """An option parsed by `read`, which raises ValueError; `shown` replaces the default in its help."""
 
-    def read(text: Any) -> int:
+    def parse(text: Any) -> Any:
         try:
-            value = int(text)
+            return read(str(text))
         except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise typer.BadParameter(f"must be {wanted}, got {text}")
-        return value
+            raise typer.BadParameter(f"must be {wanted}, got {str(text)!r}") from None
 
-    return typer.Option(parser=read, metavar="N", show_default=shown, help=help)
+    return typer.Option(parser=parse, metavar=metavar, show_default=shown, help=help)
+
+
+def count(help: str, *, shown: bool | str = True, least: int = 1, most: float = math.inf) -> Any:
+    """An option that takes a whole number in this range."""
+
+    def read(text: str) -> int:
+        if least <= int(text) <= most:
+            return int(text)
+        raise ValueError
+
+    wanted = f"a whole number of {least} or more" if most == math.inf else f"a number from {least} to {most:,}"
+    return parsed(help, wanted, read, "N", shown)
 
 
 def amount(metavar: str, help: str, *, shown: bool | str = True) -> Any:
-    """An option like ``--keep``: ``1`` is an int (one token), ``1.0`` a float (all of them)."""
-
-    def read(text: Any) -> int | float:
-        try:
-            return number(str(text))
-        except VlmpruneError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    return typer.Option(parser=read, metavar=metavar, show_default=shown, help=help)
+    """An option that takes a number: ``1`` is an int (one token), ``1.0`` a float (all tokens)."""
+    return parsed(help, "a whole number or a fraction like 0.25", number, metavar, shown)
 
 
 Image = Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file; none: a bundled one.")]

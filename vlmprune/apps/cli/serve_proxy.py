@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -17,18 +16,14 @@ NEEDED = ("fastapi", "uvicorn", "httpx", "prometheus_client")
 
 
 def _size(unit: int, metavar: str, text: str) -> Any:
-    """An option in millions or megabytes, which the command gets in ones."""
+    """An option that takes megapixels or megabytes; the command gets pixels or bytes."""
 
-    def read(value: Any) -> int:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not 0 < number < 1e9:
-            raise typer.BadParameter(f"must be a number above 0, got {value}")
-        return max(1, int(number * unit))
+    def read(value: str) -> int:
+        if 0 < float(value) < 1e9:
+            return max(1, int(float(value) * unit))
+        raise ValueError
 
-    return typer.Option(parser=read, metavar=metavar, help=text)
+    return options.parsed(text, "a number above 0", read, metavar)
 
 
 def serve_proxy(
@@ -63,7 +58,7 @@ def serve_proxy(
     allow_embeddings: Annotated[
         bool, typer.Option("--allow-embeddings", help="Take images that clients encoded themselves; off by default.")
     ] = False,
-    max_requests: Annotated[int, typer.Option(help="Requests at once; more are told to return.")] = 64,
+    max_requests: Annotated[int, typer.Option(help="Requests at once; others get status 503.")] = 64,
     max_images: Annotated[int, typer.Option(help="Images of a request.")] = 8,
     max_megapixels: Annotated[int, _size(10**6, "MP", "Of an image.")] = 24,
     max_request_megapixels: Annotated[
@@ -87,7 +82,7 @@ def serve_proxy(
     takes = options_of(method)
     given: dict[str, Any] = {"keep": keep, "positions": positions}
     given = {name: value for name, value in given.items() if name in takes} | {"exit_at": exit_at}
-    make(method, **given)  # a bad option is said before anything is loaded
+    make(method, **given)  # report bad options before loading anything
     if model is not None and guide is None and "guide" in takes:
         raise VlmpruneError(f"the method {method!r} needs a small model beside --model; name one with --guide")
     from ...serving.chat import Limits
@@ -106,7 +101,7 @@ def serve_proxy(
         text=max_text,
     )
     with quiet(), spinner("loading"):
-        # The bundled pair, or a guide of the user's: the same rules as everywhere.
+        # The bundled pair, or the user's guide, as in the other commands.
         pair = load_models(None, guide, trust_remote_code=trust_remote_code)
         chooser = make(method, pair, **given)
         encoder = Encoder(pair.model, chooser, processor=pair.processor) if model is None else Encoder(model, chooser)

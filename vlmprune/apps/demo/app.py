@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CACHE_SECONDS = (300, 1800)  # how often uploads are looked over, and how old one may get
+CACHE_SECONDS = (300, 1800)  # how often Gradio checks uploads, and the age at which it deletes one
 QUEUE = 64  # waiting users
 
 
 def check_gradio() -> None:
-    """Raises:
-    VlmpruneError: Gradio is missing.
+    """Refuse to go on without Gradio 6.
+
+    Raises:
+        VlmpruneError: Gradio is missing or older.
     """
-    # Before the import: nothing is to be sent to anybody.
+    # Before the import, which would send usage statistics.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -38,7 +40,7 @@ def check_gradio() -> None:
 
 
 def build(engine: Engine) -> gradio.Blocks:
-    """The page with all tabs."""
+    """Build the page with all its tabs."""
     import gradio as gr
 
     from . import ask, caption, compare, plan, sinks
@@ -57,15 +59,15 @@ def build(engine: Engine) -> gradio.Blocks:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Say at once what is wrong with an address: Gradio tries a bad host for minutes. Port None: any will do.
+    """Check an address before Gradio does, which retries a bad host for minutes. Port None is any free port.
 
     Raises:
-        VlmpruneError: the host is none of this machine's, or the port is taken.
+        VlmpruneError: the host is not an address of this machine, or the port is taken.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as one:
-            # As the server does it: a port whose last connections are still dying is free.
+            # As the server does: a port whose last connections are in TIME_WAIT counts as free.
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(address)
     except OSError as error:
@@ -73,7 +75,7 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def unserved(host: str, port: int | None, error: OSError) -> VlmpruneError:
-    """What to say where nothing can listen."""
+    """The error for an address on which nothing can listen."""
     where = host if port is None else f"{host}, port {port}"
     reason = error.strerror or " ".join(str(error).split())
     return VlmpruneError(f"nothing can be served at {where} ({reason}); choose another --host or --port")
@@ -83,7 +85,7 @@ def unserved(host: str, port: int | None, error: OSError) -> VlmpruneError:
 def served(
     engine: Engine, *, host: str = LOOPBACK[0], port: int | None = None, share: bool = False
 ) -> Iterator[tuple[str, str | None]]:
-    """The page on the air within the block: its local address, and the public one under `share`.
+    """Serve the page within the block; yields its local address, and the public one with `share`.
 
     Raises:
         VlmpruneError: Gradio is missing, or the port is taken.
@@ -102,7 +104,7 @@ def served(
                 share=share,
                 quiet=True,
                 prevent_thread_lock=True,
-                show_error=False,  # of gr.Error alone, which says what is meant for the page
+                show_error=False,  # only the text of gr.Error reaches the page
                 ssr_mode=False,
                 mcp_server=False,
                 enable_monitoring=False,
@@ -113,7 +115,7 @@ def served(
                 css=CSS,
                 js=SCRIPT,
             )
-        except OSError as error:  # somebody was faster
+        except OSError as error:  # another process took the port meanwhile
             raise unserved(host, port, error) from None
         try:
             yield local, public
@@ -122,7 +124,7 @@ def served(
 
 
 def serve(engine: Engine, say: Callable[[str], None], **where: Any) -> None:
-    """Show the page until Ctrl-C or a polite kill; either way the uploads go with it."""
+    """Serve the page until Ctrl-C or SIGTERM, then delete the uploads."""
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.default_int_handler)
     try:

@@ -1,4 +1,4 @@
-"""The tab Ask: both answers as they are written, what they cost, what the model looks at and what was dropped."""
+"""The tab Ask: both answers while they are generated, their costs, attention maps and dropped tokens."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ABOUT = (
 
 
 def pruners(engine: Engine) -> list[str]:
-    """The methods that take a budget and that these models can run."""
+    """Names of the methods that take a budget and run with these models."""
     return [name for name in engine.runnable() if "keep" in options_of(name)]
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
+    """Add the tab to the page."""
     names = pruners(engine)
     first = "sgl" if "sgl" in names else "fastv"
     with gr.Row():
@@ -59,7 +59,7 @@ def build(engine: Engine) -> None:
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
     def asked(image: Image.Image, question: str, method: str, keep: float, exit_at: float | None) -> Iterator[Any]:
-        # A slider at its end is everything: a fraction, not one token.
+        # float: the slider's 1 means all tokens, not one token.
         return engine.ask(image, question, MethodChoice(method, float(keep), exit_at))
 
     on_start(
@@ -77,14 +77,14 @@ def build(engine: Engine) -> None:
 
 
 def shown(news: dict[str, str] | AskResult, layer: int, heat: str) -> tuple[Any, ...]:
-    """The answers so far, or at last all that came of the question."""
+    """Outputs for the answers so far, or for the final result."""
     if isinstance(news, AskResult):
         return finished(news), costs(news), looked(news, layer, heat), news
     return html.grid([html.card(side.title(), text, busy=True) for side, text in news.items()]), "", "", None
 
 
 def finished(run: AskResult) -> str:
-    """The answers with what each cost, and the small model's."""
+    """Cards with both answers and the small model's, and their costs."""
     made = run.pruned.report.method
     cells = [
         html.card("Unpruned", run.unpruned.text, facts(run.unpruned)),
@@ -104,7 +104,7 @@ def finished(run: AskResult) -> str:
 
 
 def facts(answer: Answer) -> list[tuple[str, str]]:
-    """Tokens, time, FLOPs, cache."""
+    """Tokens, time, FLOPs and cache of one answer."""
     report = answer.report
     rows = [
         ("visual tokens", f"{report.kept_tokens[0]} of {report.visual_tokens[0]}"),
@@ -116,7 +116,7 @@ def facts(answer: Answer) -> list[tuple[str, str]]:
 
 
 def costs(run: AskResult) -> str:
-    """Bars of what both cost; the whole of the pruned side counts, its small model too."""
+    """Bars that compare both costs; the pruned side includes its small model."""
     before, after = run.unpruned.report, run.pruned.report
     spent = after.prefill_flops + (after.guide_flops or 0)
     groups: list[tuple[str, float, float, Callable[[float], str]]] = [
@@ -132,7 +132,7 @@ def costs(run: AskResult) -> str:
 
 
 def looked(run: AskResult, layer: int, heat: str) -> str:
-    """The image as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
+    """The image with the tokens that one decoder layer sees and the heat map, and the heat map alone."""
     alive, visual = run.alive(layer), run.unpruned.report.visual_tokens[0]
     left = f"Decoder layer {layer} of 0 to {run.layers - 1} sees {alive} of {visual} visual tokens"
     if 0 < alive < visual and alive != run.pruned.report.kept_tokens[0]:
@@ -148,7 +148,7 @@ def looked(run: AskResult, layer: int, heat: str) -> str:
 
 
 def warm(run: AskResult, layer: int, heat: str) -> tuple[Any, str]:
-    """The heat map and what it is."""
+    """The heat map (a span and its values) and a sentence that explains it."""
     if heat == SMALL and run.small is not None:
         what = "Attention of the small model to the image, summed over its layers and its answer: what SGL ranks by."
         return (run.small.span, run.small.importance), what

@@ -1,4 +1,4 @@
-"""The tab Caption: the Patch Matters tree, with every sentence, its score, and why it was kept or dropped."""
+"""The tab Caption: the Patch Matters tree with every sentence, its score, and why it was kept or dropped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TITLE = "Caption"
 
 
 def describe(engine: Engine, image: Image.Image, samples: int, filtering: bool) -> Iterator[str | Caption]:
-    """The caption of an image, after what is done for it."""
+    """Progress, then the caption of an image."""
     yield "Describing the image and its patches"
     with engine.alone:
         changes = {"samples": int(samples), "filter": bool(filtering)}
@@ -39,7 +39,7 @@ def describe(engine: Engine, image: Image.Image, samples: int, filtering: bool) 
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
+    """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             alert, given = inputs("caption", question=False)
@@ -59,9 +59,9 @@ def build(engine: Engine) -> None:
 
 
 def shown(caption: Caption) -> tuple[str, str, str]:
-    """The caption with what it took, the image with its patches, and the tree."""
+    """The caption with its cost, the image with its patches, and the tree."""
     assert caption.image is not None
-    words = caption.text or "(nothing that the model said fits the image)"
+    words = caption.text or "(no sentence of the model fits the image)"
     text = html.grid([html.card("Caption", words, facts(caption))]) + html.notices(caption.notes)
     names = ", ".join(f"{one.name} {tuple(round(v) for v in one.box)}" for one in caption.patches)
     patches = html.figure(

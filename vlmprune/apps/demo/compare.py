@@ -26,13 +26,13 @@ SMALL_SIDE = 220  # pixels of an overlay in the grid
 
 
 def methods(engine: Engine) -> list[str]:
-    """Every registered method that these models can run, and SGL with its exit."""
+    """Names of the registered methods that run with these models, and SGL with its exit."""
     names = [name for name in engine.runnable() if name != "none"]
     return names + [name + WITH_EXIT for name in names if "exit_at" in options_of(name)]
 
 
 def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> Iterator[Any]:
-    """Progress, and at last the image and the runs of the unpruned model, the small one alone and every method.
+    """Progress, then the image with the runs of the unpruned model, the small one alone and every method.
 
     Raises:
         VlmpruneError: a bad question or budget.
@@ -54,7 +54,7 @@ def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> I
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
+    """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             alert, given = inputs("compare")
@@ -71,13 +71,13 @@ def build(engine: Engine) -> None:
 
 
 def record(run: MethodRun) -> dict[str, Any]:
-    """A method's answer and report, or why it has none; JSON-serialisable."""
+    """A method's answer and report, or its error; JSON-serialisable."""
     text, report = (run.answers[0][0], run.reports[0].to_dict()) if run.reports else ("", None)
     return {"method": run.name, "text": text, "report": report, "error": run.error or None}
 
 
 def shown(found: tuple[Image.Image, list[MethodRun]]) -> tuple[str, str]:
-    """Answers as a table and bars of time and tokens; what each method kept."""
+    """The answers with bars of time and tokens, and overlays of what each method kept."""
     image, runs = found
     full = runs[0].total("prefill_flops")
     answers, times, tokens, cells = [], [], [], []

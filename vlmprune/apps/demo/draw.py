@@ -1,4 +1,4 @@
-"""Images of visual tokens: what is left of them in a layer, and a heat map over them. Pillow only.
+"""Overlays of visual tokens on their image: dropped tokens, heat maps, frames. Pillow only.
 
 Shapes: V visual tokens of the image.
 """
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 SIDE = 420  # pixels of the longer side; the bundled pair's images have 112
 DARK = (16, 18, 26)
 FRAME = (255, 255, 255)
-# From cold to hot; readable on bright and dark images, and without telling red from green.
+# From cold to hot; readable on bright and dark images, and by readers with red-green colour blindness.
 RAMP = ((40, 30, 110), (120, 40, 140), (210, 70, 100), (250, 150, 60), (255, 235, 130))
 
 
 def scaled(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """The image at the size of all drawings."""
+    """The image, resized so that its longer side has `side` pixels."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return as_rgb(image).resize(size, Image.Resampling.LANCZOS)
@@ -49,7 +49,7 @@ def overlay(
     canvas = scaled(image, side)
     if heat is not None:
         span, values = heat
-        # The root: one token often has ten times the attention of all others, which would all look alike.
+        # Square root: one token often gets ten times the attention of the others, which would all look the same.
         fractions = (values / values.amax().clamp(min=1e-30)).clamp(0, 1).sqrt().tolist()
         colours = filled(canvas.copy(), span, map(colour, fractions))
         strength = filled(Image.new("L", canvas.size), span, [round(60 + 150 * fraction) for fraction in fractions])
@@ -67,7 +67,7 @@ def overlay(
 
 
 def filled(canvas: Image.Image, span: ImageSpan, fills: Iterable[Any]) -> Image.Image:
-    """The canvas with every token's pixels in its colour; those of None stay as they are."""
+    """Fill the pixels of every token on the canvas with its colour, None for none; returns the canvas."""
     pen = ImageDraw.Draw(canvas)
     for box, fill in zip(boxes(span, canvas.size), fills, strict=True):
         if box is not None and fill is not None:
@@ -76,7 +76,7 @@ def filled(canvas: Image.Image, span: ImageSpan, fills: Iterable[Any]) -> Image.
 
 
 def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:
-    """The pixels each token shows, both ends included; None for those that show no place."""
+    """The pixels of each token (left, top, right, bottom; inclusive), None for tokens without a place."""
     centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(size)
     first = ((centre - half) * whole).round().clamp(min=0)
     last = torch.minimum(((centre + half) * whole).round(), whole) - 1

@@ -1,4 +1,4 @@
-"""The engine owns the models: whoever wants them gets them alone, and what they send comes out as a stream.
+"""The engine owns the models: one visitor at a time uses them, and results come out as a stream.
 
 A wrapped model carries the method of whoever wrapped it last, and SGL runs two models for one answer: one lock stands
 before all of them, so that no user ever meets another's method or state.
@@ -42,12 +42,12 @@ Send = Callable[[Any], None]
 
 
 class _Gone(BaseException):
-    """Nobody listens any more. Not an Exception: nothing that runs should catch it."""
+    """The listener left. A BaseException, so that the running work does not catch it."""
 
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """How a question is answered; a method gets what it takes of it."""
+    """A method with its options; options that the method does not take are left out."""
 
     method: str
     keep: float | int | None = None
@@ -61,7 +61,7 @@ class MethodChoice:
 
 @dataclass(frozen=True)
 class Small:
-    """What the small model says alone: its answer, how sure it is of it, and the attention it paid (SGL's ranking).
+    """The small model alone: its answer, confidence and consistency, and its attention (SGL's ranking).
 
     `importance` [V] lies on `span`, the small model's own grid.
     """
@@ -81,7 +81,7 @@ class Small:
 
 @dataclass(frozen=True)
 class AskResult:
-    """All that came of one question. `attention`: by decoder layer [V], of the unpruned large model."""
+    """The result of one question. `attention`: by decoder layer [V], of the unpruned large model."""
 
     image: Image.Image
     question: str
@@ -93,7 +93,7 @@ class AskResult:
 
     @property
     def span(self) -> ImageSpan:
-        """The image's visual tokens, with the kept ones among them."""
+        """The image's visual tokens and which of them were kept."""
         return self.pruned.report.images[0][0]
 
     @property
@@ -118,7 +118,7 @@ class AskResult:
 
 
 class Listener(TextStreamer):
-    """Sends both answers as they are so far when that of `side` grows."""
+    """Sends both answers so far whenever the one of `side` grows."""
 
     def __init__(self, processor: Any, side: str, said: dict[str, str], send: Send) -> None:
         super().__init__(getattr(processor, "tokenizer", processor), skip_prompt=True, skip_special_tokens=True)
@@ -130,12 +130,12 @@ class Listener(TextStreamer):
 
 
 def last(news: Iterable[Any]) -> Any:
-    """What comes at the end of a stream."""
+    """The last item of a stream."""
     return deque(news, maxlen=1)[0]
 
 
 class Engine:
-    """The models, the lock before them, and the number of the large one's last decoder layer."""
+    """The models, their lock (`alone`), and the index of the large one's last decoder layer (`deepest`)."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
@@ -144,18 +144,18 @@ class Engine:
         self.deepest = len(family_of(plain).language_model(plain).layers) - 1
 
     def runnable(self) -> list[str]:
-        """Every registered method that these models can run."""
+        """Names of the registered methods that run with these models."""
         small = self.models.small is not None
         return [name for name in vlmprune.list_methods() if small or "guide" not in options_of(name)]
 
     def warm_up(self) -> None:
-        """One answer to a bundled question: what is slow the first time only is not left to the first user."""
+        """Answer a bundled question, so that the first visitor does not wait for one-time set-up."""
         self.run(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv"))
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
-        """What `work(send)` sends, as it comes; `work` runs in a thread of its own, alone with the models.
+        """Yield what `work(send)` sends, as it is sent; `work` runs in its own thread and holds the lock.
 
-        Whoever stops listening ends it: the next `send` does not return.
+        Closing the iterator stops `work` at its next `send`.
         """
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         gone, end = threading.Event(), Future[None]()
@@ -168,10 +168,10 @@ class Engine:
         def body() -> None:
             try:
                 with self.alone:
-                    if not gone.is_set():  # a listener may have left the queue before the lock
+                    if not gone.is_set():  # the listener may have left while this waited for the lock
                         work(send)
                 end.set_result(None)
-            except BaseException as error:  # raised again where somebody listens
+            except BaseException as error:  # raised again in the listener's thread
                 end.set_exception(error)
             news.put(end)
 
@@ -183,7 +183,7 @@ class Engine:
             gone.set()
 
     def asked(self, question: str | None) -> str:
-        """A question fit to be asked.
+        """The question with its whitespace normalised.
 
         Raises:
             VlmpruneError: empty, or too long.
@@ -196,7 +196,7 @@ class Engine:
         return text
 
     def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[dict[str, str] | AskResult]:
-        """Both answers as far as they are generated, by "unpruned" and "pruned", and at last the `AskResult`.
+        """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`.
 
         Raises:
             VlmpruneError: a bad question or setting.
@@ -221,12 +221,12 @@ class Engine:
         return self.stream(work)
 
     def run(self, image: Image.Image, question: str, setting: MethodChoice) -> AskResult:
-        """The same without the pieces."""
+        """The result of `ask`, without the answers so far."""
         found: AskResult = last(self.ask(image, question, setting))
         return found
 
     def _small(self, image: Image.Image, question: str) -> Small | None:
-        """The small model alone, where there is one."""
+        """Ask the small model alone, if there is one."""
         models = self.models
         if models.small is None:
             return None

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OWN = "My own image"
-SCENES = 5  # beside the first
+SCENES = 5  # after the first example
 
 
 @functools.cache
 def examples() -> dict[str, tuple[Image.Image, str]]:
-    """Name -> image and question: the example of `vlmprune ask`, and one test scene of other kinds of questions."""
+    """Name -> image and question: the example of `vlmprune ask`, then one test scene per family of questions."""
     from ...tiny.scenes import benchmark
 
     scenes = (next(benchmark(family, 1, "test", start=40)) for family in scored_families()[:SCENES])
@@ -34,10 +34,10 @@ def examples() -> dict[str, tuple[Image.Image, str]]:
 
 
 def stored(name: str) -> str | None:
-    """Where an example's image lies as a PNG file; None if there is no such example.
+    """The path of an example's image as a PNG file; None if there is no such example.
 
-    Given the image itself, Gradio would write one and the same file every time somebody chooses the example, also while
-    it is being sent to somebody else.
+    If Gradio got the image itself, it would rewrite one file whenever a visitor chooses the example, even while that
+    file is being sent to another visitor.
     """
     if name not in examples():
         return None
@@ -51,7 +51,7 @@ def stored(name: str) -> str | None:
 
 
 def inputs(tab: str, *, question: bool = True) -> tuple[gr.HTML, list[Any]]:
-    """Where the errors of a tab stand; and an image and, in most tabs, a question, the first example in them."""
+    """The shared inputs of a tab, filled with the first example: its alert, and [image, question] or [image]."""
     first, (_, words) = next(iter(examples().items()))
     alert = gr.HTML(elem_id=f"{tab}-alert")
     chosen = gr.Dropdown([*examples(), OWN], value=first, label="Example", elem_id=f"{tab}-example", filterable=False)
@@ -69,7 +69,7 @@ def inputs(tab: str, *, question: bool = True) -> tuple[gr.HTML, list[Any]]:
 
 
 def complaint(image: Any) -> str:
-    """What is wrong with an upload, said at once."""
+    """The alert for an upload that cannot be used, shown before anything is asked."""
     try:
         checked(image)
     except VlmpruneError as error:

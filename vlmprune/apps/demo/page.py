@@ -1,4 +1,4 @@
-"""The page's HTML, from the macros of `page.html`; and its handlers, whose errors are sentences of the page."""
+"""The page's HTML, from the macros of `page.html`, and its event handlers, which show errors as sentences."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit"
 
 
 def sentence(message: str) -> str:
-    """A message as a sentence of the page."""
+    """A message with a capital letter and a full stop."""
     flat = " ".join(message.split()).rstrip(".") + "."
-    # An option's name stays as it is written.
+    # The name of an option keeps its case.
     return flat[:1].upper() + flat[1:] if flat.partition(" ")[0].isalpha() else flat
 
 
 def png(image: Image.Image) -> str:
-    """An image as an address that holds it: no file on the server."""
+    """An image as a data URL: no file on the server."""
     data = io.BytesIO()
     image.save(data, "PNG")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
@@ -46,7 +46,7 @@ html: Any = _templates.get_template("page.html").module
 
 
 def reason(error: Exception) -> str:
-    """What an error says to a visitor; a fault of ours goes to the log instead."""
+    """The sentence that a visitor reads about an error; the details of our own bugs go to the log."""
     if isinstance(error, VlmpruneError):
         return sentence(str(error))
     log.error("the demo failed", exc_info=error)
@@ -54,7 +54,7 @@ def reason(error: Exception) -> str:
 
 
 def read(inputs: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-    """What the inputs hold, uploads as images."""
+    """The values of the inputs, with uploads read as images."""
     pairs = zip(inputs, given, strict=False)
     return [checked(value) if isinstance(box, gr.Image) else value for box, value in pairs]
 
@@ -69,11 +69,11 @@ def on_start(
     views: Sequence[Any] = (),
     **options: Any,
 ) -> None:
-    """Run a tab's work when `go` is clicked or a question sent, one tab at a time.
+    """Run a tab's work when `go` is clicked or Enter is pressed in a question, one run at a time.
 
     Args:
-        work: from the values of `inputs`, whatever is to be shown, as it comes; a str is progress. show: one of these
-            and the values of `views`, as values of the `outputs` behind the first one, which is the alert.
+        work: takes the values of `inputs` and yields results; a str is progress. show: takes a result and the values
+            of `views` and returns values for `outputs`, without the first output, which is the alert.
     """
 
     blank = [""] * (len(outputs) - 2)
@@ -95,12 +95,12 @@ def on_start(
 
 
 def on_input(control: Any, handler: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> None:
-    """Redraw when somebody moves `control`; needs no model."""
+    """Call `handler` when a visitor changes `control`; for handlers that need no model."""
     control.input(handler, inputs, outputs, api_visibility="private", show_progress="hidden", **options)
 
 
 def redraw(draw: Callable[..., str], state: gr.State, views: Sequence[Any], output: gr.HTML) -> None:
-    """Draw the result in `state` again when somebody moves one of `views`, once there is one."""
+    """Draw the result in `state` again, if there is one, when a visitor changes one of `views`."""
     for control in views:
         on_input(
             control,
@@ -114,7 +114,7 @@ def redraw(draw: Callable[..., str], state: gr.State, views: Sequence[Any], outp
 def offer(
     name: str, work: Callable[..., Iterable[Any]], record: Callable[[Any], Any], inputs: Sequence[Any], about: str
 ) -> None:
-    """An endpoint of the page's API that takes what the inputs take: the last of `work`, as the JSON of `record`."""
+    """Add an API endpoint that takes the same inputs and returns `record` of the last result of `work` as JSON."""
 
     def run(*given: Any) -> Any:
         try:

@@ -15,13 +15,13 @@ from .engine import Engine
 from .page import html, offer, on_start
 
 TITLE = "Plan"
-DTYPE = "bf16"  # what the hardware's peaks are for
+DTYPE = "bf16"  # the precision of the hardware's peaks
 OWN = "the model of this page"
 MOST = 1_000_000  # tokens
 
 
 def pairs(engine: Engine) -> dict[str, tuple[Named, Named | None]]:
-    """Name -> large and small config: the page's own, and a known size or two for those who have no model here."""
+    """Name -> large and small config: the page's own models and two common sizes of LLaVA."""
     models = engine.models
     small = None if models.small is None else (models.small_name or "small", copy.deepcopy(models.small.config))
     seven = "LLaVA-1.5 7B", llava_config(32, 4096, 11_008, 32)
@@ -37,7 +37,7 @@ def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, 
     """The plan of `vlmprune plan --json`, for one budget.
 
     Raises:
-        VlmpruneError: a bad budget or number; Gradio refuses what is not in a list.
+        VlmpruneError: a bad budget or number; Gradio refuses an unknown model or hardware.
     """
     for what, value, least in (("Visual tokens", visual, 0), ("Text tokens", words, 1), ("New tokens", new, 1)):
         if not isinstance(value, int | float) or not least <= value <= MOST:
@@ -52,7 +52,7 @@ def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, 
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
+    """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             alert = gr.HTML(elem_id="plan-alert")

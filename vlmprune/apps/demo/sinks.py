@@ -1,4 +1,4 @@
-"""The tab Sinks: where a model's attention sinks are, layer by layer, and what VAR changed about them."""
+"""The tab Sinks: a model's attention sinks by layer, and what VAR changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TITLE = "Sinks"
 P, RHO = 0.4, 0.5  # VAR's own defaults
-WORDS = 4  # likeliest first tokens that are shown
+WORDS = 4  # how many of the likeliest first tokens are shown
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SinkResult:
 
 
 def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> Iterator[Any]:
-    """Find the sinks and run VAR; what it does first, then what it found.
+    """Progress, then the sinks and the answers without and with VAR.
 
     Raises:
         VlmpruneError: a bad question or option.
@@ -86,7 +86,7 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
+    """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             alert, given = inputs("sinks")
@@ -110,12 +110,12 @@ def build(engine: Engine) -> None:
 
 
 def shown(found: SinkResult, layer: int) -> tuple[Any, ...]:
-    """All that the tab shows, and what it keeps to draw another layer."""
+    """The tab's outputs; the last one is the state, to draw other layers from."""
     return compared(found), heat(found, layer), by_layer(found), found
 
 
 def compared(found: SinkResult) -> str:
-    """The answers without and with VAR, the chances of the first token, and what is to be known."""
+    """The answers without and with VAR, the probabilities of the first token, and the notes."""
     moved = sum(len(heads) for heads in found.sample.gated_heads)
     heads = found.sample.gated.shape[1] * len(eligible_layers(found.sample.layers))
     cells = [
@@ -144,7 +144,7 @@ def heat(found: SinkResult, layer: int) -> str:
 
 
 def by_layer(found: SinkResult) -> str:
-    """Bars over the layers: sinks, and how much of the attention to the image goes to them."""
+    """Bars per layer: sinks, the fraction of attention they take, and heads that VAR changes."""
     one = found.sample
     counts = [(len(a), len(b)) for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]
     sinks = [(f"layer {i}", float(a + b), f"{a} visual, {b} text") for i, (a, b) in enumerate(counts)]

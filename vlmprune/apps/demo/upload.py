@@ -1,4 +1,4 @@
-"""Images from outside: read as a person sees them, within limits, and only from what was uploaded."""
+"""Uploaded images: EXIF orientation applied, size limited, and only files that were uploaded to this page."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 20 * 2**20  # bytes
 MOST_PIXELS = 24_000_000  # a phone's camera has 12 to 24 million
-LARGEST_SIDE = 1536  # an image is shrunk to this before a model sees it; more keeps everybody waiting for minutes
+LARGEST_SIDE = 1536  # larger images are shrunk; without a limit one answer could take minutes
 
 
 def read(path: Path, name: str) -> Image.Image:
     """An uploaded image, turned as its EXIF tag says, RGB, at most `LARGEST_SIDE` pixels a side.
 
     Raises:
-        VlmpruneError: no image, a damaged one, or one too large.
+        VlmpruneError: not an image, damaged, or too large.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise VlmpruneError(f"{name!r} is larger than {LARGEST_FILE >> 20} MB; make it smaller first")
@@ -33,8 +33,8 @@ def read(path: Path, name: str) -> Image.Image:
 
 
 def image_input(label: str = "Image", **options: Any) -> gr.Image:
-    """An upload (or webcam, or clipboard) that hands its listeners what came: `checked` makes an image of it."""
-    # PNG, because what is shown is sent back as what is asked about, and WebP would change its pixels.
+    """An input for uploads, webcam and clipboard; its listeners get the payload, which `checked` reads."""
+    # PNG, because the shown image is sent back with the question, and WebP would change its pixels.
     component = gr.Image(
         label=label, sources=["upload", "webcam", "clipboard"], format="png", buttons=[], height=300, **options
     )
@@ -62,7 +62,7 @@ def checked(payload: Any) -> Image.Image:
     if payload.path is None:
         raise VlmpruneError("The image came without a file; upload it again.")
     path = Path(payload.path)
-    # Gradio has checked it too.
+    # Gradio checks this too.
     if Path(get_upload_folder()).resolve() not in path.resolve().parents:
         raise VlmpruneError("The image is not an upload of this page; upload it again.")
     return read(path, Path(payload.orig_name or path.name).name)
