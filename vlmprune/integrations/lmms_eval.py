@@ -57,8 +57,8 @@ class LmmsModel(lmms):
                 "python -m eval.run under torchrun."
             )
         models = load_models(pretrained, guide, trust_remote_code=trust_remote_code)
-        budget = None if keep is None else number("keep", str(keep))
-        depth = None if layer is None else number("layer", str(layer))
+        budget = None if keep is None else number(str(keep), "keep")
+        depth = None if layer is None else number(str(layer), "layer")
         self.pruned = wrap(models.model, make(method, models, keep=budget, layer=depth), processor=models.processor)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
