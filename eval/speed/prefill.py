@@ -28,6 +28,7 @@ from vlmprune.accounting.flops import model_cost
 from vlmprune.accounting.hardware import Hardware
 from vlmprune.accounting.roofline import ModelSize, estimate
 from vlmprune.families import family_of
+from vlmprune.flow.select import count_for
 from vlmprune.hf.arguments import cache_in
 from vlmprune.hf.compatibility import CACHE
 
@@ -145,7 +146,7 @@ def predictions(model: Any, visual: int, rows: dict[str, tuple[float | int, int]
     whole = estimate(size, machine, text=TEXT, new=1, kept=visual, layer=0).prefill
     shares = {}
     for name, (keep, layer) in rows.items():
-        kept = images * vlmprune.flow.select.count_for(keep, SIDE**2)
+        kept = images * count_for(keep, SIDE**2)
         shares[name] = estimate(size, machine, text=TEXT, new=1, kept=kept, layer=layer).prefill / whole
     return shares
 
