@@ -16,7 +16,7 @@ from typing import Any
 from eval import markdown
 from eval.provenance import provenance, write_record
 from vlmprune.tiny import load_tiny
-from vlmprune.tiny.scenes import FAMILIES, Question
+from vlmprune.tiny.questions import FAMILIES, Question
 
 from .language import enlarged
 from .scoring import Asked, measure, scene_questions

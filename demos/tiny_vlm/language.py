@@ -18,22 +18,17 @@ from torch import Tensor
 
 from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
-from vlmprune.tiny.scenes import (
-    COLOURS,
-    GRID,
-    SHAPES,
-    Question,
-    ask,
-    make_scene,
-    render,
-)
+from vlmprune.tiny.questions import Question, ask
+from vlmprune.tiny.scenes import make_scene, render
+from vlmprune.tiny.vocabulary import COLOURS, GRID, SHAPES, SUPERLATIVES
 
 from .common import State, log
 from .labels import patch_cover
-from .packing import IDS, Packed, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
+from .packing import Packed, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
 from .pair import build_model
 from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
+from .vocabulary import IDS
 
 # Questions asked about each picture until the token budget is used up, drawn by weight.
 MIX = {
@@ -66,6 +61,11 @@ PLACES = ("top", "bottom", "left", "right", "center")
 LEARNING_RATE = {"large": 1.0e-3, "small": 2.5e-3}
 
 
+def names_an_extreme(question: Question) -> bool:
+    """Whether it names a thing by a superlative ("the leftmost tile"), which takes a comparison first."""
+    return not SUPERLATIVES.keys().isdisjoint(question.text.split())
+
+
 def questions_for(rng: random.Random, scene: Any, mix: dict[str, float] = MIX) -> list[Question]:
     """Different questions about a scene within the token budget."""
     chosen: list[Question] = []
@@ -75,7 +75,7 @@ def questions_for(rng: random.Random, scene: Any, mix: dict[str, float] = MIX) -
         tries += 1
         family = rng.choices(list(mix), list(mix.values()))[0]
         question = ask(scene, family, rng)
-        if question is None or question.text in seen or (mix is FIRST_MIX and not question.direct):
+        if question is None or question.text in seen or (mix is FIRST_MIX and names_an_extreme(question)):
             continue
         size = len(encode_text(question.text)) + len(encode_text(question.answer)) + 2
         if spent + size > TOKENS + 20:

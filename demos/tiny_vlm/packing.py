@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmprune.tiny.scenes import CANVAS, GRID, Question
-from vlmprune.tiny.vocabulary import words
+from vlmprune.tiny.questions import Question
+from vlmprune.tiny.vocabulary import CANVAS, GRID
 
-IDS = {word: i for i, word in enumerate(words())}
+from .vocabulary import IDS
+
 _PIECES = re.compile(r"[a-z]+|\d|[^\sa-z\d]")
 EARLY = 3  # words before the answer that should say how it begins
 SPOT_SCALE = 3.0  # of a place in -1..1, in a residual stream of root mean square 1

@@ -35,18 +35,9 @@ def small_alone(models: Models) -> list[MethodRun]:
 
 def scored_families() -> list[str]:
     """The families of questions that exact match can score, in the order in which they take turns."""
-    from ..tiny.scenes import FAMILIES
+    from ..tiny.questions import FAMILIES
 
     return [family for family in FAMILIES if family != NO_EXACT_ANSWER]
-
-
-def image_of(scene: Any) -> Any:
-    """A scene as a PIL image."""
-    from PIL import Image
-
-    from ..tiny.scenes import render
-
-    return Image.fromarray(render(scene))
 
 
 def scene_questions(count: int, split: str, *, start: int = 0, apart: int = 0) -> list[tuple[Any, Any]]:
@@ -55,14 +46,14 @@ def scene_questions(count: int, split: str, *, start: int = 0, apart: int = 0) -
     Args:
         start: the first scene's seed. apart: how many seeds further on each family starts than the one before it.
     """
-    from ..tiny.scenes import benchmark
+    from ..tiny.questions import benchmark
 
     streams = [
         benchmark(family, count, split, start=start + i * apart, per_scene=1)
         for i, family in enumerate(scored_families())
     ]
     drawn = [next(streams[i % len(streams)]) for i in range(count)]
-    return [(image_of(scene), question) for scene, question in drawn]
+    return [(scene.image(), question) for scene, question in drawn]
 
 
 def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[Any], list[str]]], list[str]]:
@@ -81,7 +72,7 @@ def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[An
 
 def by_chance(truths: Sequence[str]) -> dict[str, Any]:
     """The row that always gives a family's most frequent answer, as counted on validation questions."""
-    from ..tiny.scenes import benchmark
+    from ..tiny.questions import benchmark
 
     guesses = [
         Counter(question.answer for _, question in benchmark(family, CHANCE_DRAWS, "validation")).most_common(1)[0][0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from ...harness.baselines import image_of, scored_families
+from ...harness.baselines import scored_families
 from ...tiny import example
 from .page import notice, on_input
 from .upload import Unreadable, image_input
@@ -26,12 +26,12 @@ SCENES = 5  # beside the first
 @functools.cache
 def examples() -> dict[str, tuple[Image.Image, str]]:
     """Name -> image and question: the example of `vlmprune ask`, and one test scene of other kinds of questions."""
-    from ...tiny.scenes import benchmark
+    from ...tiny.questions import benchmark
 
     found = {f"1. {example()[1]}": example()}
     for family in scored_families():
         scene, question = next(benchmark(family, 1, "test", start=40))
-        found[f"{len(found) + 1}. {question.text}"] = image_of(scene), question.text
+        found[f"{len(found) + 1}. {question.text}"] = scene.image(), question.text
         if len(found) > SCENES:
             break
     return found
