@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..accounting.scores import exact_match
-from ..api import PrunedModel, unwrap_peft, unwrapped, wrap
+from ..api import PrunedModel, unwrap_peft, wrap
 from ..errors import VlmpruneError
 from ..families import family_of
+from ..hf.hooks import HANDLE
 from ..methods.act import ActEditor
 from ..methods.none import Unpruned
 
@@ -67,7 +69,9 @@ def calibrate(
     ledger = Ledger(path, identity(method, plain, questions))
     screen = Console(stderr=True)
     # Off, and so not in the way of the wraps to come; its own comes back afterwards.
-    with unwrapped(plain), Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    handle: PrunedModel | None = plain.__dict__.get(HANDLE)
+    off = nullcontext() if handle is None else handle.off()
+    with off, Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("calibrating heads", total=1 + len(heads))
         base = ledger.get(None, partial(ask, Unpruned()))
         bar.advance(task)

@@ -237,7 +237,8 @@ class Guide:
         for rows, answer, layout, kept in zip(
             _lengths(inputs), answers, layouts, self._second.counts(layouts), strict=True
         ):
-            total += cost.step_flops(rows, len(answer) - 1, layout.count)
+            for step in range(1, len(answer)):
+                total += cost.step_flops(cost.lengths(rows + step, layout.count))
             if not self.check:
                 continue
             second = rows + len(answer) - 1

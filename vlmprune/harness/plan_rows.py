@@ -118,12 +118,15 @@ def _checked_method(name: str, guide: Any) -> type:
 
 def _layer(cls: Any, given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
     """Where the method drops tokens in this model."""
-    from ..accounting.model_sizes import share_of_layers
     from ..methods.base import Pruner
+    from ..methods.guided import Guided
 
-    if given is None and _is_guided(cls):
-        return share_of_layers(budget, kept, visual, layers)
-    made = Pruner(keep=budget, layer=given) if given is not None else cls(keep=budget)
+    if given is not None:
+        made = Pruner(keep=budget, layer=given)
+    elif issubclass(cls, Guided):
+        made = Guided(keep=budget if isinstance(budget, float) else kept / visual)
+    else:
+        made = cls(keep=budget)
     at = made.stage_layers(layers)
     if len(at) > 1:
         raise VlmpruneError(f"the method {cls.name!r} drops tokens at layers {at}, which has no plan; give --layer")

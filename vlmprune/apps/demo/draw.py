@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...flow.transfer import cell_sizes
+from ...accounting.report import pixel_boxes
 from ...inputs.images import as_rgb
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def overlay(
         fractions = (values / highest).clamp(0, 1).sqrt().tolist() if highest > 0 else [0.0] * len(values)
         colours, strength = canvas.copy(), Image.new("L", canvas.size, 0)
         pens = ImageDraw.Draw(colours), ImageDraw.Draw(strength)
-        for box, fraction in zip(boxes(span, canvas.size), fractions, strict=True):
+        for box, fraction in zip(pixel_boxes(span, canvas.size), fractions, strict=True):
             if box is not None:
                 pens[0].rectangle(box, fill=colour(fraction))
                 pens[1].rectangle(box, fill=round(60 + 150 * fraction))
@@ -62,30 +62,16 @@ def overlay(
         mask = Image.new("L", canvas.size, 200)
         pen = ImageDraw.Draw(mask)
         stays = torch.isin(kept.positions, kept.kept).tolist()
-        for box, stay in zip(boxes(kept, canvas.size), stays, strict=True):
+        for box, stay in zip(pixel_boxes(kept, canvas.size), stays, strict=True):
             if stay and box is not None:
                 pen.rectangle(box, fill=0)
         canvas = Image.composite(Image.new("RGB", canvas.size, DARK), canvas, mask)
     if framed is not None:
         pen = ImageDraw.Draw(canvas)
-        for box, wanted in zip(boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
+        for box, wanted in zip(pixel_boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
             if wanted and box is not None:
                 pen.rectangle(box, outline=FRAME, width=3)
     return canvas
-
-
-def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
-    """The pixels each token shows, both ends included; None for those that show no place."""
-    width, height = size
-    found: list[tuple[int, int, int, int] | None] = []
-    for (x, y), (dx, dy) in zip(span.xy.tolist(), cell_sizes(span).tolist(), strict=True):
-        if x != x:  # NaN
-            found.append(None)
-            continue
-        left, top = max(0, round((x - dx / 2) * width)), max(0, round((y - dy / 2) * height))
-        right, bottom = round((x + dx / 2) * width) - 1, round((y + dy / 2) * height) - 1
-        found.append((left, top, max(left, min(width - 1, right)), max(top, min(height - 1, bottom))))
-    return found
 
 
 def colour(fraction: float) -> tuple[int, int, int]:
