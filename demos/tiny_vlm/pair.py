@@ -71,7 +71,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """The stock processor with a PIL image part: any picture becomes 112 x 112."""
+    """The stock processor with a PIL image part: any image becomes 112 x 112."""
     square = {"height": CANVAS, "width": CANVAS}
     image = LlavaImageProcessorPil(size=square, crop_size=square, do_center_crop=False, do_pad=False)
     return LlavaProcessor(
