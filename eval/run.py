@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--task", nargs="+", required=True, metavar="NAME", help=", ".join(TASKS))
     out.add_argument("--method", nargs="+", default=[], metavar="NAME", help=f"a method's name, or {rows}")
     out.add_argument(
-        "--keep", nargs="+", default=["0.25"], metavar="K", help="budgets: shares like 0.25, or token counts"
+        "--keep", nargs="+", default=["0.25"], metavar="K", help="budgets: fractions like 0.25, or token counts"
     )
     out.add_argument("--baselines", action="store_true", help=f"also run {', '.join(BASELINES)}")
     out.add_argument("--out", required=True, metavar="DIR", help="where records go; an interrupted run goes on there")

@@ -16,7 +16,7 @@ SMALL, BLIND = "small-alone", "blind"
 SGL_EXIT = "sgl+exit"  # SGL whose small model answers alone where it is sure enough
 ROWS = {
     SMALL: "the small model unpruned: what a pruned large model has to beat",
-    BLIND: "the large model without the picture: what the words alone give",
+    BLIND: "the large model without the image: what the words alone give",
 }
 BASELINES = ("none", SMALL, BLIND, "random", "uniform", "downsample")  # what every table needs
 

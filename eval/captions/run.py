@@ -36,7 +36,8 @@ from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
 from vlmprune.captioner.vlm import Spent
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import Scene, caption, make_scene
+from vlmprune.tiny.questions import caption
+from vlmprune.tiny.scenes import Scene, make_scene
 
 MANY = 13  # as many samples of the whole image as Patch Matters takes in all
 KEEPS = (0.35, 0.18, 0.09)

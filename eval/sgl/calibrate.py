@@ -15,7 +15,7 @@ from eval.provenance import provenance, write_record
 from eval.sgl.study import NEW_TOKENS, SHORT
 from vlmprune.calibrate.exit_threshold import Calibration
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.tiny.questions import benchmark
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from vlmprune.accounting.scores import exact_match, sureness
 from vlmprune.harness.baselines import EXIT_AT, accuracy, scored_families
 from vlmprune.harness.measure import MethodRun, backend
 from vlmprune.methods.registry import make_method
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.tiny.questions import benchmark
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 BATCH = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlmprune.harness.baselines import scored_families
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.tiny.questions import benchmark
 
 from .base import Sample, Task
 from .readers import Bad, Folder

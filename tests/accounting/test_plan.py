@@ -46,7 +46,7 @@ def test_an_estimate_by_hand() -> None:
 
 def test_cross_attention_keeps_its_rows() -> None:
     cross = LayerCost(linear=10, cross_linear=3, query_width=4, kv_width=2, window=None, cross=True)
-    size = ModelSize("toy", ModelCost((LAYER, cross), 5, 2), 1, 1, 1, 0, visual=6, rows=False)
+    size = ModelSize("toy", ModelCost((LAYER, cross), 5, 2), 1, 1, 1, 0, visual=6)
     found = estimate(size, MACHINE, text=4, new=1, kept=2, layer=0)
     assert found.prefill_flops == 2 * (10 * 4 + 8 * 10) + 2 * (10 * 4 + 3 * 2 + 2 * 4 * 4 * 2) + 10
     assert found.kv_bytes == 2 * (4 + 2) * 2 * 2
@@ -74,7 +74,7 @@ def test_counts_equal_the_report_of_a_run(family: str) -> None:
     report, cost, rows = pruned.report, model_cost(family_of(model), model), family != "mllama"
     total = 0
     for length, visual in zip(inputs["attention_mask"].sum(1).tolist(), report.visual_tokens, strict=True):
-        size = ModelSize("", cost, 1, 1, 1, 0, visual=visual, rows=rows)
+        size = ModelSize("", cost, 1, 1, 1, 0, visual=visual)
         text = length - visual if rows else length
         total += estimate(size, MACHINE, text=text, new=1, kept=visual, layer=0).prefill_flops
     assert total == report.prefill_flops
@@ -116,8 +116,10 @@ def test_hardware() -> None:
         r"no hardware 'h10'; did you mean 'h100'": {"name": "h10"},
         "'custom' has no bandwidth": {"name": "custom", "flops": 1.0},
         "peaks of 'l4' are known, but flops": {"name": "l4", "flops": 1.0},
-        "flops=-1.0 of 'custom' is no peak": {"name": "custom", "flops": -1.0, "bandwidth": 1.0, "memory": 1.0},
-    }.items():
+        "flops of 'custom' must be a number above 0, got -1.0": {
+            "name": "custom", "flops": -1.0, "bandwidth": 1.0, "memory": 1.0,
+        },
+    }.items():  # fmt: skip
         with pytest.raises(VlmpruneError, match=message):
             hardware(**arguments)  # type: ignore[arg-type]
 

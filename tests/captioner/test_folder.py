@@ -19,13 +19,13 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
+from demos.tiny_vlm.vocabulary import IDS
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
 from vlmprune.captioner import CaptionConfig, PatchCaptioner
 from vlmprune.captioner.folder import write_whole
 from vlmprune.captioner.prompts import BUNDLED
 from vlmprune.tiny.scenes import make_scene
-from vlmprune.tiny.vocabulary import words
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"prompts": BUNDLED, "view": "in_place", "samples": 2, "max_new_tokens": 5, "filter": False}
@@ -47,10 +47,10 @@ def tiny_model() -> Any:
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=112, patch_size=8
     )
     text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=len(words())
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=len(IDS)
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, vision_feature_layer=-1, image_token_index=words().index("<image>")
+        vision_config=vision, text_config=text, vision_feature_layer=-1, image_token_index=IDS["<image>"]
     )
     return LlavaForConditionalGeneration(config).eval()
 

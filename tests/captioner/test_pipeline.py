@@ -25,8 +25,8 @@ from vlmprune.captioner import (
 from vlmprune.captioner.detect import VLMDetector
 from vlmprune.captioner.pipeline import is_bundled
 from vlmprune.captioner.prompts import BUNDLED
+from vlmprune.tiny import known_words
 from vlmprune.tiny.scenes import make_scene
-from vlmprune.tiny.vocabulary import words
 
 SHORT = {**vars(BUNDLED_CONFIG), "max_new_tokens": 13}
 
@@ -231,7 +231,7 @@ def test_the_bundled_pair_gets_its_own_words(small: tuple[Any, Any]) -> None:
     assert is_bundled(small[1])
     assert not is_bundled(object())
     assert PatchCaptioner(*small).config == BUNDLED_CONFIG
-    known = set(words())
+    known = known_words()
     for text in (BUNDLED.describe, BUNDLED.short, BUNDLED.verify.replace("{sentence}", "a red ring"), BUNDLED.boxes):
         assert set(text.lower().replace(".", " ").replace("?", " ").replace(":", " ").split()) <= known
 

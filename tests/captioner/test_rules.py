@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from vlmprune.captioner import Candidate, Grouping, Similar, WordAggregator
 from vlmprune.captioner.aggregate import problem_of_fusion, problem_of_rewrites
 from vlmprune.captioner.text import GENERAL, bundled_lexicon, joined, sentences, singular
-from vlmprune.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES
+from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
 TINY = WordAggregator(bundled_lexicon())
 RED_TOP = "a small red circle at the top"

@@ -15,7 +15,7 @@ import vlmprune
 from eval.captions import run, tune
 from eval.record import Record
 from vlmprune.captioner.vlm import Spent
-from vlmprune.tiny.scenes import caption
+from vlmprune.tiny.questions import caption
 
 SCENES = run.held_out(20)
 

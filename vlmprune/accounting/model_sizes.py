@@ -70,11 +70,11 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def model_size(config: Any, *, dtype: str, visual: int | None, name: str) -> ModelSize:
-    """Sizes of a model for a picture of `visual` tokens (None: what its config says)."""
+    """Sizes of a model for an image of `visual` tokens (None: what its config says)."""
     model = build(config, DTYPES[dtype])
     family = family_of(model)
     text, tower = family.language_model(model), family.vision_tower(model)
-    own = tokens_of_picture(config)
+    own = tokens_per_image(config)
     visual = visual or own
     head = model.get_output_embeddings().weight
     return ModelSize(
@@ -83,41 +83,34 @@ def model_size(config: Any, *, dtype: str, visual: int | None, name: str) -> Mod
         text_bytes=weight_bytes(text) + head.numel() * head.element_size(),
         vision_bytes=weight_bytes(tower),
         all_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        vision_flops=2 * linear_size(tower) * math.ceil(patches_of_picture(config, own) * visual / own),
+        vision_flops=2 * linear_size(tower) * math.ceil(patches_per_image(config, own) * visual / own),
         visual=visual,
-        rows=not family.cross_attention,
     )
 
 
 def _square(vision: Any) -> int | None:
-    """Patches of a square picture, where the tower's config names its side."""
+    """Patches of a square image, where the tower's config names its side."""
     side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     side, patch = (value[0] if isinstance(value, list | tuple) else value for value in (side, patch))
     return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
 
 
-def patches_of_picture(config: Any, tokens: int) -> int:
-    """Rows that the vision tower works on for a picture of the usual size."""
+def patches_per_image(config: Any, tokens: int) -> int:
+    """Rows that the vision tower works on for an image of the usual size."""
     vision = config.vision_config
     merge = getattr(vision, "spatial_merge_size", None)
     return tokens * merge**2 if merge else _square(vision) or tokens
 
 
-def tokens_of_picture(config: Any) -> int:
-    """Visual tokens of a picture of the usual size (a tile, where pictures are cut into tiles)."""
+def tokens_per_image(config: Any) -> int:
+    """Visual tokens of an image of the usual size (a tile, where images are cut into tiles)."""
     for name in ("image_seq_length", "image_seq_len", "mm_tokens_per_image", "num_image_tokens"):
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))
     if getattr(config.vision_config, "spatial_merge_size", None):
-        return 1024  # of a picture of 896 x 896 pixels, in patches of 14 merged by 2 x 2
+        return 1024  # of an image of 896 x 896 pixels, in patches of 14 merged by 2 x 2
     patches = _square(config.vision_config) or 576
     for name in ("scale_factor", "downsample_ratio"):
         if isinstance(factor := getattr(config, name, None), int | float):
             return int(patches * factor**2) if factor < 1 else patches // int(factor) ** 2
     return patches
-
-
-def share_of_layers(keep: float | int, kept: int, visual: int, layers: int) -> int:
-    """SGL's rule: prune as deep as the budget is large."""
-    share = keep if isinstance(keep, float) else kept / visual
-    return min(layers - 1, int(share * layers))

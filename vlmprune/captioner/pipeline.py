@@ -304,9 +304,9 @@ def checked_image(image: Any) -> Image.Image:
 
 def is_bundled(processor: Any) -> bool:
     """Whether this is the processor of the bundled pair, by its vocabulary."""
-    from ..tiny.vocabulary import words
+    from ..tiny import known_words
 
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return False
-    return bool(tokenizer.get_vocab().keys() == set(words()))
+    return bool(tokenizer.get_vocab().keys() == known_words())

@@ -58,7 +58,7 @@ def compared(models: Models, names: Iterable[str], budgets: Sequence[float], **o
 
 def scored_families() -> list[str]:
     """The families of questions that exact match can score, in their fixed order."""
-    from ..tiny.scenes import FAMILIES
+    from ..tiny.questions import FAMILIES
 
     return [family for family in FAMILIES if family != NO_EXACT_ANSWER]
 
@@ -69,7 +69,7 @@ def scene_questions(count: int, split: str, *, start: int = 0, apart: int = 0) -
     Args:
         start: the first scene's seed. apart: how many seeds further on each family starts than the one before it.
     """
-    from ..tiny.scenes import benchmark
+    from ..tiny.questions import benchmark
 
     streams = [
         benchmark(family, count, split, start=start + i * apart, per_scene=1)
@@ -95,7 +95,7 @@ def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[An
 
 def by_chance(truths: Sequence[str]) -> dict[str, Any]:
     """The row that always gives a family's most frequent answer, as counted on validation questions."""
-    from ..tiny.scenes import benchmark
+    from ..tiny.questions import benchmark
 
     guesses = [
         Counter(question.answer for _, question in benchmark(family, CHANCE_DRAWS, "validation")).most_common(1)[0][0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..accounting.model_sizes import model_size, share_of_layers
+from ..accounting.model_sizes import model_size
 from ..accounting.roofline import Estimate, estimate, verdict
 from ..errors import VlmpruneError
 from ..flow.select import check_keep, count_for
@@ -108,9 +108,12 @@ def _checked_method(name: str, guide: Any) -> type[Pruner]:
 
 def _layer(cls: type[Pruner], given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
     """The layer before which the method drops tokens in this model."""
-    if given is None and issubclass(cls, Guided):
-        return share_of_layers(budget, kept, visual, layers)
-    made = Pruner(keep=budget, layer=given) if given is not None else cls(keep=budget)
+    if given is not None:
+        made = Pruner(keep=budget, layer=given)
+    elif issubclass(cls, Guided):
+        made = Guided(keep=budget if isinstance(budget, float) else kept / visual)
+    else:
+        made = cls(keep=budget)
     at = made.stage_layers(layers)
     if len(at) > 1:
         raise VlmpruneError(f"the method {cls.name!r} drops tokens at layers {at}, which has no plan; give --layer")

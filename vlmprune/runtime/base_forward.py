@@ -128,7 +128,7 @@ class BaseForward:
         if call.generating and call.made is not None:  # use_cache=False: a prompt every step
             return
         repeats = len(state.layouts) // (call.prompts or len(state.layouts))
-        report = prompt_report(state, self.setup.method, self.setup.cost, len(self.setup.text.layers), repeats)
+        report = prompt_report(state, self.setup.method, self.setup.cost, repeats)
         report.notes += [line for watcher in self.setup.watchers for line in watcher.notes()]
         if call.complete is not None:
             call.complete(report)

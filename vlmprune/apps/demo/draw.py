@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...flow.transfer import cell_sizes
+from ...accounting.report import pixel_boxes
 from ...inputs.images import as_rgb
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def overlay(
         canvas = Image.composite(Image.new("RGB", canvas.size, DARK), canvas, mask)
     if framed is not None:
         pen = ImageDraw.Draw(canvas)
-        for box, wanted in zip(boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
+        for box, wanted in zip(pixel_boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
             if wanted and box is not None:
                 pen.rectangle(box, outline=FRAME, width=3)
     return canvas
@@ -69,19 +69,10 @@ def overlay(
 def filled(canvas: Image.Image, span: ImageSpan, fills: Iterable[Any]) -> Image.Image:
     """Fill the pixels of every token on the canvas with its colour, None for none; returns the canvas."""
     pen = ImageDraw.Draw(canvas)
-    for box, fill in zip(boxes(span, canvas.size), fills, strict=True):
+    for box, fill in zip(pixel_boxes(span, canvas.size), fills, strict=True):
         if box is not None and fill is not None:
             pen.rectangle(box, fill=fill)
     return canvas
-
-
-def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:
-    """The pixels of each token (left, top, right, bottom; inclusive), None for tokens without a place."""
-    centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(size)
-    first = ((centre - half) * whole).round().clamp(min=0)
-    last = torch.minimum(((centre + half) * whole).round(), whole) - 1
-    found = torch.cat([first, torch.maximum(first, last)], dim=1)
-    return [tuple(map(int, box)) if box[0] == box[0] else None for box in found.tolist()]  # NaN: no place
 
 
 def colour(fraction: float) -> tuple[int, int, int]:

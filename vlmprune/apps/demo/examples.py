@@ -26,7 +26,7 @@ SCENES = 5  # after the first example
 @functools.cache
 def examples() -> dict[str, tuple[Image.Image, str]]:
     """Name -> image and question: the example of `vlmprune ask`, then one test scene per family of questions."""
-    from ...tiny.scenes import benchmark
+    from ...tiny.questions import benchmark
 
     scenes = (next(benchmark(family, 1, "test", start=40)) for family in scored_families()[:SCENES])
     shown = [example(), *((scene.image(), question.text) for scene, question in scenes)]
