@@ -117,10 +117,10 @@ class Encoder:
         longest = int(config.get_text_config().max_position_embeddings)
         merge = getattr(config.vision_config, "spatial_merge_size", None)
         if merge is None:
-            return Bounds(self.tower.row_width, self.tower.image_tokens(), True, longest)
+            return Bounds(self.tower.row_width, self.tower.image_tokens(), longest)
         size = self._needed(self.processor).image_processor.size
         cell = (config.vision_config.patch_size * merge) ** 2  # pixels that become one token
-        return Bounds(self.tower.row_width, max(1, size["longest_edge"] // cell), False, longest, merge)
+        return Bounds(self.tower.row_width, max(1, size["longest_edge"] // cell), longest, merge)
 
     # -- one question ------------------------------------------------------------------------------------------
 

@@ -8,11 +8,11 @@ from typing import Any
 from ..errors import VlmpruneError
 from .tower import check_positions, served_family
 
-# What the plugin registers: the name of a model's class, and where it is.
+# What the plugin registers: a name, and the model's class in `plugin.models`.
 ARCHITECTURES = {
-    "llava": ("VlmpruneLlava", "vlmprune.serving.plugin.llava:KeptLlava"),
-    "qwen2_5_vl": ("VlmpruneQwen2_5_VL", "vlmprune.serving.plugin.qwen2_5_vl:KeptQwen2_5_VL"),
-    "qwen3_vl": ("VlmpruneQwen3VL", "vlmprune.serving.plugin.qwen3_vl:KeptQwen3VL"),
+    "llava": ("VlmpruneLlava", "KeptLlava"),
+    "qwen2_5_vl": ("VlmpruneQwen2_5_VL", "KeptQwen2_5_VL"),
+    "qwen3_vl": ("VlmpruneQwen3VL", "KeptQwen3VL"),
 }
 # vLLM fetches any address that a request names, unless domains are listed. This one cannot exist (RFC 2606).
 NO_DOMAIN = "none.invalid"
