@@ -131,24 +131,23 @@ class Asker:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Columns in, the same columns and the answers out."""
-        images, questions = batch[self.settings["image"]], batch[self.settings["question"]]
-        answers, reports, errors = [""] * len(questions), [""] * len(questions), [""] * len(questions)
-        usable: list[tuple[int, Any]] = []
-        for row, value in enumerate(images):
+        questions = batch[self.settings["question"]]
+        made = {name: [""] * len(questions) for name in ("answer", "report", "error")}
+        usable: dict[int, Any] = {}
+        for row, value in enumerate(batch[self.settings["image"]]):
             try:
-                usable.append((row, read(value)))
+                usable[row] = read(value)
             except VlmpruneError as error:
-                errors[row] = str(error)
+                made["error"][row] = str(error)
         if usable:
+            asked = [str(questions[row]) for row in usable]
             texts, report = self.run.answer(
-                [image for _, image in usable],
-                [str(questions[row]) for row, _ in usable],
-                max_new_tokens=self.settings["max_new_tokens"],
+                list(usable.values()), asked, max_new_tokens=self.settings["max_new_tokens"]
             )
             described = json.dumps(report.to_dict())
-            for (row, _), text in zip(usable, texts, strict=True):
-                answers[row], reports[row] = text, described
-        return {**batch, "answer": answers, "report": reports, "error": errors}
+            for row, text in zip(usable, texts, strict=True):
+                made["answer"][row], made["report"][row] = text, described
+        return {**batch, **made}
 
 
 def read(value: Any) -> Any:

@@ -34,7 +34,7 @@ from ..methods.registry import make_method
 from ..methods.sgl import SGL
 from .encoded import Encoded, KeptImage, Ranking
 from .payload import GRID, Bounds, check_rows
-from .tower import Tower, check_positions, load_vision
+from .tower import Tower, load_vision, served_family
 
 MAX_NEW_TOKENS = 64  # the guide's answer ranks too, so its length is part of the result; `ask` has the same default
 
@@ -83,7 +83,7 @@ class Encoder:
         self.method = before_the_model(make_method(method, **options))
         self.tower = Tower(model, self.method)
         self.positions = self.method.positions
-        check_positions(model.config.model_type, self.positions)
+        served_family(model.config, self.positions)
         self.exit_at: float | None = None
         self._guide: Any = None
         if isinstance(self.method, SGL):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ..errors import VlmpruneError
-from .tower import check_positions, served_family
+from .tower import served_family
 
 # What the plugin registers: a name, and the model's class in `plugin.models`.
 ARCHITECTURES = {
@@ -34,8 +34,7 @@ def engine_options(model: Any, positions: str = "original", *, raw_images: int |
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(model)) if not hasattr(model, "model_type") else model
-    served_family(config)
-    check_positions(config.model_type, positions)
+    served_family(config, positions)
     if raw_images is not None and (isinstance(raw_images, bool) or not isinstance(raw_images, int) or raw_images < 0):
         raise VlmpruneError(f"raw_images must be an int >= 0 or None, got {raw_images!r}.")
     options: dict[str, Any] = {"enable_mm_embeds": True, "allowed_media_domains": [NO_DOMAIN]}

@@ -82,7 +82,7 @@ def kept_model(model: Any) -> Any:
 
 
 def _kept_parser(parser: Any, bounds: Bounds | None) -> Any:
-    """The family's parser, which checks embeddings of images and takes no others: bad ones must not reach the engine."""
+    """The family's parser; it checks embeddings of images, and takes no others: bad ones must not reach the engine."""
 
     class Parser(parser):
         embedding_fields: ClassVar = {
