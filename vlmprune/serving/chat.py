@@ -92,11 +92,7 @@ class Claim:
         self._shared, self._own = shared, 0
 
     def add(self, amount: int) -> None:
-        """Take more.
-
-        Raises:
-            Refused: there is not as much left.
-        """
+        """Take more, or raise `Refused` where there is not as much left."""
         if self._shared.used + amount > self._shared.most:
             raise Refused(f"{self._shared.what}; come back in a second.", 503)
         self._shared.used += amount
@@ -111,11 +107,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """An image part: which message and part it is, and what it holds: the bytes of a file or the web address they are
-    at, with the number of pixels that the file says it has, or embeddings that the client has made."""
+    """What an image part holds: the bytes of a file, or the web address they are at, with the number of pixels that the
+    file says it has, or embeddings that the client has made."""
 
-    message: int
-    part: int
     content: bytes = field(default=b"", repr=False)
     url: str | None = None
     pixels: int = 0
@@ -149,28 +143,25 @@ class Chat:
 
     def talk(self, images: list[Image.Image]) -> list[dict[str, Any]]:
         """The conversation as Hugging Face processors take it, with the images in their places."""
-        places = {(one.message, one.part): image for one, image in zip(self.images, images, strict=True)}
         talk = []
-        for number, one in enumerate(self.body["messages"]):
-            content = one.get("content")
-            parts = [{"type": "text", "text": content or ""}] if not isinstance(content, list) else content
-            made = [
-                {"type": "image", "image": places[number, at]} if (number, at) in places else
-                {"type": "text", "text": part["text"]}
-                for at, part in enumerate(parts)
-            ]  # fmt: skip
-            talk.append({"role": one["role"], "content": made})
+        for one in self._messages([{"type": "image", "image": image} for image in images]):
+            content = one.get("content") or ""
+            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            talk.append({"role": one["role"], "content": parts})
         return talk
 
     def with_parts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The body with what stands for its images, whole or embedded, in their places."""
-        messages = [
-            {**one, "content": list(one["content"])} if isinstance(one.get("content"), list) else one
+        return {**self.body, "messages": self._messages(parts)}
+
+    def _messages(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        left = iter(parts)
+        return [
+            {**one, "content": [next(left) if part is None else part for part in one["content"]]}
+            if isinstance(one.get("content"), list)
+            else one
             for one in self.body["messages"]
         ]
-        for place, part in zip(self.images, parts, strict=True):
-            messages[place.message]["content"][place.part] = part
-        return {**self.body, "messages": messages}
 
 
 def read_chat(
@@ -194,7 +185,7 @@ def read_chat(
     fields = rebuilt(body, FIELDS, "The request")
     longest = _max_tokens(fields, limits)
     found = _images(messages, limits)
-    kinds = {part["type"] for _, _, part in found}
+    kinds = {part["type"] for part in found}
     embedded = "image_embeds" in kinds
     if embedded and not embeddings:
         raise Refused("Image embeddings are not taken by this server; send the image itself as a data URL.", 403)
@@ -202,20 +193,20 @@ def read_chat(
         raise Refused("The request has images and finished embeddings; send either of them.")
     images: list[ImagePart] = []
     while found:
-        number, at, part = found.pop(0)
+        part = found.pop(0)  # its text goes as soon as it was decoded
         if embedded:
-            images.append(ImagePart(number, at, embeddings=part["image_embeds"]))
+            images.append(ImagePart(embeddings=part["image_embeds"]))
         else:
-            images.append(_image_part(number, at, part["image_url"], limits))
+            images.append(_image_part(part["image_url"], limits))
             check_pixels(sum(image.pixels for image in images), limits)
     plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
     return Chat({**fields, "messages": messages}, tuple(images), embedded, keep, exit_at, longest, plain)
 
 
-def _images(messages: list[dict[str, Any]], limits: Limits) -> list[tuple[int, int, dict[str, Any]]]:
-    """The image parts of rebuilt messages, taken out of them: message, part, and the part itself."""
+def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
+    """The image parts of rebuilt messages, taken out of them."""
     found, text = [], 0
-    for number, one in enumerate(messages):
+    for one in messages:
         content: Any = one.get("content", "")
         if isinstance(content, str):
             text += len(content)
@@ -224,7 +215,7 @@ def _images(messages: list[dict[str, Any]], limits: Limits) -> list[tuple[int, i
             if part["type"] == "text":
                 text += len(part["text"])
             else:
-                found.append((number, at, part))
+                found.append(part)
                 content[at] = None
     if text > limits.text:
         raise Refused(f"The request has {text:,} characters of text; send at most {limits.text:,}.", 413)
@@ -246,8 +237,9 @@ def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, f
             raise Refused(f"vlmprune: {error}") from None
         if keep > 2**31:
             raise Refused("vlmprune: keep is larger than any number of visual tokens; send a smaller one.")
-    if own.get("exit_at") is not None and not (is_number(exit_at) and 0 <= exit_at <= 1):
-        raise Refused(f"vlmprune: exit_at must be a number from 0 to 1 or null, got {exit_at!r:.40}.")
+    given = own.get("exit_at")
+    if given is not None and not (is_number(given) and 0 <= given <= 1):
+        raise Refused(f"vlmprune: exit_at must be a number from 0 to 1 or null, got {given!r:.40}.")
     return keep, exit_at
 
 
@@ -263,9 +255,9 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image_part(number: int, at: int, url: str, limits: Limits) -> ImagePart:
+def _image_part(url: str, limits: Limits) -> ImagePart:
     if url.startswith(("http://", "https://")):
-        return ImagePart(number, at, url=url)
+        return ImagePart(url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
         raise Refused("An image must be a data URL of the form data:image/png;base64,...; send the image itself.")
@@ -273,7 +265,7 @@ def _image_part(number: int, at: int, url: str, limits: Limits) -> ImagePart:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused("An image's base64 text is damaged; encode the file again.") from None
-    return ImagePart(number, at, content, None, pixels_of(content, limits))
+    return ImagePart(content, pixels=pixels_of(content, limits))
 
 
 def pixels_of(content: bytes, limits: Limits) -> int:

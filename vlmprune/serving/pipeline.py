@@ -114,23 +114,20 @@ class Pipeline:
                 if any(image.url is not None for image in chat.images):
                     chat = await self._fetched(chat, held)
                 pixels.add(chat.pixels)
-                return await self._through(chat)
+                ranking = None
+                if self.encoder.guided:
+                    longest = min(chat.max_tokens or MAX_NEW_TOKENS, MAX_NEW_TOKENS)
+                    exit_at = chat.exit_at if chat.plain else None
+                    job = _Job(chat, longest, exit_at is not None)
+                    ranking = await self._result(self._guide, job, self.metrics.guide)
+                    whole = ranking.finished or (chat.max_tokens is not None and chat.max_tokens <= longest)
+                    if whole and ranking.exits(exit_at):
+                        return Exit(ranking, not ranking.finished)
+                return await self._result(self._vision, _Job(chat, ranking=ranking), self.metrics.vision)
         except TimeoutError:
             raise Refused(
                 f"Guide and vision tower took longer than {self.limits.prepare:g} seconds; try again later.", 504
             ) from None
-
-    async def _through(self, chat: Chat) -> Encoded | Exit:
-        ranking = None
-        if self.encoder.guided:
-            longest = min(chat.max_tokens or MAX_NEW_TOKENS, MAX_NEW_TOKENS)
-            exit_at = chat.exit_at if chat.plain else None
-            job = _Job(chat, longest, exit_at is not None)
-            ranking = await self._result(self._guide, job, self.metrics.guide)
-            whole = ranking.finished or (chat.max_tokens is not None and chat.max_tokens <= longest)
-            if whole and ranking.exits(exit_at):
-                return Exit(ranking, not ranking.finished)
-        return await self._result(self._vision, _Job(chat, ranking=ranking), self.metrics.vision)
 
     async def _result(self, stage: BatchWorker[_Job, R], job: _Job, timer: Histogram) -> R:
         """A stage's result; whoever gives up waiting takes the work out of the queue."""

@@ -96,7 +96,8 @@ class Proxy:
                 raise Refused(
                     "vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image."
                 )
-            ready, headers = None, {}
+            ready: Encoded | Exit | None = None
+            headers: dict[str, str] = {}
             if chat.images and not chat.embedded:
                 with self.pixels.claim() as pixels:
                     ready = await until_disconnect(request, self.pipeline.prepare(chat, held, pixels))
@@ -284,8 +285,9 @@ def create_app(encoder: Encoder, settings: ProxySettings) -> FastAPI:
 
     app.add_exception_handler(VlmpruneError, refuse)
     app.add_api_route("/v1/chat/completions", proxy.chat, methods=["POST"], response_model=None)
-    for path, endpoint in {"/v1/models": proxy.models, "/health": proxy.health, "/metrics": proxy.counted}.items():
-        app.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+    app.add_api_route("/v1/models", proxy.models, methods=["GET"], response_model=None)
+    app.add_api_route("/health", proxy.health, methods=["GET"], response_model=None)
+    app.add_api_route("/metrics", proxy.counted, methods=["GET"], response_model=None)
     return app
 
 

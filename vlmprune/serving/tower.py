@@ -35,7 +35,7 @@ def served_family(config: Any, positions: str | None = None) -> Family:
     """The adapter of a model that an engine can be handed embeddings of, at these positions.
 
     Raises:
-        UnsupportedModelError: the engine takes none of this family. VlmpruneError: the family cannot have the positions.
+        UnsupportedModelError: the engine takes none of this family. VlmpruneError: it cannot have these positions.
     """
     if config.model_type not in SERVED:
         raise UnsupportedModelError(

@@ -32,8 +32,10 @@ def kept_model(model: Any) -> Any:
     Everything else is read by the classes that `model` is registered with.
     """
     own = model._processor_factory
+    info: Any = own.info
+    processor: Any = own.processor
 
-    class Info(own.info):
+    class Info(info):
         def get_data_parser(self) -> Any:
             parser, config = super().get_data_parser(), self.ctx.model_config
             vision = self.get_hf_config().vision_config
@@ -52,7 +54,7 @@ def kept_model(model: Any) -> Any:
             parser.__class__ = _kept_parser(type(parser), bounds)
             return parser
 
-    class Processor(own.processor):
+    class Processor(processor):
         def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
             return _FIELDS if KEPT in hf_inputs else super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
 
