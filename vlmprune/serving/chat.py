@@ -66,11 +66,8 @@ class Limits:
 
 
 class Quota:
-    """An amount that all open requests share. Used on one thread.
-
-    Args:
-        most: of it. what: the sentence for a request that finds too little left.
-    """
+    """An amount of which all open requests together hold at most `most`, used on one thread; `what` begins the message
+    for a request that finds too little left."""
 
     def __init__(self, most: int, what: str) -> None:
         self.most, self.what, self.used = most, what, 0
@@ -272,7 +269,7 @@ def pixels_of(content: bytes, limits: Limits) -> int:
     """How many pixels an image's file says it has.
 
     Raises:
-        Refused: more than an image may have, or it is no image.
+        Refused: more than an image may have, or it is not an image.
     """
     try:
         width, height = size_of(io.BytesIO(content), "the image")
@@ -294,7 +291,7 @@ def unpacked(content: bytes, limits: Limits) -> Image.Image:
     """The image in a file's bytes.
 
     Raises:
-        Refused: it is none, damaged, or too large.
+        Refused: it is not an image, damaged, or too large.
     """
     try:
         return decoded(io.BytesIO(content), "the image", most_pixels=limits.pixels)

@@ -8,12 +8,8 @@ from typing import Any
 from ..errors import VlmpruneError
 from .tower import served_family
 
-# What the plugin registers: a name, and the model's class in `plugin.models`.
-ARCHITECTURES = {
-    "llava": ("VlmpruneLlava", "KeptLlava"),
-    "qwen2_5_vl": ("VlmpruneQwen2_5_VL", "KeptQwen2_5_VL"),
-    "qwen3_vl": ("VlmpruneQwen3VL", "KeptQwen3VL"),
-}
+# What the plugin registers: the model's class in `plugin.models`.
+ARCHITECTURES = {"llava": "VlmpruneLlava", "qwen2_5_vl": "VlmpruneQwen2_5_VL", "qwen3_vl": "VlmpruneQwen3VL"}
 # vLLM fetches any address that a request names, unless domains are listed. This one cannot exist (RFC 2606).
 NO_DOMAIN = "none.invalid"
 
@@ -41,7 +37,7 @@ def engine_options(model: Any, positions: str = "original", *, raw_images: int |
     if raw_images is not None:
         options["limit_mm_per_prompt"] = {"image": raw_images}
     if positions == "original":
-        overrides: dict[str, Any] = {"architectures": [ARCHITECTURES[config.model_type][0]]}
+        overrides: dict[str, Any] = {"architectures": [ARCHITECTURES[config.model_type]]}
         if config.model_type == "llava":
             # Makes vLLM ask the model for positions. The plugin's rows are all alike, so the split means nothing, and
             # the language model, whose own config stays as it is, gets one of them.

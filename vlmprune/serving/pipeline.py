@@ -39,14 +39,6 @@ class _Job:
     ranking: Ranking | None = None
 
 
-@dataclass(frozen=True)
-class Exit:
-    """The guide's answer stands. `length`: it was cut at the length that the client asked for."""
-
-    ranking: Ranking
-    length: bool
-
-
 class Pipeline:
     """An encoder behind two stages.
 
@@ -101,8 +93,8 @@ class Pipeline:
         inputs = self._inputs([job.chat for job in jobs], False)
         return self.encoder.embed_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
 
-    async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Exit:
-        """What the engine is handed for a request with images, or the guide's answer.
+    async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Ranking:
+        """What the engine is handed for a request with images, or the guide's answer where that stands.
 
         Args:
             held, pixels: the request's part of what all may hold, to which fetched images are added.
@@ -122,7 +114,7 @@ class Pipeline:
                     ranking = await self._result(self._guide, job, self.metrics.guide)
                     whole = ranking.finished or (chat.max_tokens is not None and chat.max_tokens <= longest)
                     if whole and ranking.exits(exit_at):
-                        return Exit(ranking, not ranking.finished)
+                        return ranking
                 return await self._result(self._vision, _Job(chat, ranking=ranking), self.metrics.vision)
         except TimeoutError:
             raise Refused(

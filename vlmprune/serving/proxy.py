@@ -22,12 +22,12 @@ from prometheus_client import generate_latest
 from ..errors import VlmpruneError
 from .answers import SSE, engine_failure, error_body, exit_response, refusal
 from .chat import Chat, Claim, Limits, Quota, read_chat
-from .encoded import Encoded
+from .encoded import Encoded, Ranking
 from .encoder import Encoder
 from .fields import Refused
 from .metrics import Metrics
 from .payload import checked_parts
-from .pipeline import Exit, Pipeline
+from .pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -96,14 +96,16 @@ class Proxy:
                 raise Refused(
                     "vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image."
                 )
-            ready: Encoded | Exit | None = None
+            ready: Encoded | None = None
             headers: dict[str, str] = {}
             if chat.images and not chat.embedded:
                 with self.pixels.claim() as pixels:
-                    ready = await until_disconnect(request, self.pipeline.prepare(chat, held, pixels))
-                if isinstance(ready, Exit):
+                    prepared = await until_disconnect(request, self.pipeline.prepare(chat, held, pixels))
+                if isinstance(prepared, Ranking):
                     self.metrics.exits.inc()
-                    return exit_response(chat.body, ready)
+                    return exit_response(chat.body, prepared)
+                ready = prepared
+                del prepared
                 self.metrics.tokens_in.inc(ready.visual_tokens)
                 self.metrics.tokens_kept.inc(ready.kept_tokens)
                 headers["x-vlmprune-visual-tokens"] = str(ready.visual_tokens)

@@ -44,6 +44,6 @@ class PositionedLlava(LlavaForConditionalGeneration, SupportsMRoPE):
         return super().forward(input_ids, positions[0].clamp(max=longest), intermediate_tensors, inputs_embeds)
 
 
-KeptLlava = kept_model(PositionedLlava)
-KeptQwen2_5_VL = kept_model(Qwen2_5_VLForConditionalGeneration)
-KeptQwen3VL = kept_model(Qwen3VLForConditionalGeneration)
+VlmpruneLlava = kept_model(PositionedLlava)
+VlmpruneQwen2_5_VL = kept_model(Qwen2_5_VLForConditionalGeneration)
+VlmpruneQwen3VL = kept_model(Qwen3VLForConditionalGeneration)
