@@ -51,24 +51,19 @@ def exit_response(body: dict[str, Any], ranking: Ranking) -> Response:
         "total_tokens": ranking.prompt_tokens + ranking.tokens,
     }
     headers = {"x-vlmprune-exited": "1", "x-vlmprune-sure": f"{ranking.sure:.4f}"}
-
-    def choice(ending: str | None, **said: Any) -> dict[str, Any]:
-        return {"index": 0, **said, "logprobs": None, "finish_reason": ending}
-
     if body.get("stream") is not True:
-        choices = [choice(reason, message={"role": "assistant", "content": ranking.text})]
-        return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage}, 200, headers)
-    chunks: list[dict[str, Any]] = [
-        {"choices": [choice(None, delta={"role": "assistant", "content": ""})]},
-        {"choices": [choice(None, delta={"content": ranking.text})]},
-        {"choices": [choice(reason, delta={})]},
-    ]
-    if (body.get("stream_options") or {}).get("include_usage"):
-        chunks.append({"choices": [], "usage": usage})
-    lines = [json.dumps({**head, "object": "chat.completion.chunk", **chunk}) for chunk in chunks] + ["[DONE]"]
+        message = {"role": "assistant", "content": ranking.text}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage}, 200, headers)
+    chunk = {**head, "object": "chat.completion.chunk"}
 
     async def pieces() -> AsyncIterator[bytes]:
-        for line in lines:
-            yield f"data: {line}\n\n".encode()
+        deltas = [({"role": "assistant", "content": ""}, None), ({"content": ranking.text}, None), ({}, reason)]
+        for delta, ending in deltas:
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}
+            yield f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
+        if (body.get("stream_options") or {}).get("include_usage"):
+            yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n".encode()
+        yield b"data: [DONE]\n\n"
 
     return StreamingResponse(pieces(), 200, headers, SSE)
