@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 from .aggregate import Aggregator, AggregatorError, Candidate, Fusion, Grouping, Rewrite, Similar
-from .caption import Caption, CaptionCost, Node
+from .caption import Caption, Node
 from .config import CaptionConfig
-from .detect import Detector, HFDetector, SaliencyDetector, VLMDetector, read_json_boxes, read_places
+from .detect import Detector, HFDetector, SaliencyDetector, VLMDetector, read_json_boxes
 from .divide import Detection, Patch
 from .llm import CausalLMAggregator, StructuredAggregator
 from .match import HFMatcher, Matcher, VLMMatcher
@@ -19,7 +19,7 @@ from .prompts import Prompts
 from .provenance import Sentence
 from .rules import WordAggregator
 from .text import Lexicon
-from .vlm import VisionModel
+from .vlm import CaptionCost, VisionModel
 
 __all__ = [
     "BUNDLED_CONFIG",
@@ -53,5 +53,4 @@ __all__ = [
     "VisionModel",
     "WordAggregator",
     "read_json_boxes",
-    "read_places",
 ]

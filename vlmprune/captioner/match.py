@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,18 +27,16 @@ class Matcher(Protocol):
 
 
 def checked_scores(matcher: Matcher, pairs: Sequence[Pair]) -> list[float]:
-    """The matcher's scores, refused when they are not one finite number in 0..1 a pair.
+    """The matcher's scores.
 
     Raises:
-        VlmpruneError: they are not.
+        VlmpruneError: they are not one number in 0..1 per pair.
     """
-    if not pairs:
-        return []
-    scores = [float(score) for score in matcher(pairs)]
+    scores = [float(score) for score in matcher(pairs)] if pairs else []
     if len(scores) != len(pairs):
         raise VlmpruneError(f"The matcher gave {len(scores)} scores for {len(pairs)} sentences; it must give one each.")
     for score in scores:
-        if not (math.isfinite(score) and 0 <= score <= 1):
+        if not 0 <= score <= 1:  # nor where it is not a number at all
             raise VlmpruneError(f"The matcher gave the score {score!r}; scores must lie between 0 and 1.")
     return scores
 
@@ -75,7 +72,7 @@ class HFMatcher:
         itm = kind == "blip" and hasattr(self.model, "itm_head")
         if not (itm or kind in ("clip", "siglip", "siglip2")):
             raise VlmpruneError(
-                f"A model of type {kind!r} cannot match sentences to images here; pass a CLIP, SigLIP or "
+                f"A model of type {kind!r} does not match sentences to images; pass a CLIP, SigLIP or "
                 "BlipForImageTextRetrieval model."
             )
 
