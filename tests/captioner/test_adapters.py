@@ -61,7 +61,7 @@ def test_saliency_of_nothing_is_nothing(size: tuple[int, int]) -> None:
     assert SaliencyDetector()(Image.new("RGB", size, "white")) == []
 
 
-def test_saliency_survives_noise_and_large_pictures() -> None:
+def test_saliency_survives_noise_and_large_images() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
     assert len(SaliencyDetector()(noise)) <= 50
     big = Image.new("RGB", (3000, 2000), "white")
@@ -96,7 +96,7 @@ def test_a_hugging_face_detector() -> None:
     assert len(found) == 5  # every query comes back: the captioner has its own threshold
     assert {one.label for one in found} <= {"cat", "dog"}
     assert all(0 <= one.score <= 1 for one in found)
-    assert all(-64 <= one.box[0] <= 128 for one in found)  # in pixels of the picture, not shares
+    assert all(-64 <= one.box[0] <= 128 for one in found)  # in pixels of the image, not fractions
 
 
 # -- the describing model as a detector ----------------------------------------------------------------------------
@@ -131,7 +131,7 @@ SMALL_VISION = {
 
 
 class Letters:
-    """A processor that needs no files: letters become numbers, pictures 32 x 32 pixels."""
+    """A processor that needs no files: letters become numbers, images 32 x 32 pixels."""
 
     def __call__(self, images: Any, text: list[str], padding: Any, **_: Any) -> Any:
         long = 16 if padding == "max_length" else max(map(len, text))
@@ -279,8 +279,8 @@ def test_the_sampler_draws_from_the_distribution() -> None:
     for heat in (0.5, 1.0):
         rows = 4000
         drawn = SeededSampler(range(rows), heat)(torch.zeros(rows, 1), logits.expand(rows, -1)).argmax(-1)
-        shares = torch.bincount(drawn, minlength=6) / rows
-        assert torch.allclose(shares, (logits[0] / heat).softmax(-1), atol=0.03)
+        fractions = torch.bincount(drawn, minlength=6) / rows
+        assert torch.allclose(fractions, (logits[0] / heat).softmax(-1), atol=0.03)
 
 
 def test_the_sampler_leaves_one_token_and_never_an_impossible_one() -> None:

@@ -265,7 +265,7 @@ def test_the_semantic_patch_by_hand() -> None:
 
 
 def test_assignment_does_not_depend_on_rounding() -> None:
-    # 112 / 2 + 1/3 and its mirror: four equal shares up to rounding.
+    # 112 / 2 + 1/3 and its mirror: four equal fractions up to rounding.
     third = 1 / 3
     found = Detection((56 - third, 56 - third, 56 + third, 56 + third))
     assert spatial_patches([found], (112, 112))[0].objects

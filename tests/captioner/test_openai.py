@@ -176,7 +176,7 @@ def test_a_refusal_is_not_repeated(server: Server, status: int) -> None:
 )
 def test_an_answer_that_is_no_completion(server: Server, raw: str) -> None:
     server.script = [{"raw": raw}]
-    with pytest.raises(AggregatorError, match="no chat completion"):
+    with pytest.raises(AggregatorError, match="must answer with a chat completion"):
         client(server).group(TWO)
 
 

@@ -1,4 +1,4 @@
-"""The whole way from a picture to a caption, on the bundled small model."""
+"""The whole way from an image to a caption, on the bundled small model."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_overlay(small: tuple[Any, Any], image: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (640, 480)])
-def test_odd_pictures(small: tuple[Any, Any], size: tuple[int, int]) -> None:
+def test_odd_images(small: tuple[Any, Any], size: tuple[int, int]) -> None:
     caption = PatchCaptioner(*small, config=config(max_new_tokens=4, samples=1), matcher=sure)(Image.new("RGB", size))
     assert len(caption.patches) == 4
 

@@ -71,7 +71,7 @@ def test_two_sentences_of_one_sample_are_two_things() -> None:
 
 
 def test_a_place_far_away_is_another_thing() -> None:
-    # Next to each other, one thing may be meant; across the picture it cannot.
+    # Next to each other, one thing may be meant; across the image it cannot.
     assert TINY.group([[RED_TOP], ["a small red circle at the top left"]]).contradictory == ((0, 1),)
     assert TINY.group([[RED_TOP], ["a small red circle at the bottom"]]) == Grouping(unique=(0, 1))
 

@@ -29,7 +29,7 @@ def sampled(model: Any, inputs: dict[str, Tensor], decoding: Any = None, **optio
     """New tokens [B * k, steps]: as `SharedPrefill` decodes, or as transformers does without it."""
     rows = len(inputs["input_ids"]) * SAMPLES
     sampler = LogitsProcessorList([SeededSampler(range(rows), HEAT)])
-    # Without a cache, a placeholder that was drawn would ask for another picture.
+    # Without a cache, a placeholder that was drawn would ask for another image.
     own = {"max_new_tokens": STEPS, "do_sample": True, "top_k": 0, "suppress_tokens": [IMAGE, VIDEO]}
     options = {**own, "logits_processor": sampler, **options}
     how = {"num_return_sequences": SAMPLES} if decoding is None else {"custom_generate": decoding}

@@ -1,4 +1,4 @@
-"""The captioner's benchmark and its tuning on a picture or two, and that an interrupted benchmark goes on."""
+"""The captioner's benchmark and its tuning on an image or two, and that an interrupted benchmark goes on."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class CaptionConfig:
 
     Divide: `score_threshold` a box needs more than; `fallback_boxes` taken where none passes; `merge_iou` above which
     two boxes become one; `assign_share` of its own area that takes an object into a quadrant; `semantic` whether to
-    look for a semantic patch, `semantic_iou` the most it may share with the image; `patch_iou` above which two
+    look for a semantic patch, `semantic_iou` its largest IoU with the image; `patch_iou` above which two
     adjacent patches are compared.
     Describe: `samples` of each patch at `temperature`, one of the whole image at `global_temperature`, of up to
     `max_new_tokens`; `batch_size` crops (or statements) per forward; `view`: "crop" shows the model the patch alone,

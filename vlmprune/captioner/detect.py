@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,9 @@ from .prompts import Prompts
 from .sampling import seed_of
 from .vlm import VisionModel
 
-
-class Detector(Protocol):
-    """Anything that takes an image and returns detections in its pixels."""
-
-    def __call__(self, image: Image.Image) -> Sequence[Detection]:
-        """Boxes, in any order."""
-        ...
+Detector = Callable[[Image.Image], Sequence[Detection]]  # boxes in pixels of the image, in any order
+# An answer, the image's size and the scale of coordinates in the answer -> boxes.
+Reader = Callable[[str, tuple[int, int], float], list[Detection]]
 
 
 @dataclass(frozen=True)
@@ -104,9 +100,6 @@ class HFDetector:
             Detection((x0, y0, x1, y1), score, str(names.get(label, label)))
             for (x0, y0, x1, y1), score, label in zip(boxes, scores, labels, strict=True)
         ]
-
-
-Reader = Callable[[str, tuple[int, int], float], list[Detection]]
 
 
 def read_json_boxes(text: str, size: tuple[int, int], scale: float) -> list[Detection]:

@@ -126,6 +126,7 @@ class Hierarchy:
 
     def _decide(self, comparison: Comparison) -> dict[int, int | None]:
         """For each sentence the number it goes on as, its own or that of its rewriting; None where it is dropped."""
+        self._measure([comparison])
         numbers, grouping = comparison.numbers, comparison.grouping
         scores = {i: self._scores[pair] for i, pair in comparison.pairs.items()} if self.config.filter else {}
         verdicts = choose(
@@ -175,7 +176,6 @@ class Hierarchy:
         own = self._write(whole, self.image, 0)
         others = [number for region in semantic for number in region.live]
         comparison = self._compare(GLOBAL, self.image, [own, others], () if self.config.check_global else own)
-        self._measure([comparison])
         fate = self._decide(comparison)
         trusted = [number for number in own if number not in fate]
         for number in trusted:
@@ -196,9 +196,7 @@ class Hierarchy:
             samples = [[number for number in one.live if number not in shared] for one in (a, b)]
             if not all(samples):
                 continue
-            comparison = self._compare(BETWEEN, Region((*a.patches, *b.patches), []).patch, samples)
-            self._measure([comparison])
-            fate = self._decide(comparison)
+            fate = self._decide(self._compare(BETWEEN, Region((*a.patches, *b.patches), []).patch, samples))
             for region in regions:
                 region.live = passed_on(region.live, fate)
         merged = []

@@ -94,8 +94,8 @@ def parse_json(reply: str) -> Any:
 class StructuredAggregator(ABC):
     """The conversation with a language model: numbered sentences in, checked JSON out.
 
-    Sentences are numbered from 1 in the prompts. A reply that is no JSON, breaks the schema, leaves a number out or
-    uses one twice goes back to the model with what is wrong, `attempts` times in all.
+    Sentences are numbered from 1 in the prompts. A reply that is not JSON, breaks the schema, leaves a number out
+    or uses one twice goes back to the model with what is wrong, `attempts` times in all.
     """
 
     attempts: int = field(default=3, kw_only=True)
@@ -119,40 +119,31 @@ class StructuredAggregator(ABC):
 
     def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
         """Sort the sentences of several samples (indices run through all of them in order)."""
-        lines = [f"describer {k} | {text}" for k, sample in enumerate(samples, 1) for text in sample]
 
-        def read(reply: Any) -> Grouping:
-            return _sound(
-                Grouping(
-                    tuple(Similar(one["text"], _indices(one["numbers"])) for one in reply["similar"]),
-                    tuple(_indices(one["numbers"]) for one in reply["contradictory"]),
-                    _indices(reply["unique"]),
-                ),
-                len(lines),
+        def build(reply: Any) -> Grouping:
+            return Grouping(
+                tuple(Similar(one["text"], _indices(one["numbers"])) for one in reply["similar"]),
+                tuple(_indices(one["numbers"]) for one in reply["contradictory"]),
+                _indices(reply["unique"]),
             )
 
-        return self._ask("group", prompts.GROUP.format(sentences=_numbered(lines)), read)
+        lines = [f"describer {k} | {text}" for k, sample in enumerate(samples, 1) for text in sample]
+        return self._ask_about(lines, "group", prompts.GROUP, build)
 
     def merge(self, sentences: Sequence[str]) -> Sequence[Rewrite]:
         """Rewrite as one text; the model never sees what was rejected."""
-
-        def read(reply: Any) -> Fusion:
-            return _sound(Fusion(_rewrites(reply)), len(sentences))
-
-        return self._ask("merge", prompts.MERGE.format(sentences=_numbered(sentences)), read).sentences
+        return self._ask_about(sentences, "merge", prompts.MERGE, lambda reply: Fusion(_rewrites(reply))).sentences
 
     def fuse(self, candidates: Sequence[Candidate]) -> Fusion:
         """The caption of the image from the sentences of its regions."""
-        lines = [f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)}) | {one.text}" for one in candidates]
 
-        def read(reply: Any) -> Fusion:
-            dropped = tuple((one["number"] - 1, one["reason"]) for one in reply["dropped"])
-            fusion = _sound(Fusion(_rewrites(reply), dropped), len(lines))
-            if not fusion.sentences:
+        def build(reply: Any) -> Fusion:
+            if not reply["sentences"]:
                 raise Unusable("It drops every sentence.")
-            return fusion
+            return Fusion(_rewrites(reply), tuple((one["number"] - 1, one["reason"]) for one in reply["dropped"]))
 
-        return self._ask("fuse", prompts.FUSE.format(sentences=_numbered(lines)), read)
+        lines = [f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)}) | {one.text}" for one in candidates]
+        return self._ask_about(lines, "fuse", prompts.FUSE, build)
 
     def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
         """The classes that the caption mentions."""
@@ -165,6 +156,18 @@ class StructuredAggregator(ABC):
 
         question = prompts.OBJECTS.format(caption=caption, classes=", ".join(classes))
         return self._ask("objects", question, read)
+
+    def _ask_about(self, lines: Sequence[str], task: str, prompt: str, build: Callable[[Any], A]) -> A:
+        """An answer that uses every sentence as it should; the lines are numbered from 1."""
+
+        def read(reply: Any) -> A:
+            answer = build(reply)
+            if problem := answer.problem(len(lines), first=1):
+                raise Unusable(f"{problem[:1].upper()}{problem[1:]}.")
+            return answer
+
+        numbered = "\n".join(f"{number} | {line}" for number, line in enumerate(lines, 1))
+        return self._ask(task, prompt.format(sentences=numbered), read)
 
     def _ask(self, task: str, question: str, read: Callable[[Any], T]) -> T:
         form = json.dumps(SCHEMAS[task])
@@ -197,24 +200,12 @@ class StructuredAggregator(ABC):
         )
 
 
-def _numbered(lines: Sequence[str]) -> str:
-    return "\n".join(f"{number} | {line}" for number, line in enumerate(lines, 1))
-
-
 def _indices(numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(number - 1 for number in numbers)
 
 
 def _rewrites(reply: Any) -> tuple[Rewrite, ...]:
     return tuple(Rewrite(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"])
-
-
-def _sound(answer: A, count: int) -> A:
-    """The answer about `count` sentences, unless something is wrong with it."""
-    problem = answer.problem(count, first=1)
-    if problem is not None:
-        raise Unusable(f"{problem[:1].upper()}{problem[1:]}.")
-    return answer
 
 
 @dataclass

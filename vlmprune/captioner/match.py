@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,15 +15,8 @@ from .prompts import Prompts
 from .vlm import VisionModel
 
 Pair = tuple[Image.Image, str]
+Matcher = Callable[[Sequence[Pair]], Sequence[float]]  # one number per pair, 0 (does not fit) to 1 (fits), in order
 CLIP_SCALE = 2.5  # CLIPScore's (arXiv 2104.08718): cosines of CLIP rarely pass 0.4
-
-
-class Matcher(Protocol):
-    """Anything that scores pairs of an image and a sentence."""
-
-    def __call__(self, pairs: Sequence[Pair]) -> Sequence[float]:
-        """One number from 0 (does not fit) to 1 (fits) a pair, in order."""
-        ...
 
 
 def checked_scores(matcher: Matcher, pairs: Sequence[Pair]) -> list[float]:

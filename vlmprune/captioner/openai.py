@@ -84,8 +84,8 @@ class EndpointAggregator(StructuredAggregator):
             content, ending = choice["message"].get("content"), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise AggregatorError(
-                f"{self.url} answered {reply[:120]!r}, which is no chat completion; check that the address is that of "
-                "an OpenAI-compatible server."
+                f"{self.url} must answer with a chat completion, got {reply[:120]!r}; check that it is an "
+                "OpenAI-compatible server."
             ) from None
         if ending == "length":
             raise Unusable("It was cut off; be shorter.")

@@ -267,7 +267,7 @@ def checked_image(image: Any) -> Image.Image:
         VlmpruneError: it is something else, or has no pixels.
     """
     if not isinstance(image, Image.Image):
-        raise VlmpruneError(f"{image!r:.80} is no image; pass a PIL image, or paths to map().")
+        raise VlmpruneError(f"image must be a PIL image, got {image!r:.80}; pass paths to map().")
     if not all(image.size):
         raise VlmpruneError(f"The image of size {image.size} has no pixels; pass another one.")
     return as_rgb(image)
