@@ -123,7 +123,7 @@ class Report:
 
 
 def pixel_boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:
-    """Each token's pixels in an image of that size (left, top, right, bottom; inclusive), None where it has no place."""
+    """Each token's pixels in an image of that size: left, top, right, bottom, inclusive; None where it has no place."""
     centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(size)
     first = ((centre - half) * whole).round().clamp(min=0)
     last = torch.minimum(((centre + half) * whole).round(), whole) - 1

@@ -72,8 +72,8 @@ def calibrate(
     scores = known_scores(path, run)
     tried = {"none": Unpruned()} | {f"{layer}.{head}": replace(method, heads=((layer, head),)) for layer, head in heads}
     # Off, and so not in the way of the wraps to come; its own comes back afterwards.
-    handle: PrunedModel | None = plain.__dict__.get(HANDLE)
-    with nullcontext() if handle is None else handle.off():
+    on: PrunedModel | None = plain.__dict__.get(HANDLE)
+    with nullcontext() if on is None else on.off():
         for name, one in progress(tried.items(), "calibrating heads"):
             if name not in scores:
                 scores[name] = ask(one)
