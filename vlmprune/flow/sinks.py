@@ -56,13 +56,13 @@ def threshold(tau: float | None, width: int) -> float:
 def check_tau(tau: float | None) -> None:
     """Refuse a tau that is no number above 0, whatever the model."""
     if tau is not None and (isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < math.inf):
-        raise VlmpruneError(f"tau={tau!r} is no threshold; use a number above 0, or None for the model's own.")
+        raise VlmpruneError(f"tau must be a number above 0, or None for the model's own, got {tau!r}.")
 
 
 def check_share(name: str, value: float) -> None:
     """Refuse an option that is no number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN fails too
-        raise VlmpruneError(f"{name}={value!r} is no share; use a number from 0 to 1.")
+        raise VlmpruneError(f"{name} must be a number from 0 to 1, got {value!r}.")
 
 
 def check_dims(dims: Sequence[int] | None, width: int | None = None) -> None:
@@ -71,9 +71,7 @@ def check_dims(dims: Sequence[int] | None, width: int | None = None) -> None:
         return
     whole = isinstance(dims, list | tuple) and all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
     if not whole or not dims or min(dims) < 0:
-        raise VlmpruneError(
-            f"sink_dims={dims!r} are no dimensions; use a list of whole numbers from 0, or None to find them."
-        )
+        raise VlmpruneError(f"sink_dims must be a list of whole numbers from 0, or None to find them, got {dims!r}.")
     if width is not None and max(dims) >= width:
         raise VlmpruneError(
             f"sink_dims={tuple(dims)!r} go beyond the model's width of {width}; use numbers from 0 to {width - 1}, or "
