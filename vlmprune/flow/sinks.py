@@ -59,12 +59,6 @@ def check_tau(tau: float | None) -> None:
         raise VlmpruneError(f"tau must be a number above 0, or None for the model's own, got {tau!r}.")
 
 
-def check_share(name: str, value: float) -> None:
-    """Refuse an option that is no number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN fails too
-        raise VlmpruneError(f"{name} must be a number from 0 to 1, got {value!r}.")
-
-
 def check_dims(dims: Sequence[int] | None, width: int | None = None) -> None:
     """Refuse sink dimensions that are no list of whole numbers, or go beyond the model's width where it is known."""
     if dims is None:
