@@ -22,8 +22,8 @@ def test_shares(option, value):
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "x", True])
 def test_tau(value):
-    sentence(lambda: vlmprune.VAR(tau=value), f"tau={value!r}", "above 0")
-    sentence(lambda: vlmprune.find_sinks(shared("llava"), tau=value), f"tau={value!r}")
+    sentence(lambda: vlmprune.VAR(tau=value), f"got {value!r}", "above 0")
+    sentence(lambda: vlmprune.find_sinks(shared("llava"), tau=value), "tau must be", f"got {value!r}")
 
 
 def test_tau_that_no_token_can_reach():
@@ -36,7 +36,7 @@ def test_tau_that_no_token_can_reach():
 
 @pytest.mark.parametrize("dims", [[], [-1], [1.5], "5", 5, [True]])
 def test_no_dimensions(dims):
-    sentence(lambda: vlmprune.VAR(sink_dims=dims), f"sink_dims={dims!r}", "None")
+    sentence(lambda: vlmprune.VAR(sink_dims=dims), "sink_dims must be", f"got {dims!r}", "None")
 
 
 def test_dimensions_outside_the_width():

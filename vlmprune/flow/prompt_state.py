@@ -155,7 +155,3 @@ class PromptState:
         ]
         valid = torch.gather(self.prompt_valid, 1, index) & self.chosen.real
         return layouts, torch.gather(self.input_ids, 1, index), valid
-
-    def drops(self, kept: list[Tensor]) -> bool:
-        """Whether keeping these, per sample [K], drops or merges anything."""
-        return any(len(some) < layout.count for some, layout in zip(kept, self.layouts, strict=True))

@@ -56,7 +56,7 @@ def threshold(tau: float | None, width: int) -> float:
 def check_tau(tau: float | None) -> None:
     """Refuse a tau that is no number above 0, whatever the model."""
     if tau is not None and (isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < math.inf):
-        raise VlmpruneError(f"tau={tau!r} is no threshold; use a number above 0, or None for the model's own.")
+        raise VlmpruneError(f"tau must be a number above 0, or None for the model's own, got {tau!r}.")
 
 
 def check_dims(dims: Sequence[int] | None, width: int | None = None) -> None:
@@ -65,9 +65,7 @@ def check_dims(dims: Sequence[int] | None, width: int | None = None) -> None:
         return
     whole = isinstance(dims, list | tuple) and all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
     if not whole or not dims or min(dims) < 0:
-        raise VlmpruneError(
-            f"sink_dims={dims!r} are no dimensions; use a list of whole numbers from 0, or None to find them."
-        )
+        raise VlmpruneError(f"sink_dims must be a list of whole numbers from 0, or None to find them, got {dims!r}.")
     if width is not None and max(dims) >= width:
         raise VlmpruneError(
             f"sink_dims={tuple(dims)!r} go beyond the model's width of {width}; use numbers from 0 to {width - 1}, or "

@@ -83,13 +83,7 @@ class Asked:
     rows: Rows | None = None
 
     def taken(self, output: Any, rows: Rows) -> Any:
-        """The base model's output with the last hidden states that `logits_to_keep` asks for: [B, N, D], or [N, D].
-
-        Args:
-            rows: of the prompt that ran.
-        Raises:
-            VlmpruneError: one of them was dropped.
-        """
+        """The base model's output with the last hidden states that `logits_to_keep` asks for: [B, N, D], or [N, D]."""
         self.rows = rows
         if self.keep is None or not self.changes_rows:
             return output
@@ -143,11 +137,7 @@ class Asked:
         return self.rows.positions()
 
     def _loss(self, model: Any, logits: Tensor, rows: Rows) -> Tensor:
-        """The model's own loss: every kept row predicts the kept position after it.
-
-        Raises:
-            VlmpruneError: there are as many labels as neither positions nor rows.
-        """
+        """The model's own loss: every kept row predicts the kept position after it."""
         labels, beside = self.labels, dict(self.beside)
         assert labels is not None, "asked for"
         if self.keep is not None:

@@ -34,13 +34,7 @@ from .setup import Setup
 
 
 class Session:
-    """A method made ready for a model, and put on it by `attach`.
-
-    Whatever does not fit is said here, before anything on the model is touched.
-
-    Raises:
-        VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
-    """
+    """A method made ready for a model by `Setup`, which raises where they do not fit, and put on it by `attach`."""
 
     def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[AttentionObserver] = ()) -> None:
         self.model, self.family, self.method = model, family, method
