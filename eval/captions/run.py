@@ -282,7 +282,7 @@ def main() -> None:
     identity = {
         "model": args.model,
         "weights": [weights_hash(model) for model in models],
-        "config": config.to_dict(),
+        "config": asdict(config),
         "split": args.split,
         "start": args.start,
         "seed": args.seed,
@@ -307,7 +307,7 @@ def main() -> None:
             "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,
             "seed": args.seed,
-            "config": config.to_dict(),
+            "config": asdict(config),
         },
         "provenance": provenance(model=f"the bundled {args.model} model", backend=backend(models[0])),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import VlmpruneError
@@ -70,10 +70,6 @@ class CaptionConfig:
             raise VlmpruneError(f"view must be one of {', '.join(VIEWS)}, got {self.view!r}.")
         if not isinstance(self.prompts, Prompts):
             raise VlmpruneError(f"prompts must be a vlmprune.captioner.Prompts, got {self.prompts!r:.80}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable."""
-        return asdict(self)
 
 
 def _is_number(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ class PatchCaptioner:
         """What decides the captions, JSON-serialisable; two captioners with the same one write the same."""
         return {
             "seed": self.seed,
-            "config": self.config.to_dict(),
+            "config": asdict(self.config),
             "model": self.vision.identity(),
             "detector": _identity(self.detector),
             "matcher": _identity(self.matcher),

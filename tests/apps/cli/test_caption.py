@@ -66,7 +66,7 @@ CASES = {
     "in --overlay o.png": "--overlay is for one image",
     "in/0.png --samples 0": "'--samples': must be a whole number of 1 or more, got '0'",
     "in/0.png --aggregator http://127.0.0.1:9/v1": "belong together",
-    "in/0.png --aggregator localhost --aggregator-model m": "no web address",
+    "in/0.png --aggregator localhost --aggregator-model m": "url must be a web address",
     "in/0.png --method fastvv": "did you mean 'fastv'?",
     "in/0.png --keep 0.5": "takes no --keep",
     "empty": "no images",
