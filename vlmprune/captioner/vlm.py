@@ -166,9 +166,9 @@ class VisionModel:
         """An exit would put one greedy answer of the guide in the place of all samples."""
         method = None if self.handle is None else self.handle.method
         for part in () if method is None else parts_of(method):
-            if isinstance(part, Guided) and (exit_at := part.guide_settings().exit_at) is not None:
+            if isinstance(part, Guided) and part.exit_at is not None:
                 raise VlmpruneError(
-                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap "
+                    f"With exit_at={part.exit_at} one answer of the guide takes the place of a crop's samples; wrap "
                     "the model with exit_at=None to caption."
                 )
 

@@ -58,7 +58,7 @@ class LmmsModel(lmms):
             )
         models = load_models(pretrained, guide, trust_remote_code=trust_remote_code)
         given = {"keep": keep, "layer": layer}
-        options = {name: number(name, str(value)) for name, value in given.items() if value is not None}
+        options = {name: number(str(value), name) for name, value in given.items() if value is not None}
         self.pruned = wrap(models.model, make(method, models, **options), processor=models.processor)
 
     def generate_until(self, requests: list[Any]) -> list[str]:

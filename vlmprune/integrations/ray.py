@@ -56,7 +56,7 @@ def map_images(
         make(method, **options)  # errors are raised here and not by an actor
     elif not isinstance(method, Method) or options:
         raise VlmpruneError(f"method must be a name with options or a method object alone, got {method!r:.80}.")
-    elif isinstance(method, Guided) and method.guide_settings().model is not None:
+    elif isinstance(method, Guided) and method.guide is not None:
         raise VlmpruneError("A guide does not travel with a method object; pass method='sgl', guide=ID_OR_DIR.")
     settings = {
         "model": model, "guide": guide, "method": method, "options": options, "image": image, "question": question,

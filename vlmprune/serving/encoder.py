@@ -215,7 +215,7 @@ class Encoder:
         ends = end_ids(settings.get("eos_token_id", self._guide.model.generation_config.eos_token_id))
         lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1).tolist()
         assert found.answers is not None
-        sure = found.sure or [None] * len(found.answers)
+        sure = found.exit_score or [None] * len(found.answers)
         decode = getattr(self._guide_processor, "decode", None)
         return [
             Ranking(

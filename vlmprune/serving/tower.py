@@ -88,7 +88,7 @@ class Tower:
 
     def __init__(self, model: Any, method: Pruner) -> None:
         self.family = served_family(model.config)
-        self.model, self.config, self.method = self.family.base(model), model.config, method
+        self.model, self.config, self.method = model.base_model, model.config, method
         self.width = int(self.config.get_text_config().hidden_size)
         levels = len(self.config.vision_config.deepstack_visual_indexes) if self.family.deepstack else 0
         self.row_width = self.width * (1 + levels)
