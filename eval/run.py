@@ -23,7 +23,6 @@ from typing import Any
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.harness.format import console, note
-from vlmprune.harness.measure import at_least_one
 from vlmprune.harness.models import method_class, quiet
 
 from .provenance import provenance
@@ -85,8 +84,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         VlmpruneError: an unknown name or a bad value.
     """
     for option in ("limit", "batch_size", "max_new_tokens", "workers"):
-        if (value := getattr(args, option)) is not None:
-            at_least_one(f"--{option.replace('_', '-')}", value)
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise VlmpruneError(f"--{option.replace('_', '-')} {value} is too small; give 1 or more")
     methods = [*(BASELINES if args.baselines else ()), *args.method]
     if not methods:
         raise VlmpruneError("there is nothing to run; name a method with --method, or pass --baselines")

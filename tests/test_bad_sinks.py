@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "x", None, True])
 @pytest.mark.parametrize("option", ["p", "rho", "gate"])
 def test_shares(option, value):
-    sentence(lambda: vlmprune.VAR(**{option: value}), f"{option}={value!r}", "from 0 to 1")
+    sentence(lambda: vlmprune.VAR(**{option: value}), f"{option} must be a number from 0 to 1, got {value!r}")
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "x", True])
@@ -50,12 +50,12 @@ def test_dimensions_outside_the_width():
 @pytest.mark.parametrize("option", [{"beta": -0.1}, {"beta": 1.5}, {"threshold": 2.0}, {"threshold": float("nan")}])
 def test_act_options(option):
     ((name, value),) = option.items()
-    sentence(lambda: vlmprune.ACT(**option), f"{name}={value!r}", "from 0 to 1")
+    sentence(lambda: vlmprune.ACT(**option), f"{name} must be a number from 0 to 1, got {value!r}")
 
 
 @pytest.mark.parametrize("heads", ["2.0", 5, [3], [(1, 2, 3)], [(1, -1)], [(0.5, 1)], [("2", "1")]])
 def test_no_heads(heads):
-    sentence(lambda: vlmprune.ACT(heads=heads), "heads=", "pairs")
+    sentence(lambda: vlmprune.ACT(heads=heads), "heads must be", "pairs", repr(heads))
 
 
 @pytest.mark.parametrize("head", [(0, 0), (1, 0), (5, 0), (2, 4)])

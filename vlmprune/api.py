@@ -106,7 +106,7 @@ class PrunedModel:
         Raises:
             VlmpruneError: no call has ended yet.
         """
-        report = self._session.report
+        report = self._session.calls.report
         if report is None:
             raise VlmpruneError("There is no report yet; call the model first.")
         return report
@@ -203,13 +203,13 @@ def wrap(
         if older is not None and processor is None:
             processor = older.processor
         # Raises before the older handle goes.
-        watchers = [part.watcher(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
+        observers = [part.observer(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
         guided = next((part for part in parts_of(made) if isinstance(part, Guided)), None)
         if guided is not None:
             guide = guide_for(guided, plain)
-            session: Session = GuidedSession(plain, family, made, watchers, guide=guide, processor=processor)
+            session: Session = GuidedSession(plain, family, made, observers, guide=guide, processor=processor)
         else:
-            session = Session(plain, family, made, watchers)
+            session = Session(plain, family, made, observers)
         if older is not None:
             older._session.replaced = True  # calls that wait for the lock raise
             older.unwrap()

@@ -55,9 +55,8 @@ def cost(row: dict[str, Any], weights: float, bandwidth: float) -> RequestCost:
 def plan_of(config: Any, keeps: tuple[str, ...]) -> tuple[dict[str, RequestCost], float]:
     """Costs by budget ("1.0" unpruned, all others before layer 0)."""
     machine = hardware("h100")
-    made = planned(
-        config, None, machine, [("uniform", keep) for keep in keeps], "0", visual=None, text=TEXT, new=NEW, dtype="bf16"
-    )
+    settings = [("uniform", float(keep)) for keep in keeps]
+    made = planned(config, None, machine, settings, 0, visual=None, text=TEXT, new=NEW, dtype="bf16")
     bandwidth = made["hardware"]["bandwidth"]
     return {row["keep"]: cost(row, made["weights"], bandwidth) for row in made["rows"]}, made["weights"]
 

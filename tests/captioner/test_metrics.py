@@ -59,7 +59,7 @@ def test_by_hand() -> None:
     assert counted.stated == 3 + 2 + 1 + 0 + 2
     assert counted.attributes == 3 + 3 + 4
     assert counted.named == 2  # red circle, green tile; the second red circle finds none
-    assert counted.absent == 1  # the star: the third circle is of a kind the picture holds
+    assert counted.absent == 1  # the star: the third circle is of a kind the image holds
     assert value(text, "chair_i") == pytest.approx(1 / 5)
     assert value(text, "chair_s") == 1
     assert value(text, "object_recall") == 1

@@ -122,18 +122,13 @@ class Report:
         return Image.composite(bright, dim, mask)
 
 
-def pixel_boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
-    """The pixels each token shows in an image of that size, both ends included; None where it shows no place."""
-    width, height = size
-    found: list[tuple[int, int, int, int] | None] = []
-    for (x, y), (dx, dy) in zip(span.xy.tolist(), cell_sizes(span).tolist(), strict=True):
-        if x != x:  # NaN: a newline or class token
-            found.append(None)
-            continue
-        left, top = max(0, round((x - dx / 2) * width)), max(0, round((y - dy / 2) * height))
-        right, bottom = round((x + dx / 2) * width) - 1, round((y + dy / 2) * height) - 1
-        found.append((left, top, max(left, min(width - 1, right)), max(top, min(height - 1, bottom))))
-    return found
+def pixel_boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:
+    """Each token's pixels in an image of that size (left, top, right, bottom; inclusive), None where it has no place."""
+    centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(size)
+    first = ((centre - half) * whole).round().clamp(min=0)
+    last = torch.minimum(((centre + half) * whole).round(), whole) - 1
+    found = torch.cat([first, torch.maximum(first, last)], dim=1)
+    return [tuple(map(int, box)) if box[0] == box[0] else None for box in found.tolist()]  # NaN: no place
 
 
 def format_method(method: dict[str, Any]) -> str:

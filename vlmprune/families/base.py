@@ -87,17 +87,13 @@ class Family:
         """Whether positions are one running number under a causal mask, so that they can be re-indexed."""
         return not (self.multi_axis_positions or self.cross_attention or self.bidirectional)
 
-    def base(self, model: Any) -> Any:
-        """The model below the language-model head, whose forward merges text and images."""
-        return model.base_model
-
     def language_model(self, model: Any) -> Any:
         """The model that holds the decoder layers."""
-        return getattr(self.base(model), self.text_model)
+        return getattr(model.base_model, self.text_model)
 
     def vision_tower(self, model: Any) -> Any:
         """The model that encodes pixels."""
-        return getattr(self.base(model), self.vision)
+        return getattr(model.base_model, self.vision)
 
     def tower_attention(self, model: Any) -> Any:
         """The attention module of the tower's layer whose output becomes visual tokens, or None."""

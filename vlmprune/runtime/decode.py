@@ -52,7 +52,7 @@ class Decode:
             )
             new["position_ids"] = ids
             new["position_embeddings"] = self._once(
-                ("rotary", state.layer), lambda: rotary(self.text_model, hidden, ids)
+                ("rotary", state.layer), lambda: self.text_model.rotary_emb(hidden, ids)
             )
         return args, new
 
@@ -103,8 +103,3 @@ class Decode:
         if mask is None:
             return own_mask(config, hidden, entries >= 0, Sizes(length, 0, before - offset), i, None)
         return take_mask(mask, None, entries, hides)
-
-
-def rotary(text_model: Any, hidden: Tensor, ids: Tensor) -> Any:
-    """Rotary embeddings of re-indexed positions, as the language model makes them."""
-    return text_model.rotary_emb(hidden, ids)
