@@ -120,7 +120,7 @@ def _image(row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int,
     A reference wins over base64: "1000" is four valid characters of it.
 
     Raises:
-        BadRow: there is none, it is no base64, or its references lead nowhere.
+        BadRow: there is none, it is not base64, or its references lead nowhere.
     """
     cell, place = row.get("image"), _index(row)
     seen = set()
@@ -138,5 +138,5 @@ def _image(row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int,
         try:
             decoded[place] = base64.b64decode(cell, validate=True)
         except binascii.Error as error:
-            raise BadRow(f"the field 'image' is no base64 ({error})") from None
+            raise BadRow(f"the field 'image' is not base64 ({error})") from None
     return decoded[place]

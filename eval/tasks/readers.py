@@ -92,11 +92,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise BadRow(f"{path.name} is no JSON ({error})") from None
+        raise BadRow(f"{path.name} is not JSON ({error})") from None
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
-    """A JSONL file's values; a line that is no JSON comes as a `Bad`.
+    """A JSONL file's values; a line that is not JSON comes as a `Bad`.
 
     Raises:
         BadRow: the file is empty.
@@ -133,14 +133,14 @@ def read_text(path: Path, *, only_check: bool = False) -> str:
     try:
         return "" if only_check else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise BadRow(f"{path.name} is no UTF-8 text ({error})") from None
+        raise BadRow(f"{path.name} is not UTF-8 text ({error})") from None
 
 
 def value(row: Any, name: str, kind: type[T] | tuple[type, ...]) -> T:
     """A field of a row, of the type it must have.
 
     Raises:
-        BadRow: the row is no table, or the field is missing, empty, or of another type.
+        BadRow: the row is not a table, or the field is missing, empty, or of another type.
     """
     if not isinstance(row, Mapping):
         raise BadRow(f"the row is of type {type(row).__name__}, not a table of fields")
@@ -175,11 +175,11 @@ def texts(row: Any, name: str) -> list[str]:
     """A field that must be a list of at least one text.
 
     Raises:
-        BadRow: as `value`, or a member is no text.
+        BadRow: as `value`, or a member is not text.
     """
     found = value(row, name, list)
     if not found or not all(isinstance(one, str) for one in found):
-        raise BadRow(f"the field {name!r} is no list of texts")
+        raise BadRow(f"the field {name!r} is not a list of texts")
     return found
 
 

@@ -148,7 +148,7 @@ def test_bad_input_is_one_line(arguments: list[str], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is no JSON object"), ("[]", "is no JSON object"), ('{"model_type": "x"}', "unknown model_type 'x'"),
+    [("{", "is not a JSON object"), ("[]", "is not a JSON object"), ('{"model_type": "x"}', "unknown model_type 'x'"),
      ('{"model_type": "bert"}', "'bert'")],
 )  # fmt: skip
 def test_files_that_are_no_config(tmp_path: Path, text: str, message: str) -> None:

@@ -92,12 +92,11 @@ def exited_report(
     kept = [torch.zeros(0, dtype=torch.long) for _ in layouts]
     seen = list(kept)
     images = [[span.with_kept(none) for span in layout.images] for layout, none in zip(layouts, kept, strict=True)]
-    ran = len(running) / batch
     if part is not None:
         for place, sample in enumerate(running):
             kept[sample], images[sample], seen[sample] = part.kept[place], part.images[place], part.rows[place]
+    ran = len(running) / batch
     average = ran * part.layer_avg_tokens if part else 0.0
-    mean_visual = sum(visual) / batch
     return Report(
         visual_tokens=visual,
         kept_tokens=[len(k) for k in kept],
@@ -106,7 +105,7 @@ def exited_report(
         layer_lengths=part.layer_lengths if part else [0] * layers,
         lm_tokens=ran * part.lm_tokens if part else 0.0,
         layer_avg_tokens=average,
-        retention=average / mean_visual,
+        retention=average / (sum(visual) / batch),
         prefill_flops=part.prefill_flops if part else 0,
         prefill_flops_full=cost.flops([rows] * layers, [visual] * layers),
         kv_bytes=part.kv_bytes if part else 0,
