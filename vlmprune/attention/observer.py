@@ -63,13 +63,13 @@ def check_observer(observer: Any, seeing: Sequence[int]) -> None:
     layers = observer.layers(seeing)
     if not isinstance(layers, Sequence) or any(type(i) is not int or i not in seeing for i in layers):
         raise VlmpruneError(
-            f"{type(observer).__name__}.layers() returned {layers!r:.60}; choose of the layers that see the image, "
+            f"{type(observer).__name__}.layers() returned {layers!r:.60}; choose from the layers that see the image, "
             f"{', '.join(map(str, seeing))}."
         )
 
 
 def edited(observer: AttentionObserver, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
-    """What a observer makes of an attention call's output, None where it leaves it.
+    """What an observer makes of an attention call's output, None where it leaves it.
 
     Raises:
         VlmpruneError: something that cannot take the output's place.
