@@ -52,29 +52,29 @@ class AttentionObserver:
         return []
 
 
-def check_observer(watcher: Any, seeing: Sequence[int]) -> None:
-    """Check what an intervention's `watcher()` returned.
+def check_observer(observer: Any, seeing: Sequence[int]) -> None:
+    """Check what an intervention's `observer()` returned.
 
     Raises:
-        VlmpruneError: no watcher, or one of layers that do not see the image.
+        VlmpruneError: no observer, or one of layers that do not see the image.
     """
-    if not isinstance(watcher, AttentionObserver):
-        raise VlmpruneError(f"An intervention's watcher() returned {watcher!r:.60}; return an AttentionObserver.")
-    layers = watcher.layers(seeing)
+    if not isinstance(observer, AttentionObserver):
+        raise VlmpruneError(f"An intervention's observer() returned {observer!r:.60}; return an AttentionObserver.")
+    layers = observer.layers(seeing)
     if not isinstance(layers, Sequence) or any(type(i) is not int or i not in seeing for i in layers):
         raise VlmpruneError(
-            f"{type(watcher).__name__}.layers() returned {layers!r:.60}; choose of the layers that see the image, "
+            f"{type(observer).__name__}.layers() returned {layers!r:.60}; choose from the layers that see the image, "
             f"{', '.join(map(str, seeing))}."
         )
 
 
-def edited(watcher: AttentionObserver, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
-    """What a watcher makes of an attention call's output, None where it leaves it.
+def edited(observer: AttentionObserver, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
+    """What an observer makes of an attention call's output, None where it leaves it.
 
     Raises:
         VlmpruneError: something that cannot take the output's place.
     """
-    made: Any = watcher.attention(layer, call, output)
+    made: Any = observer.attention(layer, call, output)
     if made is None:
         return None
     same = isinstance(made, Tensor) and (made.shape, made.dtype, made.device) == (
@@ -83,7 +83,7 @@ def edited(watcher: AttentionObserver, layer: int, call: AttentionCall, output: 
     if not same:
         what = f"{made.dtype} {tuple(made.shape)} on {made.device}" if isinstance(made, Tensor) else f"{made!r:.60}"
         raise VlmpruneError(
-            f"{type(watcher).__name__}.attention() returned {what} in layer {layer}, in the place of {output.dtype} "
+            f"{type(observer).__name__}.attention() returned {what} in layer {layer}, in the place of {output.dtype} "
             f"{tuple(output.shape)} on {output.device}; return a tensor like that, or None."
         )
     return made
