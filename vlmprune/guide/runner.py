@@ -216,8 +216,8 @@ class Guide:
 
     def _prefill_flops(self, session: Session) -> int:
         """Of the last prompt of a session."""
-        assert session.report is not None, "a prompt has just run"
-        return session.report.prefill_flops
+        assert session.calls.report is not None, "a prompt has just run"
+        return session.calls.report.prefill_flops
 
     def _answer_flops(self, inputs: dict[str, Any], answers: list[Tensor], layouts: list[SampleLayout]) -> int:
         """The steps after the prompt, and the second look."""

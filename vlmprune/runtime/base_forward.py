@@ -48,8 +48,8 @@ class BaseForward:
         first, call.begins = call.begins, False
         ids = given.get("input_ids")
         if is_filled(cache):
-            changes = self.setup.changes_prompts and ids is not None and has_image(given)
-            if changes and bool(self.setup.locator.visual(ids).any()):
+            new_image = self.setup.changes_prompts and has_image(given)
+            if new_image and ids is not None and bool(self.setup.locator.visual(ids).any()):
                 raise VlmpruneError(
                     "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as "
                     "one prompt without a cache."
