@@ -1,4 +1,4 @@
-"""Work that the runs of a task have in common, done once a batch: pictures, the vision tower's pass, a guide's run.
+"""Work that the runs of a task have in common, done once a batch: images, the vision tower's pass, a guide's run.
 
 Answers, tokens and FLOPs are what they are without it, since the same values go in. Seconds of shared work are measured
 where it is done and charged to every run that would have had to do it.

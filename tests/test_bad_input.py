@@ -168,7 +168,7 @@ def test_options_that_go_with_no_list():
 
 def test_a_third_argument():
     for third in (0.5, object(), vlmprune.VAR()):
-        sentence(lambda t=third: vlmprune.wrap(shared("llava"), "random", t), "third", "keep=0.25")
+        sentence(lambda t=third: vlmprune.wrap(shared("llava"), "random", t), "wrap()", repr(third)[:60], "by name")
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmprune.tiny.scenes import FAMILIES, GRID, Question, Scene, benchmark, render
+from vlmprune.tiny.questions import FAMILIES, Question, benchmark
+from vlmprune.tiny.scenes import Scene, render
+from vlmprune.tiny.vocabulary import GRID
 
 from .packing import answer_logits, encode_text, pack, right_answers
 from .tower import encode, pixels
 
 BATCH = 8
-Asked = tuple[np.ndarray, list[Question]]  # a picture and its questions
+Asked = tuple[np.ndarray, list[Question]]  # an image and its questions
 
 
 def scene_questions(number: int, split: str) -> list[Asked]:
@@ -42,7 +44,7 @@ def measure(models: dict[str, Any], asked: list[Asked]) -> dict[str, dict[str, A
     tower = next(iter(models.values())).model.vision_tower
     for part in batches(asked):
         places = torch.arange(GRID * GRID).expand(len(part), -1)
-        features = encode(tower, pixels([picture for picture, _ in part]), places)[:, 1:]
+        features = encode(tower, pixels([image for image, _ in part]), places)[:, 1:]
         packed = pack([questions for _, questions in part], places)
         for name, model in models.items():
             for family, hit in right_answers(answer_logits(model, features, packed), packed):
@@ -58,7 +60,7 @@ def _row(right: dict[str, list[bool]], answers: Counter[str]) -> dict[str, Any]:
     number = sum(answers.values())
     record: dict[str, Any] = {"questions": number, "chance": answers.most_common(1)[0][1] / number}
     for name, hits in right.items():
-        share = sum(hits) / len(hits)
-        record[name] = share
-        record[f"{name}_standard_error"] = math.sqrt(share * (1 - share) / len(hits))
+        fraction = sum(hits) / len(hits)
+        record[name] = fraction
+        record[f"{name}_standard_error"] = math.sqrt(fraction * (1 - fraction) / len(hits))
     return record

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from vlmprune.captioner.text import sentences, singular, words
-from vlmprune.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
+from vlmprune.tiny.scenes import Scene, Thing
+from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
 RESAMPLES = 1000  # of a bootstrap
 ATTRIBUTES = ("colour", "size", "position", "digit")

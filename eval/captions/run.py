@@ -28,15 +28,14 @@ from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.worker import weights_hash
 from vlmprune.captioner import BUNDLED_CONFIG, CaptionConfig, PatchCaptioner
-from vlmprune.captioner.caption import CaptionCost
-from vlmprune.captioner.divide import Patch
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.pipeline import Described
 from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
-from vlmprune.captioner.vlm import Spent
+from vlmprune.captioner.vlm import CaptionCost
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import Scene, caption, make_scene
+from vlmprune.tiny.questions import caption
+from vlmprune.tiny.scenes import Scene, make_scene
 
 MANY = 13  # as many samples of the whole image as Patch Matters takes in all
 KEEPS = (0.35, 0.18, 0.09)
@@ -54,9 +53,7 @@ class CaptionRow:
     method: str = "none"
     keep: float | None = None
     texts: list[str] = field(default_factory=list)
-    spent: Spent = field(default_factory=Spent)
-    described: int = 0
-    matched: int = 0
+    cost: CaptionCost = field(default_factory=CaptionCost)
     seconds: float = 0.0
 
     @property
@@ -70,22 +67,20 @@ class CaptionRow:
     def join(self, other: CaptionRow) -> None:
         """Add what another portion of the scenes gave."""
         self.texts += other.texts
-        self.spent.add(other.spent)
-        self.described += other.described
-        self.matched += other.matched
+        self.cost.add(other.cost)
         self.seconds += other.seconds
 
     def record(self, scenes: Sequence[Scene]) -> dict[str, Any]:
         """JSON-serialisable; costs are means per image."""
-        n, counts = len(self.texts), self.counts(scenes)
+        n, counts, spent = len(self.texts), self.counts(scenes), self.cost
         out: dict[str, Any] = {"name": self.name, "method": self.method, "keep": self.keep, "scenes": n}
         cost = {
-            "describe_calls": self.described / n,
-            "match_calls": self.matched / n,
-            "visual_tokens": self.spent.visual_tokens / n,
-            "layer_avg_tokens": self.spent.layer_avg_tokens / n,
-            "prefill_flops": None if self.spent.prefill_flops is None else self.spent.prefill_flops / n,
-            "images_encoded": self.spent.images / n,
+            "describe_calls": spent.calls["describe"] / n,
+            "match_calls": spent.calls["match"] / n,
+            "visual_tokens": spent.visual_tokens / n,
+            "layer_avg_tokens": spent.layer_avg_tokens / n,
+            "prefill_flops": None if spent.prefill_flops is None else spent.prefill_flops / n,
+            "images_encoded": spent.images_encoded / n,
             "seconds": self.seconds / n,
         }
         references = [[caption(scene)] for scene in scenes[:n]]
@@ -118,30 +113,24 @@ def groups(scenes: Sequence[Scene]) -> Iterator[Sequence[Scene]]:
 
 @contextmanager
 def charged(captioner: PatchCaptioner, row: CaptionRow) -> Iterator[None]:
-    """Charge the row with what the describing model spends and with the time that passes."""
-    captioner.vision.spent = Spent()
+    """Charge the row with what the captioner spends and with the time that passes."""
+    captioner.vision.cost = CaptionCost()
     start = time.perf_counter()
     yield
     row.seconds += time.perf_counter() - start
-    row.spent.add(captioner.vision.spent)
+    row.cost.add(captioner.vision.cost)
 
 
 def described(captioner: PatchCaptioner, images: Sequence[Any], row: CaptionRow) -> list[Described]:
     """Describe a group of images and charge the row."""
-    cost = CaptionCost()
     with charged(captioner, row):
-        found = captioner.describe(images, cost)
-    row.described += cost.calls["describe"]
-    return found
+        return captioner.describe(images)
 
 
 def aggregate(captioner: PatchCaptioner, images: Sequence[Any], found: Any, row: CaptionRow) -> None:
     """Turn descriptions into captions and charge the row."""
-    for image, one in zip(images, found, strict=True):
-        with charged(captioner, row):
-            result = captioner.aggregate(image, one)
-        row.matched += result.cost.calls["match"]
-        row.texts.append(result.text)
+    with charged(captioner, row):
+        row.texts += [captioner.aggregate(image, one).text for image, one in zip(images, found, strict=True)]
 
 
 def merged(captioner: PatchCaptioner, size: tuple[int, int], samples: Sequence[str]) -> str:
@@ -149,31 +138,16 @@ def merged(captioner: PatchCaptioner, size: tuple[int, int], samples: Sequence[s
     config = replace(captioner.config, filter=False)
     work = Hierarchy(size, config, captioner.aggregator, lambda pairs: [])
 
-    (region,) = work.within([Patch("image", work.image)], [samples])
+    (region,) = work.within([replace(work.image, samples=tuple(samples))])
     return joined(work.provenance.texts(region.live))
-
-
-def sampled(
-    captioner: PatchCaptioner, images: Sequence[Any], seeds: Sequence[Sequence[int]], temperature: float
-) -> list[list[str]]:
-    """Captions of whole images, one for each seed."""
-    config = captioner.config
-    return captioner.vision.describe(
-        images,
-        config.prompts.describe,
-        seeds=seeds,
-        temperature=temperature,
-        max_new_tokens=config.max_new_tokens,
-    )
 
 
 def many_samples(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], row: CaptionRow) -> None:
     """13 samples of each whole image at the patches' temperature."""
     seeds = [[seed_of(captioner.seed, scene.seed, k) for k in range(MANY)] for scene in scenes]
     with charged(captioner, row):
-        found = sampled(captioner, images, seeds, captioner.config.temperature)
+        found = captioner.sample(images, captioner.config.prompts.describe, seeds, captioner.config.temperature)
         row.texts += [merged(captioner, image.size, texts) for image, texts in zip(images, found, strict=True)]
-    row.described += captioner.vision.spent.calls
 
 
 def alone(
@@ -182,8 +156,7 @@ def alone(
     """The one caption of the whole image that Patch Matters also has, repeated by itself to know its cost."""
     seeds = [[seed_of(captioner.seed, "alone", scene.seed)] for scene in scenes]
     with charged(captioner, row):
-        sampled(captioner, images, seeds, captioner.config.global_temperature)
-    row.described += captioner.vision.spent.calls
+        captioner.sample(images, captioner.config.prompts.describe, seeds, captioner.config.global_temperature)
     row.texts += [one.whole for one in found]
 
 
@@ -264,7 +237,7 @@ def table(
                 left = (time.monotonic() - start) / made * (total - number) / 60
                 print(f"{part.name}: portion {number} of {total}, about {left:.0f} min left", flush=True)
             for line in done.done[name]["rows"]:
-                row = CaptionRow(**{**line, "spent": Spent(**line["spent"])})
+                row = CaptionRow(**{**line, "cost": CaptionCost(**line["cost"])})
                 found.setdefault(row.key, CaptionRow(*row.key)).join(row)
         rows.append(list(found.values()))
     return rows, skipped
@@ -309,7 +282,7 @@ def main() -> None:
     identity = {
         "model": args.model,
         "weights": [weights_hash(model) for model in models],
-        "config": config.to_dict(),
+        "config": asdict(config),
         "split": args.split,
         "start": args.start,
         "seed": args.seed,
@@ -334,7 +307,7 @@ def main() -> None:
             "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,
             "seed": args.seed,
-            "config": config.to_dict(),
+            "config": asdict(config),
         },
         "provenance": provenance(model=f"the bundled {args.model} model", backend=backend(models[0])),
     }

@@ -33,7 +33,7 @@ def run(group: str, setting: StageSetting, emit: Emit) -> None:
 
 
 def headlines(points: Sequence[Point]) -> list[str]:
-    """Shares of a copy's bandwidth and of SDPA's time."""
+    """Fractions of a copy's bandwidth and of SDPA's time."""
     lines = []
     for point in points:
         if "of_copy_bandwidth" in point:

@@ -14,9 +14,8 @@ import vlmprune
 from eval.provenance import provenance, write_record
 from eval.sgl.study import NEW_TOKENS, SHORT
 from vlmprune.calibrate.exit_threshold import Calibration
-from vlmprune.harness.baselines import image_of
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.tiny.questions import benchmark
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     large, small, processor = vlmprune.load_tiny()
     data = [
-        (image_of(scene), question.text, question.answer)
+        (scene.image(), question.text, question.answer)
         for family in SHORT
         for scene, question in benchmark(family, args.questions, "validation")
     ]

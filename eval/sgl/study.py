@@ -27,10 +27,10 @@ from eval.provenance import provenance, write_record
 from eval.shared import BatchCache
 from vlmprune.accounting.report import Report
 from vlmprune.accounting.scores import exact_match, sureness
-from vlmprune.harness.baselines import EXIT_AT, accuracy, image_of, scored_families
+from vlmprune.harness.baselines import EXIT_AT, accuracy, scored_families
 from vlmprune.harness.measure import MethodRun, backend
 from vlmprune.methods.registry import make_method
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.tiny.questions import benchmark
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 BATCH = 32
@@ -110,7 +110,7 @@ def work(number: int, worker: int, workers: int) -> WorkerResult:
         part = asked[at : at + BATCH]
         cache.batch(at)
         out.families += [family for family, _, _ in part]
-        images, questions = [image_of(scene) for _, scene, _ in part], [question.text for _, _, question in part]
+        images, questions = [scene.image() for _, scene, _ in part], [question.text for _, _, question in part]
         for name, one in runs.items():
             texts, report = cache.answer(one, images, questions, max_new_tokens=NEW_TOKENS)
             out.right[name] += [exact_match(a, question.answer) for a, (*_, question) in zip(texts, part, strict=True)]

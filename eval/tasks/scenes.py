@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-from vlmprune.harness.baselines import image_of, scored_families
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.harness.baselines import scored_families
+from vlmprune.tiny.questions import benchmark
 
 from .base import Sample, Task
 from .readers import Bad, Folder
@@ -28,4 +27,4 @@ class Scenes(Task):
         for several in zip(*streams, strict=True):
             for family, (scene, question) in zip(families, several, strict=True):
                 name = f"{family}/{scene.seed}"
-                yield Sample(name, question.text, partial(image_of, scene), question.answer, name, {"family": family})
+                yield Sample(name, question.text, scene.image, question.answer, name, {"family": family})

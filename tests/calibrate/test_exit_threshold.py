@@ -6,12 +6,12 @@ import json
 import random
 
 import pytest
-from PIL import Image
 
 import vlmprune
 from vlmprune import SGL, VlmpruneError
 from vlmprune.accounting.scores import exact_match, plain
-from vlmprune.tiny.scenes import ask, make_scene, render
+from vlmprune.tiny.questions import ask
+from vlmprune.tiny.scenes import make_scene
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def setting():
         scene = make_scene(seed, "validation")
         question = ask(scene, random.Random(seed).choice(["colour", "shape", "existence"]), random.Random(seed))
         if question is not None:
-            data.append((Image.fromarray(render(scene)), question.text, [question.answer]))
+            data.append((scene.image(), question.text, [question.answer]))
     return large, small, processor, data
 
 

@@ -1,4 +1,4 @@
-"""The captioner's benchmark and its tuning on a picture or two, and that an interrupted benchmark goes on."""
+"""The captioner's benchmark and its tuning on an image or two, and that an interrupted benchmark goes on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import pytest
 import vlmprune
 from eval.captions import run, tune
 from eval.record import Record
-from vlmprune.captioner.vlm import Spent
-from vlmprune.tiny.scenes import caption
+from vlmprune.captioner.vlm import CaptionCost
+from vlmprune.tiny.questions import caption
 
 SCENES = run.held_out(20)
 
 
 def made(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
     texts = [caption(scene) for scene in scenes]
-    return [run.CaptionRow(part.name, texts=texts, spent=Spent(calls=len(scenes)), described=len(scenes), seconds=0.5)]
+    cost = CaptionCost()
+    cost.calls["describe"] = len(scenes)
+    return [run.CaptionRow(part.name, texts=texts, cost=cost, seconds=0.5)]
 
 
 def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..accounting.scores import exact_match
-from ..api import PrunedModel, unwrap_peft, unwrapped, wrap
+from ..api import PrunedModel, unwrap_peft, wrap
 from ..errors import VlmpruneError
 from ..families import family_of
+from ..hf.hooks import HANDLE
 from ..methods.act import ActEditor
 from ..methods.none import Unpruned
 from .samples import progress, triples
@@ -69,7 +71,9 @@ def calibrate(
     path = Path(path) if path is not None else None
     scores = known_scores(path, run)
     tried = {"none": Unpruned()} | {f"{layer}.{head}": replace(method, heads=((layer, head),)) for layer, head in heads}
-    with unwrapped(plain):  # so that nothing is in the way of the wraps to come
+    # Off, and so not in the way of the wraps to come; its own comes back afterwards.
+    on: PrunedModel | None = plain.__dict__.get(HANDLE)
+    with nullcontext() if on is None else on.off():
         for name, one in progress(tried.items(), "calibrating heads"):
             if name not in scores:
                 scores[name] = ask(one)

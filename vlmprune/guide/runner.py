@@ -216,8 +216,9 @@ class Guide:
 
     def _prefill_flops(self, session: Session) -> int:
         """Of the last prompt of a session."""
-        assert session.calls.report is not None, "a prompt has just run"
-        return session.calls.report.prefill_flops
+        report = session.calls.report
+        assert report is not None, "a prompt has just run"
+        return report.prefill_flops
 
     def _answer_flops(self, inputs: dict[str, Any], answers: list[Tensor], layouts: list[SampleLayout]) -> int:
         """The steps after the prompt, and the second look."""
@@ -225,7 +226,8 @@ class Guide:
         lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1).tolist()
         total = self._prefill_flops(self._second) if self.check else 0
         for rows, answer, layout in zip(lengths, answers, layouts, strict=True):
-            total += cost.step_flops(rows, len(answer) - 1, layout.count)
+            for step in range(1, len(answer)):
+                total += cost.step_flops(cost.lengths(rows + step, layout.count))
             total += 2 * cost.head * (len(answer) - 1) if self.check else 0
         return total
 

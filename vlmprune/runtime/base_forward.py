@@ -48,8 +48,8 @@ class BaseForward:
         first, call.begins = call.begins, False
         ids = given.get("input_ids")
         if is_filled(cache):
-            new_image = self.setup.changes_prompts and has_image(given)
-            if new_image and ids is not None and bool(self.setup.locator.visual(ids).any()):
+            changes = self.setup.changes_prompts and has_image(given)
+            if changes and ids is not None and bool(self.setup.locator.visual(ids).any()):
                 raise VlmpruneError(
                     "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as "
                     "one prompt without a cache."
@@ -128,7 +128,7 @@ class BaseForward:
         if call.generating and call.made is not None:  # use_cache=False: a prompt every step
             return
         repeats = len(state.layouts) // (call.prompts or len(state.layouts))
-        report = prompt_report(state, self.setup.method, self.setup.cost, len(self.setup.text.layers), repeats)
+        report = prompt_report(state, self.setup.method, self.setup.cost, repeats)
         report.notes += [line for watcher in self.setup.watchers for line in watcher.notes()]
         if call.complete is not None:
             call.complete(report)
