@@ -28,4 +28,5 @@ class Scenes(Task):
         for several in zip(*streams, strict=True):
             for family, (scene, question) in zip(families, several, strict=True):
                 name = f"{family}/{scene.seed}"
-                yield Sample(name, question.text, partial(image_of, scene), question.answer, name, {"family": family})
+                group = str(scene.seed)
+                yield Sample(name, question.text, partial(image_of, scene), question.answer, group, {"family": family})
