@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import ClassVar
 
 from vlmprune.harness.baselines import image_of, scored_families
 from vlmprune.tiny.scenes import benchmark
@@ -21,12 +22,22 @@ class Scenes(Task):
     name = "scenes"
     by = "family"
     max_new_tokens = 8
+    split: ClassVar[str] = "test"
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         families = scored_families()
-        streams = [benchmark(family, EACH, start=APART * i, per_scene=1) for i, family in enumerate(families)]
+        streams = [
+            benchmark(family, EACH, self.split, start=APART * i, per_scene=1) for i, family in enumerate(families)
+        ]
         for several in zip(*streams, strict=True):
             for family, (scene, question) in zip(families, several, strict=True):
                 name = f"{family}/{scene.seed}"
                 group = str(scene.seed)
                 yield Sample(name, question.text, partial(image_of, scene), question.answer, group, {"family": family})
+
+
+class ScenesValidation(Scenes):
+    """The same of the validation split, for choices."""
+
+    name = "scenes-validation"
+    split = "validation"

@@ -122,9 +122,9 @@ def exact(differences: list[float]) -> float:
     """Two-sided p over all sign patterns of cluster differences."""
     actual = abs(sum(differences))
     patterns = list(itertools.product((-1, 1), repeat=len(differences)))
-    return sum(
-        abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= actual for signs in patterns
-    ) / len(patterns)
+    return sum(abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= actual for signs in patterns) / len(
+        patterns
+    )
 
 
 def test_p_is_the_exact_one_over_clusters() -> None:
@@ -164,7 +164,5 @@ def test_equal_results_differ_by_nothing() -> None:
 
 def test_p_is_uniform_where_nothing_differs() -> None:
     rng = np.random.default_rng(0)
-    found = [
-        paired((rng.integers(0, 2, 100), None), (rng.integers(0, 2, 100), None), rounds=200).p for _ in range(100)
-    ]
+    found = [paired((rng.integers(0, 2, 100), None), (rng.integers(0, 2, 100), None), rounds=200).p for _ in range(100)]
     assert 0.01 <= np.mean(np.array(found) < 0.1) <= 0.2

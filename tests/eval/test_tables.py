@@ -49,7 +49,9 @@ def test_the_questions_that_downsampling_fails() -> None:
 
 def test_a_table() -> None:
     lines = tables.table(ROWS).splitlines()
-    assert lines[2] == "| none |  | 10.0 | 10.0 | 100.0% | 100.0% | 10.0 ms | 2.0 ms | 20.0 ms | 0.750 ± 0.100 |  |  |  |"
+    assert (
+        lines[2] == "| none |  | 10.0 | 10.0 | 100.0% | 100.0% | 10.0 ms | 2.0 ms | 20.0 ms | 0.750 ± 0.100 |  |  |  |"
+    )
     assert lines[4].startswith("| fastv | 0.5 | 5.0 | 5.0 | 50.0% | 50.0% |")
     # Two of four answers changed, one each way: about 0 ± 3.18 x sqrt(1/6), and no swap moves the sum further.
     assert lines[4].endswith("| +0.0 (-129.0 to +129.0) | 1.000 | 0.500 (n=2) |")
