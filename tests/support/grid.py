@@ -20,7 +20,9 @@ def full() -> bool:
     return os.environ.get(VARIABLE) == "full"
 
 
-only_full = pytest.mark.skipif(not full(), reason="costs a minute: --grid full")
+def only_full(test: Any) -> Any:
+    """Leave a test out by default; marked `costly`, so that CI runs just these after the short suite."""
+    return pytest.mark.costly(pytest.mark.skipif(not full(), reason="costs a minute: --grid full")(test))
 
 
 def either(short: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:

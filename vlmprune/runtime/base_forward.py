@@ -104,7 +104,7 @@ class BaseForward:
         return changed
 
     def end(self, output: Any) -> Any:
-        """It has run, or raised where `output` is None; returns the output that takes its place, or None."""
+        """It has run, or raised where `output` is None; returns the output that takes its place."""
         call = self.calls.now
         forward = call.end_forward()
         clear_observers(self.setup.probed.values())
@@ -121,7 +121,7 @@ class BaseForward:
             if ran:
                 self.calls.publish(output, call.report)
         if not ran or not isinstance(forward, Prefill):
-            return None
+            return output
         rows = forward.state.rows
         if call.asked is None:
             return labelled(output, Asked(rows=rows).row_positions())

@@ -32,9 +32,9 @@ class HookSet:
         self.add(conceal(module))
         self.add(module.register_forward_pre_hook(self._hook(function), with_kwargs=True, prepend=True).remove)
 
-    def post(self, module: nn.Module, function: Callable[..., Any], always: bool = False) -> None:
-        """Call `function(module, args, kwargs, output)` after it; `always`: with None where it raised, too."""
-        self.add(module.register_forward_hook(self._hook(function), with_kwargs=True, always_call=always).remove)
+    def post(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        """Call `function(module, args, kwargs, output)` after it."""
+        self.add(module.register_forward_hook(self._hook(function), with_kwargs=True).remove)
 
     def override(self, instance: Any, name: str, around: Callable[..., Any]) -> None:
         """Put `around(original, *args, **kwargs)` in front of a method."""

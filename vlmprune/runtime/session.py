@@ -23,7 +23,7 @@ from ..errors import InactiveHandleError, VlmpruneError
 from ..families import Family
 from ..hf.arguments import cache_in, has_image, image_metadata, padding_mask, refuse_video
 from ..hf.cache_state import is_filled
-from ..hf.hooks import conceal, refuse_replica, replica
+from ..hf.hooks import conceal, replica
 from ..methods.base import Method
 from .base_forward import BaseForward
 from .call import Calls
@@ -73,11 +73,11 @@ class Session:
         model, base, hooks = self.model, self.setup.base, self.hooks
         self.lock.sessions.append(self)
         hooks.add(functools.partial(self.lock.sessions.remove, self))
-        # Not hooks: PEFT and users call `model.forward`, which runs none.
-        hooks.add(conceal(model))
-        hooks.override(model, "forward", self._forward)
-        hooks.pre(base, self._enter_base)
-        hooks.post(base, self._leave_base, always=True)
+        # Not hooks: PEFT and users call `model.forward`, which runs none, and Ctrl-C in a forward skips those after it.
+        for module, around in ((model, self._forward), (base, self._forward_base)):
+            hooks.add(conceal(module))
+            hooks.override(module, "forward", around)
+            hooks.override(module, "_replicate_for_data_parallel", replica)
         hooks.pre(self.setup.text, self.forwards.enter_text)
         tower = self.family.vision_tower(model)
         hooks.pre(tower, self._enter_vision)
@@ -87,7 +87,6 @@ class Session:
             if self.family.deepstack:
                 hooks.post(layer, functools.partial(self.forwards.leave_layer, i))
         hooks.override(model, "generate", self._generate_apart)
-        hooks.override(model, "_replicate_for_data_parallel", replica)
         if hasattr(base, "get_image_features"):
             hooks.override(base, "get_image_features", self._image_features)
         for module in [*self.setup.probed.values(), *([self.setup.tower.module] if self.setup.tower else [])]:
@@ -155,14 +154,12 @@ class Session:
 
     # -- the whole model: one call at a time; labels, and which rows the caller wants --------------------------
 
-    def _taken(self, module: nn.Module, level: int) -> bool:
+    def _taken(self, level: int) -> bool:
         """Wait for this thread's turn; False where the wrap was taken off while it waited.
 
         Raises:
-            VlmpruneError: the module is a replica of `DataParallel`, or another wrap took this one's place.
+            VlmpruneError: another wrap took this one's place.
         """
-        if getattr(module, "_is_replica", False):
-            refuse_replica()
         self.lock.enter(level)
         if self.hooks:
             return True
@@ -174,7 +171,7 @@ class Session:
     @torch.compiler.disable
     def _enter_call(self) -> bool:
         """Whether this call is ours to answer: False where the model is to run as if it were not wrapped."""
-        return not self.calls.bypassed and self._taken(self.model, MODEL)
+        return not self.calls.bypassed and self._taken(MODEL)
 
     @torch.compiler.disable
     def _leave_call(self, output: Any) -> None:
@@ -241,12 +238,31 @@ class Session:
 
     # -- the base model: a forward begins and ends -------------------------------------------------------------
 
-    def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if self._taken(module, BASE):
+    @torch.compiler.disable
+    def _enter_base(self, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether this forward is ours."""
+        if self.calls.bypassed or not self._taken(BASE):
+            return False
+        try:
             self.forwards.begin(self._arguments(self.setup.base, args, kwargs))
+        except BaseException:
+            self.lock.leave()
+            raise
+        return True
 
-    def _leave_base(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    @torch.compiler.disable
+    def _leave_base(self, output: Any) -> Any:
         try:
             return self.forwards.end(output)
         finally:
             self.lock.leave()
+
+    def _forward_base(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._enter_base(args, kwargs):
+            return original(*args, **kwargs)
+        output = None
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            output = self._leave_base(output)
+        return output
