@@ -19,6 +19,7 @@ from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import amount, milliseconds, note
 
 from .markdown import lines as markdown_lines
+from .markdown import points
 from .plots import draw, prefill_flops
 from .record import write_text
 from .run import BAD_INPUT
@@ -144,8 +145,8 @@ def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
         "KV cache": _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
         **{name: _cell(seconds.get(stage), milliseconds) for name, stage in TIMES.items()},
         row["main"]: "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}",
-        "vs. unpruned": "" if change is None else interval(change),
-        "p": "" if change is None else _p(change.p),
+        "vs. unpruned": "" if change is None else points(change.record()),
+        "p": "" if change is None else p_value(change.p),
         "where downsampling fails": "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
     }
     if any(one["costs"].get("exited_share") for one in rows):
@@ -160,8 +161,9 @@ def caption(rows: Sequence[Summary]) -> str:
     questions = sorted({row["questions"] for row in rows})
     counted = " or ".join(f"{count:,}" for count in questions)
     said = [
-        f"{first['task']}: {counted} questions; {first['main']} ± its standard error; difference from the unpruned model"
-        " in points with its 95 % interval, paired and clustered by picture; p from swapping results in pairs; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
+        f"{first['task']}: {counted} questions; {first['main']} ± its standard error; the paired difference from the"
+        " unpruned model in points with its 95 % interval, and p from swapping results in pairs, all clustered by"
+        " picture; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
         + (", shared work measured once and charged to every row." if first.get("share") else "."),
         _every("Model", [row["model"] for row in rows]),
         _every("backend", [row["backend"] for row in rows]),
@@ -213,13 +215,9 @@ def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else form(value)
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p value with three decimals."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def interval(change: Paired) -> str:
-    """A difference in points with its 95 % interval."""
-    return f"{100 * change.difference:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
 
 
 def _part(value: float | None, whole: float | None) -> str:

@@ -2,9 +2,10 @@
 
     python -m eval.captions.run --scenes 300 --pruned-scenes 100 --out eval/captions/results/scenes.json
 
-Held-out scenes with 4 to 8 objects. Rows: one caption of the whole image; 13 samples of it merged without a filter;
-Patch Matters; the same descriptions without the filter; and, on the first of the scenes, with crops blown up instead
-of shown in place, and with every crop pruned. All rows of a scene come from one run; what two rows share (the
+Held-out scenes with 4 to 8 objects. Rows: one caption of the whole image; samples of it merged without a filter, and
+with Patch Matters' own (what patches add beyond samples and a filter); Patch Matters; the same descriptions without
+the filter; and, on the first of the scenes, with crops blown up instead of shown in place, by the small model alone,
+and with every crop pruned. All rows of a scene come from one run; what two rows share (the
 descriptions of a filter and a no-filter row) is made once and charged to both.
 
 The same command again goes on where a killed one stopped: finished portions lie in `--records`.
@@ -29,7 +30,7 @@ from eval.record import Record
 from eval.worker import weights_hash
 from vlmprune.captioner import BUNDLED_CONFIG, CaptionConfig, PatchCaptioner
 from vlmprune.captioner.caption import CaptionCost
-from vlmprune.captioner.divide import Patch
+from vlmprune.captioner.divide import Box, Patch
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.pipeline import Described
 from vlmprune.captioner.sampling import seed_of
@@ -38,9 +39,9 @@ from vlmprune.captioner.vlm import Spent
 from vlmprune.harness.measure import backend
 from vlmprune.tiny.scenes import Scene, caption, make_scene
 
-MANY = 13  # as many samples of the whole image as Patch Matters takes in all
+FEW, MANY = 3, 13  # samples of the whole image: as many as of a patch, and as Patch Matters takes in all
 KEEPS = (0.35, 0.18, 0.09)
-METHODS = ("random", "fastv", "sgl")
+METHODS = ("random", "uniform", "downsample", "fastv", "sgl")
 TOGETHER = 16  # scenes described in one batch
 REFERENCE = "one global caption"
 PATCHES = "Patch Matters"
@@ -144,11 +145,14 @@ def aggregate(captioner: PatchCaptioner, images: Sequence[Any], found: Any, row:
         row.texts.append(result.text)
 
 
-def merged(captioner: PatchCaptioner, size: tuple[int, int], samples: Sequence[str]) -> str:
-    """Several samples of the whole image as one caption: similar sentences once, everything else kept."""
-    config = replace(captioner.config, filter=False)
-    work = Hierarchy(size, config, captioner.aggregator, lambda pairs: [])
+def merged(captioner: PatchCaptioner, image: Any, samples: Sequence[str], row: CaptionRow) -> str:
+    """Several samples of the whole image as one caption: what is done within a patch, the filter where it is on."""
 
+    def score(pairs: Sequence[tuple[Box, str]]) -> list[float]:
+        row.matched += len(pairs)
+        return captioner.matcher([(image, text) for _, text in pairs])
+
+    work = Hierarchy(image.size, captioner.config, captioner.aggregator, score)
     (region,) = work.within([Patch("image", work.image)], [samples])
     return joined(work.provenance.texts(region.live))
 
@@ -167,13 +171,23 @@ def sampled(
     )
 
 
-def many_samples(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], row: CaptionRow) -> None:
-    """13 samples of each whole image at the patches' temperature."""
-    seeds = [[seed_of(captioner.seed, scene.seed, k) for k in range(MANY)] for scene in scenes]
-    with charged(captioner, row):
-        found = sampled(captioner, images, seeds, captioner.config.temperature)
-        row.texts += [merged(captioner, image.size, texts) for image, texts in zip(images, found, strict=True)]
-    row.described += captioner.vision.spent.calls
+def samples(
+    captioners: Sequence[PatchCaptioner],
+    count: int,
+    scenes: Sequence[Scene],
+    images: Sequence[Any],
+    rows: Sequence[Any],
+) -> None:
+    """Samples of each whole image at the patches' temperature, merged by each captioner for its row."""
+    seeds = [[seed_of(captioners[0].seed, scene.seed, k) for k in range(count)] for scene in scenes]
+    first = CaptionRow("")
+    with charged(captioners[0], first):
+        found = sampled(captioners[0], images, seeds, captioners[0].config.temperature)
+    first.described += captioners[0].vision.spent.calls
+    for captioner, row in zip(captioners, rows, strict=True):
+        row.join(first)
+        with charged(captioner, row):
+            row.texts += [merged(captioner, image, texts, row) for image, texts in zip(images, found, strict=True)]
 
 
 def alone(
@@ -188,8 +202,9 @@ def alone(
 
 
 def unpruned(handle: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: int) -> list[CaptionRow]:
-    """The four rows without pruning, on a group of scenes."""
+    """The rows without pruning, on a group of scenes."""
     single, many = CaptionRow(REFERENCE), CaptionRow(f"{MANY} global samples, no filter")
+    checked = [CaptionRow(filtered_name(count)) for count in (FEW, MANY)]
     full, loose = CaptionRow(PATCHES), CaptionRow(f"{PATCHES}, no filter")
     captioner = PatchCaptioner(handle, config=config, seed=seed)
     unfiltered = PatchCaptioner(handle, config=replace(config, filter=False), seed=seed)
@@ -199,19 +214,26 @@ def unpruned(handle: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: 
     aggregate(captioner, images, found, full)
     aggregate(unfiltered, images, found, loose)
     alone(captioner, scenes, images, found, single)
-    many_samples(captioner, scenes, images, many)
-    return [single, many, full, loose]
+    samples([captioner], FEW, scenes, images, checked[:1])
+    samples([captioner, unfiltered], MANY, scenes, images, [checked[1], many])
+    return [single, *checked, many, full, loose]
+
+
+def filtered_name(count: int) -> str:
+    """The row that has samples and the filter, and no patches."""
+    return f"{count} global samples, same filter"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are made together: the four without pruning (`row` None), or one on the first of the scenes."""
+    """Rows that are made together: those without pruning (`row` None), or one on the first of the scenes."""
 
     name: str
     method: str = "none"
     keep: float | None = None
     row: str | None = None
     view: str | None = None
+    small: bool = False  # whether the small model describes and scores
 
     def run(
         self, models: tuple[Any, Any], processor: Any, scenes: Any, config: CaptionConfig, seed: int
@@ -223,7 +245,7 @@ class Part:
         """
         options: dict[str, Any] = {} if self.keep is None else {"keep": self.keep}
         options |= {"guide": models[1]} if self.method == "sgl" else {}
-        with vlmprune.wrap(models[0], self.method, processor=processor, **options) as handle:
+        with vlmprune.wrap(models[self.small], self.method, processor=processor, **options) as handle:
             if self.row is None:
                 return unpruned(handle, scenes, config, seed)
             row = CaptionRow(self.row, self.method, self.keep)
@@ -234,9 +256,9 @@ class Part:
 
 
 def parts(methods: Sequence[str], view: str) -> list[Part]:
-    """What is run on the first of the scenes: crops blown up, no pruning, every method at every budget."""
+    """What is run on the first of the scenes: crops blown up, no pruning, the small model, every method and budget."""
     found = [] if view == "crop" else [Part("crops blown up", row=f"{PATCHES}, crops blown up", view="crop")]
-    found.append(Part("unpruned again", row=PATCHES))
+    found += [Part("unpruned again", row=PATCHES), Part("small alone", row=f"{PATCHES}, small model alone", small=True)]
     return found + [Part(f"{name} {keep:g}", name, keep, PATCHES) for name in methods for keep in KEEPS]
 
 
@@ -322,14 +344,19 @@ def main() -> None:
         Record(args.records, identity, option="--records"),
         lambda part, group: part.run(models, processor, group, config, args.seed),
     )
-    reference = rows[0]
-
-    expected = reference.counts(scenes)
+    named = {row.name: row.counts(scenes) for row in rows}
+    pruned = [row for made in more for row in made]
+    whole = next((row.counts(few) for row in pruned if row.key == (PATCHES, "none", None)), [])
     record = {
         "rows": [row.record(scenes) for row in rows],
-        "pruned": [row.record(few) for made in more for row in made],
+        "pruned": [row.record(few) | {"vs_unpruned": difference(whole, row.counts(few))} for row in pruned],
         "skipped": skipped,
-        "differences": {f"{row.name} minus {REFERENCE}": difference(expected, row.counts(scenes)) for row in rows[1:]},
+        "differences": {
+            f"{name} minus {other}": difference(named[other], counts)
+            for other in (REFERENCE, filtered_name(FEW), filtered_name(MANY))
+            for name, counts in named.items()
+            if name != other
+        },
         "settings": {
             "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,

@@ -70,7 +70,12 @@ def test_the_command(
     assert "min left" in capsys.readouterr().out
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["rows"][0]["name"] == run.REFERENCE
-    assert [(row["method"], row["keep"]) for row in record["pruned"][1:]] == [("none", None)] + [
+    names = [row["name"] for row in record["rows"]]
+    assert {"3 global samples, same filter", "13 global samples, same filter"} < set(names)
+    samples = {name: record["rows"][names.index(f"13 global samples, {name} filter")] for name in ("no", "same")}
+    assert samples["same"]["cost"]["match_calls"] > samples["no"]["cost"]["match_calls"] == 0
+    assert "Patch Matters minus 13 global samples, same filter" in record["differences"]
+    assert [(row["method"], row["keep"]) for row in record["pruned"][1:]] == [("none", None)] * 2 + [
         ("uniform", keep) for keep in run.KEEPS
     ]
     first = json.dumps(record["pruned"])

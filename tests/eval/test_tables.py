@@ -113,7 +113,10 @@ def test_a_page_out_of_date_is_rewritten() -> None:
     assert stale != good
     assert pages.filled("eval/sinks.md", stale) == good
     unmarked = good.replace("<!-- table: sinks -->", "<!-- table: sink -->")
-    with pytest.raises(VlmpruneError, match=r"^eval/sinks\.md has to mark each of these tables once: sinks\.$"):
+    with pytest.raises(
+        VlmpruneError,
+        match=r"^eval/sinks\.md has to mark each of these tables and texts once: existence, sinks, findings\.$",
+    ):
         pages.filled("eval/sinks.md", unmarked)
 
 
