@@ -64,7 +64,7 @@ def _summed(metric: Ratio, clusters: Clusters) -> np.ndarray:
         return units
     number = {name: at for at, name in enumerate(dict.fromkeys(clusters))}
     out = np.zeros((2, len(number)))
-    np.add.at(out, (slice(None), [number[name] for name in clusters]), units)
+    np.add.at(out.T, np.array([number[name] for name in clusters], dtype=int), units.T)
     return out
 
 

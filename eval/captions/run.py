@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import vlmprune
-from eval.captions.metrics import Counts, count, difference, summary
-from eval.captions.text_metrics import text_metrics
+from eval.captions import tables
+from eval.captions.metrics import Counts, difference
+from eval.captions.rows import CaptionRow
 from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.worker import weights_hash
@@ -37,7 +38,7 @@ from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
 from vlmprune.captioner.vlm import Spent
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import Scene, caption, make_scene
+from vlmprune.tiny.scenes import Scene, make_scene
 
 FEW, MANY = 3, 13  # samples of the whole image: as many as of a patch, and as Patch Matters takes in all
 KEEPS = (0.35, 0.18, 0.09)
@@ -45,58 +46,6 @@ METHODS = ("random", "uniform", "downsample", "fastv", "sgl")
 TOGETHER = 16  # scenes described in one batch
 REFERENCE = "one global caption"
 PATCHES = "Patch Matters"
-
-
-@dataclass
-class CaptionRow:
-    """A way to caption: its captions so far, what each got right, and what all cost."""
-
-    name: str
-    method: str = "none"
-    keep: float | None = None
-    texts: list[str] = field(default_factory=list)
-    spent: Spent = field(default_factory=Spent)
-    described: int = 0
-    matched: int = 0
-    seconds: float = 0.0
-
-    @property
-    def key(self) -> tuple[str, str, float | None]:
-        return self.name, self.method, self.keep
-
-    def counts(self, scenes: Sequence[Scene]) -> list[Counts]:
-        """What each caption got right; the row's captions are those of the first scenes."""
-        return [count(text, scene) for text, scene in zip(self.texts, scenes, strict=False)]
-
-    def join(self, other: CaptionRow) -> None:
-        """Add what another portion of the scenes gave."""
-        self.texts += other.texts
-        self.spent.add(other.spent)
-        self.described += other.described
-        self.matched += other.matched
-        self.seconds += other.seconds
-
-    def record(self, scenes: Sequence[Scene]) -> dict[str, Any]:
-        """JSON-serialisable; costs are means per image."""
-        n, counts = len(self.texts), self.counts(scenes)
-        out: dict[str, Any] = {"name": self.name, "method": self.method, "keep": self.keep, "scenes": n}
-        cost = {
-            "describe_calls": self.described / n,
-            "match_calls": self.matched / n,
-            "visual_tokens": self.spent.visual_tokens / n,
-            "layer_avg_tokens": self.spent.layer_avg_tokens / n,
-            "prefill_flops": None if self.spent.prefill_flops is None else self.spent.prefill_flops / n,
-            "images_encoded": self.spent.images / n,
-            "seconds": self.seconds / n,
-        }
-        references = [[caption(scene)] for scene in scenes[:n]]
-        totals = {name: sum(getattr(one, name) for one in counts) for name in vars(Counts())}
-        return out | {
-            "quality": summary(counts),
-            "text": text_metrics(self.texts, references),
-            "counts": totals,
-            "cost": cost,
-        }
 
 
 def held_out(number: int, start: int = 0, split: str = "test") -> list[Scene]:
@@ -150,7 +99,7 @@ def merged(captioner: PatchCaptioner, image: Any, samples: Sequence[str], row: C
 
     def score(pairs: Sequence[tuple[Box, str]]) -> list[float]:
         row.matched += len(pairs)
-        return captioner.matcher([(image, text) for _, text in pairs])
+        return list(captioner.matcher([(image, text) for _, text in pairs]))
 
     work = Hierarchy(image.size, captioner.config, captioner.aggregator, score)
     (region,) = work.within([Patch("image", work.image)], [samples])
@@ -292,17 +241,14 @@ def table(
     return rows, skipped
 
 
-def show(records: Sequence[dict[str, Any]]) -> None:
-    """The table on stdout."""
-    columns = ("object_recall", "object_precision", "attribute_accuracy", "chair_i", "chair_s")
-    print(f"{'row':<44}{'n':>4}" + "".join(f"{c:>20}" for c in columns) + f"{'CIDEr':>8}{'tokens':>9}{'s':>7}")
-    for one in records:
-        keep = "" if one["keep"] is None else f" {one['keep']:g}"
-        label = one["name"] + ("" if one["method"] == "none" else f", {one['method']}{keep}")
-        cells = [f"{one['quality'][c]['value']:.3f} ± {one['quality'][c]['standard_error']:.3f}" for c in columns]
-        cost = f"{one['cost']['layer_avg_tokens']:>9.0f}{one['cost']['seconds']:>7.2f}"
-        quality = "".join(f"{cell:>20}" for cell in cells)
-        print(f"{label:<44}{one['scenes']:>4}{quality}{one['text']['cider']:>8.3f}{cost}")
+def differences(found: Mapping[str, list[Counts]]) -> dict[str, Any]:
+    """Every row minus one caption, and minus the samples that have the same filter."""
+    return {
+        f"{name} minus {other}": difference(found[other], counts)
+        for other in (REFERENCE, filtered_name(FEW), filtered_name(MANY))
+        for name, counts in found.items()
+        if name != other
+    }
 
 
 def main() -> None:
@@ -344,19 +290,13 @@ def main() -> None:
         Record(args.records, identity, option="--records"),
         lambda part, group: part.run(models, processor, group, config, args.seed),
     )
-    named = {row.name: row.counts(scenes) for row in rows}
     pruned = [row for made in more for row in made]
     whole = next((row.counts(few) for row in pruned if row.key == (PATCHES, "none", None)), [])
     record = {
         "rows": [row.record(scenes) for row in rows],
         "pruned": [row.record(few) | {"vs_unpruned": difference(whole, row.counts(few))} for row in pruned],
         "skipped": skipped,
-        "differences": {
-            f"{name} minus {other}": difference(named[other], counts)
-            for other in (REFERENCE, filtered_name(FEW), filtered_name(MANY))
-            for name, counts in named.items()
-            if name != other
-        },
+        "differences": differences({row.name: row.counts(scenes) for row in rows}),
         "settings": {
             "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,
@@ -365,7 +305,7 @@ def main() -> None:
         },
         "provenance": provenance(model=f"the bundled {args.model} model", backend=backend(models[0])),
     }
-    show([*record["rows"], *record["pruned"]])  # type: ignore[misc]  # a dictionary of mixed values
+    print(tables.table([*record["rows"], *record["pruned"]]))
     write_record(record, args.out)
 
 

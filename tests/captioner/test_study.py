@@ -13,6 +13,7 @@ import pytest
 
 import vlmprune
 from eval.captions import run, tune
+from eval.captions.rows import CaptionRow
 from eval.record import Record
 from vlmprune.captioner.vlm import Spent
 from vlmprune.tiny.scenes import caption
@@ -20,9 +21,9 @@ from vlmprune.tiny.scenes import caption
 SCENES = run.held_out(20)
 
 
-def made(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
+def made(part: run.Part, scenes: Sequence[Any]) -> list[CaptionRow]:
     texts = [caption(scene) for scene in scenes]
-    return [run.CaptionRow(part.name, texts=texts, spent=Spent(calls=len(scenes)), described=len(scenes), seconds=0.5)]
+    return [CaptionRow(part.name, texts=texts, spent=Spent(calls=len(scenes)), described=len(scenes), seconds=0.5)]
 
 
 def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
     whole, _ = run.table(work, Record(tmp_path / "whole", {}), made)
     asked: list[str] = []
 
-    def stopping(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
+    def stopping(part: run.Part, scenes: Sequence[Any]) -> list[CaptionRow]:
         asked.append(part.name)
         if len(asked) == 2:
             raise KeyboardInterrupt
@@ -48,7 +49,7 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_method_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    def refusing(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
+    def refusing(part: run.Part, scenes: Sequence[Any]) -> list[CaptionRow]:
         raise vlmprune.VlmpruneError("It does not fit.")
 
     rows, skipped = run.table([(run.Part("x 0.5", "x", 0.5, "y"), SCENES)], Record(tmp_path, {}), refusing)
