@@ -3,8 +3,8 @@
     python -m eval.remake choices --work DIR     what is chosen on validation scenes; look at it, commit it
     python -m eval.remake tables --work DIR      what is measured on test scenes, then every page
 
-DIR lies outside of the checkout, so that records say a clean tree; it belongs to one commit. Steps run one after the
-other, the clock's last; finished records are copied into the checkout at the end. `DIR/minutes.json` has what each took.
+DIR lies outside of the checkout, so that records say a clean tree; it belongs to one commit. Steps run one after
+another, the clock's last; finished records are copied into the checkout at the end. `DIR/minutes.json` has what each took.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import note
@@ -81,10 +82,13 @@ def run_steps(steps: Sequence[Step], work: Path, run: Callable[[list[str]], int]
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / "minutes.json"
-    state = json.loads(path.read_text()) if path.exists() else {"commit": commit, "done": [], "minutes": {}}
+    state: dict[str, Any] = {"commit": commit, "done": [], "minutes": {}}
+    if path.exists():
+        state = json.loads(path.read_text())
     if state["commit"] != commit:
         raise VlmpruneError(
-            f"The folder {str(work)!r} holds records of commit {state['commit']!r}, not {commit!r}; give another --work."
+            f"The folder {str(work)!r} holds records of commit {state['commit']!r}, not {commit!r}; "
+            "give another --work."
         )
     for step in steps:
         if step.name in state["done"]:
