@@ -4,8 +4,8 @@
     python -m eval.remake tables --work DIR      what is measured on test scenes, then every page
 
 DIR lies outside of the checkout, so that records say a clean tree; it belongs to one commit. Steps run one after
-another, the clock's last; finished records are copied into the checkout at the end. `DIR/minutes.json` has what each took.
-"""
+DIR lies outside of the checkout, so that records say a clean tree, and belongs to one commit. Steps run in turn, the
+clock last; finished records are copied into the checkout at the end. `DIR/minutes.json` has what each took.
 
 from __future__ import annotations
 
