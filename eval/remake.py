@@ -3,9 +3,9 @@
     python -m eval.remake choices --work DIR     what is chosen on validation scenes; look at it, commit it
     python -m eval.remake tables --work DIR      what is measured on test scenes, then every page
 
-DIR lies outside of the checkout, so that records say a clean tree; it belongs to one commit. Steps run one after
 DIR lies outside of the checkout, so that records say a clean tree, and belongs to one commit. Steps run in turn, the
 clock last; finished records are copied into the checkout at the end. `DIR/minutes.json` has what each took.
+"""
 
 from __future__ import annotations
 
