@@ -1,4 +1,4 @@
-"""Pictures of a task's summaries: accuracy against tokens, FLOPs and time, and where the kept tokens lie."""
+"""Images of a task's summaries: accuracy against tokens, FLOPs and time, and where the kept tokens lie."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def draw(task: str, rows: Sequence[Summary], out: Path) -> list[Path]:
         import matplotlib
     except ImportError:
         raise VlmpruneError(
-            "Pictures need the package matplotlib; install vlmprune[eval] or pass --no-pictures."
+            "Images need the package matplotlib; install vlmprune[eval] or pass --no-pictures."
         ) from None
     matplotlib.use("Agg")
     scored = [row for row in rows if row["value"] is not None]
@@ -107,7 +107,7 @@ def _pareto(task: str, rows: Sequence[Summary], axis: str, out: Path) -> Path:
 
 
 def _positions(task: str, rows: Sequence[Summary], out: Path) -> Path:
-    """A map a row: how often the tokens of each part of the picture were kept, as a multiple of the budget."""
+    """A map a row: how often the tokens of each part of the image were kept, as a multiple of the budget."""
     from matplotlib import pyplot
 
     columns = min(6, len(rows))
@@ -119,9 +119,9 @@ def _positions(task: str, rows: Sequence[Summary], out: Path) -> Path:
         plot.axis("off")
     for plot, row in zip(plots.flat, rows, strict=False):
         found = row["positions"]
-        shares = [math.nan if one is None else one for one in found["kept_share"]]
-        mean = [one for one in shares if not math.isnan(one)]
-        relative = [one / (sum(mean) / len(mean)) for one in shares]
+        fractions = [math.nan if one is None else one for one in found["kept_share"]]
+        mean = [one for one in fractions if not math.isnan(one)]
+        relative = [one / (sum(mean) / len(mean)) for one in fractions]
         grid = [relative[at : at + found["columns"]] for at in range(0, len(relative), found["columns"])]
         shown = plot.imshow(grid, vmin=0, vmax=2, cmap="viridis")
         plot.set_title(f"{row['method']} {row['keep']}", fontsize=8)

@@ -41,7 +41,7 @@ class Record:
         with self.locked():
             self._check(json.loads(json.dumps(identity)))
             repair(self.path)
-            # A picture that could not be opened may have been mended since.
+            # An image that could not be opened may have been mended since.
             self.done = {name: line for name, line in self.lines().items() if "error" not in line}
 
     def _check(self, identity: dict[str, Any]) -> None:

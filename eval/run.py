@@ -23,7 +23,6 @@ from typing import Any
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.harness.format import console, note
-from vlmprune.harness.measure import at_least_one
 from vlmprune.harness.models import method_class, quiet
 
 from .provenance import provenance
@@ -49,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--task", nargs="+", required=True, metavar="NAME", help=", ".join(TASKS))
     out.add_argument("--method", nargs="+", default=[], metavar="NAME", help=f"a method's name, or {rows}")
     out.add_argument(
-        "--keep", nargs="+", default=["0.25"], metavar="K", help="budgets: shares like 0.25, or token counts"
+        "--keep", nargs="+", default=["0.25"], metavar="K", help="budgets: fractions like 0.25, or token counts"
     )
     out.add_argument("--baselines", action="store_true", help=f"also run {', '.join(BASELINES)}")
     out.add_argument("--out", required=True, metavar="DIR", help="where records go; an interrupted run goes on there")
@@ -85,8 +84,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         VlmpruneError: an unknown name or a bad value.
     """
     for option in ("limit", "batch_size", "max_new_tokens", "workers"):
-        if (value := getattr(args, option)) is not None:
-            at_least_one(f"--{option.replace('_', '-')}", value)
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise VlmpruneError(f"--{option.replace('_', '-')} {value} is too small; give 1 or more")
     methods = [*(BASELINES if args.baselines else ()), *args.method]
     if not methods:
         raise VlmpruneError("there is nothing to run; name a method with --method, or pass --baselines")

@@ -16,7 +16,7 @@ SMALL, BLIND = "small-alone", "blind"
 SGL_EXIT = "sgl+exit"  # SGL whose small model answers alone where it is sure enough
 ROWS = {
     SMALL: "the small model unpruned: what a pruned large model has to beat",
-    BLIND: "the large model without the picture: what the words alone give",
+    BLIND: "the large model without the image: what the words alone give",
 }
 BASELINES = ("none", SMALL, BLIND, "random", "uniform", "downsample")  # what every table needs
 
@@ -82,8 +82,10 @@ class Settings:
         if run.method == SGL_EXIT:
             given["exit_at"] = self.exit_at
         if run.keep is not None:
-            given["keep"] = number("--keep", run.keep)
-        return make(registered(run.method), models, layer=number("--layer", run.layer), **given)
+            given["keep"] = number(run.keep, "--keep")
+        if run.layer is not None:
+            given["layer"] = number(run.layer, "--layer")
+        return make(registered(run.method), models, **given)
 
     def folder(self, run: Run) -> Path:
         return Path(self.out) / run.name

@@ -1,4 +1,4 @@
-"""Work that the runs of a task have in common, done once a batch: pictures, the vision tower's pass, a guide's run.
+"""Work that the runs of a task have in common, done once a batch: images, the vision tower's pass, a guide's run.
 
 Answers, tokens and FLOPs are what they are without it, since the same values go in. Seconds of shared work are measured
 where it is done and charged to every run that would have had to do it.
@@ -14,7 +14,7 @@ from typing import Any
 from vlmprune.accounting.report import Report
 from vlmprune.api import unwrap_peft
 from vlmprune.families import family_of
-from vlmprune.guide.runner import Guidance, guide_for
+from vlmprune.guide.runner import GuideOutput, guide_for
 from vlmprune.guide.vision import VisionMemo
 from vlmprune.harness.measure import MethodRun
 from vlmprune.methods.base import Pruner
@@ -34,7 +34,7 @@ class BatchCache:
     def _start(self) -> None:
         self._made: dict[Hashable, Any] = {}
         self._towers: dict[int, VisionMemo] = {}
-        self._guides: dict[Hashable, dict[bool, Guidance]] = {}
+        self._guides: dict[Hashable, dict[bool, GuideOutput]] = {}
         self._spent: dict[Hashable, float] = {}
 
     def batch(self, name: Hashable) -> None:
@@ -94,22 +94,21 @@ def _charge(report: Report, stage: str, seconds: float) -> None:
 class _Once:
     """`method`: the given guided method with a guide that runs once a batch; `ran`: whether it did; `model`: its."""
 
-    def __init__(self, method: Guided, model: Any, found: dict[Hashable, dict[bool, Guidance]]) -> None:
+    def __init__(self, method: Guided, model: Any, found: dict[Hashable, dict[bool, GuideOutput]]) -> None:
         options = {k: str(v) for k, v in method.describe().items() if k not in _NOT_THE_GUIDES}
         self.name = tuple(sorted(options.items()))
         self.found = found.setdefault(self.name, {})
         self.ran = False
         guide = guide_for(method, model)
         self.model = guide.model
-        settings = replace(method.guide_settings(), runner=self._stand_in(guide))
         self.method = copy.copy(method)
         # The dataclass is frozen, and a subclass made here would not be the same method in a report.
-        object.__setattr__(self.method, "guide_settings", lambda: settings)
+        object.__setattr__(self.method, "runner", self._stand_in(guide))
 
     def _stand_in(self, guide: Any) -> Any:
         run = guide.answer
 
-        def answer(inputs: Any, settings: Any, *, whole: bool) -> Guidance:
+        def answer(inputs: Any, settings: Any, *, whole: bool) -> GuideOutput:
             # Without a limit of steps the answer is the whole one anyway.
             key = whole and guide.steps is not None
             if key not in self.found:

@@ -86,11 +86,11 @@ def costs(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def positions(cells: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Any]:
-    """Share of the visual tokens kept in each cell of the lattice, over all questions; null where none ever was."""
+    """Fraction of the visual tokens kept in each cell of the lattice, over all questions; null where none ever was."""
     kept = [sum(one["kept"][i] for one in cells) for i in range(LATTICE**2)]
     every = [sum(one["all"][i] for one in cells) for i in range(LATTICE**2)]
-    shares = [round(k / n, 4) if n else None for k, n in zip(kept, every, strict=True)]
-    return {"rows": LATTICE, "columns": LATTICE, "kept_share": shares}
+    fractions = [round(k / n, 4) if n else None for k, n in zip(kept, every, strict=True)]
+    return {"rows": LATTICE, "columns": LATTICE, "kept_share": fractions}
 
 
 def ids_hash(ids: Sequence[str]) -> str:

@@ -163,7 +163,7 @@ def caption(rows: Sequence[Summary]) -> str:
     said = [
         f"{first['task']}: {counted} questions; {first['main']} ± its standard error; the paired difference from the"
         " unpruned model in points with its 95 % interval, and p from swapping results in pairs, all clustered by"
-        " picture; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
+        " image; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
         + (", shared work measured once and charged to every row." if first.get("share") else "."),
         _every("Model", [row["model"] for row in rows]),
         _every("backend", [row["backend"] for row in rows]),

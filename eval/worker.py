@@ -25,7 +25,7 @@ from .tasks.base import Sample, Task
 from .tasks.load import Data, load
 from .tasks.registry import task_class
 
-LATTICE = 12  # kept tokens are counted on 12 x 12 cells of the picture, whatever the model's grid
+LATTICE = 12  # kept tokens are counted on 12 x 12 cells of the image, whatever the model's grid
 HASHED_VALUES = 4096  # of every weight; a retrained model differs in all of them
 
 
@@ -98,10 +98,10 @@ class Worker:
         return [list(range(at, min(at + size, count))) for at in range(0, count, size)]
 
     def answer(self, run: Run, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """The record lines of one batch; an unreadable picture or question gives a line with `error`.
+        """The record lines of one batch; an unreadable image or question gives a line with `error`.
 
         Raises:
-            VlmpruneError: with `strict`, a picture that cannot be opened or that the model's processor refuses, or a
+            VlmpruneError: with `strict`, an image that cannot be opened or that the model's processor refuses, or a
                 question that holds an image's token.
         """
         task, data = self.data(run.task)
@@ -109,14 +109,14 @@ class Worker:
             self._shared = BatchCache()
         self._shared.batch((run.task, *numbers))
         lines: dict[int, dict[str, Any]] = {}
-        usable, pictures = [], []
+        usable, images = [], []
         for number in numbers:
             sample = data.samples[number]
             try:
                 for processor in (self.models.processor, self.models.small_processor):
                     if processor is not None:  # of both, so that all runs answer the same questions
                         check_question(processor, sample.prompt)
-                pictures.append(self._shared.once(number, sample.picture))
+                images.append(self._shared.once(number, sample.load_image))
                 usable.append(number)
             except VlmpruneError as error:
                 if self.settings.strict:
@@ -124,7 +124,7 @@ class Worker:
                 lines[number] = self._failed(sample, error)
         if usable:
             samples = [data.samples[number] for number in usable]
-            shown: list[Any] = [None] * len(pictures) if run.method == BLIND else pictures
+            shown: list[Any] = [None] * len(images) if run.method == BLIND else images
             method_run = self.method_run(run)
             answer = method_run.answer
             if self.settings.share and run.method != BLIND:
@@ -142,7 +142,7 @@ class Worker:
             reports = slim(report)
             for at, (number, sample) in enumerate(zip(usable, samples, strict=True)):
                 own = reports[at] | {"answer_tokens": self._tokens(method_run, texts[at])}
-                digest = self._shared.once(f"sha256 of {number}", hashlib.sha256(pictures[at].tobytes()).hexdigest)
+                digest = self._shared.once(f"sha256 of {number}", hashlib.sha256(images[at].tobytes()).hexdigest)
                 lines[number] = self._line(task, sample, texts[at], digest, own)
         return [lines[number] for number in numbers]
 
@@ -154,13 +154,13 @@ class Worker:
         tokenizer = getattr(method_run.processor, "tokenizer", method_run.processor)
         return len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
-    def _line(self, task: Task, sample: Sample, text: str, picture: str, report: dict[str, Any]) -> dict[str, Any]:
+    def _line(self, task: Task, sample: Sample, text: str, digest: str, report: dict[str, Any]) -> dict[str, Any]:
         parsed = task.read(sample, text)
         return {
             "id": sample.id,
             "group": sample.group or sample.id,
             "prompt_sha256": sha(sample.prompt),
-            "picture_sha256": picture[:16],
+            "picture_sha256": digest[:16],
             "answer": text,
             "parsed": parsed,
             "score": task.score(sample, parsed),
@@ -188,7 +188,7 @@ def slim(report: Report) -> list[dict[str, Any]]:
     """Each sample's part of a batch's report, without what can be large.
 
     Sums over the batch (FLOPs, bytes, seconds) are shared out evenly. `cells`: kept and all visual tokens by the cell
-    of a 12 x 12 lattice over the picture.
+    of a 12 x 12 lattice over the image.
     """
     size = len(report.visual_tokens)
     same: dict[str, Any] = {}

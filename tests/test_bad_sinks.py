@@ -17,13 +17,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "x", None, True])
 @pytest.mark.parametrize("option", ["p", "rho", "gate"])
 def test_shares(option, value):
-    sentence(lambda: vlmprune.VAR(**{option: value}), f"{option}={value!r}", "from 0 to 1")
+    sentence(lambda: vlmprune.VAR(**{option: value}), f"{option} must be a number from 0 to 1, got {value!r}")
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "x", True])
 def test_tau(value):
-    sentence(lambda: vlmprune.VAR(tau=value), f"tau={value!r}", "above 0")
-    sentence(lambda: vlmprune.find_sinks(shared("llava"), tau=value), f"tau={value!r}")
+    sentence(lambda: vlmprune.VAR(tau=value), f"got {value!r}", "above 0")
+    sentence(lambda: vlmprune.find_sinks(shared("llava"), tau=value), "tau must be", f"got {value!r}")
 
 
 def test_tau_that_no_token_can_reach():
@@ -36,7 +36,7 @@ def test_tau_that_no_token_can_reach():
 
 @pytest.mark.parametrize("dims", [[], [-1], [1.5], "5", 5, [True]])
 def test_no_dimensions(dims):
-    sentence(lambda: vlmprune.VAR(sink_dims=dims), f"sink_dims={dims!r}", "None")
+    sentence(lambda: vlmprune.VAR(sink_dims=dims), "sink_dims must be", f"got {dims!r}", "None")
 
 
 def test_dimensions_outside_the_width():
@@ -50,12 +50,12 @@ def test_dimensions_outside_the_width():
 @pytest.mark.parametrize("option", [{"beta": -0.1}, {"beta": 1.5}, {"threshold": 2.0}, {"threshold": float("nan")}])
 def test_act_options(option):
     ((name, value),) = option.items()
-    sentence(lambda: vlmprune.ACT(**option), f"{name}={value!r}", "from 0 to 1")
+    sentence(lambda: vlmprune.ACT(**option), f"{name} must be a number from 0 to 1, got {value!r}")
 
 
 @pytest.mark.parametrize("heads", ["2.0", 5, [3], [(1, 2, 3)], [(1, -1)], [(0.5, 1)], [("2", "1")]])
 def test_no_heads(heads):
-    sentence(lambda: vlmprune.ACT(heads=heads), "heads=", "pairs")
+    sentence(lambda: vlmprune.ACT(heads=heads), "heads must be", "pairs", repr(heads))
 
 
 @pytest.mark.parametrize("head", [(0, 0), (1, 0), (5, 0), (2, 4)])

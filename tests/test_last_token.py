@@ -17,7 +17,7 @@ from tests.support.tiny_families import FAMILIES, IMAGE, Inputs, build, make_inp
 from vlmprune.flow.locate import ImageGrid, ImageSpan, SampleLayout, no_place
 from vlmprune.flow.select import Selection, count_for, top_k_per_image, with_last
 from vlmprune.methods.base import Pruner, PruningContext
-from vlmprune.methods.registry import BUILT_IN
+from vlmprune.methods.registry import CLASSES
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -79,7 +79,7 @@ METHODS = {
 
 
 def test_every_registered_pruner_is_here():
-    assert {method.name for method in BUILT_IN if issubclass(method, Pruner)} - {"sgl"} <= set(METHODS)
+    assert {method.name for method in CLASSES if issubclass(method, Pruner)} - {"sgl"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -214,8 +214,8 @@ def layout(*counts: int, ends: bool) -> SampleLayout:
 def test_top_k_ranks_it_first():
     images = layout(4, 4, ends=True).images
     scores = torch.tensor([4.0, 3.0, 2.0, 1.0, 4.0, 3.0, 2.0, 1.0])
-    assert top_k_per_image(scores, images, 2).tolist() == [0, 1, 4, 7]
-    assert top_k_per_image(scores, layout(4, 4, ends=False).images, 2).tolist() == [0, 1, 4, 5]
+    assert top_k_per_image(scores, images, [2, 2]).tolist() == [0, 1, 4, 7]
+    assert top_k_per_image(scores, layout(4, 4, ends=False).images, [2, 2]).tolist() == [0, 1, 4, 5]
     assert scores.tolist() == [4.0, 3.0, 2.0, 1.0] * 2  # a method's own scores are left as they are
     assert ImageGrid((1, 1, 4), no_place(4)).count == 4
 

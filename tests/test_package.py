@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -199,19 +199,6 @@ from vlmprune import *
 assert wrap is vlmprune.wrap
 """
     assert python(code) == ""
-
-
-def test_type_checkers_see_every_name() -> None:
-    """`__all__`, the imports under TYPE_CHECKING and the modules named as strings say the same."""
-    (block,) = (
-        node.body
-        for node in ast.parse((ROOT / "vlmprune/__init__.py").read_text()).body
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    )
-    seen = {alias.name: node.module for node in block if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert sorted(seen) == sorted(vlmprune.__all__)
-    for name, module in seen.items():
-        assert getattr(import_module(f"vlmprune.{module}"), name) is getattr(vlmprune, name)
 
 
 def test_a_broken_torchvision_is_hidden_before_transformers_is_imported() -> None:

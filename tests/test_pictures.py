@@ -236,7 +236,7 @@ def test_every_way_in_sees_the_same(tmp_path: Path, way: str) -> None:
     seen = {
         "file": lambda: read_image(tmp_path / "a.png"),
         "bytes": lambda: decoded(io.BytesIO(file.getvalue()), "x"),
-        "eval": lambda: Sample("1", "", lambda: array("u2"), "").picture(),
+        "eval": lambda: Sample("1", "", lambda: array("u2"), "").load_image(),
         "ray path": lambda: read(str(tmp_path / "a.png")),
         "ray array": lambda: read(RAMP.astype("u2")),
         "captioner": lambda: checked_image(array("u2")),

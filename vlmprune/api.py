@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class PrunedModel:
     def __init__(self, model: Any, session: Session, processor: Any) -> None:
         self.model, self.method, self.processor = model, session.method, processor
         self._plain, self._session = session.model, session
-        self._active = True
+        self.active = True
         session.attach()
         self._plain.__dict__[HANDLE] = self
 
@@ -65,8 +65,8 @@ class PrunedModel:
         """Answer a question about an image.
 
         Args:
-            image: a PIL image of any mode, the path of an image file, or a list of these; turned as its EXIF tag says,
-                transparency on white.
+            image: a PIL image of any mode, the path of an image file, or a list of these; rotated as its EXIF tag says,
+                transparent parts on white.
             question: plain text; the processor's chat template is applied.
             generation_kwargs: for `generate`; `max_new_tokens` is 64 unless given.
         Raises:
@@ -99,38 +99,29 @@ class PrunedModel:
 
     @property
     def report(self) -> Report:
-        """Of this thread's last call; in a thread that made none, of the last call of any.
+        """Of this thread's last call; in a thread that made none, of the last call of any thread.
 
-        Every call's own is the `report` of what it returned: of an answer, of the output of `generate` or a forward.
+        What a call returns (an answer, the output of `generate` or of a forward) has that call's own as `report`.
 
         Raises:
-            VlmpruneError: there was none yet.
+            VlmpruneError: no call has ended yet.
         """
-        report = self._session.report
+        report = self._session.calls.report
         if report is None:
             raise VlmpruneError("There is no report yet; call the model first.")
         return report
 
     # -- on and off --------------------------------------------------------------------------------------------
 
-    @property
-    def active(self) -> bool:
-        return self._active
-
     def unwrap(self) -> Any:
-        """Take everything off the model and return it, once the calls that run are done; again, it does nothing."""
+        """Wait for running calls, remove everything from the model and return it; a second call does nothing."""
         with self._session.lock.generating():
-            if self._active:
-                self._active = False
+            if self.active:
+                self.active = False
                 self._session.detach()
                 if self._plain.__dict__.get(HANDLE) is self:
                     del self._plain.__dict__[HANDLE]
         return self.model
-
-    def replace(self) -> None:
-        """Make room for another wrap of the model; calls that wait for the lock then raise."""
-        self._session.replaced = True
-        self.unwrap()
 
     def __enter__(self) -> PrunedModel:
         return self
@@ -139,29 +130,26 @@ class PrunedModel:
         self.unwrap()
 
     def __repr__(self) -> str:
-        state = "" if self._active else ", inactive"
+        state = "" if self.active else ", inactive"
         return f"PrunedModel({type(self.model).__name__}, {self.method!r}{state})"
-
-    def _check_active(self) -> None:
-        if not self._active:
-            raise InactiveHandleError(
-                "This handle is inactive, because its model was unwrapped or wrapped again; use the newer handle or "
-                "call wrap() again."
-            )
 
     @contextmanager
     def _mine(self) -> Iterator[None]:
         """Within the block the model is this thread's, and the handle stays active."""
         with self._session.lock.generating():
-            self._check_active()
+            if not self.active:
+                raise InactiveHandleError(
+                    "This handle is inactive, because its model was unwrapped or wrapped again; use the newer handle "
+                    "or call wrap() again."
+                )
             yield
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within the block the model runs plain, for this thread; other threads' calls wait until it ends.
+        """Within the block this thread runs the plain model; other threads' calls wait until it ends.
 
         Raises:
-            InactiveHandleError: it is plain already.
+            InactiveHandleError: the model was unwrapped, or wrapped again.
         """
         with self._mine(), bare(self._plain):
             del self._plain.__dict__[HANDLE]  # other methods may be put on and taken off meanwhile
@@ -170,7 +158,7 @@ class PrunedModel:
             finally:
                 if (left := self._plain.__dict__.pop(HANDLE, None)) is not None:
                     left.unwrap()
-                if self._active:
+                if self.active:
                     self._plain.__dict__[HANDLE] = self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -183,7 +171,7 @@ class PrunedModel:
 def wrap(
     model: Any,
     method: Method | str | type[Method] | Sequence[Any],
-    *more: Any,
+    *,
     processor: Any = None,
     **options: Any,
 ) -> PrunedModel:
@@ -199,17 +187,12 @@ def wrap(
         A handle; `unwrap()` or leaving its `with` block takes everything off again. Wrapping a wrapped model replaces
         the method, and the older handle turns inactive.
     Raises:
-        UnsupportedModelError: no vision-language model, or a family without an adapter.
+        UnsupportedModelError: not a vision-language model, or a family without an adapter.
         VlmpruneError: an unknown method, bad options, a layer the model does not have, or a transformers too old.
     Warns:
         UserWarning: once, where transformers is newer than the newest that was tested.
     """
     check_transformers()
-    if more:
-        raise VlmpruneError(
-            f"wrap() takes a model and a method, and got {more[0]!r:.60} as a third; give options and processor by "
-            "name, for example wrap(model, 'fastv', keep=0.25)."
-        )
     if isinstance(model, PrunedModel):
         model = model.model
     plain = unwrap_peft(model)
@@ -220,15 +203,16 @@ def wrap(
         if older is not None and processor is None:
             processor = older.processor
         # Raises before the older handle goes.
-        watchers = [part.watcher(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
+        observers = [part.observer(family, plain) for part in parts_of(made) if isinstance(part, Intervention)]
         guided = next((part for part in parts_of(made) if isinstance(part, Guided)), None)
         if guided is not None:
             guide = guide_for(guided, plain)
-            session: Session = GuidedSession(plain, family, made, watchers, guide=guide, processor=processor)
+            session: Session = GuidedSession(plain, family, made, observers, guide=guide, processor=processor)
         else:
-            session = Session(plain, family, made, watchers)
+            session = Session(plain, family, made, observers)
         if older is not None:
-            older.replace()
+            older._session.replaced = True  # calls that wait for the lock raise
+            older.unwrap()
         return PrunedModel(model, session, processor)
 
 
@@ -246,12 +230,6 @@ def unwrap_peft(model: Any) -> Any:
     return inner
 
 
-def unwrapped(plain: Any) -> AbstractContextManager[None]:
-    """Within the block a model, wrapped or not, is plain."""
-    handle: PrunedModel | None = plain.__dict__.get(HANDLE)
-    return nullcontext() if handle is None else handle.off()
-
-
 def one_method(method: Method | str | type[Method] | Sequence[Any], options: dict[str, Any]) -> Method:
     """The method to attach; a list holds at most one pruner and each intervention once.
 
@@ -261,7 +239,7 @@ def one_method(method: Method | str | type[Method] | Sequence[Any], options: dic
     if isinstance(method, str | Method | type):
         return make_method(method, **options)
     if not isinstance(method, Sequence):
-        raise VlmpruneError(f"{method!r} is no method; pass a method object, a registered name, or a list of them.")
+        raise VlmpruneError(f"method must be a method object, a registered name or a list of them, got {method!r:.60}.")
     if options:
         raise VlmpruneError(
             f"The option {sorted(options)[0]!r} does not go with a list; set it on a method in it, for example "

@@ -18,7 +18,7 @@ class VlmpruneError(ValueError):
 
 
 class UnsupportedModelError(VlmpruneError):
-    """The model is no vision-language model, or one of a family without an adapter."""
+    """The model is not a vision-language model, or its family has no adapter."""
 
 
 class InactiveHandleError(VlmpruneError):
@@ -26,7 +26,7 @@ class InactiveHandleError(VlmpruneError):
 
 
 class PromptError(VlmpruneError):
-    """A processor makes no inputs of pictures and texts, such as a picture 300 times as high as wide."""
+    """A processor rejects images and texts, such as an image 300 times as high as wide."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -37,7 +37,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def check_call(what: str, signature: inspect.Signature, given: Sequence[Any], options: Mapping[str, Any]) -> None:
-    """Refuse arguments that a call does not take, where Python would name `__init__` and no remedy.
+    """Refuse arguments that a call does not take; Python's own message would name `__init__` and no remedy.
 
     Raises:
         VlmpruneError: an unknown or missing option, too many without a name, or one given twice.
@@ -66,7 +66,7 @@ def check_call(what: str, signature: inspect.Signature, given: Sequence[Any], op
 
 
 def checked(function: F) -> F:
-    """A function of ours for users: what is wrong with its arguments is said in a sentence."""
+    """A public function that reports wrong arguments in one sentence (see `check_call`)."""
     signature, what = inspect.signature(function), f"{function.__name__}()"
     if function.__name__ == "__init__":
         what = f"{function.__qualname__.split('.')[0]}()"

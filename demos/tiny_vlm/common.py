@@ -18,7 +18,7 @@ class State:
     """A module with its optimizer, moving average and progress, saved as safetensors + JSON so that a run can go on.
 
     The schedule runs over wall-clock seconds, not steps: the machines this was trained on are shared, so a step's
-    duration is not known ahead. Warmup, then flat, then linear to zero over the last ``decay`` share of the budget.
+    duration is not known ahead. Warmup, then flat, then linear to zero over the last ``decay`` fraction of the budget.
     """
 
     def __init__(self, module: nn.Module, lr: float, folder: Path, *, weight_decay: float = 0.05, ema: float = 0.999):

@@ -2,7 +2,7 @@
 
     python -m demos.tiny_vlm.evaluate --out demos/tiny_vlm/results/accuracy.json
 
-An answer counts if it is exactly the right one. All questions of a picture are packed behind it, which
+An answer counts if it is exactly the right one. All questions of an image are packed behind it, which
 equals asking them one by one (see `packing`). Chance = always giving the split's most frequent answer.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from eval import markdown
 from eval.provenance import provenance, write_record
 from vlmprune.tiny import load_tiny
-from vlmprune.tiny.scenes import FAMILIES, Question
+from vlmprune.tiny.questions import FAMILIES, Question
 
 from .language import enlarged
 from .scoring import Asked, measure, scene_questions
@@ -27,13 +27,13 @@ PRECISION = "fp32, weights stored in fp16"
 
 
 def easy_vqa_questions(number: int) -> list[Asked]:
-    """The first questions of the public package's test split, grouped by picture."""
+    """The first questions of the public package's test split, grouped by image."""
     import easy_vqa
 
-    texts, answers, pictures = easy_vqa.get_test_questions()
+    texts, answers, images = easy_vqa.get_test_questions()
     paths = easy_vqa.get_test_image_paths()
     rows: dict[int, list[Question]] = defaultdict(list)
-    for text, answer, n in list(zip(texts, answers, pictures, strict=True))[:number]:
+    for text, answer, n in list(zip(texts, answers, images, strict=True))[:number]:
         rows[n].append(Question("easy-vqa test", text, answer))
     return [(enlarged(paths[n]), questions) for n, questions in rows.items()]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlmprune.tiny.render import coverage
-from vlmprune.tiny.scenes import PATCH, Scene
+from vlmprune.tiny.scenes import Scene, coverage
+from vlmprune.tiny.vocabulary import PATCH
 
 LEAST = 0.12  # of a patch that a thing must cover
 

@@ -18,24 +18,19 @@ from torch import Tensor
 
 from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
-from vlmprune.tiny.scenes import (
-    COLOURS,
-    GRID,
-    SHAPES,
-    Question,
-    ask,
-    make_scene,
-    render,
-)
+from vlmprune.tiny.questions import Question, ask
+from vlmprune.tiny.scenes import make_scene, render
+from vlmprune.tiny.vocabulary import COLOURS, GRID, SHAPES, SUPERLATIVES
 
 from .common import State, log
 from .labels import patch_cover
-from .packing import IDS, Packed, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
+from .packing import Packed, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
 from .pair import build_model
 from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
+from .vocabulary import IDS
 
-# Questions asked about each picture until the token budget is used up, drawn by weight.
+# Questions asked about each image until the token budget is used up, drawn by weight.
 MIX = {
     "colour": 1.0,
     "shape": 1.0,
@@ -56,14 +51,19 @@ FIRST_LESSONS, SECOND_LESSONS = 0.15, 0.4  # of the run, until which they go on
 # saw mostly those called three and more one fewer.
 LAST_LESSONS = 0.6
 LAST_MIX = {**MIX, "colour": 3.0, "count": 8.0, "relation": 3.0, "digit": 1.5}
-TOKENS = 150  # text tokens a picture
+TOKENS = 150  # text tokens per image
 EASY_VQA_SHARE = 0.08
 EARLY_WEIGHT = 0.4
 SPOT_WEIGHT = 0.2
 SHARE_WEIGHT = 0.2
-DROP_SHARE = 0.3  # of the batches lose a share of their visual tokens, drawn from 0 to 50 %, all tokens alike
+DROP_FRACTION = 0.3  # of the batches lose a fraction of their visual tokens, drawn from 0 to 50 %, all tokens alike
 PLACES = ("top", "bottom", "left", "right", "center")
 LEARNING_RATE = {"large": 1.0e-3, "small": 2.5e-3}
+
+
+def names_an_extreme(question: Question) -> bool:
+    """Whether it names a thing by a superlative ("the leftmost tile"), which takes a comparison first."""
+    return not SUPERLATIVES.keys().isdisjoint(question.text.split())
 
 
 def questions_for(rng: random.Random, scene: Any, mix: dict[str, float] = MIX) -> list[Question]:
@@ -75,7 +75,7 @@ def questions_for(rng: random.Random, scene: Any, mix: dict[str, float] = MIX) -
         tries += 1
         family = rng.choices(list(mix), list(mix.values()))[0]
         question = ask(scene, family, rng)
-        if question is None or question.text in seen or (mix is FIRST_MIX and not question.direct):
+        if question is None or question.text in seen or (mix is FIRST_MIX and names_an_extreme(question)):
             continue
         size = len(encode_text(question.text)) + len(encode_text(question.answer)) + 2
         if spent + size > TOKENS + 20:
@@ -121,7 +121,7 @@ def distinct_scene(seed: int, window: tuple[int, int, int, int], most: int) -> A
 
 
 class EasyVqa:
-    """The training split of the public easy-vqa package, questions grouped by picture."""
+    """The training split of the public easy-vqa package, questions grouped by image."""
 
     def __init__(self) -> None:
         import easy_vqa
@@ -134,13 +134,13 @@ class EasyVqa:
         self.numbers = sorted(self.rows)
 
     def batch(self, rng: random.Random, size: int) -> tuple[list[np.ndarray], list[list[Question]]]:
-        """Pictures enlarged to the canvas as the processor does, and their questions."""
+        """Images enlarged to the canvas as the processor does, and their questions."""
         chosen = rng.sample(self.numbers, size)
         return [enlarged(self.paths[n]) for n in chosen], [self.rows[n] for n in chosen]
 
 
 def enlarged(path: str) -> np.ndarray:
-    """A picture at the canvas size, uint8 (112, 112, 3)."""
+    """An image at the canvas size, uint8 (112, 112, 3)."""
     return np.asarray(read_image(Path(path)).resize((GRID * 8, GRID * 8), Image.Resampling.BICUBIC))
 
 
@@ -160,10 +160,10 @@ def align_loss(model: Any, visual: Tensor, labels: dict[str, Tensor]) -> Tensor:
 
 
 def share_loss(visual: Tensor, shares: Tensor) -> Tensor:
-    """A projected patch [B, V, D] of a thing should know which share of the thing it shows; `shares` [B, V], else 0.
+    """A projected patch [B, V, D] of a thing should know which fraction of the thing it shows; `shares` [B, V], else 0.
 
     A softmax averages, so models count by how many patches match, and a large thing has ten times the patches of a
-    small one. Weighed by their shares, patches add up to things.
+    small one. Weighted by these fractions, patches add up to things.
     """
     some = shares > 0
     signs = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(visual.shape[-1] // 4)
@@ -198,7 +198,7 @@ def patch_words(scene: Any) -> dict[str, np.ndarray]:
 
 
 def patch_shares(cover: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """The share of its thing that every patch shows, [V] float32, 0 without a thing; both [V], from `patch_cover`."""
+    """The fraction of its thing that each patch shows, [V] float32, 0 without a thing; both [V], of `patch_cover`."""
     mass = np.bincount(owner[owner >= 0], cover[owner >= 0])
     return np.where(owner >= 0, cover / np.append(mass, 1)[owner], 0).astype(np.float32)
 
@@ -281,7 +281,7 @@ def losses_of(
 
 
 def train_language(
-    work: Path, which: str, minutes: float, batch: int = 8, more: float = 0.0, dropping: float = DROP_SHARE
+    work: Path, which: str, minutes: float, batch: int = 8, more: float = 0.0, dropping: float = DROP_FRACTION
 ) -> None:
     """Train one of the pair for `minutes` of wall clock, resuming where a run broke off.
 
@@ -332,6 +332,6 @@ def train_language(
 
 
 def accuracy(model: Any, number: int) -> dict[str, float]:
-    """Share of the validation questions answered exactly, per family, on full pictures."""
+    """Fraction of the validation questions answered exactly, per family, on full images."""
     rows = measure({"model": model}, scene_questions(number, "validation"))
     return {family: row["model"] for family, row in rows.items()}

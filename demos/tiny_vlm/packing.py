@@ -1,10 +1,10 @@
-"""Many questions behind one picture: packed batches for training and for teacher-forced evaluation.
+"""Many questions behind one image: packed batches for training and for teacher-forced evaluation.
 
-A row is `<bos>`, the visual tokens, and then every question with its answer, each seeing the picture and itself only
+A row is `<bos>`, the visual tokens, and then every question with its answer, each seeing the image and itself only
 and each starting at the position it would have alone. So a packed row equals its questions asked one by one, and an
 answer is what greedy decoding would give exactly if every one of its tokens (the end included) is the likeliest.
 
-Shapes: B pictures, V visual tokens, T text tokens of a row, S = 1 + V + T.
+Shapes: B images, V visual tokens, T text tokens of a row, S = 1 + V + T.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmprune.tiny.scenes import CANVAS, GRID, Question
-from vlmprune.tiny.vocabulary import words
+from vlmprune.tiny.questions import Question
+from vlmprune.tiny.vocabulary import CANVAS, GRID
 
-IDS = {word: i for i, word in enumerate(words())}
+from .vocabulary import IDS
+
 _PIECES = re.compile(r"[a-z]+|\d|[^\sa-z\d]")
 EARLY = 3  # words before the answer that should say how it begins
 SPOT_SCALE = 3.0  # of a place in -1..1, in a residual stream of root mean square 1
@@ -55,7 +56,7 @@ class Packed:
 
 
 def pack(rows: list[list[Question]], places: Tensor) -> Packed:
-    """Pack each picture's questions behind its visual tokens at canvas patches `places` [B, V]."""
+    """Pack each image's questions behind its visual tokens at canvas patches `places` [B, V]."""
     batch, visual = places.shape
 
     def prompt_and_answer(q: Question) -> tuple[Question, list[int], list[int]]:
@@ -139,7 +140,7 @@ def _spots(question: Question, prompt: list[int]) -> Iterator[tuple[int, float, 
 @dataclass
 class Ran:
     """Hidden states of the text [B, T, D]: `last`, and the residual stream `halfway` and `before_last` through the
-    layers; the projected picture `visual` [B, V, D]."""
+    layers; the projected image `visual` [B, V, D]."""
 
     last: Tensor
     halfway: Tensor
@@ -148,7 +149,7 @@ class Ran:
 
 
 def run(model: Any, features: Tensor, packed: Packed) -> Ran:
-    """The language model on pictures' `features` [B, V, tower width] and their questions."""
+    """The language model on images' `features` [B, V, tower width] and their questions."""
     lm = model.model.language_model
     visual = model.model.multi_modal_projector(features)
     start = lm.embed_tokens(torch.full((len(features), 1), IDS["<bos>"]))
@@ -173,7 +174,7 @@ def answer_logits(model: Any, features: Tensor, packed: Packed) -> Tensor:
 def early_loss(model: Any, text: Tensor, packed: Packed) -> Tensor:
     """The last words of a question should already say how its answer begins; `text` from `run`.
 
-    Without it the token before the answer learns to look at all things in the picture at once, its attention
+    Without it the token before the answer learns to look at all things in the image at once, its attention
     saturates there and the question's noun, one step away, is never read: two things, and every second answer was the
     other one's for 4,000 steps. A noun that has to answer itself finds its own thing within minutes.
     """

@@ -19,10 +19,10 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from vlmprune.tiny.scenes import CANVAS, GRID, PATCH
-from vlmprune.tiny.vocabulary import words
+from vlmprune.tiny.vocabulary import CANVAS, GRID, PATCH
 
 from .tower import init_tower, tower_config
+from .vocabulary import IDS
 
 TEXT: dict[str, dict[str, int]] = {
     "large": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6},
@@ -48,15 +48,14 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Words, single digits and single punctuation marks, lower case; the model's whole world is known words."""
-    ids = {word: i for i, word in enumerate(words())}
-    inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    inner = Tokenizer(models.WordLevel(IDS, unk_token="<unk>"))
     inner.normalizer = normalizers.Lowercase()
     # Words, single digits and single punctuation marks.
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[a-z]+|\d|[^\sa-z\d]"), "isolated")]
     )
     inner.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", ids["<bos>"])]
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", IDS["<bos>"])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -72,7 +71,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """The stock processor with a PIL image part: any picture becomes 112 x 112."""
+    """The stock processor with a PIL image part: any image becomes 112 x 112."""
     square = {"height": CANVAS, "width": CANVAS}
     image = LlavaImageProcessorPil(size=square, crop_size=square, do_center_crop=False, do_pad=False)
     return LlavaProcessor(
@@ -87,21 +86,20 @@ def build_processor() -> LlavaProcessor:
 
 def build_model(which: str, tower: Path | None = None) -> LlavaForConditionalGeneration:
     """A model with its start weights and, where given, the trained tower (frozen)."""
-    ids = {word: i for i, word in enumerate(words())}
     text = LlamaConfig(
-        vocab_size=64 * math.ceil(len(ids) / 64),
+        vocab_size=64 * math.ceil(len(IDS) / 64),
         num_key_value_heads=TEXT[which]["num_attention_heads"],
         max_position_embeddings=2048,
-        bos_token_id=ids["<bos>"],
-        eos_token_id=ids["<eos>"],
-        pad_token_id=ids["<pad>"],
+        bos_token_id=IDS["<bos>"],
+        eos_token_id=IDS["<eos>"],
+        pad_token_id=IDS["<pad>"],
         tie_word_embeddings=True,
         **TEXT[which],
     )
     config = LlavaConfig(
         vision_config=tower_config(),
         text_config=text,
-        image_token_id=ids["<image>"],
+        image_token_id=IDS["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=GRID * GRID,
@@ -115,7 +113,7 @@ def build_model(which: str, tower: Path | None = None) -> LlavaForConditionalGen
         model.model.vision_tower.load_state_dict(load_file(str(tower)))
     model.model.vision_tower.requires_grad_(False)
     model.generation_config = GenerationConfig(
-        bos_token_id=ids["<bos>"], eos_token_id=ids["<eos>"], pad_token_id=ids["<pad>"], do_sample=False
+        bos_token_id=IDS["<bos>"], eos_token_id=IDS["<eos>"], pad_token_id=IDS["<pad>"], do_sample=False
     )
     return model
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from eval.stats import standard_error
-from vlmprune.tiny.scenes import FAMILIES, GRID, Question, Scene, benchmark, render
+from vlmprune.tiny.questions import FAMILIES, Question, benchmark
+from vlmprune.tiny.scenes import Scene, render
+from vlmprune.tiny.vocabulary import GRID
 
 from .packing import answer_logits, encode_text, pack, right_answers
 from .tower import encode, pixels

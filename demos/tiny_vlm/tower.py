@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlmprune.tiny.scenes import COLOURS, GRID, PATCH, SHAPES, SIZES, Scene, make_scene, render
-from vlmprune.tiny.vocabulary import TEXTURES
+from vlmprune.tiny.scenes import Scene, make_scene, render
+from vlmprune.tiny.vocabulary import COLOURS, GRID, PATCH, SHAPES, SIZES, TEXTURES
 
 from .common import State, log
 from .labels import patch_cover

@@ -18,7 +18,7 @@ import torch
 import vlmprune.tiny
 
 from .common import State
-from .language import DROP_SHARE, train_language
+from .language import DROP_FRACTION, train_language
 from .pair import build_model, export, export_processor
 from .tower import train_tower
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="wall clock of each stage")
     parser.add_argument("--more", type=float, default=0, help="minutes on top of a finished stage")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dropping", type=float, default=DROP_SHARE, help="share of the batches that lose tokens")
+    parser.add_argument("--dropping", type=float, default=DROP_FRACTION, help="fraction of batches that lose tokens")
     parser.add_argument("--to", type=Path, help="where to export to; the package if not given")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -16,7 +16,8 @@ from scipy.optimize import linear_sum_assignment
 
 from eval.stats import paired, standard_error
 from vlmprune.captioner.text import sentences, singular, words
-from vlmprune.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Scene, Thing
+from vlmprune.tiny.scenes import Scene, Thing
+from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
 ATTRIBUTES = ("colour", "size", "position", "digit")
 PLACES = sorted((place.split() for row in POSITIONS for place in row), key=len, reverse=True)

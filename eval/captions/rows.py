@@ -8,8 +8,9 @@ from typing import Any
 
 from eval.captions.metrics import Counts, count, summary
 from eval.captions.text_metrics import text_metrics
-from vlmprune.captioner.vlm import Spent
-from vlmprune.tiny.scenes import Scene, caption
+from vlmprune.captioner.vlm import CaptionCost
+from vlmprune.tiny.questions import caption
+from vlmprune.tiny.scenes import Scene
 
 
 @dataclass
@@ -20,9 +21,7 @@ class CaptionRow:
     method: str = "none"
     keep: float | None = None
     texts: list[str] = field(default_factory=list)
-    spent: Spent = field(default_factory=Spent)
-    described: int = 0
-    matched: int = 0
+    cost: CaptionCost = field(default_factory=CaptionCost)
     seconds: float = 0.0
 
     @property
@@ -36,22 +35,20 @@ class CaptionRow:
     def join(self, other: CaptionRow) -> None:
         """Add what another portion of the scenes gave."""
         self.texts += other.texts
-        self.spent.add(other.spent)
-        self.described += other.described
-        self.matched += other.matched
+        self.cost.add(other.cost)
         self.seconds += other.seconds
 
     def record(self, scenes: Sequence[Scene]) -> dict[str, Any]:
         """JSON-serialisable; costs are means per image."""
-        n, counts = len(self.texts), self.counts(scenes)
+        n, counts, spent = len(self.texts), self.counts(scenes), self.cost
         out: dict[str, Any] = {"name": self.name, "method": self.method, "keep": self.keep, "scenes": n}
         cost = {
-            "describe_calls": self.described / n,
-            "match_calls": self.matched / n,
-            "visual_tokens": self.spent.visual_tokens / n,
-            "layer_avg_tokens": self.spent.layer_avg_tokens / n,
-            "prefill_flops": None if self.spent.prefill_flops is None else self.spent.prefill_flops / n,
-            "images_encoded": self.spent.images / n,
+            "describe_calls": spent.calls["describe"] / n,
+            "match_calls": spent.calls["match"] / n,
+            "visual_tokens": spent.visual_tokens / n,
+            "layer_avg_tokens": spent.layer_avg_tokens / n,
+            "prefill_flops": None if spent.prefill_flops is None else spent.prefill_flops / n,
+            "images_encoded": spent.images_encoded / n,
             "seconds": self.seconds / n,
         }
         references = [[caption(scene)] for scene in scenes[:n]]

@@ -30,13 +30,11 @@ from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.worker import weights_hash
 from vlmprune.captioner import BUNDLED_CONFIG, CaptionConfig, PatchCaptioner
-from vlmprune.captioner.caption import CaptionCost
-from vlmprune.captioner.divide import Box, Patch
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.pipeline import Described
 from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
-from vlmprune.captioner.vlm import Spent
+from vlmprune.captioner.vlm import CaptionCost
 from vlmprune.harness.measure import backend
 from vlmprune.tiny.scenes import Scene, make_scene
 
@@ -68,56 +66,36 @@ def groups(scenes: Sequence[Scene]) -> Iterator[Sequence[Scene]]:
 
 @contextmanager
 def charged(captioner: PatchCaptioner, row: CaptionRow) -> Iterator[None]:
-    """Charge the row with what the describing model spends and with the time that passes."""
-    captioner.vision.spent = Spent()
+    """Charge the row with what the captioner spends and with the time that passes."""
+    captioner.vision.cost = CaptionCost()
     start = time.perf_counter()
     yield
     row.seconds += time.perf_counter() - start
-    row.spent.add(captioner.vision.spent)
+    row.cost.add(captioner.vision.cost)
 
 
 def described(captioner: PatchCaptioner, images: Sequence[Any], row: CaptionRow) -> list[Described]:
     """Describe a group of images and charge the row."""
-    cost = CaptionCost()
     with charged(captioner, row):
-        found = captioner.describe(images, cost)
-    row.described += cost.calls["describe"]
-    return found
+        return captioner.describe(images)
 
 
 def aggregate(captioner: PatchCaptioner, images: Sequence[Any], found: Any, row: CaptionRow) -> None:
     """Turn descriptions into captions and charge the row."""
-    for image, one in zip(images, found, strict=True):
-        with charged(captioner, row):
-            result = captioner.aggregate(image, one)
-        row.matched += result.cost.calls["match"]
-        row.texts.append(result.text)
+    with charged(captioner, row):
+        row.texts += [captioner.aggregate(image, one).text for image, one in zip(images, found, strict=True)]
 
 
-def merged(captioner: PatchCaptioner, image: Any, samples: Sequence[str], row: CaptionRow) -> str:
+def merged(captioner: PatchCaptioner, samples: Sequence[str], image: Any) -> str:
     """Several samples of the whole image as one caption: what is done within a patch, the filter where it is on."""
 
-    def score(pairs: Sequence[tuple[Box, str]]) -> list[float]:
-        row.matched += len(pairs)
+    def score(pairs: Sequence[tuple[Any, str]]) -> list[float]:
+        captioner.vision.cost.calls["match"] += len(pairs)
         return list(captioner.matcher([(image, text) for _, text in pairs]))
 
     work = Hierarchy(image.size, captioner.config, captioner.aggregator, score)
-    (region,) = work.within([Patch("image", work.image)], [samples])
+    (region,) = work.within([replace(work.image, samples=tuple(samples))])
     return joined(work.provenance.texts(region.live))
-
-
-def sampled(
-    captioner: PatchCaptioner, images: Sequence[Any], seeds: Sequence[Sequence[int]], temperature: float
-) -> list[list[str]]:
-    """Captions of whole images, one for each seed."""
-    config = captioner.config
-    return captioner.vision.describe(
-        images,
-        config.prompts.describe,
-        seeds=seeds,
-        temperature=temperature,
-        max_new_tokens=config.max_new_tokens,
-    )
 
 
 def samples(
@@ -128,15 +106,15 @@ def samples(
     rows: Sequence[Any],
 ) -> None:
     """Samples of each whole image at the patches' temperature, merged by each captioner for its row."""
+    config = captioners[0].config
     seeds = [[seed_of(captioners[0].seed, scene.seed, k) for k in range(count)] for scene in scenes]
     first = CaptionRow("")
     with charged(captioners[0], first):
-        found = sampled(captioners[0], images, seeds, captioners[0].config.temperature)
-    first.described += captioners[0].vision.spent.calls
+        found = captioners[0].sample(images, config.prompts.describe, seeds, config.temperature)
     for captioner, row in zip(captioners, rows, strict=True):
-        row.join(first)
+        row.join(first)  # all pay for the samples they share
         with charged(captioner, row):
-            row.texts += [merged(captioner, image, texts, row) for image, texts in zip(images, found, strict=True)]
+            row.texts += [merged(captioner, texts, image) for image, texts in zip(images, found, strict=True)]
 
 
 def alone(
@@ -145,8 +123,7 @@ def alone(
     """The one caption of the whole image that Patch Matters also has, repeated by itself to know its cost."""
     seeds = [[seed_of(captioner.seed, "alone", scene.seed)] for scene in scenes]
     with charged(captioner, row):
-        sampled(captioner, images, seeds, captioner.config.global_temperature)
-    row.described += captioner.vision.spent.calls
+        captioner.sample(images, captioner.config.prompts.describe, seeds, captioner.config.global_temperature)
     row.texts += [one.whole for one in found]
 
 
@@ -207,7 +184,8 @@ class Part:
 def parts(methods: Sequence[str], view: str) -> list[Part]:
     """What is run on the first of the scenes: crops blown up, no pruning, the small model, every method and budget."""
     found = [] if view == "crop" else [Part("crops blown up", row=f"{PATCHES}, crops blown up", view="crop")]
-    found += [Part("unpruned again", row=PATCHES), Part("small alone", row=f"{PATCHES}, small model alone", small=True)]
+    found.append(Part("unpruned again", row=PATCHES))
+    found.append(Part("small alone", row=f"{PATCHES}, small model alone", small=True))
     return found + [Part(f"{name} {keep:g}", name, keep, PATCHES) for name in methods for keep in KEEPS]
 
 
@@ -235,7 +213,7 @@ def table(
                 left = (time.monotonic() - start) / made * (total - number) / 60
                 print(f"{part.name}: portion {number} of {total}, about {left:.0f} min left", flush=True)
             for line in done.done[name]["rows"]:
-                row = CaptionRow(**{**line, "spent": Spent(**line["spent"])})
+                row = CaptionRow(**{**line, "cost": CaptionCost(**line["cost"])})
                 found.setdefault(row.key, CaptionRow(*row.key)).join(row)
         rows.append(list(found.values()))
     return rows, skipped
@@ -277,7 +255,7 @@ def main() -> None:
     identity = {
         "model": args.model,
         "weights": [weights_hash(model) for model in models],
-        "config": config.to_dict(),
+        "config": asdict(config),
         "split": args.split,
         "start": args.start,
         "seed": args.seed,
@@ -301,7 +279,7 @@ def main() -> None:
             "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,
             "seed": args.seed,
-            "config": config.to_dict(),
+            "config": asdict(config),
         },
         "provenance": provenance(model=f"the bundled {args.model} model", backend=backend(models[0])),
     }

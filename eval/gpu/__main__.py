@@ -55,7 +55,7 @@ def main() -> int:
         return 0
     if args.summary:
         if not args.summary.is_dir():
-            parser.error(f"--summary {args.summary} is no folder; give the one that --out named")
+            parser.error(f"--summary {args.summary} is not a folder; give the one that --out named")
         print(summary(args.summary))
         return 0
     if args.out is None:

@@ -33,13 +33,13 @@ def run(group: str, setting: StageSetting, emit: Emit) -> None:
 
 
 def headlines(points: Sequence[Point]) -> list[str]:
-    """Shares of a copy's bandwidth and of SDPA's time."""
+    """Fractions of a copy's bandwidth and of SDPA's time."""
     lines = []
     for point in points:
         if "of_copy_bandwidth" in point:
             lines.append(
                 f"{point['point']}: {point['of_copy_bandwidth']:.0%} of a copy's bandwidth "
-                f"({point['copy_gigabytes_a_second']:.0f} GB/s), x {point['faster_than_gathers']:.2f} of five gathers"
+                f"({point['copy_gigabytes_a_second']:.0f} GB/s), x {point['faster_than_gathers']:.2f} of four gathers"
             )
         elif "share_of_sdpa" in point:
             lines.append(f"{point['point']}: {point['share_of_sdpa']:.1%} of SDPA's time")

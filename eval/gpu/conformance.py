@@ -224,12 +224,12 @@ def judged(
 
 def check_fastv(family: str, setting: StageSetting) -> Point:
     """What FastV keeps, read by the Triton kernel, against the eager map of the layer before."""
-    layer, share = 2, 0.5
+    layer, keep = 2, 0.5
     eager, model = (model_of(family, setting, "fp32", attention) for attention in ("eager", "sdpa"))
     inputs = prompts(eager, "padded")
     with torch.no_grad():
         maps = eager(**moved(eager, inputs), output_attentions=True, use_cache=False).attentions[layer - 1].float()
-    with torch.no_grad(), vlmprune.wrap(model, vlmprune.FastV(keep=share, layer=layer)) as handle:
+    with torch.no_grad(), vlmprune.wrap(model, vlmprune.FastV(keep=keep, layer=layer)) as handle:
         model(**moved(model, inputs))
         kept = handle.report.kept
     gap = 0.0  # how far a token that was dropped is above one that was kept: ties may fall either way

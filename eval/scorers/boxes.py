@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom as shares of width and height
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of width and height
 
 GAP = 6  # the most letters between two numbers of a box, as in "),  ("
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?![\w])")
@@ -15,11 +15,11 @@ UNITS = ("auto", "pixels", "thousandths")
 
 
 def read_box(answer: str, size: tuple[int, int], unit: str = "auto") -> Box | None:
-    """The first four numbers in a row of an answer, as shares of the picture; None where there are none.
+    """The first four numbers in a row of an answer, as fractions of the image; None where there are none.
 
     Args:
         size: width and height in pixels. unit: what numbers above 1 are: "pixels" (Qwen2.5-VL), "thousandths"
-            (Qwen2-VL, Qwen3-VL, InternVL); "auto" = pixels. Numbers up to 1 are shares of the picture (LLaVA).
+            (Qwen2-VL, Qwen3-VL, InternVL); "auto" = pixels. Numbers up to 1 are fractions of the image (LLaVA).
     """
     numbers = list(_NUMBER.finditer(answer))
     for first in range(len(numbers) - 3):

@@ -1,4 +1,4 @@
-"""CHAIR (Rohrbach et al., EMNLP 2018): objects a caption names that are not in the picture.
+"""CHAIR (Rohrbach et al., EMNLP 2018): objects a caption names that are not in the image.
 
 A caption's words are matched, longest first, against a table of synonyms, one object a line with its names separated
 by commas, as in the authors' `synonyms.txt`. "baby giraffe" is a giraffe; the "plate" of "home plate" is no plate.

@@ -40,7 +40,7 @@ def mme_reading(answer: str) -> str:
 
 
 def confusion(readings: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 of "yes", the share of yes and of unreadable answers: 0..1.
+    """Accuracy, precision, recall and F1 of "yes", the fraction of yes and of unreadable answers: 0..1.
 
     A ratio without a denominator is 0: an always-no model has precision 0, not an error.
     """
@@ -62,7 +62,7 @@ def confusion(readings: Sequence[str], truths: Sequence[str]) -> dict[str, float
 
 
 def mme_scores(right: Sequence[bool], images: Sequence[str]) -> dict[str, float]:
-    """One MME subtask: accuracy over questions plus accuracy+ over pictures whose questions are all right, in percent.
+    """One MME subtask: accuracy over questions plus accuracy+ over images whose questions are all right, in percent.
 
     Returns:
         `accuracy` and `accuracy_plus` 0..100, and their sum `score` 0..200.

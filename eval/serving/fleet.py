@@ -13,7 +13,7 @@ from eval import markdown
 from vlmprune.accounting.hardware import hardware
 from vlmprune.harness.plan_rows import llava_config, planned
 
-RATE, BUSY = 100, 0.6  # requests a second; share of a GPU's time that is used, the rest is for bursts
+RATE, BUSY = 100, 0.6  # requests a second; fraction of a GPU's time that is used, the rest is for bursts
 TEXT, NEW = 64, 32
 KEEPS, EXITS = ("0.25", "0.1"), (0.0, 0.5)
 COLUMNS = (
@@ -54,16 +54,15 @@ def cost(row: dict[str, Any], weights: float, bandwidth: float) -> RequestCost:
 
 def plan_of(config: Any, keeps: tuple[str, ...]) -> tuple[dict[str, RequestCost], float]:
     """Costs by budget ("1.0" unpruned, all others before layer 0)."""
-    machine = hardware("h100", flops=None, bandwidth=None, memory=None)
-    made = planned(
-        config, None, machine, [("uniform", keep) for keep in keeps], "0", visual=None, text=TEXT, new=NEW, dtype="bf16"
-    )
+    machine = hardware("h100")
+    settings = [("uniform", float(keep)) for keep in keeps]
+    made = planned(config, None, machine, settings, 0, visual=None, text=TEXT, new=NEW, dtype="bf16")
     bandwidth = made["hardware"]["bandwidth"]
     return {row["keep"]: cost(row, made["weights"], bandwidth) for row in made["rows"]}, made["weights"]
 
 
 def table() -> str:
-    """The fleet at every budget and share of exits, in Markdown."""
+    """The fleet at every budget and fraction of exits, in Markdown."""
     large, _ = plan_of(LARGE, KEEPS)
     small, _ = plan_of(SMALL, ())
     guide = small["1.0"]

@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.tasks.scenes import Scenes
-from vlmprune.harness.baselines import image_of, scored_families
+from vlmprune.calibrate.exit_threshold import Calibration
+from vlmprune.harness.baselines import scored_families
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.tiny.questions import benchmark
 
 
 def main() -> None:
-    """Calibrate, and write the curve as JSON and as a picture beside it."""
+    """Calibrate, and write the curve as JSON and as an image beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=50, help="of each family")
     parser.add_argument("--max-accuracy-loss", type=float, default=0.03)
@@ -25,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     large, small, processor = vlmprune.load_tiny()
     data = [
-        (image_of(scene), question.text, question.answer)
+        (scene.image(), question.text, question.answer)
         for family in scored_families()
         for scene, question in benchmark(family, args.questions, "validation")
     ]
@@ -40,8 +43,30 @@ def main() -> None:
     )
     about = provenance(model="the bundled pair", backend=backend(large), split="validation", questions=len(data))
     write_record({"about": about, **found.to_dict()}, args.out)
-    found.plot(args.out.with_suffix(".png"))
+    plot(found).savefig(args.out.with_suffix(".png"))
     print(found)
+
+
+def plot(found: Calibration) -> Figure:
+    """Accuracy against cost, one line per budget."""
+    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for keep in dict.fromkeys(point.keep for point in found.points):
+        line = sorted((p for p in found.points if p.keep == keep), key=lambda p: p.cost)
+        cost = [p.cost for p in line]
+        axes.plot(cost, [p.accuracy for p in line], label=f"keep {keep}", marker=".", markersize=3)
+        axes.fill_between(cost, [p.low for p in line], [p.high for p in line], alpha=0.12)
+    for point, name, marker in (
+        (found.unpruned, "unpruned", "s"),
+        (found.guide_alone, "guide alone", "^"),
+        (found.chosen, f"chosen: exit_at {found.chosen.exit_at}", "*"),
+    ):
+        axes.scatter([point.cost], [point.accuracy], marker=marker, s=70, label=name, zorder=3)
+    axes.set_xlabel(f"cost, fraction of the unpruned model's ({found.cost_in})")
+    axes.set_ylabel(f"accuracy ({found.chosen.samples} samples, 95 % interval)")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.25)
+    return figure
 
 
 if __name__ == "__main__":

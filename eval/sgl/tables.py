@@ -154,8 +154,8 @@ def ranking_of_wrong(record: Row) -> str:
     count = wrong["sgl"]["questions"]
     return paragraph(
         f"At 9 % SGL has {wrong['sgl']['accuracy']:.3f} of the {count} questions that the small model gets wrong, the "
-        f"oracle {wrong['fastv-oracle']['accuracy']:.3f}, random {wrong['random']['accuracy']:.3f}: the ranking is "
-        "worse there, and not noise. What is left to the oracle is what a better guide could win."
+        f"oracle {wrong['fastv-oracle']['accuracy']:.3f}, random {wrong['random']['accuracy']:.3f}. "
+        "What is left to the oracle is what a better guide could win."
     )
 
 

@@ -41,7 +41,7 @@ def processor_seconds(command: list[str]) -> float:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Medians, and those of vlmprune as shares of its parts."""
+    """Medians, and those of vlmprune as fractions of its parts."""
     python = [sys.executable, "-c"]
     parts = subprocess.run([*python, LOADED], capture_output=True, text=True, check=True).stdout.split()
     commands = {

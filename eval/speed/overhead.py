@@ -21,7 +21,7 @@ import torch
 import vlmprune
 from eval.provenance import provenance, write_record
 from eval.speed.models import encoded, random_llava, random_prompt
-from vlmprune.attention.probe import AttentionCall, ProbedLayer, clear_observers, column_sums, observe
+from vlmprune.attention.probe import AttentionCall, ProbedLayer, clear_observers, observe
 
 SIDE = 30  # 900 visual tokens
 TEXT = 124
@@ -62,7 +62,7 @@ def measure(rounds: int) -> dict[str, Any]:
             model(**inputs, use_cache=True)
 
     def read(call: AttentionCall, output: torch.Tensor) -> None:
-        column_sums(call.weights(rows))
+        call.weights(rows).mean(dim=1).sum(dim=1)
 
     def probed() -> None:
         probe = ProbedLayer(attention)

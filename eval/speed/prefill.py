@@ -28,6 +28,7 @@ from vlmprune.accounting.flops import model_cost
 from vlmprune.accounting.hardware import Hardware
 from vlmprune.accounting.roofline import ModelSize, estimate
 from vlmprune.families import family_of
+from vlmprune.flow.select import count_for
 from vlmprune.hf.arguments import cache_in
 from vlmprune.hf.compatibility import CACHE
 
@@ -101,7 +102,7 @@ def measure(size: str, visual: int, rounds: int) -> list[dict[str, Any]]:
     plain = seconds["none"]
     predicted = predictions(model, visual, rows)
     for name, taken in seconds.items():
-        wall, share, step = (
+        wall, fraction, step = (
             statistics.median(t[clock] / p[clock] for t, p in zip(taken, plain, strict=True)) for clock in range(3)
         )
         report = reports.get(name)
@@ -117,9 +118,9 @@ def measure(size: str, visual: int, rounds: int) -> list[dict[str, Any]]:
                 "prefill": statistics.median(t[1] for t in taken),
                 "step": statistics.median(t[2] for t in taken),
                 "wall_share": wall,
-                "share": share,
+                "share": fraction,
                 "ideal": ideal,
-                "over": share / ideal,
+                "over": fraction / ideal,
                 "step_share": step,
                 "predicted": predicted.get(name, 1.0),
                 "limit": limit(name, tokens),
@@ -143,11 +144,11 @@ def predictions(model: Any, visual: int, rows: dict[str, tuple[float | int, int]
     machine = peaks()
     images = visual // SIDE**2
     whole = estimate(size, machine, text=TEXT, new=1, kept=visual, layer=0).prefill
-    shares = {}
+    fractions = {}
     for name, (keep, layer) in rows.items():
-        kept = images * vlmprune.flow.select.count_for(keep, SIDE**2)
-        shares[name] = estimate(size, machine, text=TEXT, new=1, kept=kept, layer=layer).prefill / whole
-    return shares
+        kept = images * count_for(keep, SIDE**2)
+        fractions[name] = estimate(size, machine, text=TEXT, new=1, kept=kept, layer=layer).prefill / whole
+    return fractions
 
 
 def peaks() -> Hardware:

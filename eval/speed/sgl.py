@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 import vlmprune
 from eval import markdown
@@ -23,7 +22,8 @@ from eval.provenance import provenance, write_record
 from eval.speed.models import random_llava, random_prompt
 from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.inputs.chat import prepare
-from vlmprune.tiny.scenes import GRID, benchmark, render
+from vlmprune.tiny.questions import benchmark
+from vlmprune.tiny.vocabulary import GRID
 
 SIDE, PATCH, TEXT, GENERATED = 24, 14, 40, 8
 TOWER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
@@ -57,7 +57,7 @@ def bundled_pair(prompts: int) -> tuple[Any, Any, list[dict[str, Any]]]:
     large, small, processor = vlmprune.load_tiny()
     families = ("colour", "count", "existence", "digit")
     asked = [pair for family in families for pair in benchmark(family, prompts, "validation")]
-    return large, small, [dict(prepare(processor, Image.fromarray(render(s)), q.text)) for s, q in asked]
+    return large, small, [dict(prepare(processor, s.image(), q.text)) for s, q in asked]
 
 
 def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: float, rounds: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Sample:
     """One question.
 
     `image`: a file, its bytes, or a function that draws or fetches it, so that nothing is decoded before its turn.
-    `truth`: what the scorer compares with. `group`: questions that share a picture or a case and so are not
+    `truth`: what the scorer compares with. `group`: questions that share an image or a case and so are not
     independent. `meta`: what summing up needs beside the score; it is written into the record.
     """
 
@@ -40,8 +40,8 @@ class Sample:
     group: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def picture(self) -> Image.Image:
-        """The picture, RGB.
+    def load_image(self) -> Image.Image:
+        """The image, RGB.
 
         Raises:
             VlmpruneError: it is missing or damaged.
@@ -57,10 +57,8 @@ class Sample:
             return read_image(image)
         if not isinstance(image, bytes):
             kind = "a text" if isinstance(image, str) else f"of type {type(image).__name__}"
-            raise VlmpruneError(
-                f"the picture of {self.id} is {kind} ({image!r:.40}), no file's content; check the data"
-            )
-        return decoded(BytesIO(image), f"the picture of {self.id}")
+            raise VlmpruneError(f"the image of {self.id} is {kind} ({image!r:.40}), no file's content; check the data")
+        return decoded(BytesIO(image), f"the image of {self.id}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ SYNONYMS = "synonyms.txt"
 
 
 class DetailCaps(Task):
-    """F1 of the objects named, with CHAIR-i, CHAIR-s and recall; an object is in the picture if a reference says so."""
+    """F1 of the objects named, with CHAIR-i, CHAIR-s and recall; an object is in the image if a reference says so."""
 
     name = "detailcaps"
     main = "object_f1"
@@ -53,7 +53,7 @@ class DetailCaps(Task):
         return mentions(answer, self._synonyms)
 
     def score(self, sample: Sample, parsed: Any) -> float:
-        """F1 of one caption's objects; a caption that names none of a picture without any is right."""
+        """F1 of one caption's objects; a caption that names none of an image without any is right."""
         above, below = _f1(parsed, sample.truth)
         return above / below if below else 1.0
 
@@ -74,22 +74,22 @@ class DetailCaps(Task):
 
 
 class DIDBench(DetailCaps):
-    """DID-Bench: detailed descriptions of COCO pictures as JSON lines."""
+    """DID-Bench: detailed descriptions of COCO images as JSON lines."""
 
     name = "did"
     files: ClassVar = {
         "did_bench.jsonl": "DID-Bench as one JSON object a line: image, description",
-        "images/": "its COCO pictures",
+        "images/": "its COCO images",
         SYNONYMS: DetailCaps.files[SYNONYMS],
     }
     hub = None
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        pictures = folder.folder("images")
+        images = folder.folder("images")
 
         def build(row: Any) -> Iterable[Sample]:
             image = text(row, "image").rsplit("/", 1)[-1]
-            yield self._sample(image, [text(row, "description")], pictures / image)
+            yield self._sample(image, [text(row, "description")], images / image)
 
         yield from each(read_json_lines(folder.file("did_bench.jsonl")), build, "did_bench.jsonl")
 

@@ -1,4 +1,4 @@
-"""EarthVQA (Wang et al., AAAI 2024), validation split: land cover questions on aerial pictures."""
+"""EarthVQA (Wang et al., AAAI 2024), validation split: land cover questions on aerial images."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class EarthVQA(Task):
 
     name = "earthvqa"
     by = "type"
-    files: ClassVar = {QUESTIONS: "from EarthVQA", "Val/": "its validation pictures, images_png somewhere below"}
+    files: ClassVar = {QUESTIONS: "from EarthVQA", "Val/": "its validation images, images_png somewhere below"}
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        questions = folder.json(QUESTIONS, dict, "a table by picture")
-        pictures = folder.folder("Val")
-        found = {path.name: path for path in sorted(pictures.glob("**/images_png/*.png"))}
+        questions = folder.json(QUESTIONS, dict, "a table by image")
+        images = folder.folder("Val")
+        found = {path.name: path for path in sorted(images.glob("**/images_png/*.png"))}
 
         def build(item: tuple[str, int, Any]) -> Iterable[Sample]:
             image, at, row = item
             kind, answer = text(row, "Type"), text(row, "Answer")
-            path = found.get(image, pictures / "images_png" / image)
+            path = found.get(image, images / "images_png" / image)
             meta = {"type": kind, "truth": answer}
             yield Sample(f"{image}/{at}", short(text(row, "Question")), path, answer, image, meta)
 

@@ -1,4 +1,4 @@
-"""easy-VQA's test split, from the package `easy-vqa` on PyPI: one shape on a 64 x 64 picture, 13 answers."""
+"""easy-VQA's test split, from the package `easy-vqa` on PyPI: one shape on a 64 x 64 image, 13 answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EasyVQA(Task):
             import easy_vqa
         except ImportError:
             raise VlmpruneError("The task 'easy-vqa' reads the package easy-vqa; install vlmprune[train].") from None
-        questions, answers, pictures = easy_vqa.get_test_questions()
+        questions, answers, images = easy_vqa.get_test_questions()
         paths = easy_vqa.get_test_image_paths()
-        for at, (question, answer, picture) in enumerate(zip(questions, answers, pictures, strict=True)):
-            yield Sample(str(at), question, folder.path / paths[picture], answer, str(picture))
+        for at, (question, answer, image) in enumerate(zip(questions, answers, images, strict=True)):
+            yield Sample(str(at), question, folder.path / paths[image], answer, str(image))

@@ -16,22 +16,22 @@ class GQA(Task):
     """Exact match with the one answer."""
 
     name = "gqa"
-    files: ClassVar = {QUESTIONS: "from questions1.2.zip of GQA", "images/": "the pictures of GQA's images.zip"}
+    files: ClassVar = {QUESTIONS: "from questions1.2.zip of GQA", "images/": "the images of GQA's images.zip"}
     hub = Hub("lmms-lab/GQA", "testdev_balanced_instructions", "testdev")
 
     def samples(self, root: Path, *, hub: bool = False) -> Iterator[Sample | Bad]:
         if not hub:
             yield from self.from_files(Folder(root / self.name, self.name, self.files, True))
             return
-        # On the Hub questions and pictures are two tables.
-        pictures = hub_table(self.name, self.hub.id, "testdev_balanced_images", self.hub.split)
-        rows = {name: at for at, name in enumerate(pictures["id"])}
+        # On the Hub questions and images are two tables.
+        images = hub_table(self.name, self.hub.id, "testdev_balanced_images", self.hub.split)
+        rows = {name: at for at, name in enumerate(images["id"])}
 
         def build(row: Any) -> Iterable[Sample]:
             image = text(row, "imageId")
             if image not in rows:
-                raise BadRow(f"there is no picture {image!r}")
-            yield self._sample(text(row, "id"), row, Stored(pictures, rows[image]))
+                raise BadRow(f"there is no image {image!r}")
+            yield self._sample(text(row, "id"), row, Stored(images, rows[image]))
 
         questions = hub_table(self.name, self.hub.id, self.hub.config, self.hub.split)
         yield from each(questions, build)

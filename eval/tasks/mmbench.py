@@ -26,7 +26,7 @@ class MMBench(MultipleChoice):
 
     name = "mmbench"
     whole = True
-    files: ClassVar = {NAMES[0]: "MMBench's English dev TSV, pictures in base64"}
+    files: ClassVar = {NAMES[0]: "MMBench's English dev TSV, images in base64"}
     hub = Hub("lmms-lab/MMBench", "en", "dev")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
@@ -115,12 +115,12 @@ def _whole_number(cell: Any) -> int | None:
 
 
 def _image(row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int, bytes]) -> Any:
-    """A row's picture; where its cell holds another row's index, that row's (VLMEvalKit's files save space so).
+    """A row's image; where its cell holds another row's index, that row's (VLMEvalKit's files save space so).
 
     A reference wins over base64: "1000" is four valid characters of it.
 
     Raises:
-        BadRow: there is none, it is no base64, or its references lead nowhere.
+        BadRow: there is none, it is not base64, or its references lead nowhere.
     """
     cell, place = row.get("image"), _index(row)
     seen = set()
@@ -133,10 +133,10 @@ def _image(row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int,
     if is_empty(cell) or isinstance(cell, float):
         raise BadRow("the field 'image' is missing")
     if not isinstance(cell, str):
-        return cell  # a picture of a table, fetched when its turn comes
+        return cell  # an image of a table, fetched when its turn comes
     if place not in decoded:
         try:
             decoded[place] = base64.b64decode(cell, validate=True)
         except binascii.Error as error:
-            raise BadRow(f"the field 'image' is no base64 ({error})") from None
+            raise BadRow(f"the field 'image' is not base64 ({error})") from None
     return decoded[place]

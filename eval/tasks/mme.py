@@ -1,4 +1,4 @@
-"""MME (Fu et al., 2023): two yes-or-no questions a picture in fourteen subtasks; accuracy plus accuracy+."""
+"""MME (Fu et al., 2023): two yes-or-no questions per image in fourteen subtasks; accuracy plus accuracy+."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ PERCEPTION = (
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 OFFICIAL_END = "Please answer yes or no."
-PICTURES = (".jpg", ".png", ".jpeg")
+ENDINGS = (".jpg", ".png", ".jpeg")
 FULL_SCORE = 200  # of a subtask
-QUESTIONS = 2  # of a picture, both of which must be right for accuracy+
+QUESTIONS = 2  # per image, both of which must be right for accuracy+
 
 
 class MME(Task):
-    """Main number: the official total as a share of what the subtasks present can give (2,800 for all fourteen).
+    """Main number: the official total as a fraction of what the subtasks present can give (2,800 for all fourteen).
 
-    A picture of which one of the two questions lacks is left out of every number.
+    An image of which one of the two questions lacks is left out of every number.
     """
 
     name = "mme"
     whole = True
     main = "score_share"
-    files: ClassVar = {"MME_Benchmark_release_version/": "MME's release: one folder a subtask, pictures and .txt files"}
+    files: ClassVar = {"MME_Benchmark_release_version/": "MME's release: one folder per subtask, images and .txt files"}
     hub = Hub("lmms-lab/MME", None, "test")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._asked: dict[str, list[str]] = {}  # by picture
+        self._asked: dict[str, list[str]] = {}  # by image
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         self._asked = {}
@@ -54,8 +54,8 @@ class MME(Task):
                 yield line.split("\t")
 
     def _build(self, subtask: str, path: Path, folder: Path) -> Any:
-        # Some subtasks keep pictures and questions apart, in images/ and questions_answers_YN/.
-        places = [place / (path.stem + ending) for place in (path.parent, folder / "images") for ending in PICTURES]
+        # Some subtasks keep images and questions apart, in images/ and questions_answers_YN/.
+        places = [place / (path.stem + ending) for place in (path.parent, folder / "images") for ending in ENDINGS]
         image = next((place for place in places if place.exists()), places[0])
 
         def build(row: list[str]) -> Iterable[Sample]:
@@ -70,43 +70,43 @@ class MME(Task):
         yield from super().from_table(rows)
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
-        category, picture = text(row, "category"), text(row, "question_id")
-        # Its release counts pictures anew in every subtask, and the Hub's ids name the subtask too.
-        if not picture.startswith(f"{category}/"):
-            picture = f"{category}/{picture}"
-        yield self._sample(category, picture, text(row, "question"), text(row, "answer"), row["image"])
+        category, group = text(row, "category"), text(row, "question_id")
+        # Its release counts images anew in every subtask, and the Hub's ids name the subtask too.
+        if not group.startswith(f"{category}/"):
+            group = f"{category}/{group}"
+        yield self._sample(category, group, text(row, "question"), text(row, "answer"), row["image"])
 
-    def _sample(self, subtask: str, picture: str, question: str, answer: str, image: Any) -> Sample:
+    def _sample(self, subtask: str, group: str, question: str, answer: str, image: Any) -> Sample:
         truth = answer.strip().lower()
         if truth not in ("yes", "no"):
             raise BadRow(f"the answer is {answer!r}, not Yes or No")
         prompt = f"{question.removesuffix(OFFICIAL_END).strip()}\n{SHORT}"
-        asked = self._asked.setdefault(picture, [])
+        asked = self._asked.setdefault(group, [])
         if prompt in asked:
-            raise BadRow(f"{picture!r} was asked this before; the first time counts")
+            raise BadRow(f"{group!r} was asked this before; the first time counts")
         asked.append(prompt)
         meta = {"subtask": subtask, "members": QUESTIONS}
-        return Sample(f"{picture}/{len(asked)}", prompt, image, truth, picture, meta)
+        return Sample(f"{group}/{len(asked)}", prompt, image, truth, group, meta)
 
     def read(self, sample: Sample, answer: str) -> str:
         return mme_reading(answer)
 
     def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
-        """A picture's part of the total: its mean accuracy and whether all is right, each over the subtask's size.
+        """An image's part of the total: its mean accuracy and whether all is right, each over the subtask's size.
 
-        The subtask's accuracy is a mean over questions; official subtasks have two a picture, where both means agree.
+        The subtask's accuracy is a mean over questions; official subtasks have two per image, where both means agree.
         """
         out = {}
         lines = whole_units(lines)
         subtasks = by(lines, "subtask")
-        pictures = len({line["group"] for line in lines})
+        images = len({line["group"] for line in lines})
         for part in subtasks.values():
             groups: dict[str, list[float]] = {}
             for line in part:
                 groups.setdefault(line["group"], []).append(line["score"])
             for group, scores in groups.items():
                 points = 100 * sum(scores) / len(part) + 100 * all(scores) / len(groups)
-                out[group] = (points * pictures / (FULL_SCORE * len(subtasks)), 1.0)
+                out[group] = (points * images / (FULL_SCORE * len(subtasks)), 1.0)
         return out
 
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:

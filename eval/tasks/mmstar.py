@@ -1,4 +1,4 @@
-"""MMStar (Chen et al., NeurIPS 2024): multiple choice that cannot be answered without the picture."""
+"""MMStar (Chen et al., NeurIPS 2024): multiple choice that cannot be answered without the image."""
 
 from __future__ import annotations
 

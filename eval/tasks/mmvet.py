@@ -15,14 +15,14 @@ class MMVet(Task):
     name = "mmvet"
     main = "unscored"
     max_new_tokens = 512
-    files: ClassVar = {"mm-vet.json": "from mm-vet.zip", "images/": "the pictures of mm-vet.zip"}
+    files: ClassVar = {"mm-vet.json": "from mm-vet.zip", "images/": "the images of mm-vet.zip"}
     hub = Hub("lmms-lab/MMVet", None, "test")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        rows, pictures = folder.json("mm-vet.json", dict, "a table by question id"), folder.folder("images")
+        rows, images = folder.json("mm-vet.json", dict, "a table by question id"), folder.folder("images")
 
         def build(item: tuple[str, Any]) -> Iterable[Sample]:
-            yield self._sample(item[0], item[1], pictures / text(item[1], "imagename"))
+            yield self._sample(item[0], item[1], images / text(item[1], "imagename"))
 
         yield from each(rows.items(), build, "mm-vet.json")
 

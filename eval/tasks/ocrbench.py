@@ -13,19 +13,19 @@ FORMULAS = "HME100k"  # compared with case and without spaces
 
 
 class OCRBench(Task):
-    """Share of the 1,000 points."""
+    """Fraction of the 1,000 points."""
 
     name = "ocrbench"
     by = "type"
     max_new_tokens = 128
     files: ClassVar = {
         "OCRBench.json": "from OCRBench of MultimodalOCR",
-        "OCRBench_Images/": "the pictures of OCRBench_Images.zip",
+        "OCRBench_Images/": "the images of OCRBench_Images.zip",
     }
     hub = Hub("echo840/OCRBench", None, "test")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        rows, pictures = folder.json("OCRBench.json", list, "a list"), folder.folder("OCRBench_Images")
+        rows, images = folder.json("OCRBench.json", list, "a list"), folder.folder("OCRBench_Images")
 
         def build(row: Any) -> Iterable[Sample]:
             source, kind = text(row, "dataset_name"), text(row, "type")
@@ -35,7 +35,7 @@ class OCRBench(Task):
             yield Sample(
                 str(row.get("id")),
                 text(row, "question"),
-                pictures / image,
+                images / image,
                 truths,
                 image,
                 {"type": kind, "set": source},

@@ -19,18 +19,18 @@ class Pope(Task):
     main = "f1"
     files: ClassVar = {
         **{f"coco_pope_{category}.json": "from output/coco of POPE" for category in CATEGORIES},
-        "val2014/": "COCO's val2014 pictures",
+        "val2014/": "COCO's val2014 images",
     }
     hub = Hub("lmms-lab/POPE", None, "test")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        pictures = folder.folder("val2014")
+        images = folder.folder("val2014")
         for category in CATEGORIES:
             name = f"coco_pope_{category}.json"
 
             def build(row: Any, category: str = category) -> Iterable[Sample]:
                 image = text(row, "image")
-                yield self._sample(category, row, text(row, "text"), text(row, "label"), image, pictures / image)
+                yield self._sample(category, row, text(row, "text"), text(row, "label"), image, images / image)
 
             yield from each(read_json_lines(folder.file(name)), build, name)
 
@@ -52,7 +52,7 @@ class Pope(Task):
         return read_yes_no(answer)
 
     def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
-        """F1 = sum of 2 hits / sum of (said yes + truly yes), so a picture's share of it is a pair of counts."""
+        """F1 = sum of 2 hits / sum of (said yes + truly yes), so an image's part of it is a pair of counts."""
         out: dict[str, tuple[float, float]] = {}
         for line in lines:
             said, there = line["parsed"] == YES, line["meta"]["label"] == YES

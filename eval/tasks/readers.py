@@ -1,4 +1,4 @@
-"""Reading what benchmarks are published as: JSON, JSONL, TSV, parquet, pictures; in a folder or on the Hub.
+"""Reading what benchmarks are published as: JSON, JSONL, TSV, parquet, images; in a folder or on the Hub.
 
 A file that is missing is an error with one sentence. What is wrong inside a file is a `Bad`, which the summary names.
 """
@@ -49,7 +49,7 @@ class Folder:
         return self.path / name
 
     def folder(self, name: str) -> Path:
-        """A folder of pictures.
+        """A folder of images.
 
         Raises:
             VlmpruneError: it is not there.
@@ -92,11 +92,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise BadRow(f"{path.name} is no JSON ({error})") from None
+        raise BadRow(f"{path.name} is not JSON ({error})") from None
 
 
 def read_json_lines(path: Path) -> Iterator[Any]:
-    """A JSONL file's values; a line that is no JSON comes as a `Bad`.
+    """A JSONL file's values; a line that is not JSON comes as a `Bad`.
 
     Raises:
         BadRow: the file is empty.
@@ -116,7 +116,7 @@ def read_tsv(path: Path) -> Iterator[dict[str, str]]:
         BadRow: the file is empty.
     """
     read_text(path, only_check=True)
-    csv.field_size_limit(1 << 30)  # pictures stand in cells, in base64
+    csv.field_size_limit(1 << 30)  # images stand in cells, in base64
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             yield {name: cell for name, cell in row.items() if name is not None and cell not in (None, "")}
@@ -133,14 +133,14 @@ def read_text(path: Path, *, only_check: bool = False) -> str:
     try:
         return "" if only_check else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise BadRow(f"{path.name} is no UTF-8 text ({error})") from None
+        raise BadRow(f"{path.name} is not UTF-8 text ({error})") from None
 
 
 def value(row: Any, name: str, kind: type[T] | tuple[type, ...]) -> T:
     """A field of a row, of the type it must have.
 
     Raises:
-        BadRow: the row is no table, or the field is missing, empty, or of another type.
+        BadRow: the row is not a table, or the field is missing, empty, or of another type.
     """
     if not isinstance(row, Mapping):
         raise BadRow(f"the row is of type {type(row).__name__}, not a table of fields")
@@ -175,11 +175,11 @@ def texts(row: Any, name: str) -> list[str]:
     """A field that must be a list of at least one text.
 
     Raises:
-        BadRow: as `value`, or a member is no text.
+        BadRow: as `value`, or a member is not text.
     """
     found = value(row, name, list)
     if not found or not all(isinstance(one, str) for one in found):
-        raise BadRow(f"the field {name!r} is no list of texts")
+        raise BadRow(f"the field {name!r} is not a list of texts")
     return found
 
 
@@ -201,7 +201,7 @@ def number(row: Any, name: str) -> int:
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture in a column of a data set, fetched when called: memory holds none of them."""
+    """An image in a column of a data set, fetched when called: memory holds none of them."""
 
     table: Any
     row: int
@@ -214,12 +214,12 @@ class Stored:
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
         if cell is None:
-            raise VlmpruneError(f"row {self.row} holds no picture; check the data set")
+            raise VlmpruneError(f"row {self.row} holds no image; check the data set")
         return cell
 
 
 def hub_table(task: str, name: str, config: str | None, split: str) -> Any:
-    """A data set of the Hub (or of a folder laid out like one), pictures left encoded.
+    """A data set of the Hub (or of a folder laid out like one), images left encoded.
 
     Raises:
         VlmpruneError: `datasets` is not installed, or the data set cannot be had.
@@ -282,7 +282,7 @@ def _encoded(table: Any, datasets: Any) -> Any:
 def _rows(table: Any) -> Iterator[dict[str, Any]]:
     # Texts and numbers stay as they are: they are base64, or refer to another row.
     kind = str(getattr(table.features.get("image"), "dtype", ""))
-    pictures = "image" in table.column_names and not kind.startswith(("string", "large_string", "int", "uint"))
-    bare = table.remove_columns("image") if pictures else table
+    images = "image" in table.column_names and not kind.startswith(("string", "large_string", "int", "uint"))
+    bare = table.remove_columns("image") if images else table
     for at, row in enumerate(bare):
-        yield {**row, "image": Stored(table, at)} if pictures else row
+        yield {**row, "image": Stored(table, at)} if images else row

@@ -17,11 +17,11 @@ PROMPT = "Please provide the bounding box coordinate of the region this sentence
 
 
 def _files(annotations: str) -> dict[str, str]:
-    return {annotations: "one JSON object a line: image, sent, bbox", "train2014/": "COCO's train2014 pictures"}
+    return {annotations: "one JSON object a line: image, sent, bbox", "train2014/": "COCO's train2014 images"}
 
 
 class RefCOCO(Task):
-    """Share of boxes with an intersection over union of 0.5 or more; an answer without a box is wrong."""
+    """Fraction of boxes with an intersection over union of 0.5 or more; an answer without a box is wrong."""
 
     name = "refcoco"
     max_new_tokens = 48
@@ -30,12 +30,12 @@ class RefCOCO(Task):
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         name = next(iter(self.files))
-        pictures = folder.folder("train2014")
+        images = folder.folder("train2014")
 
         def build(numbered: tuple[int, Any]) -> Iterable[Sample]:
             at, row = numbered
             image = text(row, "image").rsplit("/", 1)[-1]
-            yield self._sample(f"{at}", text(row, "sent"), corners(value(row, "bbox", list)), image, pictures / image)
+            yield self._sample(f"{at}", text(row, "sent"), corners(value(row, "bbox", list)), image, images / image)
 
         for at, row in enumerate(read_json_lines(folder.file(name))):
             yield from each([row if isinstance(row, Bad) else (at, row)], build, f"{name}, row {at}, part")
@@ -46,11 +46,11 @@ class RefCOCO(Task):
         for at, sentence in enumerate(texts(row, "answer")):
             yield self._sample(f"{name}/{at}", sentence, box, str(row.get("file_name")), row["image"])
 
-    def _sample(self, name: str, sentence: str, box: tuple[float, ...], picture: str, image: Any) -> Sample:
-        return Sample(name, PROMPT.format(sentence), image, list(box), picture)
+    def _sample(self, name: str, sentence: str, box: tuple[float, ...], group: str, image: Any) -> Sample:
+        return Sample(name, PROMPT.format(sentence), image, list(box), group)
 
     def read(self, sample: Sample, answer: str) -> list[float] | None:
-        size = sample.picture().size
+        size = sample.load_image().size
         box = read_box(answer, size, self.boxes)
         return None if box is None else [box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1]]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar
 
-from vlmprune.harness.baselines import image_of, scored_families
-from vlmprune.tiny.scenes import benchmark
+from vlmprune.harness.baselines import scored_families
+from vlmprune.tiny.questions import benchmark
 
 from .base import Sample, Task
 from .readers import Bad, Folder
@@ -33,7 +32,7 @@ class Scenes(Task):
             for family, (scene, question) in zip(families, several, strict=True):
                 name = f"{family}/{scene.seed}"
                 group = str(scene.seed)
-                yield Sample(name, question.text, partial(image_of, scene), question.answer, group, {"family": family})
+                yield Sample(name, question.text, scene.image, question.answer, group, {"family": family})
 
 
 class ScenesValidation(Scenes):

@@ -1,4 +1,4 @@
-"""ScienceQA-IMG (Lu et al., NeurIPS 2022), test split: school science, the questions that have a picture."""
+"""ScienceQA-IMG (Lu et al., NeurIPS 2022), test split: school science, the questions that have an image."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class ScienceQA(MultipleChoice):
     files: ClassVar = {
         "problems.json": "from data/scienceqa of ScienceQA",
         "pid_splits.json": "from data/scienceqa of ScienceQA",
-        "test/": "the pictures of its test.zip, one folder a question",
+        "test/": "the images of its test.zip, one folder per question",
     }
     hub = Hub("lmms-lab/ScienceQA", "ScienceQA-IMG", "test")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         problems = value({"problems": read_json(folder.file("problems.json"))}, "problems", dict)
         test = value(read_json(folder.file("pid_splits.json")), "test", list)
-        pictures = folder.folder("test")
+        images = folder.folder("test")
 
         def build(name: Any) -> Iterable[Sample]:
             if str(name) not in problems:
                 raise BadRow(f"problem {name!r} is not in problems.json")
             row = problems[str(name)]
             if isinstance(row, dict) and row.get("image") is None:
-                return  # a question without a picture is no part of ScienceQA-IMG
-            yield self._sample(str(name), row, pictures / str(name) / text(row, "image"))
+                return  # a question without an image is no part of ScienceQA-IMG
+            yield self._sample(str(name), row, images / str(name) / text(row, "image"))
 
         yield from each(test, build, "pid_splits.json, test")
 

@@ -1,4 +1,4 @@
-"""SEED-Bench (Li et al., CVPR 2024), its questions on single pictures (SEED-Image)."""
+"""SEED-Bench (Li et al., CVPR 2024), its questions on single images (SEED-Image)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class SeedImage(MultipleChoice):
     by = "type"
     files: ClassVar = {
         "SEED-Bench.json": "from AILab-CVC/SEED-Bench",
-        "SEED-Bench-image/": "the pictures of SEED-Bench-image.zip",
+        "SEED-Bench-image/": "the images of SEED-Bench-image.zip",
     }
     hub = Hub("lmms-lab/SEED-Bench", None, "test")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         rows = value(read_json(folder.file("SEED-Bench.json")), "questions", list)
-        pictures = folder.folder("SEED-Bench-image")
+        images = folder.folder("SEED-Bench-image")
 
         def build(row: Any) -> Iterable[Sample]:
             if text(row, "data_type") == "image":
-                yield self._sample(row, pictures / text(row, "data_id"))
+                yield self._sample(row, images / text(row, "data_id"))
 
         yield from each(rows, build, "SEED-Bench.json")
 

@@ -1,4 +1,4 @@
-"""TextVQA (Singh et al., CVPR 2019), validation split: questions about text in pictures, without OCR hints."""
+"""TextVQA (Singh et al., CVPR 2019), validation split: questions about text in images, without OCR hints."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class TextVQA(Task):
 
     name = "textvqa"
     scorer = staticmethod(vqa_accuracy)
-    files: ClassVar = {QUESTIONS: "from textvqa.org", "train_images/": "the pictures of train_val_images.zip"}
+    files: ClassVar = {QUESTIONS: "from textvqa.org", "train_images/": "the images of train_val_images.zip"}
     hub = Hub("lmms-lab/textvqa", None, "validation")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         rows = value(read_json(folder.file(QUESTIONS)), "data", list)
-        pictures = folder.folder("train_images")
+        images = folder.folder("train_images")
 
         def build(row: Any) -> Iterable[Sample]:
-            yield self._sample(row, pictures / f"{text(row, 'image_id')}.jpg")
+            yield self._sample(row, images / f"{text(row, 'image_id')}.jpg")
 
         yield from each(rows, build, QUESTIONS)
 

@@ -17,16 +17,16 @@ class VizWiz(Task):
 
     name = "vizwiz"
     scorer = staticmethod(vqa_accuracy)
-    files: ClassVar = {"val.json": "from Annotations.zip of vizwiz.org's VQA task", "val/": "its validation pictures"}
+    files: ClassVar = {"val.json": "from Annotations.zip of vizwiz.org's VQA task", "val/": "its validation images"}
     hub = Hub("lmms-lab/VizWiz-VQA", None, "val")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        rows, pictures = folder.json("val.json", list, "a list"), folder.folder("val")
+        rows, images = folder.json("val.json", list, "a list"), folder.folder("val")
 
         def build(row: Any) -> Iterable[Sample]:
             image = text(row, "image")
             answers = [text(one, "answer") for one in value(row, "answers", list)]
-            yield self._sample(image, row, answers, pictures / image)
+            yield self._sample(image, row, answers, images / image)
 
         yield from each(rows, build, "val.json")
 

@@ -1,4 +1,4 @@
-"""VQAv2 (Goyal et al., CVPR 2017), validation split: open questions on COCO pictures, ten people's answers each."""
+"""VQAv2 (Goyal et al., CVPR 2017), validation split: open questions on COCO images, ten people's answers each."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class VQAv2(Task):
     files: ClassVar = {
         QUESTIONS: "from v2_Questions_Val_mscoco.zip of visualqa.org",
         ANNOTATIONS: "from v2_Annotations_Val_mscoco.zip of visualqa.org",
-        "val2014/": "COCO's val2014 pictures",
+        "val2014/": "COCO's val2014 images",
     }
     hub = Hub("lmms-lab/VQAv2", None, "validation")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         questions, annotations = read_json(folder.file(QUESTIONS)), read_json(folder.file(ANNOTATIONS))
-        pictures = folder.folder("val2014")
+        images = folder.folder("val2014")
         people = {
             row.get("question_id"): row for row in value(annotations, "annotations", list) if isinstance(row, dict)
         }
 
         def build(row: Any) -> Iterable[Sample]:
-            picture = pictures / f"COCO_val2014_{number(row, 'image_id'):012d}.jpg"
+            path = images / f"COCO_val2014_{number(row, 'image_id'):012d}.jpg"
             if (answers := people.get(row.get("question_id"))) is None:
                 raise BadRow(f"question {row.get('question_id')!r} has no annotation")
-            yield self._sample(row, answers, picture)
+            yield self._sample(row, answers, path)
 
         yield from each(value(questions, "questions", list), build, QUESTIONS)
 

@@ -59,7 +59,7 @@ def test_heads_that_help_are_kept_and_a_stopped_run_goes_on(pair, tmp_path: Path
     with pytest.raises(vlmprune.VlmpruneError, match="another model, other questions or other options"):
         vlmprune.ACT(beta=0.2).calibrate(model, DATA, **options)
     path.write_text("no json")
-    with pytest.raises(vlmprune.VlmpruneError, match="is no calibration file"):
+    with pytest.raises(vlmprune.VlmpruneError, match="cannot be read as a calibration file"):
         method.calibrate(model, DATA, **options)
 
 
@@ -80,5 +80,5 @@ def test_bad_input(pair) -> None:
         vlmprune.ACT().calibrate(model, DATA)
     with pytest.raises(vlmprune.VlmpruneError, match=r"Sample 1 .* make every one \(image, question, answers\)"):
         vlmprune.ACT().calibrate(model, [*DATA, ("image", "question")], processor=processor)
-    with pytest.raises(vlmprune.VlmpruneError, match="data are empty"):
+    with pytest.raises(vlmprune.VlmpruneError, match="data is empty"):
         vlmprune.ACT().calibrate(model, [], processor=processor)

@@ -6,12 +6,12 @@ import json
 import random
 
 import pytest
-from PIL import Image
 
 import vlmprune
 from vlmprune import SGL, VlmpruneError
 from vlmprune.accounting.scores import exact_match, plain
-from vlmprune.tiny.scenes import ask, make_scene, render
+from vlmprune.tiny.questions import ask
+from vlmprune.tiny.scenes import make_scene
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def setting():
         scene = make_scene(seed, "validation")
         question = ask(scene, random.Random(seed).choice(["colour", "shape", "existence"]), random.Random(seed))
         if question is not None:
-            data.append((Image.fromarray(render(scene)), question.text, [question.answer]))
+            data.append((scene.image(), question.text, [question.answer]))
     return large, small, processor, data
 
 
@@ -59,11 +59,9 @@ def test_the_choice_is_the_cheapest_within_the_loss(found):
     assert (found.method.keep, found.method.exit_at) == (found.chosen.keep, found.chosen.exit_at)
 
 
-def test_forms(found, tmp_path):
+def test_forms(found):
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["chosen"]["samples"] == found.chosen.samples
     assert "unpruned" in str(found)
-    picture = found.plot(tmp_path / "curve.png")
-    assert Image.open(tmp_path / "curve.png").size == picture.size
 
 
 def test_a_limit_on_cost(setting):
@@ -84,7 +82,7 @@ def test_a_limit_on_cost(setting):
         ({}, "either max_accuracy_loss= or max_cost="),
         ({"max_cost": 1, "max_accuracy_loss": 0}, "either max_accuracy_loss= or max_cost="),
         ({"max_cost": 1, "keeps": []}, "keeps=[]"),
-        ({"max_cost": 1, "cost": "euros"}, "cost='euros'"),
+        ({"max_cost": 1, "cost": "euros"}, "got 'euros'"),
         ({"max_cost": 1, "data": []}, "is empty"),
         ({"max_cost": 1, "data": [("a", "b")]}, "Sample 0"),
     ],

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmprune.captioner import CaptionConfig, StructuredAggregator
-from vlmprune.captioner.divide import Box, Patch, quadrants
+from vlmprune.captioner.divide import Box, Detection, Patch, quadrants
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.llm import Messages
+from vlmprune.captioner.text import bundled_lexicon, sentences
+from vlmprune.tiny.vocabulary import CELLS
 
 SIZE = (100, 100)
 NAMES = ("top left", "top right", "bottom left", "bottom right")
@@ -59,6 +61,20 @@ HONEST: dict[str, Reply] = {
 }
 
 
+def read_places(text: str, size: tuple[int, int], scale: float) -> list[Detection]:
+    """Boxes from sentences of the bundled pair's world: "a red circle at the top left" is a box in that ninth."""
+    width, height = size[0] / 3, size[1] / 3
+    found = []
+    for sentence in sentences(text):
+        said = bundled_lexicon().read(sentence).properties
+        shape, place = sorted(said.get("shape", ())), sorted(said.get("position", ()))
+        if shape and place:
+            row, column = CELLS[place[0]]
+            box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
+            found.append(Detection(box, 1.0, shape[0]))
+    return found
+
+
 def patches(*boxes: Box) -> list[Patch]:
     """The four quadrants, the first few with boxes of their own."""
     own = [*boxes, *quadrants(SIZE)[len(boxes) :]]
@@ -82,7 +98,8 @@ class World:
         return [0.1 if "wrong" in text else 0.9 if "best" in text else 0.6 for _, text in pairs]
 
     def run(self, whole: str, parts: Sequence[Patch], samples: Sequence[Sequence[str]]) -> list[str]:
-        final, self.regions = self.work.run(whole, parts, samples)
+        described = [replace(part, samples=tuple(own)) for part, own in zip(parts, samples, strict=True)]
+        final, self.regions = self.work.run(whole, described)
         self.sentences = self.work.provenance.close(final)
         return self.work.provenance.texts(final)
 

@@ -12,6 +12,7 @@ import transformers
 from PIL import Image, ImageDraw
 
 import vlmprune
+from tests.captioner.scripted import read_places
 from vlmprune import VlmpruneError
 from vlmprune.captioner import (
     AggregatorError,
@@ -24,7 +25,6 @@ from vlmprune.captioner import (
     VLMDetector,
     VLMMatcher,
     read_json_boxes,
-    read_places,
 )
 from vlmprune.captioner.divide import iou
 from vlmprune.captioner.match import checked_scores
@@ -61,7 +61,7 @@ def test_saliency_of_nothing_is_nothing(size: tuple[int, int]) -> None:
     assert SaliencyDetector()(Image.new("RGB", size, "white")) == []
 
 
-def test_saliency_survives_noise_and_large_pictures() -> None:
+def test_saliency_survives_noise_and_large_images() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
     assert len(SaliencyDetector()(noise)) <= 50
     big = Image.new("RGB", (3000, 2000), "white")
@@ -96,7 +96,7 @@ def test_a_hugging_face_detector() -> None:
     assert len(found) == 5  # every query comes back: the captioner has its own threshold
     assert {one.label for one in found} <= {"cat", "dog"}
     assert all(0 <= one.score <= 1 for one in found)
-    assert all(-64 <= one.box[0] <= 128 for one in found)  # in pixels of the picture, not shares
+    assert all(-64 <= one.box[0] <= 128 for one in found)  # in pixels of the image, not fractions
 
 
 # -- the describing model as a detector ----------------------------------------------------------------------------
@@ -109,11 +109,6 @@ def test_boxes_in_json_answers() -> None:
     assert read_json_boxes(answer, (200, 100), 1000) == [Detection((0, 25, 100, 100), 1.0, "dog")]
     for nonsense in ("nothing here", "[1, 2", '{"box": [0, 0, 1, 1]}', '[{"box": [0, 0, true, 1]}]', "[]"):
         assert read_json_boxes(nonsense, (200, 100), 1000) == []
-
-
-def test_places_in_words() -> None:
-    found = read_places("a red circle at the top left . a small star at the right . a dog .", (90, 60), 1)
-    assert found == [Detection((0, 0, 30, 20), 1.0, "circle"), Detection((60, 20, 90, 40), 1.0, "star")]
 
 
 def test_the_bundled_model_says_where_things_are(small: tuple[Any, Any]) -> None:
@@ -136,7 +131,7 @@ SMALL_VISION = {
 
 
 class Letters:
-    """A processor that needs no files: letters become numbers, pictures 32 x 32 pixels."""
+    """A processor that needs no files: letters become numbers, images 32 x 32 pixels."""
 
     def __call__(self, images: Any, text: list[str], padding: Any, **_: Any) -> Any:
         long = 16 if padding == "max_length" else max(map(len, text))
@@ -283,22 +278,23 @@ def test_the_sampler_draws_from_the_distribution() -> None:
     logits = torch.randn(1, 6)
     for heat in (0.5, 1.0):
         rows = 4000
-        drawn = SeededSampler(range(rows), [heat] * rows)(torch.zeros(rows, 1), logits.expand(rows, -1)).argmax(-1)
-        shares = torch.bincount(drawn, minlength=6) / rows
-        assert torch.allclose(shares, (logits[0] / heat).softmax(-1), atol=0.03)
+        drawn = SeededSampler(range(rows), heat)(torch.zeros(rows, 1), logits.expand(rows, -1)).argmax(-1)
+        fractions = torch.bincount(drawn, minlength=6) / rows
+        assert torch.allclose(fractions, (logits[0] / heat).softmax(-1), atol=0.03)
 
 
 def test_the_sampler_leaves_one_token_and_never_an_impossible_one() -> None:
     logits = torch.tensor([[0.0, -torch.inf, 1.0], [-torch.inf, -torch.inf, -5.0]])
     for seed in range(50):
-        out = SeededSampler([seed, seed], [1.0, 0.0])(torch.zeros(2, 1), logits)
-        assert out.isfinite().sum(-1).tolist() == [1, 1]
-        assert out.argmax(-1).tolist()[0] != 1
-        assert out.argmax(-1).tolist()[1] == 2
+        for heat in (1.0, 0.0):
+            out = SeededSampler([seed, seed], heat)(torch.zeros(2, 1), logits)
+            assert out.isfinite().sum(-1).tolist() == [1, 1]
+            assert out.argmax(-1).tolist()[0] != 1
+            assert out.argmax(-1).tolist()[1] == 2
 
 
 def test_rows_do_not_depend_on_their_neighbours() -> None:
     logits = torch.randn(3, 9)
-    alone = [SeededSampler([seed], [0.7])(torch.zeros(1, 1), logits[i : i + 1]) for i, seed in enumerate((5, 6, 7))]
-    together = SeededSampler([5, 6, 7], [0.7] * 3)(torch.zeros(3, 1), logits)
+    alone = [SeededSampler([seed], 0.7)(torch.zeros(1, 1), logits[i : i + 1]) for i, seed in enumerate((5, 6, 7))]
+    together = SeededSampler([5, 6, 7], 0.7)(torch.zeros(3, 1), logits)
     assert torch.equal(together, torch.cat(alone))

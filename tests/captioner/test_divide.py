@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmprune import VlmpruneError
+from vlmprune.captioner import CaptionConfig, divide
 from vlmprune.captioner.divide import (
     QUADRANTS,
     Box,
     Detection,
     Patch,
-    adjacent_pairs,
     area,
-    assign,
-    confident,
     hull,
     intersection,
     iou,
-    merge,
     pixel_box,
     quadrants,
-    semantic_patch,
-    spatial_patches,
     usable,
 )
 
@@ -40,6 +36,30 @@ detections = st.lists(
     ),
     max_size=12,
 )
+
+
+PAPER = CaptionConfig()
+
+
+def confident(found: Sequence[Detection]) -> list[Detection]:
+    return divide.confident(found, threshold=PAPER.score_threshold, fallback=PAPER.fallback_boxes)
+
+
+def merge(boxes: Sequence[Box]) -> list[Box]:
+    return divide.merge(boxes, above=PAPER.merge_iou)
+
+
+def spatial_patches(found: Sequence[Detection], size: tuple[int, int]) -> list[Patch]:
+    boxes = [one.box for one in confident(usable(found, size))]
+    return divide.spatial_patches(boxes, size, merge_above=PAPER.merge_iou, fraction=PAPER.assign_share)
+
+
+def semantic_patch(boxes: Sequence[Box], size: tuple[int, int]) -> Patch | None:
+    return divide.semantic_patch(boxes, size, most_iou=PAPER.semantic_iou)
+
+
+def adjacent_pairs(patches: Sequence[Patch]) -> list[tuple[int, int]]:
+    return divide.adjacent_pairs(patches, above=PAPER.patch_iou)
 
 
 def inside(inner: Box, outer: Box) -> bool:
@@ -245,6 +265,7 @@ def test_the_semantic_patch_by_hand() -> None:
 
 
 def test_assignment_does_not_depend_on_rounding() -> None:
-    # 112 / 2 + 1/3 and its mirror: four equal shares up to rounding.
+    # 112 / 2 + 1/3 and its mirror: four equal fractions up to rounding.
     third = 1 / 3
-    assert assign([(56 - third, 56 - third, 56 + third, 56 + third)], (112, 112))[0]
+    found = Detection((56 - third, 56 - third, 56 + third, 56 + third))
+    assert spatial_patches([found], (112, 112))[0].objects

@@ -1,4 +1,4 @@
-"""Folders: every picture gets its record, a killed run goes on where it was, nothing is done twice."""
+"""Folders: every image gets its record, a killed run goes on where it was, nothing is done twice."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
+from demos.tiny_vlm.vocabulary import IDS
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
 from vlmprune.captioner import CaptionConfig, PatchCaptioner
 from vlmprune.captioner.folder import write_whole
 from vlmprune.captioner.prompts import BUNDLED
 from vlmprune.tiny.scenes import make_scene
-from vlmprune.tiny.vocabulary import words
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"prompts": BUNDLED, "view": "in_place", "samples": 2, "max_new_tokens": 5, "filter": False}
 
-# What the killed process runs: each picture it begins is a line in the log, on disk at once.
+# What the killed process runs: each image it begins is a line in the log, on disk at once.
 SCRIPT = """
 import os, sys
 import torch
@@ -47,16 +47,16 @@ def tiny_model() -> Any:
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=112, patch_size=8
     )
     text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=len(words())
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=len(IDS)
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, vision_feature_layer=-1, image_token_index=words().index("<image>")
+        vision_config=vision, text_config=text, vision_feature_layer=-1, image_token_index=IDS["<image>"]
     )
     return LlavaForConditionalGeneration(config).eval()
 
 
 def captioner(log: str | None = None, stop_at: int | None = None, **options: Any) -> PatchCaptioner:
-    """A captioner that writes a line for each picture it begins; at number `stop_at` it waits to be killed."""
+    """A captioner that writes a line for each image it begins; at number `stop_at` it waits to be killed."""
     begun = itertools.count()
 
     def detector(image: Image.Image) -> list[Any]:
@@ -121,10 +121,10 @@ def test_kill_and_go_on(fifty: Path, tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == len(begun) + len(again)  # a third run has nothing to do
 
 
-def test_one_bad_picture_stops_nothing(tmp_path: Path) -> None:
+def test_one_bad_image_stops_nothing(tmp_path: Path) -> None:
     good = tmp_path / "good.png"
     make_scene(1, "test").image().save(good)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     paths = [tmp_path / "bad.png", good, tmp_path / "missing.png"]
     model = captioner()
     records = model.map(paths, tmp_path / "out")
@@ -135,7 +135,7 @@ def test_one_bad_picture_stops_nothing(tmp_path: Path) -> None:
     assert ["error" in record for record in model.map(paths, tmp_path / "out")] == [False, False, True]
 
 
-def test_a_failing_part_fails_its_picture_only(tmp_path: Path) -> None:
+def test_a_failing_part_fails_its_image_only(tmp_path: Path) -> None:
     for seed in range(3):
         make_scene(seed, "test").image().save(tmp_path / f"{seed}.png")
     model = captioner()
@@ -153,7 +153,7 @@ def test_a_failing_part_fails_its_picture_only(tmp_path: Path) -> None:
     assert [record.get("error") for record in records] == [None, "RuntimeError: the detector broke", None]
 
 
-def test_a_changed_picture_is_done_again_and_a_broken_record_too(tmp_path: Path) -> None:
+def test_a_changed_image_is_done_again_and_a_broken_record_too(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     make_scene(1, "test").image().save(path)
     model = captioner()

@@ -8,7 +8,8 @@ from eval.captions.metrics import Mention, count, difference, read, summary
 from eval.captions.run import held_out
 from eval.captions.text_metrics import text_metrics
 from vlmprune import VlmpruneError
-from vlmprune.tiny.scenes import Scene, Thing, caption, make_scene
+from vlmprune.tiny.questions import caption
+from vlmprune.tiny.scenes import Scene, Thing, make_scene
 
 
 def thing(shape: str, colour: str, size: str = "small", at: float = 10, digit: int | None = None) -> Thing:
@@ -58,7 +59,7 @@ def test_by_hand() -> None:
     assert counted.stated == 3 + 2 + 1 + 0 + 2
     assert counted.attributes == 3 + 3 + 4
     assert counted.named == 2  # red circle, green tile; the second red circle finds none
-    assert counted.absent == 1  # the star: the third circle is of a kind the picture holds
+    assert counted.absent == 1  # the star: the third circle is of a kind the image holds
     assert value(text, "chair_i") == pytest.approx(1 / 5)
     assert value(text, "chair_s") == 1
     assert value(text, "object_recall") == 1

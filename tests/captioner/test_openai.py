@@ -12,7 +12,7 @@ import pytest
 
 from tests.captioner.scripted import HONEST, World, lines, patches
 from vlmprune import VlmpruneError
-from vlmprune.captioner import AggregatorError, EndpointAggregator, Grouping
+from vlmprune.captioner import AggregatorError, EndpointAggregator, Grouping, openai
 from vlmprune.captioner.llm import SCHEMAS
 
 UNIQUE = {"similar": [], "contradictory": [], "unique": [1, 2]}
@@ -73,11 +73,16 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
-def client(server: Server, waits: list[float] | None = None, **options: Any) -> EndpointAggregator:
-    waits = [] if waits is None else waits
-    return EndpointAggregator(
-        server.url, "some-model", "sk-secret", **{"timeout": 300.0, "sleep": waits.append, **options}
-    )
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the client waited each time; no test does."""
+    found: list[float] = []
+    monkeypatch.setattr(openai.time, "sleep", found.append)
+    return found
+
+
+def client(server: Server, **options: Any) -> EndpointAggregator:
+    return EndpointAggregator(server.url, "some-model", "sk-secret", **{"timeout": 300.0, **options})
 
 
 def test_a_whole_caption_through_the_server(server: Server) -> None:
@@ -116,22 +121,20 @@ def test_structured_output_can_be_switched_off(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 408])
-def test_a_busy_server_is_asked_again_with_longer_pauses(server: Server, status: int) -> None:
-    waits: list[float] = []
+def test_a_busy_server_is_asked_again_with_longer_pauses(server: Server, waits: list[float], status: int) -> None:
     server.script = [{"status": status}] * 3
-    assert client(server, waits).group(TWO) == Grouping(unique=(0, 1))
+    assert client(server).group(TWO) == Grouping(unique=(0, 1))
     assert len(server.seen) == 4
     assert [round(wait / 2**i, 3) >= 1.0 for i, wait in enumerate(waits)] == [True] * 3
     assert all(wait <= 1.25 * 2**i for i, wait in enumerate(waits))
 
 
-def test_retry_after_is_obeyed_within_reason(server: Server) -> None:
-    waits: list[float] = []
+def test_retry_after_is_obeyed_within_reason(server: Server, waits: list[float]) -> None:
     later = [
         {"status": 429, "headers": {"Retry-After": value}} for value in ("7", "9999", "Wed, 21 Oct 2026 07:28:00 GMT")
     ]
     server.script = later
-    client(server, waits).group(TWO)
+    client(server).group(TWO)
     assert waits[:2] == [7.0, 60.0]
     assert 4.0 <= waits[2] <= 5.0  # a date is left to the back-off
 
@@ -173,7 +176,7 @@ def test_a_refusal_is_not_repeated(server: Server, status: int) -> None:
 )
 def test_an_answer_that_is_no_completion(server: Server, raw: str) -> None:
     server.script = [{"raw": raw}]
-    with pytest.raises(AggregatorError, match="no chat completion"):
+    with pytest.raises(AggregatorError, match="must answer with a chat completion"):
         client(server).group(TWO)
 
 
@@ -196,7 +199,7 @@ def test_a_reply_that_does_not_comply_is_sent_back(server: Server, choice: dict[
 
 
 def test_no_server_at_all() -> None:
-    nobody = EndpointAggregator("http://127.0.0.1:9/v1", "m", retries=1, timeout=1.0, sleep=lambda _: None)
+    nobody = EndpointAggregator("http://127.0.0.1:9/v1", "m", retries=1, timeout=1.0)
     with pytest.raises(AggregatorError, match="gave no answer in 2 tries"):
         nobody.group(TWO)
 

@@ -1,4 +1,4 @@
-"""The whole way from a picture to a caption, on the bundled small model."""
+"""The whole way from an image to a caption, on the bundled small model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import vlmprune
+from tests.captioner.scripted import read_places
 from vlmprune import VlmpruneError
 from vlmprune.captioner import (
     BUNDLED_CONFIG,
@@ -20,13 +21,12 @@ from vlmprune.captioner import (
     Prompts,
     VisionModel,
     WordAggregator,
-    read_places,
 )
 from vlmprune.captioner.detect import VLMDetector
 from vlmprune.captioner.pipeline import is_bundled
 from vlmprune.captioner.prompts import BUNDLED
+from vlmprune.tiny import known_words
 from vlmprune.tiny.scenes import make_scene
-from vlmprune.tiny.vocabulary import words
 
 SHORT = {**vars(BUNDLED_CONFIG), "max_new_tokens": 13}
 
@@ -93,7 +93,7 @@ def test_the_tree_holds_every_sentence_once(small: tuple[Any, Any], image: Image
 def test_what_a_crop_says_does_not_depend_on_the_batch(small: tuple[Any, Any], image: Image.Image) -> None:
     described = [PatchCaptioner(*small, config=config(batch_size=size)).describe([image]) for size in (3, 16)]
     assert described[0] == described[1]
-    assert len(set(described[0][0].samples)) > 1
+    assert len({patch.samples for patch in described[0][0].patches}) > 1
 
 
 def test_an_image_is_described_alike_among_others(small: tuple[Any, Any], image: Image.Image) -> None:
@@ -122,8 +122,8 @@ def test_a_crop_says_what_it_says_alone(small: tuple[Any, Any], image: Image.Ima
 def test_seeds(small: tuple[Any, Any], image: Image.Image) -> None:
     one, same, other = (PatchCaptioner(*small, config=config(), seed=seed).describe([image])[0] for seed in (1, 1, 2))
     assert one == same
-    assert one.samples != other.samples
-    assert len({text for samples in one.samples for text in samples}) > 4
+    assert [patch.samples for patch in one.patches] != [patch.samples for patch in other.patches]
+    assert len({text for patch in one.patches for text in patch.samples}) > 4
 
 
 def test_pruning_inside(small: tuple[Any, Any], image: Image.Image) -> None:
@@ -222,7 +222,7 @@ def test_overlay(small: tuple[Any, Any], image: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (640, 480)])
-def test_odd_pictures(small: tuple[Any, Any], size: tuple[int, int]) -> None:
+def test_odd_images(small: tuple[Any, Any], size: tuple[int, int]) -> None:
     caption = PatchCaptioner(*small, config=config(max_new_tokens=4, samples=1), matcher=sure)(Image.new("RGB", size))
     assert len(caption.patches) == 4
 
@@ -231,7 +231,7 @@ def test_the_bundled_pair_gets_its_own_words(small: tuple[Any, Any]) -> None:
     assert is_bundled(small[1])
     assert not is_bundled(object())
     assert PatchCaptioner(*small).config == BUNDLED_CONFIG
-    known = set(words())
+    known = known_words()
     for text in (BUNDLED.describe, BUNDLED.short, BUNDLED.verify.replace("{sentence}", "a red ring"), BUNDLED.boxes):
         assert set(text.lower().replace(".", " ").replace("?", " ").replace(":", " ").split()) <= known
 
@@ -242,9 +242,9 @@ def test_wrong_input_is_said(small: tuple[Any, Any], image: Image.Image) -> None
         PatchCaptioner(model)
     with pytest.raises(VlmpruneError, match="'nothing'"):
         PatchCaptioner(model, processor)("nothing")  # type: ignore[arg-type]
-    with pytest.raises(VlmpruneError, match=r"seed=1\.5"):
+    with pytest.raises(VlmpruneError, match=r"seed must be an int, got 1\.5"):
         PatchCaptioner(model, processor, seed=1.5)  # type: ignore[arg-type]
-    with pytest.raises(VlmpruneError, match="config="):
+    with pytest.raises(VlmpruneError, match="config must be"):
         PatchCaptioner(model, processor, config={"samples": 2})  # type: ignore[arg-type]
     with pytest.raises(VlmpruneError):
         PatchCaptioner("a model", processor)

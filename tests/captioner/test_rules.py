@@ -5,10 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmprune.captioner import Candidate, Grouping, Similar, WordAggregator
-from vlmprune.captioner.aggregate import problem_of_fusion, problem_of_rewrites
+from vlmprune.captioner import Candidate, Fusion, Grouping, Similar, WordAggregator
 from vlmprune.captioner.text import GENERAL, bundled_lexicon, joined, sentences, singular
-from vlmprune.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES
+from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
 TINY = WordAggregator(bundled_lexicon())
 RED_TOP = "a small red circle at the top"
@@ -35,14 +34,14 @@ def test_every_sentence_is_in_exactly_one_kind(samples: list[list[str]]) -> None
     for members in [*(one.members for one in grouping.similar), *grouping.contradictory]:
         assert len({owner[i] for i in members}) == len(members)  # never two of one sample
     real = [text for text in texts if text.strip()]
-    assert problem_of_rewrites(TINY.merge(real), len(real)) is None
+    assert Fusion(tuple(TINY.merge(real))).problem(len(real)) is None
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(things, st.sampled_from(["image", "top left", "bottom left"])), max_size=8))
 def test_a_fusion_says_or_drops_everything(found: list[tuple[str, str]]) -> None:
     items = [Candidate(text, region, (0, 0, 1, 1)) for text, region in found]
-    assert problem_of_fusion(TINY.fuse(items), len(items)) is None
+    assert TINY.fuse(items).problem(len(items)) is None
 
 
 def test_the_same_thing_in_two_samples_is_similar() -> None:
@@ -72,7 +71,7 @@ def test_two_sentences_of_one_sample_are_two_things() -> None:
 
 
 def test_a_place_far_away_is_another_thing() -> None:
-    # Next to each other, one thing may be meant; across the picture it cannot.
+    # Next to each other, one thing may be meant; across the image it cannot.
     assert TINY.group([[RED_TOP], ["a small red circle at the top left"]]).contradictory == ((0, 1),)
     assert TINY.group([[RED_TOP], ["a small red circle at the bottom"]]) == Grouping(unique=(0, 1))
 

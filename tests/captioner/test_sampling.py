@@ -28,8 +28,8 @@ HEAT = 3.0
 def sampled(model: Any, inputs: dict[str, Tensor], decoding: Any = None, **options: Any) -> Tensor:
     """New tokens [B * k, steps]: as `SharedPrefill` decodes, or as transformers does without it."""
     rows = len(inputs["input_ids"]) * SAMPLES
-    sampler = LogitsProcessorList([SeededSampler(range(rows), [HEAT] * rows)])
-    # Without a cache, a placeholder that was drawn would ask for another picture.
+    sampler = LogitsProcessorList([SeededSampler(range(rows), HEAT)])
+    # Without a cache, a placeholder that was drawn would ask for another image.
     own = {"max_new_tokens": STEPS, "do_sample": True, "top_k": 0, "suppress_tokens": [IMAGE, VIDEO]}
     options = {**own, "logits_processor": sampler, **options}
     how = {"num_return_sequences": SAMPLES} if decoding is None else {"custom_generate": decoding}
@@ -94,7 +94,7 @@ def test_the_prompt_runs_once() -> None:
     assert prompt > 2 * 196
     assert prompt < 3 * 196
     assert steps == [6, 6, 6]
-    assert (vision.spent.visual_tokens, vision.spent.images, vision.spent.calls) == (2 * 196, 2, 6)
+    assert (vision.cost.visual_tokens, vision.cost.images_encoded) == (2 * 196, 2)
 
 
 def test_a_guide_ranks_by_its_whole_answer() -> None:

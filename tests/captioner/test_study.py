@@ -15,15 +15,17 @@ import vlmprune
 from eval.captions import run, tune
 from eval.captions.rows import CaptionRow
 from eval.record import Record
-from vlmprune.captioner.vlm import Spent
-from vlmprune.tiny.scenes import caption
+from vlmprune.captioner.vlm import CaptionCost
+from vlmprune.tiny.questions import caption
 
 SCENES = run.held_out(20)
 
 
 def made(part: run.Part, scenes: Sequence[Any]) -> list[CaptionRow]:
     texts = [caption(scene) for scene in scenes]
-    return [CaptionRow(part.name, texts=texts, spent=Spent(calls=len(scenes)), described=len(scenes), seconds=0.5)]
+    cost = CaptionCost()
+    cost.calls["describe"] = len(scenes)
+    return [CaptionRow(part.name, texts=texts, cost=cost, seconds=0.5)]
 
 
 def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_bad_arguments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         ("--out", str(tmp_path), "--only", "everything"): "the stages are kernels, conformance, end_to_end, bandwidth",
         (): "--out is missing",
         ("--out", str(tmp_path / "file")): "is a file; name a folder",
-        ("--summary", str(tmp_path / "none")): "is no folder",
+        ("--summary", str(tmp_path / "none")): "is not a folder",
     }.items():
         monkeypatch.setattr(sys, "argv", ["eval.gpu", *words])
         with pytest.raises(SystemExit) as ended:

@@ -73,7 +73,7 @@ def test_prompts_are_these(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_pictures_open(name: str, tmp_path: Path) -> None:
     _, data = loaded(name, tmp_path)
-    assert all(one.picture().mode == "RGB" for one in data.samples)
+    assert all(one.load_image().mode == "RGB" for one in data.samples)
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -126,7 +126,7 @@ def test_the_hubs_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     parquet(tmp_path / name / f"data/{task.hub.split}-00000-of-00001.parquet", HUB[name])
     locally = load(task, tmp_path)
     assert locally.bad == []
-    assert locally.samples and all(one.picture().size == (40, 30) for one in locally.samples)
+    assert locally.samples and all(one.load_image().size == (40, 30) for one in locally.samples)
     monkeypatch.setattr(TASKS[name], "hub", replace(task.hub, id=str(tmp_path / name), config=None))
     remote = load(TASKS[name](), tmp_path / "nothing", hub=True)
     assert [(one.id, one.prompt, one.truth) for one in remote.samples] == [
@@ -149,8 +149,8 @@ def test_gqa_on_the_hub_joins_two_tables(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(gqa, "hub_table", local)
     data = load(TASKS["gqa"](), tmp_path, hub=True)
     assert [one.id for one in data.samples] == ["1"]
-    assert data.samples[0].picture().size == (40, 30)
-    assert [bad.why for bad in data.bad] == ["there is no picture 'gone'"]
+    assert data.samples[0].load_image().size == (40, 30)
+    assert [bad.why for bad in data.bad] == ["there is no image 'gone'"]
 
 
 def test_the_hub_out_of_reach_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,9 +233,9 @@ class TestBadData:
         (tmp_path / "vizwiz/val/b.jpg").unlink()
         truncated, missing = load(TASKS["vizwiz"](), tmp_path).samples
         with pytest.raises(VlmpruneError, match="cannot be read as an image"):
-            truncated.picture()
+            truncated.load_image()
         with pytest.raises(VlmpruneError, match="there is no file"):
-            missing.picture()
+            missing.load_image()
 
 
 def test_mme_total_is_the_official_one(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_references_lead_to_the_picture_wherever_it_stands(tmp_path: Path) -> No
     assert base64.b64decode("1000", validate=True)
     _, data = loaded(tmp_path, rows[::-1])
     assert data.bad == []
-    assert {one.picture().getpixel((0, 0)) for one in data.samples} == {(1, 254, 7)}
+    assert {one.load_image().getpixel((0, 0)) for one in data.samples} == {(1, 254, 7)}
 
 
 def test_references_that_lead_nowhere_cost_the_row_and_so_the_question(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_references_in_a_table(tmp_path: Path) -> None:
     task = TASKS["mmbench"]()
     data = load(task, tmp_path)
     assert data.bad == []
-    assert [one.picture().getpixel((0, 0))[0] for one in data.samples] == [0, 1, 2, 0, 1, 2]
+    assert [one.load_image().getpixel((0, 0))[0] for one in data.samples] == [0, 1, 2, 0, 1, 2]
     assert task.metrics(lines(task, data.samples, ["A"] * 6))["accuracy"] == 0.0
 
 
@@ -213,7 +213,7 @@ def test_a_picture_that_is_a_number_is_one_sentence() -> None:
     """A table's column of references alone, which became floats."""
     for cell in (1.0, float("nan"), 7, [b"x"]):
         with pytest.raises(VlmpruneError, match="no file's content; check the data"):
-            Sample("1", "", lambda cell=cell: cell, "").picture()
+            Sample("1", "", lambda cell=cell: cell, "").load_image()
 
 
 # -- MME: its script asserts two questions a picture and counts the pictures whose two are right ----------------------

@@ -51,17 +51,18 @@ def test_bad_budgets_say_the_value_and_the_remedy_in_one_sentence(keep: object) 
 def test_top_k_keeps_the_best_of_every_image_in_original_order(counts: list[int], keep: float, seed: int) -> None:
     images = spans(*counts)
     scores = torch.rand(sum(counts), generator=torch.Generator().manual_seed(seed)).mul(5).round()  # with ties
-    kept = top_k_per_image(scores, images, keep).tolist()
+    budgets = [count_for(keep, count) for count in counts]
+    kept = top_k_per_image(scores, images, budgets).tolist()
     wanted = []
-    for span in images:
+    for span, budget in zip(images, budgets, strict=True):
         best = sorted(span.positions.tolist(), key=lambda v: (-float(scores[v]), v))
-        wanted += sorted(best[: count_for(keep, span.count)])
+        wanted += sorted(best[:budget])
     assert kept == wanted
 
 
 def test_nan_scores_raise_instead_of_choosing_anything() -> None:
     with pytest.raises(VlmpruneError, match="NaN"):
-        top_k_per_image(torch.tensor([0.1, float("nan")]), spans(2), 1)
+        top_k_per_image(torch.tensor([0.1, float("nan")]), spans(2), [1])
 
 
 @given(st.integers(1, 200), st.floats(0.01, 1.0))

@@ -45,7 +45,7 @@ def test_importance_confidence_and_consistency_equal_plain_loops(family, attn):
     inputs = make_inputs(small)
     end = int(generate(small, inputs, steps=STEPS)[1].sequences[1, -3])  # the second sample ends after three tokens
     for normalise in (True, False):
-        guide = Guide(small, normalise=normalise)
+        guide = Guide(small, SGL(small, normalise_consistency=normalise))
         settings = {"max_new_tokens": STEPS, "eos_token_id": end, "pad_token_id": 0}
         batch = guide.answer(prompt_inputs(dict(inputs)), settings, whole=True)
         for i in range(3):
@@ -63,7 +63,7 @@ def test_importance_confidence_and_consistency_equal_plain_loops(family, attn):
 def test_steps_of_the_ranking_are_limited():
     small, eager = guide_of("llava"), guide_of("llava", attn="eager")
     inputs = make_inputs(small)
-    guide = Guide(small, steps=2)
+    guide = Guide(small, SGL(small, guide_steps=2))
     settings = {"max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": 0}
     short = guide.answer(dict(inputs), settings, whole=False)
     whole = guide.answer(dict(inputs), settings, whole=True)

@@ -128,26 +128,26 @@ def test_a_guide_of_another_family_with_another_grid(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "what", "value"),
     [
-        ({"exit_at": 1.5}, "exit_at=1.5"),
-        ({"exit_at": -0.1}, "exit_at=-0.1"),
-        ({"exit_at": float("nan")}, "exit_at=nan"),
-        ({"exit_at": True}, "exit_at=True"),
-        ({"exit_at": "high"}, "exit_at='high'"),
-        ({"guide_steps": 0}, "guide_steps=0"),
-        ({"guide_steps": 1.5}, "guide_steps=1.5"),
-        ({"keep": 0.0}, "keep=0.0"),
-        ({"layer": 1.0}, "layer=1.0"),
-        ({"guide": None}, "guide=None"),
-        ({"guide": "small"}, "guide='small'"),
+        ({"exit_at": 1.5}, "exit_at must be", "1.5"),
+        ({"exit_at": -0.1}, "exit_at must be", "-0.1"),
+        ({"exit_at": float("nan")}, "exit_at must be", "nan"),
+        ({"exit_at": True}, "exit_at must be", "True"),
+        ({"exit_at": "high"}, "exit_at must be", "'high'"),
+        ({"guide_steps": 0}, "guide_steps must be", "0"),
+        ({"guide_steps": 1.5}, "guide_steps must be", "1.5"),
+        ({"keep": 0.0}, "keep=", "0.0"),
+        ({"layer": 1.0}, "layer must be", "1.0"),
+        ({"guide": None}, "guide must be", "None"),
+        ({"guide": "small"}, "guide must be", "'small'"),
     ],
 )
-def test_bad_options(options, words):
+def test_bad_options(options, what, value):
     guide = options.pop("guide") if "guide" in options else build("llava", layers=2)
     with pytest.raises(VlmpruneError) as error:
         SGL(guide, **options)
-    assert words in str(error.value)
+    assert str(error.value).startswith(what) and value in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -17,6 +17,7 @@ from tests.support.tiny_families import make_inputs
 from tests.test_bad_input import sentence
 from vlmprune.attention.observer import AttentionObserver
 from vlmprune.methods.declared import FLAGS
+from vlmprune.methods.per_image import ImageContext, PerImage
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,8 @@ def test_a_misspelt_declaration(names, meant):
 
 
 def test_a_misspelt_method_of_an_intervention():
-    call = lambda: type("Mine", (vlmprune.Intervention,), {"watchers": lambda self, family, model: None})  # noqa: E731
-    sentence(call, "Mine", "'watchers'", "'watcher'")
+    call = lambda: type("Mine", (vlmprune.Intervention,), {"observers": lambda self, family, model: None})  # noqa: E731
+    sentence(call, "Mine", "'observers'", "'observer'")
 
 
 @pytest.mark.parametrize("flag", ["reads_attention", "reads_keys", "reads_vision", "reads_text", "exclude_sinks"])
@@ -289,26 +290,38 @@ class Editing(AttentionObserver):
         return self.makes(output)
 
 
-def intervention(watcher: Any) -> vlmprune.Intervention:
-    return type("Mine", (vlmprune.Intervention,), {"watcher": lambda self, family, model: watcher})()
+def intervention(observer: Any) -> vlmprune.Intervention:
+    return type("Mine", (vlmprune.Intervention,), {"observer": lambda self, family, model: observer})()
 
 
-@pytest.mark.parametrize("watcher", [None, 3, AttentionObserver], ids=str)
-def test_no_watcher(watcher):
-    sentence(lambda: vlmprune.wrap(shared("llava"), intervention(watcher)), "AttentionObserver", repr(watcher)[:20])
+@pytest.mark.parametrize("observer", [None, 3, AttentionObserver], ids=str)
+def test_no_observer(observer):
+    sentence(lambda: vlmprune.wrap(shared("llava"), intervention(observer)), "AttentionObserver", repr(observer)[:20])
 
 
-def test_an_intervention_without_a_watcher():
+def test_an_intervention_without_an_observer():
     class Mine(vlmprune.Intervention):
         pass
 
-    sentence(lambda: vlmprune.wrap(shared("llava"), Mine()), "Mine", "watcher()")
+    sentence(lambda: vlmprune.wrap(shared("llava"), Mine()), "Mine", "observer()")
+
+
+def test_a_method_per_image():
+    class Mine(PerImage):
+        def choose(self, image: ImageContext) -> torch.Tensor:
+            return torch.arange(image.span.count - image.count, image.span.count)
+
+    model = shared("llava")
+    with vlmprune.wrap(model, Mine(keep=2)):
+        kept = model(**make_inputs(model, images=(2, 1, 2))).report.kept
+    assert [some.tolist() for some in kept] == [[7, 8, 16, 17], [7, 8], [7, 8, 16, 17]]
+    sentence(lambda: type("Mine", (PerImage,), {})(), "Mine", "choose()")
 
 
 @pytest.mark.parametrize("layers", [(9,), (-1,), (1.0,), 3, None, "all"], ids=repr)
 def test_layers_that_the_model_does_not_have(layers):
-    watcher = Editing(lambda output: None, layers)
-    sentence(lambda: vlmprune.wrap(shared("llava"), intervention(watcher)), "Editing.layers()", repr(layers))
+    observer = Editing(lambda output: None, layers)
+    sentence(lambda: vlmprune.wrap(shared("llava"), intervention(observer)), "Editing.layers()", repr(layers))
 
 
 @pytest.mark.parametrize(

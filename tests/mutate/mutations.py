@@ -108,13 +108,19 @@ MUTATIONS = [
         "vlmprune.methods.visionzip",
         "tests/methods",
         ("zipped", "ranking(received)[:dominant]", "ranking(-received)[:dominant]"),
-        ("zipped", "total / size", "total"),
+        ("zipped", "unit[every].T).argmax", "unit[every].T).argmin"),
     ),
     *_in(
         "vlmprune.methods.prumerge",
         "tests/methods",
         ("outliers", "1.5 *", "1.0 *"),
-        ("gathered", " * weights[:, None]", ""),
+        ("gathered", "owner, len(stay), weights)", "owner, len(stay))"),
+    ),
+    *_in(
+        "vlmprune.methods.per_image",
+        "tests/methods",
+        ("cluster_means", " * weights[:, None]", ""),
+        ("cluster_means", "total / weight", "total * weight"),
     ),
     *_in("vlmprune.methods.pyramiddrop", "tests/methods", ("staged_count", "(stage + 1) / stages", "stage / stages")),
     *_in(
@@ -127,7 +133,7 @@ MUTATIONS = [
         "vlmprune.guide.runner",
         "tests/guide",
         ("_until", "int(found[0]) + 1", "int(found[0])"),
-        ("Guide._consistency", "each.mean() if self.normalise", "each.sum() if self.normalise"),
+        ("Guide._consistency", "each.mean() if self.options", "each.sum() if self.options"),
         ("Guide._answer_flops", "2 * cost.head * (len(answer) - 1)", "0"),
     ),
     *_in(

@@ -16,10 +16,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from tests.ops.twins import columns_twin, compact_twin, redistribute_twin, top_k_twin
 from vlmprune.flow.compact import Compaction, compaction
 from vlmprune.ops.column_sums import column_sums
-from vlmprune.ops.gather import compact, compact_kv
+from vlmprune.ops.gather import compact
 from vlmprune.ops.redistribution import redistribute
 from vlmprune.ops.top_k import top_k
 
@@ -123,9 +123,8 @@ def moved(options: dict[str, Any], device: str) -> dict[str, Any]:
 def _compacted(device: str, chosen: Compaction, hidden: Tensor, **beside: Any) -> list[Tensor]:
     """What `compact` makes of tensors on the CPU, on a device: all results that there are."""
     given = {name: tuple(t.to(device) for t in part) if name == "cos_sin" else part for name, part in beside.items()}
-    there = chosen.to(torch.device(device))
-    got = compact(hidden, there.index, there.real, **moved(given, device))
-    return [part for part in (got.hidden, *got.cos_sin, got.position_ids, got.mask) if part is not None]
+    states, cos_sin, position_ids = compact(hidden, chosen.index.to(device), **moved(given, device))
+    return [part for part in (states, *cos_sin, position_ids) if part is not None]
 
 
 def _compact(length: int, width: int, rotary: int, dtype: torch.dtype, device: str) -> Work:
@@ -133,14 +132,14 @@ def _compact(length: int, width: int, rotary: int, dtype: torch.dtype, device: s
     chosen = keep(batch, length, 20 / length)  # the interpreter runs program after program
     hidden = torch.randn(length, batch, width * 2).to(dtype)
     cos_sin = (torch.randn(1, length, rotary), torch.randn(batch, length, rotary).to(dtype))
-    position_ids, mask = torch.randint(0, 1 << 40, (1, length)), torch.rand(batch, length) < 0.8
+    position_ids = torch.randint(0, 1 << 40, (1, length))
 
     def strided(device: str) -> Tensor:
         return hidden.to(device).transpose(0, 1)[..., ::2]  # no stride as usual
 
     return Work(
-        lambda: _compacted(device, chosen, strided(device), cos_sin=cos_sin, position_ids=position_ids, mask=mask),
-        lambda: compact_twin(strided("cpu"), chosen.index, chosen.real, cos_sin, position_ids, mask),
+        lambda: _compacted(device, chosen, strided(device), cos_sin=cos_sin, position_ids=position_ids),
+        lambda: compact_twin(strided("cpu"), chosen.index, *cos_sin, position_ids),
         EXACT,
     )
 
@@ -150,17 +149,17 @@ def _compact_axes(dtype: torch.dtype, device: str) -> Work:
     chosen = keep(2, 40)
     hidden = torch.randn(2, 40, 24).to(dtype)
     cos_sin = tuple(torch.randn(3, 2, 40, 16) for _ in range(2))
-    position_ids, mask = torch.randint(0, 99, (4, 2, 40)), torch.ones(2, 40, dtype=torch.long)
+    position_ids = torch.randint(0, 99, (4, 2, 40))
     inner = torch.randint(0, 12, chosen.index.shape)
 
     def wanted() -> Sequence[Tensor]:
         def rows(tensor: Tensor, index: Tensor) -> Tensor:
-            return compact_twin(tensor, index, chosen.real, (), None, None)[0]
+            return compact_twin(tensor, index)[0]
 
         axes = [torch.stack([rows(axis, chosen.index) for axis in part]) for part in (*cos_sin, position_ids)]
-        return rows(hidden, inner), *axes, chosen.real.long()
+        return rows(hidden, inner), *axes
 
-    beside = {"inner": inner, "cos_sin": cos_sin, "position_ids": position_ids, "mask": mask}
+    beside = {"inner": inner, "cos_sin": cos_sin, "position_ids": position_ids}
     return Work(lambda: _compacted(device, chosen, hidden.to(device), **beside), wanted, EXACT)
 
 
@@ -169,19 +168,9 @@ def _compact_wide(dtype: torch.dtype, device: str) -> Work:
     chosen, hidden = keep(2, 33), torch.randn(2, 33, 5000).to(dtype)
     return Work(
         lambda: _compacted(device, chosen, hidden.to(device)),
-        lambda: compact_twin(hidden, chosen.index, chosen.real, (), None, None),
+        lambda: compact_twin(hidden, chosen.index),
         EXACT,
     )
-
-
-def _compact_kv(length: int, heads: int, width: int, dtype: torch.dtype, device: str) -> Work:
-    index = keep(2, length).index
-    key, value = torch.randn(2, length, heads, width).to(dtype), torch.randn(2, heads, length, width // 2).to(dtype)
-
-    def run() -> Sequence[Tensor]:
-        return compact_kv(key.to(device).transpose(1, 2), value.to(device), index.to(device))
-
-    return Work(run, lambda: compact_kv_twin(key.transpose(1, 2), value, index), EXACT)
 
 
 # --- attention -----------------------------------------------------------------------------------------------------
@@ -305,12 +294,12 @@ def _far(rows: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor
 
 
 def _far_compact(dtype: torch.dtype, device: str) -> Work:
-    index, real = torch.tensor([[0, 2, 3]]), torch.ones(1, 3, dtype=torch.bool)
+    index = torch.tensor([[0, 2, 3]])
 
     def run() -> Sequence[Tensor]:
         torch.manual_seed(1)
         hidden = _far(4, 64, dtype, device)[0][None]
-        return (compact(hidden, index.to(device), real.to(device)).hidden,)
+        return (compact(hidden, index.to(device))[0],)
 
     def wanted() -> Sequence[Tensor]:
         torch.manual_seed(1)
@@ -331,8 +320,6 @@ def _far_keys(kernel: str, dtype: torch.dtype, device: str) -> Work:
         key = _far(5, 64, dtype, device)[0][None, None]
         if kernel == "column_sums":
             return (column_sums(query.to(device), key, rows.to(device), scaling=scaling),)
-        if kernel == "compact_kv":
-            return compact_kv(key, key, rows.flip(1).to(device))
         own = [output.to(device, copy=True), query.to(device), key, key, rows.to(device)]
         return (redistribute(*own, **moved(marks, device), **options),)
 
@@ -341,11 +328,9 @@ def _far_keys(kernel: str, dtype: torch.dtype, device: str) -> Work:
         key = torch.randn(5, 64).to(dtype)[None, None]
         if kernel == "column_sums":
             return (columns_twin(query, key, rows, None, scaling=scaling),)
-        if kernel == "compact_kv":
-            return compact_kv_twin(key, key, rows.flip(1))
         return (redistribute_twin(output, query, key, key, rows, **marks, **options),)
 
-    tolerance = {"column_sums": SUMS, "compact_kv": EXACT, "redistribute": ROUNDED[dtype]}[kernel]
+    tolerance = {"column_sums": SUMS, "redistribute": ROUNDED[dtype]}[kernel]
     return Work(run, wanted, tolerance)
 
 
@@ -355,8 +340,6 @@ def _cases() -> Iterator[Case]:
         yield Case("compact", f"{length} x {width}, rotary {rotary}", partial(_compact, length, width, rotary), length)
     yield Case("compact", "axes of positions, compacted before", _compact_axes, 40, (SINGLE,))
     yield Case("compact", "5,000 wide, hidden states alone", _compact_wide, 33, (SINGLE,))
-    for length, heads, width in ((1, 2, 64), (63, 3, 80), (577, 1, 96), (64, 2, 128)):
-        yield Case("compact_kv", f"{length} x {heads} x {width}", partial(_compact_kv, length, heads, width), length)
     for sizes in ((1, 2, 2, 64, 1), (63, 4, 1, 96, 20), (577, 2, 2, 128, 1), (2880, 1, 1, 80, 3)):
         name = "{} keys, {} heads on {}, width {}, {} rows".format(*sizes)
         yield Case("column_sums", name, partial(_columns_shape, *sizes), sizes[0])
@@ -373,7 +356,7 @@ def _cases() -> Iterator[Case]:
     for lengths in ((1,), (63, 577), (2880,), (5, 1, 16)):
         name = f"spans of {', '.join(map(str, lengths))}"
         yield Case("top_k", name, partial(_top_k, lengths), sum(lengths))
-    far = {"compact": _far_compact, **{k: partial(_far_keys, k) for k in ("compact_kv", "column_sums", "redistribute")}}
+    far = {"compact": _far_compact, **{k: partial(_far_keys, k) for k in ("column_sums", "redistribute")}}
     for kernel, make in far.items():
         yield Case(kernel, "addresses beyond 2^31", make, 5, (torch.bfloat16,))
 

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from tests.ops.aot import ARCHITECTURES, Variant, compiled, variants, version
 from tests.support.grid import grid
-from vlmprune.ops.aot import ARCHITECTURES, Variant, compiled, variants, version
 
 BUDGETS = json.loads((Path(__file__).parent / "budget.json").read_text())
 VARIANTS = variants()
@@ -19,7 +19,7 @@ VARIANTS = variants()
 @grid(variant=VARIANTS, architecture=ARCHITECTURES)
 def test_compiles_within_its_budget(variant: Variant, architecture: int) -> None:
     needs = compiled(variant, architecture)
-    assert version() in BUDGETS, "measure this Triton: python -m vlmprune.ops.aot --out tests/ops/budget.json"
+    assert version() in BUDGETS, "measure this Triton: python -m tests.ops.aot --out tests/ops/budget.json"
     budget = BUDGETS[version()][variant.name][f"sm_{architecture}"]
     assert needs["cubin"] > 0
     assert needs["spills"] == 0

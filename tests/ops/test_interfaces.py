@@ -32,10 +32,10 @@ def _reset(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_compact() -> None:
     chosen = compaction(torch.rand(3, 20) < 0.5)
     hidden, cos_sin = torch.randn(3, 20, 8), (torch.randn(1, 20, 6), torch.randn(3, 20, 6))
-    position_ids, mask = torch.randint(0, 99, (1, 20)), torch.rand(3, 20) < 0.7
-    got = compact(hidden, chosen.index, chosen.real, cos_sin=cos_sin, position_ids=position_ids, mask=mask)
-    wanted = compact_twin(hidden, chosen.index, chosen.real, cos_sin, position_ids, mask)
-    for a, b in zip((got.hidden, *got.cos_sin, got.position_ids, got.mask), wanted, strict=True):
+    position_ids = torch.randint(0, 99, (1, 20))
+    states, pair, ids = compact(hidden, chosen.index, cos_sin=cos_sin, position_ids=position_ids)
+    wanted = compact_twin(hidden, chosen.index, *cos_sin, position_ids)
+    for a, b in zip((states, *pair, ids), wanted, strict=True):
         assert a is not None
         assert torch.equal(a, b)
         assert a.dtype == b.dtype

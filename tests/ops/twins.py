@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 
 
-def compact_twin(
-    hidden: Tensor,
-    index: Tensor,
-    real: Tensor,
-    cos_sin: Sequence[Tensor],
-    position_ids: Tensor | None,
-    mask: Tensor | None,
-) -> list[Tensor]:
+def compact_twin(hidden: Tensor, index: Tensor, *beside: Tensor) -> list[Tensor]:
     batch, slots = index.shape
     out = []
-    for tensor in (hidden, *cos_sin, position_ids, mask):
-        if tensor is None:
-            continue
+    for tensor in (hidden, *beside):
         rows = [[tensor[b % len(tensor), index[b, c]] for c in range(slots)] for b in range(batch)]
         out.append(torch.stack([torch.stack(row) for row in rows]))
-    if mask is not None:
-        out[-1] = torch.where(real, out[-1], torch.zeros_like(out[-1]))
     return out
 
 

@@ -185,7 +185,7 @@ def test_embeddings_only_where_they_are_allowed() -> None:
         read(of(part))
     assert caught.value.status == 403
     found = read(of(part), embeddings=True)
-    assert [content for _, content in found.embedded] == ["AAAA"]
+    assert [image.embeddings for image in found.images] == ["AAAA"]
     with pytest.raises(Refused, match="either of them"):
         read(of(part, image_part(GOOD)), embeddings=True)
 

@@ -35,16 +35,16 @@ from vlmprune.serving.payload import (
     Bounds,
     check_grid,
     check_image,
+    check_images,
     check_kept,
-    check_prompt,
     check_rows,
     checked_parts,
     decoded,
     encoded,
 )
 
-LLAVA = Bounds(width=8, visual=16, fixed=True, prompt=100)
-QWEN = Bounds(width=8, visual=16, fixed=False, prompt=100, merge=2)
+LLAVA = Bounds(width=8, visual=16, prompt=100)
+QWEN = Bounds(width=8, visual=16, prompt=100, merge=2)
 
 
 def sentence(error: pytest.ExceptionInfo[BadEmbeddings]) -> str:
@@ -66,9 +66,9 @@ def fields(bounds: Bounds, visual: int = 16, rows: int = 4) -> dict[str, Tensor]
 @pytest.mark.parametrize("bounds", [LLAVA, QWEN])
 def test_an_image_that_fits(bounds: Bounds) -> None:
     assert check_image(fields(bounds), bounds) == 16
-    check_prompt([16] * 6, bounds)
+    check_images([fields(bounds)] * 6, bounds)
     with pytest.raises(BadEmbeddings, match="112 visual tokens together"):
-        check_prompt([16] * 7, bounds)
+        check_images([fields(bounds)] * 7, bounds)
 
 
 @pytest.mark.parametrize("count", [0, -1, 17, 1000, 2**31, 2**40, 2**62, 2**63 - 1, -(2**63)])
@@ -81,7 +81,7 @@ def test_no_more_visual_tokens_than_the_largest_image_has(bounds: Bounds, count:
 
 def test_images_of_one_size_have_one_number_of_tokens() -> None:
     assert check_image(fields(QWEN, visual=15), QWEN) == 15
-    with pytest.raises(BadEmbeddings, match="every image of this model has 16"):
+    with pytest.raises(BadEmbeddings, match="images of this model have 16 to 16"):
         check_image(fields(LLAVA, visual=15), LLAVA)
 
 
@@ -169,14 +169,14 @@ def test_the_forger_can_write_what_is_read() -> None:
 def test_bounds_are_those_of_the_model() -> None:
     large, _, processor = vlmprune.load_tiny()
     encoder = Encoder(large, "uniform", keep=KEEP, processor=processor)
-    assert encoder.bounds == Bounds(192, 196, True, 2048)
+    assert encoder.bounds == Bounds(192, 196, 2048)
     model = build("qwen2_5_vl")
     patch = model.config.vision_config.patch_size
     size = {"shortest_edge": 64, "longest_edge": 4096}
     reader = Qwen2VLImageProcessorPil(size=size, patch_size=patch, merge_size=2, temporal_patch_size=2)
     qwen = Encoder(model, "uniform", keep=KEEP, processor=SimpleNamespace(image_processor=reader))
     width = model.config.text_config.hidden_size
-    assert qwen.bounds == Bounds(width, 4096 // (patch * 2) ** 2, False, 512, 2)
+    assert qwen.bounds == Bounds(width, 4096 // (patch * 2) ** 2, 512, 2)
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])

@@ -449,13 +449,19 @@ def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
     ("arguments", "said"),
     [
         (["--engine", "127.0.0.1:8000"], "must be a web address"),
-        (["--engine", "http://127.0.0.1:1", "--port", "0"], "--port must be"),
+        (["--engine", "http://127.0.0.1:1", "--port", "0"], "'--port': must be"),
         (["--engine", "http://127.0.0.1:1", "--keep", "0"], "out of range"),
         (["--engine", "http://127.0.0.1:1", "--method", "fastv"], "inside the language model"),
         (["--engine", "http://127.0.0.1:1", "--method", "uniform", "--exit-at", "0.5"], "takes no --exit-at"),
         (["--engine", "http://127.0.0.1:1", "--positions", "none"], "unknown"),
-        (["--engine", "http://127.0.0.1:1", "--max-megapixels", "0"], "--max-megapixels 0 is out of range"),
-        (["--engine", "http://127.0.0.1:1", "--max-open-megabytes", "nan"], "--max-open-megabytes nan is out of range"),
+        (
+            ["--engine", "http://127.0.0.1:1", "--max-megapixels", "0"],
+            "'--max-megapixels': must be a number above 0, got '0'",
+        ),
+        (
+            ["--engine", "http://127.0.0.1:1", "--max-open-megabytes", "nan"],
+            "'--max-open-megabytes': must be a number above 0, got 'nan'",
+        ),
         (["--engine", "http://127.0.0.1:1", "--max-request-megapixels", "10"], "request_pixels=10,000,000 is below"),
     ],
 )

@@ -9,14 +9,14 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vlmprune.tiny.scenes import make_scene, render
+from vlmprune.tiny.scenes import make_scene
 
 from .tiny_families import CLOSE, IMAGE, OPEN, VIDEO, VOCAB, build
 
 
 def picture(number: int) -> Image.Image:
     """A scene of the bundled pair's world."""
-    return Image.fromarray(render(make_scene(number)))
+    return make_scene(number).image()
 
 
 def save_for_engine(model: Any, folder: Path, processor: Any = None) -> Path:

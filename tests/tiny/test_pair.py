@@ -12,7 +12,9 @@ from demos.tiny_vlm.packing import IDS, answer_logits, encode_text, pack
 from demos.tiny_vlm.tower import encode, pixels
 from vlmprune.inputs.chat import prepare
 from vlmprune.tiny import WEIGHTS, example
-from vlmprune.tiny.scenes import GRID, Question, benchmark, make_scene, render
+from vlmprune.tiny.questions import Question, benchmark
+from vlmprune.tiny.scenes import make_scene, render
+from vlmprune.tiny.vocabulary import GRID
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from .flops import ModelCost
 from .report import Report
 
 
-def prompt_report(state: PromptState, method: Method, cost: ModelCost, layers: int, repeats: int) -> Report:
+def prompt_report(state: PromptState, method: Method, cost: ModelCost, repeats: int) -> Report:
     """The report of a prompt whose forward just ended; of `repeats` equal rows (beams) the first stands for all.
 
     `seconds` is left to the caller, who held the clock.
@@ -24,48 +24,34 @@ def prompt_report(state: PromptState, method: Method, cost: ModelCost, layers: i
     layouts = state.layouts[::repeats]
     visual = [layout.count for layout in layouts]
     text_rows = state.valid[::repeats].sum(dim=1).tolist()
-    stages = [(stage, [len(k) for k in stage.kept[::repeats]]) for stage in state.stages if stage.chosen is not None]
-    kept = [torch.arange(v) for v in visual]
-    if state.stages:
-        kept = state.stages[-1].kept[::repeats]
-    kept_tokens = [len(k) for k in kept]
-    length = state.valid.shape[1]
-    cross = state.cross_attention
-    pruned_from = stages[0][0].layer if stages else layers
-    seeing = [i for i in range(layers) if cost.layers[i].cross or not cross]
-
-    left = {} if cross else {stage.layer: rows_left(state, stage, repeats) for stage, _ in stages}
-
-    def visual_at(i: int) -> list[int]:
-        return next((counts for stage, counts in reversed(stages) if stage.layer <= i), visual)
-
-    def columns_at(i: int) -> int:
-        stage = state.stage_at(i)
-        assert stage is not None and stage.chosen is not None
-        return stage.chosen.index.shape[1]
-
-    def rows_at(i: int, full: bool = False) -> list[Any]:
-        stage = state.stage_at(i)
-        return text_rows if cross or full or stage is None or stage.on_host is None else left[stage.layer]
-
+    kept = state.stages[-1].kept[::repeats] if state.stages else [torch.arange(v) for v in visual]
     # The keys of cross-attention layers are pruned, the rows of the sequence in all other families.
-    full = [state.cross_columns if cost.layers[i].cross else length for i in range(layers)]
-    lengths = [columns_at(i) if i >= pruned_from and cost.layers[i].cross == cross else full[i] for i in range(layers)]
+    cross = state.cross_attention
+    full = cost.lengths(state.valid.shape[1], state.cross_columns)
+    lengths, counts, rows = list(full), [visual] * len(full), [text_rows] * len(full)
+    for stage in state.stages:
+        if stage.chosen is None:  # nothing was dropped
+            continue
+        columns, left = stage.chosen.index.shape[1], text_rows if cross else rows_left(state, stage, repeats)
+        for i in range(stage.layer, len(full)):
+            counts[i], rows[i] = [len(k) for k in stage.kept[::repeats]], left
+            if cost.layers[i].cross == cross:
+                lengths[i] = columns
+    seeing = [sum(each) for layer, each in zip(cost.layers, counts, strict=True) if layer.cross or not cross]
     batch = len(layouts)
-    average = sum(sum(visual_at(i)) for i in seeing) / len(seeing) / batch
+    average = sum(seeing) / len(seeing) / batch
     mean_visual = sum(visual) / batch
-    every = range(layers)
     return Report(
         visual_tokens=visual,
-        kept_tokens=kept_tokens,
+        kept_tokens=[len(k) for k in kept],
         kept=kept,
         images=[[span.with_kept(k) for span in layout.images] for layout, k in zip(layouts, kept, strict=True)],
         layer_lengths=lengths,
-        lm_tokens=sum(visual_at(seeing[0])) / batch,
+        lm_tokens=seeing[0] / batch,
         layer_avg_tokens=average,
         retention=average / mean_visual if mean_visual else 1.0,
-        prefill_flops=cost.flops([rows_at(i) for i in every], [visual_at(i) for i in every]),
-        prefill_flops_full=cost.flops([rows_at(i, True) for i in every], [visual for _ in every]),
+        prefill_flops=cost.flops(rows, counts),
+        prefill_flops_full=cost.flops([text_rows] * len(full), [visual] * len(full)),
         kv_bytes=cost.kv_bytes(lengths, batch),
         kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
@@ -106,26 +92,24 @@ def exited_report(
     kept = [torch.zeros(0, dtype=torch.long) for _ in layouts]
     seen = list(kept)
     images = [[span.with_kept(none) for span in layout.images] for layout, none in zip(layouts, kept, strict=True)]
-    share = len(running) / batch
-    full = [columns if layer.cross else valid.shape[1] for layer in cost.layers]
     if part is not None:
         for place, sample in enumerate(running):
             kept[sample], images[sample], seen[sample] = part.kept[place], part.images[place], part.rows[place]
-    average = share * part.layer_avg_tokens if part else 0.0
-    mean_visual = sum(visual) / batch
+    ran = len(running) / batch
+    average = ran * part.layer_avg_tokens if part else 0.0
     return Report(
         visual_tokens=visual,
         kept_tokens=[len(k) for k in kept],
         kept=kept,
         images=images,
         layer_lengths=part.layer_lengths if part else [0] * layers,
-        lm_tokens=share * part.lm_tokens if part else 0.0,
+        lm_tokens=ran * part.lm_tokens if part else 0.0,
         layer_avg_tokens=average,
-        retention=average / mean_visual,
+        retention=average / (sum(visual) / batch),
         prefill_flops=part.prefill_flops if part else 0,
         prefill_flops_full=cost.flops([rows] * layers, [visual] * layers),
         kv_bytes=part.kv_bytes if part else 0,
-        kv_bytes_full=cost.kv_bytes(full, batch),
+        kv_bytes_full=cost.kv_bytes(cost.lengths(valid.shape[1], columns), batch),
         method=method.describe(),
         rows=seen,
         seconds=part.seconds if part else {},

@@ -76,21 +76,19 @@ class ModelCost:
                 total += 2 * (cost.linear * n + 2 * cost.query_width * cost.pairs(rows))
         return total + 2 * self.head * len(text[0])
 
-    def step_flops(self, prompt: int, steps: int, visual: int) -> int:
-        """FLOPs of `steps` single-token steps after a prompt of that many rows and visual tokens."""
-        total = 0
-        for cost in self.layers:
-            for step in range(1, steps + 1):
-                seen = visual if cost.cross else cost.seen(prompt + step)
-                total += 2 * (cost.linear + 2 * cost.query_width * seen)
-        return total + 2 * self.head * steps
+    def lengths(self, rows: int, visual: int) -> list[int]:
+        """Per layer, entries cached of a sequence of that many rows; of its visual tokens in cross-attention layers."""
+        return [visual if layer.cross else rows for layer in self.layers]
+
+    def step_flops(self, lengths: Sequence[int]) -> int:
+        """FLOPs of a single-token step. `lengths`: per layer, entries in its cache, the token's own included."""
+        pairs = zip(self.layers, lengths, strict=True)
+        return 2 * self.head + sum(2 * (cost.linear + 2 * cost.query_width * cost.seen(n)) for cost, n in pairs)
 
     def kv_bytes(self, lengths: Sequence[int], batch: int) -> int:
         """Bytes of the cache after prefill. `lengths`: per layer, padded entries a row."""
-        total = 0
-        for cost, length in zip(self.layers, lengths, strict=True):
-            total += 2 * batch * cost.entries(length) * cost.kv_width * self.number_bytes
-        return total
+        entries = sum(cost.entries(n) * cost.kv_width for cost, n in zip(self.layers, lengths, strict=True))
+        return 2 * batch * entries * self.number_bytes
 
 
 def linear_size(module: nn.Module, config: Any = None) -> int:

@@ -12,7 +12,7 @@ from ..errors import VlmpruneError, nearest
 
 @dataclass(frozen=True)
 class Hardware:
-    """One accelerator: `flops` a second, `bandwidth` in bytes a second, `memory` in bytes.
+    """One accelerator: `flops` per second, `bandwidth` in bytes per second, `memory` in bytes.
 
     `half_only`: the peak is that of bf16 and fp16; single precision is slower.
     """
@@ -25,10 +25,8 @@ class Hardware:
 
     def __post_init__(self) -> None:
         for what in ("flops", "bandwidth", "memory"):
-            if not 0 < getattr(self, what) < float("inf"):
-                raise VlmpruneError(
-                    f"{what}={getattr(self, what)!r} of {self.name!r} is no peak; use a number above 0."
-                )
+            if not 0 < (peak := getattr(self, what)) < float("inf"):
+                raise VlmpruneError(f"{what} of {self.name!r} must be a number above 0, got {peak!r}.")
 
     def seconds(self, flops: float, moved: float) -> float:
         """The roofline: arithmetic and memory traffic (bytes) overlap, and the longer of the two is the time."""
@@ -48,28 +46,25 @@ HARDWARE = {
 }
 
 
-def hardware(
-    name: str, *, flops: float | None = None, bandwidth: float | None = None, memory: float | None = None
-) -> Hardware:
-    """A row of the table, or "custom" with all three peaks given.
+def hardware(name: str, **peaks: float | None) -> Hardware:
+    """A row of the table, or "custom" with its `flops`, `bandwidth` and `memory`; None where one was not given.
 
     Raises:
         VlmpruneError: an unknown name, a peak that is missing, or one given beside a row of the table.
     """
-    given = {"flops": flops, "bandwidth": bandwidth, "memory": memory}
-    known = [what for what, value in given.items() if value is not None]
+    given = {what: value for what, value in peaks.items() if value is not None}
     if name == "custom":
-        if flops is None or bandwidth is None or memory is None:
-            missing = next(what for what in given if what not in known)
+        if missing := [what for what in ("flops", "bandwidth", "memory") if what not in given]:
             raise VlmpruneError(
-                f"The hardware 'custom' has no {missing}; give --flops (a second), --bandwidth (bytes a second) and "
-                "--memory (bytes)."
+                f"The hardware 'custom' has no {missing[0]}; give --flops (per second), --bandwidth (bytes per second) "
+                "and --memory (bytes)."
             )
-        return Hardware("custom", flops, bandwidth, memory, half_only=False)
+        return Hardware("custom", half_only=False, **given)
     if name not in HARDWARE:
         raise VlmpruneError(f"There is no hardware {name!r}; {nearest(name, [*HARDWARE, 'custom'])}")
-    if known:
-        raise VlmpruneError(f"The peaks of {name!r} are known, but {known[0]} was given; use --hardware custom.")
+    if given:
+        first = next(iter(given))
+        raise VlmpruneError(f"The peaks of {name!r} are known, but {first} was given; use --hardware custom.")
     return HARDWARE[name]
 
 

@@ -22,7 +22,7 @@ def read_config(path: Path) -> Any:
     """A transformers config from a folder with a config.json, or from that file.
 
     Raises:
-        VlmpruneError: no such file, no JSON, or no config that transformers knows.
+        VlmpruneError: no such file, not JSON, or a config that transformers does not know.
     """
     from transformers import CONFIG_MAPPING
 
@@ -33,21 +33,21 @@ def read_config(path: Path) -> Any:
         values = json.loads(file.read_text())
         kind = values.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise VlmpruneError(f"{str(file)!r} is no JSON object ({error}); give a model's config.json.") from None
+        raise VlmpruneError(f"{str(file)!r} is not a JSON object ({error}); give a model's config.json.") from None
     if kind not in CONFIG_MAPPING:
         raise VlmpruneError(f"{str(file)!r} has the unknown model_type {kind!r}; give another model's config.")
     try:
         return CONFIG_MAPPING[kind].from_dict(values)
     except Exception as error:  # whatever a user's file makes transformers raise is bad input
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise VlmpruneError(f"{str(file)!r} is no valid config of a {kind!r} ({reason}); check the file.") from None
+        raise VlmpruneError(f"{str(file)!r} is not a valid config of a {kind!r} ({reason}); check the file.") from None
 
 
 def build(config: Any, dtype: torch.dtype) -> Any:
     """The model of a config on the meta device.
 
     Raises:
-        VlmpruneError: the config is of no supported vision-language model.
+        VlmpruneError: the config is not that of a supported vision-language model.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -57,7 +57,7 @@ def build(config: Any, dtype: torch.dtype) -> Any:
     except ValueError as error:
         reason = str(error).strip().partition("\n")[0]
         raise VlmpruneError(
-            f"A {config.model_type!r} is no image-text model ({reason}); give a vision-language model's config."
+            f"A {config.model_type!r} is not an image-text model ({reason}); give a vision-language model's config."
         ) from None
     family_of(model)
     return model
@@ -70,12 +70,14 @@ def weight_bytes(module: nn.Module) -> int:
 
 
 def model_size(config: Any, *, dtype: str, visual: int | None, name: str) -> ModelSize:
-    """Sizes of a model for a picture of `visual` tokens (None: what its config says)."""
+    """Sizes of a model for an image of `visual` tokens (None: what its config says)."""
     model = build(config, DTYPES[dtype])
     family = family_of(model)
     text, tower = family.language_model(model), family.vision_tower(model)
-    own = tokens_of_picture(config)
+    own = tokens_per_image(config)
     visual = visual or own
+    merge = getattr(config.vision_config, "spatial_merge_size", None)
+    patches = own * merge**2 if merge else _square(config.vision_config) or own
     head = model.get_output_embeddings().weight
     return ModelSize(
         name=name,
@@ -83,41 +85,27 @@ def model_size(config: Any, *, dtype: str, visual: int | None, name: str) -> Mod
         text_bytes=weight_bytes(text) + head.numel() * head.element_size(),
         vision_bytes=weight_bytes(tower),
         all_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        vision_flops=2 * linear_size(tower) * math.ceil(patches_of_picture(config, own) * visual / own),
+        vision_flops=2 * linear_size(tower) * math.ceil(patches * visual / own),
         visual=visual,
-        rows=not family.cross_attention,
     )
 
 
 def _square(vision: Any) -> int | None:
-    """Patches of a square picture, where the tower's config names its side."""
+    """Patches of a square image, where the tower's config names its side."""
     side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
     side, patch = (value[0] if isinstance(value, list | tuple) else value for value in (side, patch))
     return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
 
 
-def patches_of_picture(config: Any, tokens: int) -> int:
-    """Rows that the vision tower works on for a picture of the usual size."""
-    vision = config.vision_config
-    merge = getattr(vision, "spatial_merge_size", None)
-    return tokens * merge**2 if merge else _square(vision) or tokens
-
-
-def tokens_of_picture(config: Any) -> int:
-    """Visual tokens of a picture of the usual size (a tile, where pictures are cut into tiles)."""
+def tokens_per_image(config: Any) -> int:
+    """Visual tokens of an image of the usual size (a tile, where images are cut into tiles)."""
     for name in ("image_seq_length", "image_seq_len", "mm_tokens_per_image", "num_image_tokens"):
         if isinstance(getattr(config, name, None), int):
             return int(getattr(config, name))
     if getattr(config.vision_config, "spatial_merge_size", None):
-        return 1024  # of a picture of 896 x 896 pixels, in patches of 14 merged by 2 x 2
+        return 1024  # of an image of 896 x 896 pixels, in patches of 14 merged by 2 x 2
     patches = _square(config.vision_config) or 576
     for name in ("scale_factor", "downsample_ratio"):
         if isinstance(factor := getattr(config, name, None), int | float):
             return int(patches * factor**2) if factor < 1 else patches // int(factor) ** 2
     return patches
-
-
-def share_of_layers(keep: float | int, kept: int, visual: int, layers: int) -> int:
-    """SGL's rule: prune as deep as the budget is large."""
-    share = keep if isinstance(keep, float) else kept / visual
-    return min(layers - 1, int(share * layers))

@@ -1,4 +1,4 @@
-"""What happened in the last call: tokens, FLOPs, cache, seconds, and a picture of what was kept.
+"""What happened in the last call: tokens, FLOPs, cache, seconds, and an image of what was kept.
 
 Shapes: B batch, V visual tokens of a sample, K kept, L decoder layers.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..errors import VlmpruneError
@@ -69,11 +69,11 @@ class Report:
         return record
 
     def __str__(self) -> str:
-        def share(part: float, whole: float) -> str:
+        def percent(part: float, whole: float) -> str:
             return f"{100 * part / whole:.1f} %" if whole else "-"
 
         kept, visual = sum(self.kept_tokens), sum(self.visual_tokens)
-        flops, cache = share(self.prefill_flops, self.prefill_flops_full), share(self.kv_bytes, self.kv_bytes_full)
+        flops, cache = percent(self.prefill_flops, self.prefill_flops_full), percent(self.kv_bytes, self.kv_bytes_full)
         guided = []
         if self.guide_flops is not None:
             guided.append(("guide GFLOPs", f"{self.guide_flops / 1e9:.3f}"))
@@ -83,7 +83,7 @@ class Report:
             guided.append(("  how sure", ", ".join(f"{s:.2f}" for s in sure[:8]) + (", ..." if len(sure) > 8 else "")))
         rows = [
             ("method", format_method(self.method)),
-            ("visual tokens kept", f"{kept} of {visual} ({share(kept, visual)})"),
+            ("visual tokens kept", f"{kept} of {visual} ({percent(kept, visual)})"),
             ("  entering the LM", f"{self.lm_tokens:.1f} a sample"),
             ("  layer average", f"{self.layer_avg_tokens:.1f} a sample ({100 * self.retention:.1f} %)"),
             ("prefill GFLOPs", f"{self.prefill_flops / 1e9:.3f} ({flops} of the full prompt's)"),
@@ -95,17 +95,15 @@ class Report:
         return "\n".join(f"{name:<20}{value}" for name, value in rows)
 
     def overlay(self, image: Image.Image, *, sample: int = 0, number: int = 0) -> Image.Image:
-        """The picture with the dropped parts dimmed.
+        """The image with the dropped parts dimmed, RGB, of the same size.
 
         Args:
-            image: the picture that was asked about. sample, number: which sample of the batch, which of its images.
-        Returns:
-            An RGB picture of the same size.
+            image: the image that was asked about. sample, number: which sample of the batch, which of its images.
         Raises:
-            VlmpruneError: there is no such sample or image, or `image` is no picture.
+            VlmpruneError: there is no such sample or image, or `image` is not a PIL image.
         """
         if not isinstance(image, Image.Image):
-            raise VlmpruneError(f"{image!r:.80} is no picture; pass the PIL image that was asked about.")
+            raise VlmpruneError(f"overlay() needs the PIL image that was asked about, got {image!r:.80}.")
         try:
             span = self.images[sample][number]
         except IndexError:
@@ -114,21 +112,23 @@ class Report:
                 f"{[len(spans) for spans in self.images]} images in its samples."
             ) from None
         bright = as_rgb(image)
-        out = Image.blend(bright, Image.new("RGB", bright.size, (18, 18, 24)), 0.78)
-        kept = torch.ones(span.count, dtype=torch.bool)
-        if span.kept is not None:
-            kept = torch.isin(span.positions, span.kept)
-        cell = cell_sizes(span)
-        width, height = bright.size
-        for (x, y), (dx, dy) in zip(span.xy[kept].tolist(), cell[kept].tolist(), strict=True):
-            if x != x:  # NaN: a newline or class token shows no place
-                continue
-            box = [round((x - dx / 2) * width), round((y - dy / 2) * height)]
-            box += [round((x + dx / 2) * width), round((y + dy / 2) * height)]
-            box = [max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])]
-            if box[0] < box[2] and box[1] < box[3]:
-                out.paste(bright.crop(tuple(box)), tuple(box))
-        return out
+        dim = Image.blend(bright, Image.new("RGB", bright.size, (18, 18, 24)), 0.78)
+        mask = Image.new("L", bright.size)
+        pen = ImageDraw.Draw(mask)
+        stays = torch.ones(span.count) if span.kept is None else torch.isin(span.positions, span.kept)
+        for box, stay in zip(pixel_boxes(span, bright.size), stays.tolist(), strict=True):
+            if stay and box is not None:
+                pen.rectangle(box, fill=255)
+        return Image.composite(bright, dim, mask)
+
+
+def pixel_boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:
+    """Each token's pixels in an image of that size: left, top, right, bottom, inclusive; None where it has no place."""
+    centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(size)
+    first = ((centre - half) * whole).round().clamp(min=0)
+    last = torch.minimum(((centre + half) * whole).round(), whole) - 1
+    found = torch.cat([first, torch.maximum(first, last)], dim=1)
+    return [tuple(map(int, box)) if box[0] == box[0] else None for box in found.tolist()]  # NaN: no place
 
 
 def format_method(method: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .flops import ModelCost
 from .hardware import Hardware
 
-ROOM = 0.9  # share of the memory that weights and caches may fill; the rest is for activations and the allocator
+ROOM = 0.9  # fraction of the memory that weights and caches may fill; the rest is for activations and the allocator
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class ModelSize:
     """What of a model an estimate needs.
 
     `cost`: its language model. `text_bytes`, `vision_bytes`: weights read in one pass of each part. `all_bytes`: all
-    weights. `vision_flops`: of one picture's linear maps. `visual`: tokens of one picture. `rows`: whether they are
-    rows of the sequence (else keys of cross-attention layers).
+    weights. `vision_flops`: of the linear maps for one image. `visual`: tokens of one image.
     """
 
     name: str
@@ -30,7 +29,6 @@ class ModelSize:
     all_bytes: int
     vision_flops: int
     visual: int
-    rows: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,35 +51,26 @@ class Estimate:
         return self.guide + self.vision + self.prefill + self.decode
 
 
-def layer_lengths(size: ModelSize, text: int, kept: int, layer: int) -> list[int]:
-    """Entries every decoder layer caches of a prompt pruned before `layer`."""
-    visual = [size.visual if i < layer else kept for i in range(len(size.cost.layers))]
-    if size.rows:
-        return [text + v for v in visual]
-    return [v if part.cross else text for part, v in zip(size.cost.layers, visual, strict=True)]
-
-
 def estimate(
     size: ModelSize, machine: Hardware, *, text: int, new: int, kept: int, layer: int, resident: int = 0
 ) -> Estimate:
-    """One request of `text` tokens and one picture, `new` tokens generated.
+    """One request of `text` tokens and one image, `new` tokens generated.
 
     Args:
         kept: visual tokens left from decoder layer `layer` on. resident: bytes of other models in the same memory.
     """
     cost = size.cost
-    lengths = layer_lengths(size, text, kept, layer)
-    rows = [[text if part.cross else length] for part, length in zip(cost.layers, lengths, strict=True)]
-    keys = [[length if part.cross else 0] for part, length in zip(cost.layers, lengths, strict=True)]
-    flops, cache = cost.flops(rows, keys), cost.kv_bytes(lengths, 1)
-    # The cache grows by a token a step in the layers that attend to text; halfway is the average step.
-    halfway = [length if part.cross else length + new // 2 for part, length in zip(cost.layers, lengths, strict=True)]
-    last = [length if part.cross else length + new for part, length in zip(cost.layers, lengths, strict=True)]
-    step_flops = 2 * cost.head
-    for part, length in zip(cost.layers, halfway, strict=True):
-        seen = part.seen(length)
-        step_flops += 2 * (part.linear + 2 * part.query_width * seen)
-    step = machine.seconds(step_flops, size.text_bytes + cost.kv_bytes(halfway, 1))
+    cross = any(part.cross for part in cost.layers)
+    visual = [size.visual if i < layer else kept for i in range(len(cost.layers))]
+    rows = [text if cross else text + v for v in visual]
+
+    def cached(new: int) -> list[int]:
+        """Per layer, entries after `new` tokens; those of cross-attention layers stay."""
+        return [v if part.cross else n + new for part, n, v in zip(cost.layers, rows, visual, strict=True)]
+
+    flops, cache = cost.flops([[n] for n in rows], [[v] for v in visual]), cost.kv_bytes(cached(0), 1)
+    halfway = cached(new // 2)  # the average step
+    step = machine.seconds(cost.step_flops(halfway), size.text_bytes + cost.kv_bytes(halfway, 1))
     room = machine.memory * ROOM - size.all_bytes - resident
     return Estimate(
         kept=kept,
@@ -92,7 +81,7 @@ def estimate(
         prefill=machine.seconds(flops, size.text_bytes + cache),
         decode_token=step,
         decode=step * max(0, new - 1),  # the first token comes out of the prefill
-        requests=max(0, int(room // max(1, cost.kv_bytes(last, 1)))),
+        requests=max(0, int(room // max(1, cost.kv_bytes(cached(new), 1)))),
     )
 
 
@@ -100,7 +89,7 @@ def estimate(
 class GuideVerdict:
     """Whether a small model that answers first pays.
 
-    `guide`: its seconds. `allowed`: the most it may take without exits, t_large - t_large(r). `exits`: the share of
+    `guide`: its seconds. `allowed`: the most it may take without exits, t_large - t_large(r). `exits`: the fraction of
     requests it must answer alone for the whole to be faster, 0 where it pays anyway, None where it never does.
     """
 

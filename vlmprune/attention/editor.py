@@ -1,4 +1,4 @@
-"""What VAR and ACT share: sink masks of a prompt's columns, made in its prefill, kept on its cache, used in each step.
+"""Base of VAR's and ACT's observers: sink masks of a prompt's columns, made in its prefill and used in each step.
 
 Shapes: B batch, S sequence, P columns a layer holds of the prompt (fewer than S after a compaction), T key length.
 """
@@ -26,11 +26,11 @@ from .probe import AttentionCall
 
 @dataclass(frozen=True)
 class KeyColumns:
-    """The columns that a layer holds of a prompt: bool [B, P] each.
+    """The columns that a layer holds of a prompt: bool [B, P].
 
-    `visual`: visual tokens. `real`: no padding, no filler, nothing generated. `suffix_rows`: real text after the
-    sample's last visual token, generated rows included; none in a sample without an image. `rows` [B, R]: the same as
-    query positions, -1 where a sample's suffix begins later than another's.
+    `visual`: visual tokens. `real`: without padding, filler and generated tokens. `suffix_rows`: text after the last
+    visual token of the sample, generated rows included; empty for a sample without an image. `rows` [B, R]:
+    `suffix_rows` as query positions, -1 where a sample's suffix begins later than another's.
     """
 
     visual: Tensor
@@ -43,11 +43,8 @@ class KeyColumns:
 
     @property
     def first_suffix_row(self) -> int:
-        """The first column in which any sample asks; P where none does."""
+        """The first suffix row of any sample, P where there is none."""
         return self.suffix_rows.shape[1] - self.rows.shape[1]
-
-
-UNPRUNED = -1  # stands for the layer of a stage that there is none of
 
 
 def columns_of(state: PromptState) -> KeyColumns:
@@ -87,40 +84,39 @@ def check_readable(call: AttentionCall, name: str) -> None:
 
 
 def with_rows(visual: Tensor, real: Tensor, suffix_rows: Tensor) -> KeyColumns:
-    """Columns whose suffix rows run from the first in which any sample asks to the last."""
-    some = suffix_rows.any(dim=0).int()
-    first = int(some.argmax()) if bool(some.any()) else suffix_rows.shape[1]
-    rows = torch.arange(first, suffix_rows.shape[1], device=suffix_rows.device)
-    return KeyColumns(visual, real, suffix_rows, torch.where(suffix_rows[:, first:], rows, -1))
+    """Columns whose `rows` run from the first suffix row of any sample to the last."""
+    width = suffix_rows.shape[1]
+    first = next(iter(suffix_rows.any(dim=0).nonzero()[:, 0].tolist()), width)
+    return KeyColumns(visual, real, suffix_rows, torch.where(suffix_rows[:, first:], torch.arange(first, width), -1))
 
 
 class AttentionEditor(AttentionObserver):
     """Watches the eligible layers, 2..L-2, and keeps one sink mask [B, ..., P] for each that has sinks.
 
-    The state of a prompt is that prompt's: it is made anew when one begins and lies on the cache that it fills, so
-    another prompt in between, or beams that repeat its rows, cannot mix it up.
+    The sink masks of a prompt lie on the cache that it fills, so that another prompt in between, or beams that repeat
+    its rows, cannot mix them up.
     """
 
-    def __init__(self, name: str, layers: int, text_model: Any) -> None:
+    def __init__(self, name: str, text_model: Any) -> None:
         self.name, self.text = name, text_model
-        self.eligible = list(eligible_layers(layers))
+        self.eligible = list(eligible_layers(len(text_model.layers)))
         if not self.eligible:
             raise VlmpruneError(
-                f"{name!r} changes decoder layers 2 to L-2, of which a model of {layers} layers has none; use a deeper "
-                "one."
+                f"{name!r} changes decoder layers 2 to L-2, and a model of {len(text_model.layers)} layers has none of "
+                "these; use a deeper model."
             )
         self.state: PromptState | None = None
         self._cache: weakref.ref[Any] | None = None  # the editor outlives a call, and must not keep its cache alive
         self.sink_masks: dict[int, Tensor] = {}
         self.offsets: dict[int, int] = {}
-        self._columns: dict[tuple[int, torch.device], KeyColumns] = {}
+        self._columns: dict[tuple[int | None, torch.device], KeyColumns] = {}
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
         return self.eligible
 
     def prompt(self, state: PromptState) -> None:
         self.state, self._cache, self.sink_masks, self.offsets = state, None, {}, {}
-        self._columns = {(UNPRUNED, torch.device("cpu")): columns_of(state)}
+        self._columns = {(None, torch.device("cpu")): columns_of(state)}
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in self.text.layers):
             raise VlmpruneError(
                 f"Gradient checkpointing runs layers a second time, where {self.name!r} cannot edit them; call "
@@ -143,7 +139,7 @@ class AttentionEditor(AttentionObserver):
             return
         if self.state is None:
             if layer in self.sink_masks:
-                # Of a sliding window only the last columns are left; asked here, before the step's own are added.
+                # A sliding window holds only the last columns; read here, before the step's own are added.
                 cache = self._cache() if self._cache is not None else None
                 assert cache is not None, "the step that fills it is running"
                 self.offsets[layer] = physical_sizes(cache, hidden.shape[1], layer)[1]
@@ -154,34 +150,42 @@ class AttentionEditor(AttentionObserver):
         self.enter_prompt(layer, hidden, self.columns(layer, hidden.device))
 
     def columns(self, layer: int, device: torch.device) -> KeyColumns:
-        """The columns that this layer holds of the prompt, made once for all layers alike."""
+        """The columns that this layer holds of the prompt, made once for all layers of a stage."""
         assert self.state is not None
         stage = self.state.stage_at(layer)
         chosen = stage.on_host if stage is not None else None
-        since = stage.layer if stage is not None and chosen is not None else UNPRUNED
+        since = stage.layer if stage is not None and chosen is not None else None
         if (since, device) not in self._columns:
-            whole = self._columns[UNPRUNED, torch.device("cpu")]
+            whole = self._columns[None, torch.device("cpu")]
             self._columns[since, device] = (whole if chosen is None else compacted(whole, chosen)).to(device)
         return self._columns[since, device]
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
         check_readable(call, self.name)
-        if self.state is not None:
-            return self.edit_prompt(layer, call, output, self.columns(layer, output.device))
+        columns = self.columns(layer, output.device) if self.state is not None else None
+        if columns is not None:
+            self.read_prompt(layer, call, columns)
         if layer not in self.sink_masks:
             return None
-        sink_mask = repeated(self.sink_masks[layer], len(output)).to(output.device)[..., self.offsets[layer] :]
-        return self.edit_step(call, output, sink_mask, layer) if sink_mask.shape[-1] else None
+        sink_mask = self.sink_masks[layer]
+        if columns is None:
+            sink_mask = repeated(sink_mask, len(output)).to(output.device)[..., self.offsets[layer] :]
+        return self.edit(layer, call, output, sink_mask, columns) if sink_mask.shape[-1] else None
 
-    # -- what an intervention says ------------------------------------------------------------------------------
+    # -- what an intervention defines ---------------------------------------------------------------------------
 
     def enter_prompt(self, layer: int, hidden: Tensor, columns: KeyColumns) -> None:
         """The residual stream [B, P, width] of a prompt enters an eligible layer."""
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
-        """Make a sink mask, edit the rows of a prompt, or both."""
-        raise NotImplementedError
+    def read_prompt(self, layer: int, call: AttentionCall, columns: KeyColumns) -> None:
+        """An attention call of a prompt; the last chance to make a sink mask."""
 
-    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
-        """Edit the rows of a step; `sink_mask` [B, ..., P'] is of the first P' columns of the keys."""
+    def edit(
+        self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
+    ) -> Tensor:
+        """Edit the rows of a prompt, or of a step (`columns` is None).
+
+        Args:
+            sink_mask: [B, ..., P], of the first P columns of the keys.
+        """
         raise NotImplementedError

@@ -23,9 +23,8 @@ _LARGEST_MAP = 1 << 25  # attention weights made at once: 128 MiB in fp32
 class ImportanceObserver(AttentionObserver):
     """Sums, over every watched layer and all heads, the attention of text rows to each key, in fp32.
 
-    Rows of the prompt: every text token after the sample's last visual token; where there is none, that visual token
-    itself, from which the answer is read. Rows of the steps: one each, until the
-    sample has generated one of `ends`; the last generated token is never fed back and has no row.
+    Rows of the prompt: the text tokens after the sample's last visual token, or that token where no text follows. Rows
+    of the steps: one each, until the sample has generated one of `ends`; the last generated token has no row.
 
     Args:
         visual_ids: token ids that stand for visual tokens. causal: False for cross attention.
@@ -51,14 +50,11 @@ class ImportanceObserver(AttentionObserver):
         counts = behind & visual.any(dim=1, keepdim=True) & valid
         for row in (visual.any(dim=1) & ~counts.any(dim=1)).nonzero()[:, 0].tolist():
             counts[row, int(visual[row].nonzero()[-1])] = True
-        self._set_rows(counts, state.device)
-        self._awake = torch.ones(len(ids), dtype=torch.bool, device=state.device)
-
-    def _set_rows(self, counts: Tensor, device: torch.device) -> None:
-        """Rows to read from a mask [B, S] on the CPU: as many in every sample, those too many with weight 0."""
+        # As many rows in every sample, those too many with weight 0.
         most = max(1, int(counts.sum(dim=1).max()))
         rows = torch.sort(counts.int(), dim=1, stable=True).indices[:, -most:]
-        self._rows, self._weight = rows.to(device), torch.gather(counts, 1, rows).float().to(device)
+        self._rows, self._weight = rows.to(state.device), torch.gather(counts, 1, rows).float().to(state.device)
+        self._awake = torch.ones(len(ids), dtype=torch.bool, device=state.device)
 
     def begin_decode(self, ids: Tensor | None, cache: Any) -> None:
         assert ids is not None

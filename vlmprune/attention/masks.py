@@ -168,13 +168,9 @@ def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool) -> A
         mask = torch.gather(mask, 2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
     out = torch.gather(mask, 3, index[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
     if hides:
-        out = out.masked_fill((columns < 0)[:, None, None, :], hidden_value(out.dtype))
+        hidden = False if out.dtype == torch.bool else torch.finfo(out.dtype).min
+        out = out.masked_fill((columns < 0)[:, None, None, :], hidden)
     return out
-
-
-def hidden_value(dtype: torch.dtype) -> float | bool:
-    """What hides a column in a mask of this type."""
-    return False if dtype == torch.bool else torch.finfo(dtype).min
 
 
 def _take_block(mask: BlockMask, rows: Tensor | None, columns: Tensor) -> BlockMask:
@@ -191,13 +187,8 @@ def _take_block(mask: BlockMask, rows: Tensor | None, columns: Tensor) -> BlockM
 
     queries = mask.shape[-2] if rows is None else rows.shape[1]
     make = ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"]
-    return make(
-        batch_size=len(columns),
-        q_length=queries,
-        kv_length=columns.shape[1],
-        mask_function=visible,
-        device=device,
-    )
+    sizes = {"batch_size": len(columns), "q_length": queries, "kv_length": columns.shape[1]}
+    return make(**sizes, mask_function=visible, device=device)
 
 
 def block_rows(mask: BlockMask, rows: Tensor, keys: int) -> Tensor:

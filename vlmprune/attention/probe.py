@@ -48,35 +48,35 @@ class AttentionCall:
 
     def weights(self, rows: Tensor, *, causal: bool = True, gradient: bool = False) -> Tensor:
         """Softmax attention of query rows [B, R] in fp32: [B, H, R, T]; by default without a gradient."""
-        if isinstance(self.mask, BlockMask):
-            return self._dense(rows).weights(own_rows(rows), causal=False, gradient=gradient)
-        query, key = (self.query, self.key) if gradient else (self.query.detach(), self.key.detach())
-        return attention_rows(query, key, rows=rows, learned_sinks=self._learned_sinks, **self._seen(causal))
+        call, rows, causal = self._evaluated(rows, causal)
+        query, key = (call.query, call.key) if gradient else (call.query.detach(), call.key.detach())
+        return attention_rows(query, key, rows=rows, learned_sinks=self._learned_sinks, **call._seen(causal))
 
     def received(self, rows: Tensor, weight: Tensor | None = None, *, causal: bool = True) -> Tensor:
         """Attention that each key gets from query rows [B, R], summed over heads and rows (times their weight [B, R])
         in fp32: [B, T]; no gradient, and on a GPU no map."""
-        if isinstance(self.mask, BlockMask):
-            return self._dense(rows).received(own_rows(rows), weight, causal=False)
-        query, key = self.query.detach(), self.key.detach()
-        rows, weight = rows.to(query.device), None if weight is None else weight.to(query.device)
+        call, rows, causal = self._evaluated(rows.to(self.query.device), causal)
+        weight = None if weight is None else weight.to(rows.device)
         if self._learned_sinks is not None:
-            part = self.weights(rows, causal=causal).sum(dim=1)
+            part = call.weights(rows, causal=causal).sum(dim=1)
             return part.sum(dim=1) if weight is None else torch.einsum("brt,br->bt", part, weight)
-        return received(query, key, rows, weight=weight, **self._seen(causal))
+        return received(call.query.detach(), call.key.detach(), rows, weight=weight, **call._seen(causal))
 
     @property
     def _learned_sinks(self) -> Tensor | None:
         """[H], GPT-OSS's extra logit of every head, which takes part in the softmax and belongs to no key."""
         return self.options.get("s_aux")
 
-    def _dense(self, rows: Tensor) -> AttentionCall:
-        """The call of query rows [B, R] alone, with FlexAttention's function of positions evaluated for them."""
+    def _evaluated(self, rows: Tensor, causal: bool) -> tuple[AttentionCall, Tensor, bool]:
+        """The call, rows and whether it is causal; FlexAttention's function of positions is evaluated for those rows,
+        and the call is of them alone."""
+        if not isinstance(self.mask, BlockMask):
+            return self, rows, causal
         rows = rows.to(self.query.device)
         seen = block_rows(self.mask, rows, self.key.shape[2])
-        width = self.query.shape[-1]
-        query = torch.gather(self.query, 2, rows[:, None, :, None].expand(-1, self.query.shape[1], -1, width))
-        return replace(self, query=query, mask=seen)
+        index = rows[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[-1])
+        every = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
+        return replace(self, query=torch.gather(self.query, 2, index), mask=seen), every, False
 
     def redistribute(
         self, output: Tensor, rows: Tensor, sinks: Tensor, visual: Tensor, *, p: float, rho: float, gate: float
@@ -120,11 +120,6 @@ class AttentionCall:
         return AttentionCall(query, key, value, mask, self.options)
 
 
-def own_rows(rows: Tensor) -> Tensor:
-    """[B, R] numbers of rows that are all there are."""
-    return torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
-
-
 def _heads(states: Tensor, heads: list[int]) -> Tensor:
     """Some heads of [B, H, ...]; a list as an index would be copied to the device in every layer, and waited for."""
     return torch.stack([states[:, head] for head in heads], dim=1)
@@ -136,11 +131,6 @@ Observer = Callable[[AttentionCall, Tensor], Tensor | None]
 _observers: PerThread[dict[nn.Module, list[Observer]]] = PerThread(dict)
 _attached = 0
 _attached_lock = threading.Lock()
-
-
-def column_sums(weights: Tensor) -> Tensor:
-    """Attention received by every key, mean over heads and sum over rows: [B, H, R, T] -> [B, T]."""
-    return weights.mean(dim=1).sum(dim=1)
 
 
 def _dispatch(

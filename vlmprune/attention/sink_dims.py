@@ -6,7 +6,9 @@ Shapes: B batch, S sequence, D width.
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,11 +44,7 @@ class SinkDims:
     """
 
     def __init__(self, family: Family, model: Any, *, tau: float | None, dims: Any = None, what: str) -> None:
-        if family.cross_attention:
-            raise VlmpruneError(
-                f"{what} needs the residual stream of the visual tokens, and those of {family.model_type!r} are keys "
-                "of cross-attention layers; use a family whose language model takes visual tokens in."
-            )
+        refuse_cross_attention(family, what)
         self.text: Any = family.language_model(model)
         self.width: int = self.text.config.hidden_size
         check_dims(dims, self.width)
@@ -64,28 +62,37 @@ class SinkDims:
     def find(self, ids: Tensor, valid: Tensor) -> None:
         """Look for them with the first tokens of a batch of prompts [B, S], unless they are known.
 
-        A first token sees nothing but itself, so one forward of the language model over the different first tokens,
-        each alone, is the beginning of every prompt with them; no attention is read.
+        A first token sees only itself, so one forward over the different first tokens, each a prompt of its own, shows
+        how all prompts with them begin.
         """
         if self.dims or not eligible_layers(len(self.text.layers)):
             return
-        tokens = [token for token in first_tokens(ids, valid, self.visual_ids) if token not in self._known.tried]
+        known = self._known
+        tokens = [one for one in first_tokens(ids.cpu(), valid.cpu(), self.visual_ids) if one not in known.tried]
         if tokens:
-            self._known.tried |= set(tokens)
-            self._known.dims = spiking_dims(entering_states(self.text, tokens, ids.device), self.tau)
+            known.tried |= set(tokens)
+            known.dims = spiking_dims(entering_states(self.text, tokens, ids.device), self.tau)
+
+
+def refuse_cross_attention(family: Family, what: str) -> None:
+    """Raise for a family whose visual tokens have no residual stream.
+
+    Raises:
+        VlmpruneError: they are keys of cross-attention layers.
+    """
+    if family.cross_attention:
+        raise VlmpruneError(
+            f"{what} is not supported for {family.model_type!r}, whose visual tokens are keys of cross-attention "
+            "layers; use a family whose language model takes visual tokens in."
+        )
 
 
 def first_tokens(ids: Tensor, valid: Tensor, visual: set[int]) -> list[int]:
-    """The different first tokens of left- or right-padded prompts that are no visual tokens (those have no embedding).
-
-    A family that puts the image in front has its first text token taken, which is its BOS.
-    """
-    found: dict[int, None] = {}
-    for row, real in zip(ids.cpu(), valid.cpu(), strict=True):
-        text = [token for token in row[real].tolist() if token not in visual]
-        if text:
-            found[text[0]] = None
-    return list(found)[:MOST_TOKENS]
+    """The different first text tokens of padded prompts; visual ones, which some families put in front, have no
+    embedding."""
+    prompts = [row[real].tolist() for row, real in zip(ids, valid, strict=True)]
+    texts = [[token for token in prompt if token not in visual] for prompt in prompts]
+    return list(dict.fromkeys(text[0] for text in texts if text))[:MOST_TOKENS]
 
 
 @torch.no_grad()
@@ -94,16 +101,11 @@ def entering_states(text_model: Any, tokens: list[int], device: torch.device) ->
     layers = eligible_layers(len(text_model.layers))
     states: dict[int, Tensor] = {}
 
-    def record(i: int) -> Any:
-        def hook(module: Any, args: Any) -> None:
-            states[i] = args[0][:, 0].float().cpu()
+    def record(layer: int, module: Any, args: Any) -> None:
+        states[layer] = args[0][:, 0].float().cpu()
 
-        return hook
-
-    handles = [text_model.layers[i].register_forward_pre_hook(record(i)) for i in layers]
-    try:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(text_model.layers[layer].register_forward_pre_hook(partial(record, layer)))
         text_model(input_ids=torch.tensor(tokens, device=device)[:, None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.stack([states[i] for i in layers], dim=1)
+    return torch.stack([states[layer] for layer in layers], dim=1)

@@ -22,7 +22,8 @@ from .sink_dims import SinkDims
 class VisualSinkObserver(AttentionObserver):
     """Collects the visual sinks of a prompt, layer by layer, from the residual stream alone.
 
-    Give it to a `Session` beside other watchers; after the prompt, `often()` says which visual tokens to leave out.
+    After a prompt, `by_layer` holds the visual sinks of each layer from 2 on, per sample bool [V], and `often()` those
+    to leave out of a ranking.
 
     Raises:
         VlmpruneError: the visual tokens of this family have no residual stream.
@@ -32,7 +33,7 @@ class VisualSinkObserver(AttentionObserver):
         self.sinks = SinkDims(family, model, tau=None, dims=None, what="exclude_sinks")
         self._state: PromptState | None = None
         self._running = False
-        self._by_layer: dict[int, list[Tensor]] = {}
+        self.by_layer: dict[int, list[Tensor]] = {}
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
         return []  # no attention is needed
@@ -42,7 +43,7 @@ class VisualSinkObserver(AttentionObserver):
             self.sinks.find(ids, valid)
 
     def prompt(self, state: PromptState) -> None:
-        self._state, self._running, self._by_layer = state, True, {}
+        self._state, self._running, self.by_layer = state, True, {}
 
     def begin_decode(self, ids: Tensor | None, cache: Any) -> None:
         self._running = False
@@ -50,7 +51,7 @@ class VisualSinkObserver(AttentionObserver):
     def before_layer(self, layer: int, hidden: Tensor) -> None:
         # After a compaction the layouts no longer say where the visual tokens stand.
         if self._running and self._state is not None and self._state.chosen is None and layer >= FIRST_LAYER:
-            self._by_layer[layer] = self.among(hidden, self._state.layouts, layer)
+            self.by_layer[layer] = self.among(hidden, self._state.layouts, layer)
 
     def among(self, hidden: Tensor, layouts: Sequence[SampleLayout], layer: int) -> list[Tensor]:
         """The sinks among the visual tokens whose residual stream [B, S, D] enters a layer: per sample bool [V]."""
@@ -59,17 +60,12 @@ class VisualSinkObserver(AttentionObserver):
         found = phi(hidden.detach(), self.sinks.dims) >= self.sinks.tau
         return [row[layout.slots.to(row.device)] for row, layout in zip(found, layouts, strict=True)]
 
-    @property
-    def by_layer(self) -> dict[int, list[Tensor]]:
-        """The last prompt's visual sinks in each layer from 2 on: per sample bool [V]."""
-        return dict(self._by_layer)
-
     def often(self) -> list[Tensor]:
         """The visual tokens of the last prompt that are sinks in at least half of the layers from 2 on: bool [V]."""
         assert self._state is not None, "no prompt was seen"
-        if not self._by_layer:
+        if not self.by_layer:
             return [torch.zeros(layout.count, dtype=torch.bool) for layout in self._state.layouts]
-        samples = zip(*self._by_layer.values(), strict=True)
+        samples = zip(*self.by_layer.values(), strict=True)
         return [torch.stack([one.cpu() for one in layers]).float().mean(dim=0) >= 0.5 for layers in samples]
 
     def notes(self) -> list[str]:

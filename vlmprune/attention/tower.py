@@ -21,7 +21,7 @@ from .probe import AttentionCall, clear_observers, observe
 
 @dataclass
 class _Seen:
-    """What a thread's passes of the tower said: attention received and keys of every image, and whether it was used."""
+    """Attention received and keys of each image that a thread's tower encoded; `used`: a prompt has taken them."""
 
     images: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     used: bool = True
@@ -31,21 +31,21 @@ class TowerReader:
     """Reads one attention module of the tower while it encodes, and deals the images out to the samples of a prompt.
 
     Raises:
-        VlmpruneError: the family's visual tokens are no single patches of its tower.
+        VlmpruneError: a visual token of the family is more than one patch of its tower.
     """
 
     def __init__(self, module: Any, class_token: bool, method: str, model_type: str) -> None:
         if module is None:
             raise VlmpruneError(
-                f"{method} reads the vision tower's attention of every visual token, but those of {model_type!r} are "
-                "put together from several patches or tiles; use a method that reads the language model, such as "
-                "'fastv' or 'divprune'."
+                f"{method} reads the vision tower's attention for every visual token, but each token of {model_type!r} "
+                "comes from several patches or tiles; use a method that reads the language model, such as 'fastv' or "
+                "'divprune'."
             )
         self.module, self.class_token, self.method = module, class_token, method
         self._seen = PerThread(_Seen)
 
     def begin(self) -> None:
-        """The tower starts: images that were dealt out belong to an earlier prompt."""
+        """The tower starts: images that were taken belong to an earlier prompt."""
         seen = self._seen.own
         if seen.used:
             seen.images, seen.used = [], False
@@ -70,19 +70,17 @@ class TowerReader:
         """
         prompts = layouts[::repeats]
         number = sum(len(layout.images) for layout in prompts)
-        self._seen.own.used = True
-        seen = self._seen.own.images[-number:] if number else []
-        if len(seen) < number:
+        seen = self._seen.own
+        seen.used = True
+        if len(seen.images) < number:
             raise VlmpruneError(
                 f"{self.method} reads the vision tower while it encodes, but the prompt's {number} images came as "
                 "finished features; pass their pixel_values."
             )
-        out, left = [], iter(seen)
+        out, left = [], iter(seen.images[len(seen.images) - number :])
         for layout in prompts:
-            parts = [(span.count, *next(left)) for span in layout.images]
-            # The tower's class token is in front and is no visual token, unless the model keeps it as one.
-            received = [values[len(values) - count :] for count, values, _ in parts]
-            keys = [values[len(values) - count :] for count, _, values in parts]
-            empty = torch.zeros(0)
-            out += [VisionStats(torch.cat(received) if parts else empty, torch.cat(keys) if parts else empty)] * repeats
+            # The tower's class token comes first and is no visual token, unless the model keeps it as one.
+            parts = [[values[len(values) - span.count :] for values in next(left)] for span in layout.images]
+            received, keys = map(torch.cat, zip(*parts, strict=True)) if parts else [torch.zeros(0)] * 2
+            out += [VisionStats(received, keys)] * repeats
         return out

@@ -6,53 +6,56 @@ The paper keeps the heads in which calibration helps; its code holds only the fi
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from ..accounting.scores import exact_match
-from ..api import PrunedModel, unwrap_peft, unwrapped, wrap
+from ..api import PrunedModel, unwrap_peft, wrap
 from ..errors import VlmpruneError
 from ..families import family_of
+from ..hf.hooks import HANDLE
 from ..methods.act import ActEditor
 from ..methods.none import Unpruned
+from .samples import progress, triples
 
 if TYPE_CHECKING:
     from ..methods.act import ACT
-
-Score = Callable[[str, Any], float]
-Head = tuple[int, int]
 
 
 def calibrate(
     method: ACT,
     model: Any,
     data: Iterable[tuple[Any, str, Any]],
-    processor: Any,
-    path: str | Path | None,
-    score: Score | None,
-    generation: dict[str, Any],
+    *,
+    processor: Any = None,
+    path: str | Path | None = None,
+    score: Callable[[str, Any], float] | None = None,
+    **generation: Any,
 ) -> ACT:
-    """`ACT.calibrate`, which see; a wrapped model is off during it and wrapped again at the end."""
+    """Find the heads in which calibration helps: every (layer, head) alone against none, on the same questions.
+
+    Args:
+        model: a loaded model, or a wrapped model's handle; off meanwhile and wrapped again at the end.
+        data: (image, question, answers) triples, held apart from what is reported later; answers is one right
+            answer or a list of them.
+        processor: the model's processor; a handle brings its own.
+        path: a JSON file that keeps each head's score as it comes, so that a stopped run goes on there.
+        score: (answer, answers) -> number, higher is better; None is exact match.
+        generation: for `ask`; `max_new_tokens` is 16 unless given.
+    Returns:
+        The ACT with `heads` set to those whose mean score is above that of the model as it is; maybe none.
+    Raises:
+        VlmpruneError: no data, no processor, or a file of another run.
+    """
     handle = model if isinstance(model, PrunedModel) else None
     if handle is not None:
         model, processor = handle.model, processor if processor is not None else handle.processor
     if processor is None:
         raise VlmpruneError("calibrate() asks the model questions; pass processor=, the model's processor.")
-    questions = list(data)
-    if not questions:
-        raise VlmpruneError("The calibration data are empty; pass (image, question, answers) triples.")
-    for number, sample in enumerate(questions):
-        if not isinstance(sample, tuple | list) or len(sample) != 3:
-            raise VlmpruneError(
-                f"Sample {number} of the calibration data is {sample!r:.60}; make every one (image, question, answers)."
-            )
+    questions = triples(data)
     plain = unwrap_peft(model)
     every = ActEditor(replace(method, heads=None), family_of(plain), plain)
     heads = [(layer, head) for layer, numbers in every.heads.items() for head in numbers]
@@ -64,18 +67,22 @@ def calibrate(
         scores = [(score or exact_match)(text, right) for text, (_, _, right) in zip(answers, questions, strict=True)]
         return sum(scores) / len(scores)
 
-    ledger = Ledger(path, identity(method, plain, questions))
-    screen = Console(stderr=True)
+    run = identity(method, plain, questions)
+    path = Path(path) if path is not None else None
+    scores = known_scores(path, run)
+    tried = {"none": Unpruned()} | {f"{layer}.{head}": replace(method, heads=((layer, head),)) for layer, head in heads}
     # Off, and so not in the way of the wraps to come; its own comes back afterwards.
-    with unwrapped(plain), Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("calibrating heads", total=1 + len(heads))
-        base = ledger.get(None, partial(ask, Unpruned()))
-        bar.advance(task)
-        gains: dict[Head, float] = {}
-        for head in heads:
-            gains[head] = ledger.get(head, partial(ask, replace(method, heads=(head,)))) - base
-            bar.advance(task)
-    return replace(method, heads=tuple(head for head, gain in gains.items() if gain > 0))
+    on: PrunedModel | None = plain.__dict__.get(HANDLE)
+    with nullcontext() if on is None else on.off():
+        for name, one in progress(tried.items(), "calibrating heads"):
+            if name not in scores:
+                scores[name] = ask(one)
+                if path is not None:
+                    # Beside it and moved into place: a run stopped while writing leaves the older file whole.
+                    part = path.with_name(path.name + ".part")
+                    part.write_text(json.dumps({"run": run, "scores": scores}, indent=2) + "\n")
+                    part.replace(path)
+    return replace(method, heads=[head for head in heads if scores[f"{head[0]}.{head[1]}"] > scores["none"]])
 
 
 def identity(method: ACT, model: Any, questions: Sequence[Any]) -> dict[str, Any]:
@@ -89,38 +96,23 @@ def identity(method: ACT, model: Any, questions: Sequence[Any]) -> dict[str, Any
     }
 
 
-class Ledger:
-    """Scores by head, in a JSON file that is written whole after each, or in memory.
+def known_scores(path: Path | None, run: dict[str, Any]) -> dict[str, float]:
+    """Scores by "none" or "layer.head" that an earlier run left in a file.
 
     Raises:
         VlmpruneError: the file cannot be read, or belongs to another run.
     """
-
-    def __init__(self, path: str | Path | None, run: dict[str, Any]) -> None:
-        self.path, self.run = Path(path) if path is not None else None, run
-        self.scores: dict[str, float] = {}
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            record = json.loads(self.path.read_text())
-            same, self.scores = record["run"] == run, dict(record["scores"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise VlmpruneError(
-                f"{str(self.path)!r} is no calibration file ({error}); name another one or remove it."
-            ) from None
-        if not same:
-            raise VlmpruneError(
-                f"{str(self.path)!r} was made with another model, other questions or other options; name another file."
-            )
-
-    def get(self, head: Head | None, measure: Callable[[], float]) -> float:
-        """A score that is known, or measured now."""
-        key = "none" if head is None else f"{head[0]}.{head[1]}"
-        if key not in self.scores:
-            self.scores[key] = measure()
-            if self.path is not None:
-                # Beside it and moved into place: a run stopped while writing leaves the older file whole.
-                part = self.path.with_name(self.path.name + ".part")
-                part.write_text(json.dumps({"run": self.run, "scores": self.scores}, indent=2) + "\n")
-                os.replace(part, self.path)
-        return self.scores[key]
+    if path is None or not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+        same, scores = record["run"] == run, dict(record["scores"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VlmpruneError(
+            f"{str(path)!r} cannot be read as a calibration file ({error}); name another one or remove it."
+        ) from None
+    if not same:
+        raise VlmpruneError(
+            f"{str(path)!r} was made with another model, other questions or other options; name another file."
+        )
+    return scores

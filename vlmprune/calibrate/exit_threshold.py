@@ -10,16 +10,16 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..accounting.report import Report
 from ..accounting.scores import exact_match, sureness
 from ..api import wrap
 from ..errors import VlmpruneError
+from .samples import progress, triples
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ..methods.sgl import SGL
 
 MOST_THRESHOLDS = 100  # of a curve, at evenly spaced fractions of exits
@@ -75,55 +75,17 @@ class Calibration:
             )
         return "\n".join([*lines, f"{self.chosen.samples} samples; cost in {self.cost_in}, of the unpruned model's"])
 
-    def plot(self, path: str | Path | None = None) -> Image.Image:
-        """Accuracy against cost, one line a budget; also written to `path` where one is given.
-
-        Raises:
-            VlmpruneError: matplotlib is not installed.
-        """
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise VlmpruneError("Plots need matplotlib; install it with pip install matplotlib.") from None
-        from PIL import Image
-
-        figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        for keep in dict.fromkeys(point.keep for point in self.points):
-            line = sorted((p for p in self.points if p.keep == keep), key=lambda p: p.cost)
-            cost = [p.cost for p in line]
-            axes.plot(cost, [p.accuracy for p in line], label=f"keep {keep}", marker=".", markersize=3)
-            axes.fill_between(cost, [p.low for p in line], [p.high for p in line], alpha=0.12)
-        for point, name, marker in (
-            (self.unpruned, "unpruned", "s"),
-            (self.guide_alone, "guide alone", "^"),
-            (self.chosen, f"chosen: exit_at {self.chosen.exit_at}", "*"),
-        ):
-            axes.scatter([point.cost], [point.accuracy], marker=marker, s=70, label=name, zorder=3)
-        axes.set_xlabel(f"cost, share of the unpruned model's ({self.cost_in})")
-        axes.set_ylabel(f"accuracy ({self.chosen.samples} samples, 95 % interval)")
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.25)
-        canvas.draw()
-        image = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
-        if path is not None:
-            image.save(path)
-        return image
+Outcome = tuple[float, float]  # how right an answer is, and what it cost
 
 
 @dataclass(frozen=True)
 class _Answered:
-    """One question: score and cost of each way of answering it, and the guide's exit score."""
+    """One question: the outcome of each way of answering it, the guide's cost included, and the guide's exit score."""
 
-    sure: float
-    guide: float
-    guide_cost: float
-    unpruned: float
-    unpruned_cost: float
-    pruned: list[float]
-    pruned_cost: list[float]
+    exit_score: float
+    unpruned: Outcome
+    guide: Outcome
+    pruned: list[Outcome]
 
 
 def calibrate(
@@ -156,91 +118,68 @@ def calibrate(
     if (max_accuracy_loss is None) == (max_cost is None):
         raise VlmpruneError("Calibration needs one limit; pass either max_accuracy_loss= or max_cost=.")
     if cost not in ("seconds", "flops"):
-        raise VlmpruneError(f"cost={cost!r} is unknown; use 'seconds' or 'flops'.")
+        raise VlmpruneError(f"cost must be 'seconds' or 'flops', got {cost!r:.60}.")
     budgets = list(keeps) if keeps is not None else [method.keep]
     if not budgets:
         raise VlmpruneError("keeps=[] offers no budget; pass one or more, or None for the method's own.")
     variants = [replace(method, keep=keep, exit_at=None) for keep in budgets]
     answered = [
-        _answer(model, processor, method, variants, sample, number, score, cost, generation)
-        for number, sample in enumerate(_progress(data))
+        _answer(method, variants, cost, partial(_ask, model, processor, sample, score, generation))
+        for sample in progress(triples(data), "calibrating")
     ]
-    if not answered:
-        raise VlmpruneError("The data for calibration is empty; pass (image, question, answers) tuples.")
-    points = [point for i, keep in enumerate(budgets) for point in _curve(answered, i, keep)]
-    full = statistics.fmean(a.unpruned_cost for a in answered)
-    unpruned = _point([a.unpruned for a in answered], 1.0, None, 0.0, 1.0)
-    alone = [a.guide for a in answered]
-    guide_alone = _point(alone, 1.0, 0.0, 1.0, statistics.fmean(a.guide_cost for a in answered) / full)
+    full = statistics.fmean(spent for _, spent in (a.unpruned for a in answered))
+    points = [point for i, keep in enumerate(budgets) for point in _curve(answered, i, keep, full)]
+    unpruned = _point([a.unpruned for a in answered], full, 1.0, None, 0.0)
+    guide_alone = _point([a.guide for a in answered], full, 1.0, 0.0, 1.0)
     chosen = _choose(points, unpruned, max_accuracy_loss, max_cost)
     made = replace(method, keep=chosen.keep, exit_at=chosen.exit_at)
     return Calibration(made, chosen, points, unpruned, guide_alone, cost)
 
 
-def _progress(data: Iterable[Any]) -> Iterable[Any]:
-    """A bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(data, "calibrating", console=console, transient=True, disable=not console.is_terminal)
-
-
-def _answer(
-    model: Any,
-    processor: Any,
-    method: SGL,
-    variants: list[SGL],
-    sample: Any,
-    number: int,
-    score: Callable[[str, str | Sequence[str]], float],
-    cost: str,
-    generation: dict[str, Any],
-) -> _Answered:
-    try:
-        image, question, truths = sample
-    except (TypeError, ValueError):
-        raise VlmpruneError(
-            f"Sample {number} of the calibration data is {sample!r:.60}; make every one (image, question, answers)."
-        ) from None
-
-    def ask(way: Any) -> tuple[float, float, Any]:
-        with wrap(model, way, processor=processor) as pruned:
-            answer = pruned.ask(image, question, **generation)
-        report = answer.report
-        own = report.seconds["total"] - report.seconds.get("guide", 0.0) if cost == "seconds" else report.prefill_flops
-        return score(answer.text, truths), float(own), report
-
-    unpruned, unpruned_cost, _ = ask("none")
-    guide, _, report = ask(replace(method, exit_at=0.0))
-    sure = sureness(report.confidence[0], report.consistency[0])
-    guide_cost = report.seconds["guide"] if cost == "seconds" else report.guide_flops
-    runs = [ask(variant)[:2] for variant in variants]
-    pruned, dear = [right for right, _ in runs], [spent for _, spent in runs]
-    return _Answered(sure, guide, float(guide_cost), unpruned, unpruned_cost, pruned, dear)
+def _ask(
+    model: Any, processor: Any, sample: Any, score: Callable[..., float], generation: dict[str, Any], way: Any
+) -> tuple[float, Report]:
+    """How right the answer to a sample is, and the report of the call."""
+    image, question, truths = sample
+    with wrap(model, way, processor=processor) as pruned:
+        answer = pruned.ask(image, question, **generation)
+    return score(answer.text, truths), answer.report
 
 
-def _curve(answered: list[_Answered], budget: int, keep: float | int) -> list[Point]:
+def _answer(method: SGL, variants: list[SGL], cost: str, ask: Callable[[Any], tuple[float, Report]]) -> _Answered:
+    def spent(report: Report) -> float:
+        """On the model itself."""
+        seconds = report.seconds
+        return float(seconds["total"] - seconds.get("guide", 0.0) if cost == "seconds" else report.prefill_flops)
+
+    right, report = ask("none")
+    unpruned = right, spent(report)
+    right, report = ask(replace(method, exit_at=0.0))
+    assert report.confidence is not None and report.consistency is not None, "SGL measures both"
+    guide = right, float(report.seconds["guide"] if cost == "seconds" else report.guide_flops or 0)
+    exit_score = sureness(report.confidence[0], report.consistency[0])
+    runs = [ask(variant) for variant in variants]
+    return _Answered(exit_score, unpruned, guide, [(right, guide[1] + spent(report)) for right, report in runs])
+
+
+def _curve(answered: list[_Answered], budget: int, keep: float | int, full: float) -> list[Point]:
     """All thresholds that make a difference, from "never" to "always"."""
-    levels = sorted({a.sure for a in answered}, reverse=True)
+    levels = sorted({a.exit_score for a in answered}, reverse=True)
     step = max(1, math.ceil(len(levels) / MOST_THRESHOLDS))
-    full = statistics.fmean(a.unpruned_cost for a in answered)
     points = []
     for at in [None, *levels[::step], 0.0]:
-        gone = [at is not None and a.sure >= at for a in answered]
-        right = [a.guide if left else a.pruned[budget] for a, left in zip(answered, gone, strict=True)]
-        spent = [
-            a.guide_cost + (0.0 if left else a.pruned_cost[budget]) for a, left in zip(answered, gone, strict=True)
-        ]
-        points.append(_point(right, keep, at, statistics.fmean(gone), statistics.fmean(spent) / full))
+        exited = [at is not None and a.exit_score >= at for a in answered]
+        outcomes = [a.guide if left else a.pruned[budget] for a, left in zip(answered, exited, strict=True)]
+        points.append(_point(outcomes, full, keep, at, statistics.fmean(exited)))
     return points
 
 
-def _point(right: list[float], keep: float | int, exit_at: float | None, exits: float, cost: float) -> Point:
+def _point(outcomes: list[Outcome], full: float, keep: float | int, exit_at: float | None, exits: float) -> Point:
+    right, spent = zip(*outcomes, strict=True)
     mean = statistics.fmean(right)
     error = statistics.stdev(right) / math.sqrt(len(right)) if len(right) > 1 else 0.0
     low, high = max(0.0, mean - _Z * error), min(1.0, mean + _Z * error)
-    return Point(keep, exit_at, mean, low, high, exits, cost, len(right))
+    return Point(keep, exit_at, mean, low, high, exits, statistics.fmean(spent) / full, len(right))
 
 
 def _choose(points: list[Point], unpruned: Point, loss: float | None, limit: float | None) -> Point:

@@ -6,7 +6,8 @@ noticed. Source: Patch Matters (arXiv 2504.06666), section "Aggregate".
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from ..errors import VlmpruneError
 from .divide import Box
 
 SIMILAR, CONTRADICTORY, UNIQUE = "similar", "contradictory", "unique"
+IMAGE = "image"  # the region that stands for the whole image
 
 
 class AggregatorError(VlmpruneError):
@@ -36,15 +38,15 @@ class Grouping:
     contradictory: tuple[tuple[int, ...], ...] = ()
     unique: tuple[int, ...] = ()
 
-    def problem(self, count: int) -> str | None:
-        """What is wrong with it for `count` sentences, or None."""
+    def problem(self, count: int, *, first: int = 0) -> str | None:
+        """What is wrong with it for `count` sentences, or None; the message counts them from `first`."""
         sets = [*(one.members for one in self.similar), *self.contradictory]
-        short = [list(members) for members in sets if len(members) < 2]
-        if short:
-            return f"a similar or contradictory set holds fewer than two sentences: {short[0]}"
+        short = next((members for members in sets if len(members) < 2), None)
+        if short is not None:
+            return f"a similar or contradictory set holds fewer than two sentences: {[i + first for i in short]}"
         if any(not one.text.strip() for one in self.similar):
             return "a similar set has an empty text"
-        return index_errors([*(i for members in sets for i in members), *self.unique], range(count), once=True)
+        return index_errors([*(i for members in sets for i in members), *self.unique], count, first)
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,36 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Fusion:
-    """The final text, and what was left out with the reason."""
+    """A rewritten text, and what was left out with the reason."""
 
     sentences: tuple[Rewrite, ...]
     dropped: tuple[tuple[int, str], ...] = ()
+
+    def problem(self, count: int, *, first: int = 0) -> str | None:
+        """What is wrong with it for `count` sentences, or None; the message counts them from `first`."""
+        said = {i for one in self.sentences for i in one.sources}
+        dropped = [i for i, _ in self.dropped]
+        if any(not one.text.strip() for one in self.sentences):
+            return "a sentence is empty"
+        if any(not one.sources for one in self.sentences):
+            return "a sentence names no source"
+        if any(not reason.strip() for _, reason in self.dropped):
+            return "a sentence is dropped without a reason"
+        both = sorted(said.intersection(dropped))
+        if both:
+            return f"sentence {both[0] + first} is said and dropped"
+        return index_errors([*said, *dropped], count, first)
+
+
+def index_errors(used: Iterable[int], count: int, first: int) -> str | None:
+    """What is wrong with a list of indices that must name each of `count` sentences once, or None."""
+    times = Counter(used)
+    errors = [
+        *(f"there is no sentence {i + first}" for i in sorted(times) if i not in range(count)),
+        *(f"sentence {i + first} is left out" for i in range(count) if i not in times),
+        *(f"sentence {i + first} is used more than once" for i in sorted(times) if times[i] > 1),
+    ]
+    return errors[0] if errors else None
 
 
 @dataclass(frozen=True)
@@ -71,9 +99,6 @@ class Candidate:
     region: str
     box: Box
     score: float | None = None
-
-
-IMAGE = "image"  # the region that stands for the whole image
 
 
 class Aggregator(Protocol):
@@ -98,52 +123,15 @@ class Aggregator(Protocol):
         ...
 
 
-def index_errors(used: Iterable[int], known: Collection[int], *, once: bool) -> str | None:
-    """What is wrong with a list of sentence numbers that must name all of `known`; `once`: none of them twice."""
-    used = list(used)
-    unknown = sorted(set(used) - set(known))
-    if unknown:
-        return f"there is no sentence {unknown[0]}"
-    missing = sorted(set(known) - set(used))
-    if missing:
-        return f"sentence {missing[0]} is left out"
-    twice = sorted({i for i in used if used.count(i) > 1}) if once else []
-    return f"sentence {twice[0]} is used more than once" if twice else None
-
-
-def problem_of_rewrites(sentences: Sequence[Rewrite], count: int) -> str | None:
-    """What is wrong with a rewriting of `count` sentences, or None."""
-    return is_empty(sentences) or index_errors((i for one in sentences for i in one.sources), range(count), once=False)
-
-
-def problem_of_fusion(fusion: Fusion, count: int) -> str | None:
-    """What is wrong with a fusion of `count` sentences, or None."""
-    if any(not reason.strip() for _, reason in fusion.dropped):
-        return "a sentence is dropped without a reason"
-    said = {i for one in fusion.sentences for i in one.sources}
-    dropped = [i for i, _ in fusion.dropped]
-    both = sorted(said & set(dropped))
-    if both:
-        return f"sentence {both[0]} is said and dropped"
-    return is_empty(fusion.sentences) or index_errors([*said, *dropped], range(count), once=True)
-
-
-def is_empty(sentences: Sequence[Rewrite]) -> str | None:
-    """What a sentence lacks, its text or its sources, or None."""
-    if any(not one.text.strip() for one in sentences):
-        return "a sentence is empty"
-    return "a sentence names no source" if any(not one.sources for one in sentences) else None
-
-
 @dataclass(frozen=True)
 class SentenceVerdict:
     """What was decided about one sentence at one stage."""
 
     stage: str
-    label: str | None
-    score: float | None
     kept: bool
     reason: str
+    label: str | None = None
+    score: float | None = None
 
 
 def to_score(grouping: Grouping) -> list[int]:
@@ -161,30 +149,22 @@ def choose(
     Returns:
         A verdict for every sentence.
     """
-    verdicts: dict[int, SentenceVerdict] = {}
-
-    def judge(i: int, label: str, praise: str, *, beaten: bool = False) -> None:
+    verdicts = {
+        i: SentenceVerdict(stage, True, f"said by {len(one.members)} descriptions", SIMILAR)
+        for one in grouping.similar
+        for i in one.members
+    }
+    rivals = {i: members for members in grouping.contradictory for i in members}
+    for i in to_score(grouping):
+        members = rivals.get(i, ())
+        label = CONTRADICTORY if members else UNIQUE
         if not filtering:
-            kept, why = True, "filter off"
-        elif beaten:
-            kept, why = False, "contradicts a sentence that fits the image better"
+            kept, reason = True, "filter off"
+        elif members and i != min(members, key=lambda j: (-scores[j], j)):
+            kept, reason = False, "contradicts a sentence that fits the image better"
         else:
-            kept, why = scores[i] > above, reason(scores[i], above, praise)
-        verdicts[i] = SentenceVerdict(stage, label, scores.get(i), kept, why)
-
-    for one in grouping.similar:
-        for i in one.members:
-            verdicts[i] = SentenceVerdict(stage, SIMILAR, None, True, f"said by {len(one.members)} descriptions")
-    for members in grouping.contradictory:
-        best = min(members, key=lambda i: (-scores[i], i)) if filtering else None
-        for i in members:
-            judge(i, CONTRADICTORY, f"the best of {len(members)} that contradict", beaten=i != best)
-    for i in grouping.unique:
-        judge(i, UNIQUE, "fits")
+            kept = scores[i] > above
+            praise = f"the best of {len(members)} that contradict" if members else "fits"
+            reason = f"{praise if kept else 'does not fit'}: score {scores[i]:.3f} {'>' if kept else '<='} {above:g}"
+        verdicts[i] = SentenceVerdict(stage, kept, reason, label, scores.get(i))
     return verdicts
-
-
-def reason(score: float, above: float, praise: str) -> str:
-    """Why a scored sentence stays or goes."""
-    passed = score > above
-    return f"{praise if passed else 'does not fit'}: score {score:.3f} {'>' if passed else '<='} {above:g}"

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from PIL import Image, ImageDraw
 
 from ..errors import VlmpruneError
 from ..inputs.images import as_rgb
-from .divide import Box, Patch
+from .divide import Patch
 from .hierarchy import Region
 from .provenance import Sentence
-from .vlm import Spent
+from .vlm import CaptionCost
 
-STAGES = ("detect", "describe", "match", "aggregate")
 EDGES = ((230, 60, 60), (60, 120, 230), (40, 170, 80), (235, 160, 30), (160, 80, 200))
 
 
 @dataclass(frozen=True)
-class Node:
-    """A part of the image in the tree: its samples as the model gave them, its sentences, and the parts inside it.
+class Node(Patch):
+    """A patch in the tree: its sentences, and the parts inside it.
 
-    `objects`: the boxes that the patch was made to hold whole. Sentences rewritten from several patches stand at the
-    node of their region, those of the final text that were rewritten at the root.
+    Sentences rewritten from several patches stand at the node of their region, those of the final text that were
+    rewritten at the root.
     """
 
-    name: str
-    box: Box
-    objects: tuple[Box, ...] = ()
-    samples: tuple[str, ...] = ()
     sentences: tuple[Sentence, ...] = ()
     children: tuple[Node, ...] = ()
 
@@ -45,32 +41,6 @@ class Node:
             what = f"{who}; {one.label or '-'}{score}; {one.reason}"
             lines.append(f"{indent}  {'+' if one.kept else '-'} [{one.number}] {one.text}  ({what})")
         return lines + [line for child in self.children for line in child._lines(indent + "  ")]
-
-
-@dataclass
-class CaptionCost:
-    """What a caption cost.
-
-    `calls`: by stage, detector runs, sequences described, statements matched, generative calls of the aggregator.
-    `visual_tokens`: rows of visual tokens that entered the language model in all calls of the describing model, once
-    for all samples of a crop, since they share its prefill (the paper counts each sample's),
-    `layer_avg_tokens` the same averaged over its layers, `prefill_flops` of its language model (None: the model was
-    not wrapped, so nothing was counted). `images_encoded`: images through the vision tower. `seconds`: by stage.
-    """
-
-    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
-    visual_tokens: int = 0
-    layer_avg_tokens: float = 0.0
-    prefill_flops: float | None = 0.0
-    images_encoded: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-
-    def charge(self, spent: Spent) -> None:
-        """Take over what the describing model spent."""
-        self.visual_tokens = round(spent.visual_tokens)
-        self.layer_avg_tokens = spent.layer_avg_tokens
-        self.prefill_flops = spent.prefill_flops
-        self.images_encoded = spent.images
 
 
 @dataclass(frozen=True)
@@ -95,22 +65,16 @@ class Caption:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; boxes in pixels."""
-        return {
+        record = {
             "text": self.text,
-            "patches": [
-                {
-                    "name": one.name,
-                    "box": list(one.box),
-                    "objects": [list(box) for box in one.objects],
-                    "samples": list(one.samples),
-                }
-                for one in self.patches
-            ],
-            "global": list(self.tree.samples),
+            "patches": [{f.name: getattr(one, f.name) for f in fields(Patch)} for one in self.patches],
+            "global": self.tree.samples,
             "sentences": [one.to_dict() for one in self.sentences],
             "cost": asdict(self.cost),
-            "notes": list(self.notes),
+            "notes": self.notes,
         }
+        found: dict[str, Any] = json.loads(json.dumps(record))  # tuples become the lists that a file gives back
+        return found
 
     def overlay(self, image: Image.Image | None = None) -> Image.Image:
         """The image with the patches (coloured) and the object boxes in them (white).
@@ -129,59 +93,40 @@ class Caption:
         draw = ImageDraw.Draw(out)
         line = max(1, round(max(out.size) / 250))
         scale = (out.width / self.tree.box[2], out.height / self.tree.box[3])
-        for one in dict.fromkeys(box for patch in self.patches for box in patch.objects):
-            _frame(draw, one, scale, (255, 255, 255), line, 0)
-        for number, patch in enumerate(self.patches):
-            # A step inwards for each: patches of one box would hide each other.
-            _frame(draw, patch.box, scale, EDGES[number % len(EDGES)], line, number * line)
+        objects = dict.fromkeys(box for patch in self.patches for box in patch.objects)
+        frames = [(box, (255, 255, 255), 0) for box in objects]
+        # A step inwards for each: patches of one box would hide each other.
+        frames += [(patch.box, EDGES[i % len(EDGES)], i * line) for i, patch in enumerate(self.patches)]
+        for box, colour, inset in frames:
+            x0, y0, x1, y1 = (value * scale[i % 2] for i, value in enumerate(box))
+            inner = (x0 + inset, y0 + inset, x1 - 1 - inset, y1 - 1 - inset)
+            if inner[0] <= inner[2] and inner[1] <= inner[3]:
+                draw.rectangle(inner, outline=colour, width=line)
         return out
 
 
-def _frame(
-    draw: ImageDraw.ImageDraw,
-    box: Box,
-    scale: tuple[float, float],
-    colour: tuple[int, int, int],
-    line: int,
-    inset: int,
-) -> None:
-    x0, y0, x1, y1 = (value * scale[i % 2] for i, value in enumerate(box))
-    x0, y0, x1, y1 = x0 + inset, y0 + inset, x1 - 1 - inset, y1 - 1 - inset
-    if x0 <= x1 and y0 <= y1:
-        draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
-
-
 def tree_of(
-    whole: str,
-    image: Box,
-    patches: Sequence[Patch],
-    samples: Sequence[tuple[str, ...]],
-    regions: Sequence[Region],
-    sentences: Sequence[Sentence],
+    whole: str, patches: Sequence[Patch], regions: Sequence[Region], sentences: Sequence[Sentence]
 ) -> tuple[Node, tuple[Node, ...]]:
     """The tree, and the patches with their sentences.
 
     Args:
-        whole: the caption of the whole image. samples: of each patch. regions: what went into the fusion; one of
-            several patches gets a node of its own.
+        whole: the caption of the whole image. patches: those that were described. regions: what went into the fusion,
+            the whole image first; one of several patches gets a node of its own.
     """
     place: dict[str, list[Sentence]] = {}
     for one in sentences:
         place.setdefault(one.patch, []).append(one)
-    filled = {
-        one.name: Node(one.name, one.box, one.objects, own, tuple(place.pop(one.name, ())))
-        for one, own in zip(patches, samples, strict=True)
-    }
-    children: list[Node] = []
-    left = dict(filled)
+    nodes = {one.name: Node(**vars(one), sentences=tuple(place.pop(one.name, ()))) for one in patches}
+    children, left = [], dict(nodes)
     for region in regions:
         if len(region.patches) > 1:
-            inside = tuple(left.pop(member) for member in region.patches)
+            inside = tuple(left.pop(one.name) for one in region.patches)
             # Pairs inside a longer chain have names of their own.
-            pairs = [key for key in place if key != "image" and all(p in region.patches for p in key.split(" + "))]
-            own = tuple(s for key in pairs for s in place.pop(key))
-            children.append(Node(region.name, region.box, sentences=own, children=inside))
-    rest = tuple(place.pop("image", ()))
-    stray = tuple(s for group in place.values() for s in group)
-    root = Node("image", image, (), (whole,), rest + stray, (*children, *left.values()))
-    return root, tuple(filled.values())
+            names = [name for name in place if {one.name for one in inside}.issuperset(name.split(" + "))]
+            own = tuple(s for name in names for s in place.pop(name))
+            children.append(Node(region.patch.name, region.patch.box, sentences=own, children=inside))
+    rest = tuple(s for group in place.values() for s in group)
+    image = regions[0].patch
+    root = Node(image.name, image.box, samples=(whole,), sentences=rest, children=(*children, *left.values()))
+    return root, tuple(nodes.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import VlmpruneError
@@ -18,7 +18,7 @@ class CaptionConfig:
 
     Divide: `score_threshold` a box needs more than; `fallback_boxes` taken where none passes; `merge_iou` above which
     two boxes become one; `assign_share` of its own area that takes an object into a quadrant; `semantic` whether to
-    look for a semantic patch, `semantic_iou` the most it may share with the image; `patch_iou` above which two
+    look for a semantic patch, `semantic_iou` its largest IoU with the image; `patch_iou` above which two
     adjacent patches are compared.
     Describe: `samples` of each patch at `temperature`, one of the whole image at `global_temperature`, of up to
     `max_new_tokens`; `batch_size` crops (or statements) per forward; `view`: "crop" shows the model the patch alone,
@@ -57,23 +57,19 @@ class CaptionConfig:
         for name in ("score_threshold", "merge_iou", "assign_share", "semantic_iou", "patch_iou", "keep_score"):
             value = getattr(self, name)
             if not (_is_number(value) and 0 <= value <= 1):
-                raise VlmpruneError(f"{name}={value!r} is no fraction; give a number from 0 to 1.")
+                raise VlmpruneError(f"{name} must be a number from 0 to 1, got {value!r}.")
         for name in ("samples", "fallback_boxes", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise VlmpruneError(f"{name}={value!r} is too small or no whole number; give 1 or more.")
+                raise VlmpruneError(f"{name} must be an int >= 1, got {value!r}.")
         for name in (one for one in vars(self) if one.endswith("temperature")):
             value = getattr(self, name)
             if not (_is_number(value) and value >= 0 and math.isfinite(value)):
-                raise VlmpruneError(f"{name}={value!r} is no temperature; give 0 (greedy) or a positive number.")
+                raise VlmpruneError(f"{name} must be 0 (greedy) or a positive number, got {value!r}.")
         if self.view not in VIEWS:
-            raise VlmpruneError(f"view={self.view!r} is unknown; choose one of {', '.join(VIEWS)}.")
+            raise VlmpruneError(f"view must be one of {', '.join(VIEWS)}, got {self.view!r}.")
         if not isinstance(self.prompts, Prompts):
-            raise VlmpruneError(f"prompts={self.prompts!r:.80} are none; pass a vlmprune.captioner.Prompts.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable."""
-        return asdict(self)
+            raise VlmpruneError(f"prompts must be a vlmprune.captioner.Prompts, got {self.prompts!r:.80}.")
 
 
 def _is_number(value: Any) -> bool:

@@ -6,26 +6,21 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import VlmpruneError
 from ..inputs.images import as_rgb
 from .divide import Detection
 from .prompts import Prompts
 from .sampling import seed_of
 from .vlm import VisionModel
 
-
-class Detector(Protocol):
-    """Anything that takes an image and returns detections in its pixels."""
-
-    def __call__(self, image: Image.Image) -> Sequence[Detection]:
-        """Boxes, in any order."""
-        ...
+Detector = Callable[[Image.Image], Sequence[Detection]]  # boxes in pixels of the image, in any order
+# An answer, the image's size and the scale of coordinates in the answer -> boxes.
+Reader = Callable[[str, tuple[int, int], float], list[Detection]]
 
 
 @dataclass(frozen=True)
@@ -100,15 +95,11 @@ class HFDetector:
         sizes = torch.tensor([[image.height, image.width]])
         (found,) = self.processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
         names = self.model.config.id2label
+        boxes, scores, labels = (found[key].tolist() for key in ("boxes", "scores", "labels"))
         return [
-            Detection((x0, y0, x1, y1), float(score), str(names.get(int(label), int(label))))
-            for (x0, y0, x1, y1), score, label in zip(
-                found["boxes"].tolist(), found["scores"], found["labels"], strict=True
-            )
+            Detection((x0, y0, x1, y1), score, str(names.get(label, label)))
+            for (x0, y0, x1, y1), score, label in zip(boxes, scores, labels, strict=True)
         ]
-
-
-Reader = Callable[[str, tuple[int, int], float], list[Detection]]
 
 
 def read_json_boxes(text: str, size: tuple[int, int], scale: float) -> list[Detection]:
@@ -119,30 +110,11 @@ def read_json_boxes(text: str, size: tuple[int, int], scale: float) -> list[Dete
     except ValueError:
         entries = []
     found = []
-    for entry in entries if isinstance(entries, list) else []:
-        box = next((entry[k] for k in ("box", "bbox", "bbox_2d") if k in entry), None) if isinstance(entry, dict) else 0
-        if not (isinstance(box, list) and len(box) == 4):
-            continue
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in box):
+    for entry in entries:
+        box = next((entry[k] for k in ("box", "bbox", "bbox_2d") if k in entry), 0) if isinstance(entry, dict) else 0
+        if isinstance(box, list) and [type(v) in (int, float) for v in box] == [True] * 4:  # a bool is no number here
             x0, y0, x1, y1 = (v / scale * side for v, side in zip(box, size * 2, strict=True))
             found.append(Detection((x0, y0, x1, y1), 1.0, str(entry.get("label", ""))))
-    return found
-
-
-def read_places(text: str, size: tuple[int, int], scale: float) -> list[Detection]:
-    """Boxes from sentences of the bundled pair's world: "a red circle at the top left" is a box in that ninth."""
-    from ..tiny.vocabulary import CELLS
-    from .text import bundled_lexicon, sentences
-
-    width, height = size[0] / 3, size[1] / 3
-    found = []
-    for sentence in sentences(text):
-        said = bundled_lexicon().read(sentence).properties
-        shape, place = sorted(said.get("shape", ())), sorted(said.get("position", ()))
-        if shape and place:
-            row, column = CELLS[place[0]]
-            box = (column * width, row * height, (column + 1) * width, (row + 1) * height)
-            found.append(Detection(box, 1.0, shape[0]))
     return found
 
 
@@ -161,12 +133,7 @@ class VLMDetector:
 
     def __call__(self, image: Image.Image) -> list[Detection]:
         """Boxes the model names, each with score 1."""
-        try:
-            question = self.prompts.boxes.format(scale=f"{self.scale:g}")
-        except (KeyError, IndexError, ValueError):
-            raise VlmpruneError(
-                f"The prompt boxes={self.prompts.boxes!r} has a placeholder that is not {{scale}}; write braces twice."
-            ) from None
+        question = self.prompts.boxes.format(scale=f"{self.scale:g}")
         ((answer,),) = self.vision.describe(
             [image], question, seeds=[[seed_of("boxes")]], temperature=0.0, max_new_tokens=self.max_new_tokens
         )

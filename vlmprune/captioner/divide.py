@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from itertools import combinations
 
 from ..errors import VlmpruneError
 
@@ -30,11 +29,12 @@ class Detection:
 
 @dataclass(frozen=True)
 class Patch:
-    """A part of the image to describe: its name, its box, and the (merged) object boxes that lie in it whole."""
+    """A part of the image to describe: its name, its box, the object boxes that lie in it whole, its descriptions."""
 
     name: str
     box: Box
     objects: tuple[Box, ...] = ()
+    samples: tuple[str, ...] = ()
 
 
 def area(box: Box) -> float:
@@ -64,7 +64,7 @@ def usable(detections: Iterable[Detection], size: tuple[int, int]) -> list[Detec
     """The detections cut to the image of `size` (width, height); boxes outside of it or without area are dropped.
 
     Raises:
-        VlmpruneError: a box or score is no finite number.
+        VlmpruneError: a box or score is not finite.
     """
     width, height = size
     kept = []
@@ -78,102 +78,69 @@ def usable(detections: Iterable[Detection], size: tuple[int, int]) -> list[Detec
     return kept
 
 
-def confident(detections: Sequence[Detection], *, threshold: float = 0.3, fallback: int = 2) -> list[Detection]:
+def confident(detections: Sequence[Detection], *, threshold: float, fallback: int) -> list[Detection]:
     """Those with a score above `threshold`; if there are none, the `fallback` best."""
     passed = [one for one in detections if one.score > threshold]
     return passed or sorted(detections, key=lambda one: -one.score)[:fallback]
 
 
-def merge(boxes: Sequence[Box], *, above: float = 0.3) -> list[Box]:
+def merge(boxes: Sequence[Box], *, above: float) -> list[Box]:
     """Replace the most overlapping pair by its hull until no pair has an IoU greater than `above`.
 
     The most overlapping pair first: then the order of the boxes decides nothing but ties.
     """
     merged = list(boxes)
     while len(merged) > 1:
-        overlap = _pairwise_iou(merged)
-        best = int(overlap.argmax())
-        if overlap.flat[best] <= above:
+        i, j = max(combinations(range(len(merged)), 2), key=lambda pair: iou(merged[pair[0]], merged[pair[1]]))
+        if iou(merged[i], merged[j]) <= above:
             break
-        i, j = sorted(divmod(best, len(merged)))
         merged[i] = hull((merged[i], merged.pop(j)))
     return merged
 
 
-def _pairwise_iou(boxes: Sequence[Box]) -> np.ndarray:
-    """IoU of every pair [N, N], 0 on the diagonal."""
-    x0, y0, x1, y1 = np.asarray(boxes, dtype=float).T
-    wide = np.minimum(x1[:, None], x1) - np.maximum(x0[:, None], x0)
-    high = np.minimum(y1[:, None], y1) - np.maximum(y0[:, None], y0)
-    both = wide.clip(0) * high.clip(0)
-    areas = (x1 - x0) * (y1 - y0)
-    either = areas[:, None] + areas - both
-    overlap = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
-    np.fill_diagonal(overlap, 0.0)
-    return overlap
-
-
 def quadrants(size: tuple[int, int]) -> list[Box]:
     """The four exact quarters of an image of `size` (width, height), in the order of QUADRANTS."""
-    width, height = size
+    width, height = map(float, size)
     x, y = width / 2, height / 2
     return [(0.0, 0.0, x, y), (x, 0.0, width, y), (0.0, y, x, height), (x, y, width, height)]
 
 
-def assign(boxes: Sequence[Box], size: tuple[int, int], *, fraction: float = 0.3) -> list[list[Box]]:
-    """For each quadrant the objects that join it: those with more than `fraction` of their *own* area inside.
+def spatial_patches(
+    boxes: Sequence[Box], size: tuple[int, int], *, merge_above: float, fraction: float
+) -> list[Patch]:
+    """The four patches of an image of `size` (width, height): each a quadrant and its objects' hull.
 
-    An object that no quadrant holds so much of (one in the very centre) joins the quadrant that holds most of it, the
-    first in reading order when several hold the same.
+    Objects are the boxes, merged above an IoU of `merge_above`; without any, the whole image stands for the one object,
+    as in the paper. An object joins the quadrants that hold more than `fraction` of its *own* area. One that no
+    quadrant holds so much of (in the very centre) joins the quadrant that holds most of it, the first in reading order
+    when several hold the same.
     """
     parts = quadrants(size)
     joined: list[list[Box]] = [[] for _ in parts]
-    for box in boxes:
+    for box in merge(boxes or [hull(parts)], above=merge_above):
         held = [intersection(box, part) / area(box) for part in parts]
         # Rounding must not let one of four equal fractions win.
         most = next(i for i, part in enumerate(held) if part >= max(held) - 1e-9)
         for i in [i for i, part in enumerate(held) if part > fraction] or [most]:
             joined[i].append(box)
-    return joined
-
-
-def spatial_patches(
-    detections: Iterable[Detection],
-    size: tuple[int, int],
-    *,
-    threshold: float = 0.3,
-    fallback: int = 2,
-    merge_above: float = 0.3,
-    fraction: float = 0.3,
-) -> list[Patch]:
-    """The four patches of an image of `size` (width, height): each a quadrant and its objects' hull.
-
-    Without any detection the whole image stands for the one object, as in the paper.
-
-    Raises:
-        VlmpruneError: a detection is not made of finite numbers.
-    """
-    boxes = [one.box for one in confident(usable(detections, size), threshold=threshold, fallback=fallback)]
-    boxes = merge(boxes or [(0.0, 0.0, float(size[0]), float(size[1]))], above=merge_above)
-    joined = assign(boxes, size, fraction=fraction)
     return [
         Patch(name, hull((part, *objects)), tuple(objects))
-        for name, part, objects in zip(QUADRANTS, quadrants(size), joined, strict=True)
+        for name, part, objects in zip(QUADRANTS, parts, joined, strict=True)
     ]
 
 
-def semantic_patch(matched: Sequence[Box], size: tuple[int, int], *, most_iou: float = 0.4) -> Patch | None:
+def semantic_patch(matched: Sequence[Box], size: tuple[int, int], *, most_iou: float) -> Patch | None:
     """The hull of the boxes that a short caption mentions (the image if there are none), if it is small enough.
 
     Returns:
         None where its IoU with the whole image is greater than `most_iou`: it would say little new.
     """
-    image = (0.0, 0.0, float(size[0]), float(size[1]))
-    box = hull(matched) if matched else image
+    image = hull(quadrants(size))
+    box = hull(matched or [image])
     return Patch("semantic", box, tuple(matched)) if iou(box, image) <= most_iou else None
 
 
-def adjacent_pairs(patches: Sequence[Patch], *, above: float = 0.4) -> list[tuple[int, int]]:
+def adjacent_pairs(patches: Sequence[Patch], *, above: float) -> list[tuple[int, int]]:
     """Indices of the patches side by side (never across the corner) whose IoU is greater than `above`."""
     return [(i, j) for i, j in ADJACENT if iou(patches[i].box, patches[j].box) > above]
 

@@ -56,14 +56,14 @@ def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
     if isinstance(images, str | Path):
         folder = Path(images)
         if not folder.is_dir():
-            raise VlmpruneError(f"{str(folder)!r} is no folder; give a folder of images, or a list of paths.")
+            raise VlmpruneError(f"{str(folder)!r} is not a folder; give a folder of images, or a list of paths.")
         paths = sorted(one for one in folder.iterdir() if one.is_file() and one.suffix.lower() in suffixes())
     else:
-        paths = []
-        for one in images:
-            if not isinstance(one, str | Path):
-                raise VlmpruneError(f"{one!r:.80} is no path; map() takes paths, so that a later run finds the same.")
-            paths.append(Path(one))
+        given = list(images)
+        wrong = next((one for one in given if not isinstance(one, str | Path)), None)
+        if wrong is not None:
+            raise VlmpruneError(f"map() takes paths, so that a later run finds the same images, got {wrong!r:.80}.")
+        paths = [Path(one) for one in given]
     if not paths:
         raise VlmpruneError(f"There are no images in {images!r:.80}; give PNG, JPEG, WebP, GIF, BMP or TIFF files.")
     return paths
@@ -73,15 +73,13 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
     """Mark a folder as holding captions made in this way.
 
     Raises:
-        VlmpruneError: it holds captions made in another.
+        VlmpruneError: it holds captions made in another way.
     """
     marker = out / RUN
     wanted = json.loads(json.dumps(identity))
     if not marker.exists():
         write_whole(marker, json.dumps(wanted, indent=2) + "\n")
-        return
-    found = load(marker)
-    if found != wanted:
+    elif (found := load(marker)) != wanted:
         other = sorted(k for k in wanted if not isinstance(found, dict) or found.get(k) != wanted[k])
         raise VlmpruneError(
             f"{str(out)!r} holds captions made with another {', '.join(other) or 'set-up'}; choose another folder."
@@ -121,8 +119,3 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself
-    finally:
-        os.close(folder)

@@ -10,23 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from transformers import LogitsProcessorList
 
 from ..errors import VlmpruneError
 from . import prompts
-from .aggregate import (
-    AggregatorError,
-    Candidate,
-    Fusion,
-    Grouping,
-    Rewrite,
-    Similar,
-    problem_of_fusion,
-    problem_of_rewrites,
-)
-from .sampling import SeededSampler, seed_of
+from .aggregate import AggregatorError, Candidate, Fusion, Grouping, Rewrite, Similar
+from .sampling import drawn_from, seed_of
 
 T = TypeVar("T")
+A = TypeVar("A", Grouping, Fusion)
 Messages = list[dict[str, str]]
 NUMBERS = {"type": "array", "items": {"type": "integer"}}
 
@@ -45,6 +36,7 @@ def _list(entry: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": entry}
 
 
+KINDS: dict[str, Any] = {"object": dict, "array": list, "string": str, "integer": int}
 TEXT = {"type": "string"}
 REWRITES = _list(_object(text=TEXT, numbers=NUMBERS))
 SCHEMAS = {
@@ -70,25 +62,16 @@ def check_schema(value: Any, schema: dict[str, Any], at: str = "the reply") -> N
         Unusable: it does not; the message says where.
     """
     kind = schema["type"]
+    if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
+        raise Unusable(f"{at} must be of type {kind}, got {json.dumps(value):.40}.")
     if kind == "object":
-        if not isinstance(value, dict):
-            raise Unusable(f"{at} is no object.")
-        for name in schema["required"]:
-            if name not in value:
-                raise Unusable(f'{at} lacks "{name}".')
-        for name in value.keys() - schema["properties"].keys():
-            raise Unusable(f'{at} has an unknown "{name}".')
+        for name in value.keys() ^ schema["properties"].keys():
+            raise Unusable(f'{at} {"has an unknown" if name in value else "lacks"} "{name}".')
         for name, inner in schema["properties"].items():
             check_schema(value[name], inner, f'"{name}"')
     elif kind == "array":
-        if not isinstance(value, list):
-            raise Unusable(f"{at} is no list.")
         for entry in value:
             check_schema(entry, schema["items"], f"an entry of {at}")
-    elif kind == "string" and not isinstance(value, str):
-        raise Unusable(f"{at} is no text.")
-    elif kind == "integer" and (isinstance(value, bool) or not isinstance(value, int)):
-        raise Unusable(f"{at} is no whole number.")
 
 
 def parse_json(reply: str) -> Any:
@@ -111,8 +94,8 @@ def parse_json(reply: str) -> Any:
 class StructuredAggregator(ABC):
     """The conversation with a language model: numbered sentences in, checked JSON out.
 
-    Sentences are numbered from 1 in the prompts. A reply that is no JSON, breaks the schema, leaves a number out or
-    uses one twice goes back to the model with what is wrong, `attempts` times in all.
+    Sentences are numbered from 1 in the prompts. A reply that is not JSON, breaks the schema, leaves a number out
+    or uses one twice goes back to the model with what is wrong, `attempts` times in all.
     """
 
     attempts: int = field(default=3, kw_only=True)
@@ -124,7 +107,7 @@ class StructuredAggregator(ABC):
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
-            raise VlmpruneError(f"attempts={self.attempts!r} is too small; give 1 or more.")
+            raise VlmpruneError(f"attempts must be at least 1, got {self.attempts!r}.")
 
     @abstractmethod
     def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
@@ -136,69 +119,63 @@ class StructuredAggregator(ABC):
 
     def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
         """Sort the sentences of several samples (indices run through all of them in order)."""
-        lines = [(f"describer {k}", text) for k, sample in enumerate(samples, 1) for text in sample]
-        if len([sample for sample in samples if sample]) < 2:  # nobody to agree or disagree with
-            return Grouping(unique=tuple(range(len(lines))))
 
-        def read(reply: Any) -> Grouping:
-            grouping = Grouping(
+        def build(reply: Any) -> Grouping:
+            return Grouping(
                 tuple(Similar(one["text"], _indices(one["numbers"])) for one in reply["similar"]),
                 tuple(_indices(one["numbers"]) for one in reply["contradictory"]),
                 _indices(reply["unique"]),
             )
-            _refuse(grouping.problem(len(lines)))
-            return grouping
 
-        return self._ask("group", prompts.GROUP.format(sentences=_numbered(lines)), read)
+        lines = [f"describer {k} | {text}" for k, sample in enumerate(samples, 1) for text in sample]
+        return self._ask_about(lines, "group", prompts.GROUP, build)
 
     def merge(self, sentences: Sequence[str]) -> Sequence[Rewrite]:
         """Rewrite as one text; the model never sees what was rejected."""
-        if len(sentences) < 2:
-            return [Rewrite(text, (i,)) for i, text in enumerate(sentences)]
-
-        def read(reply: Any) -> list[Rewrite]:
-            rewrites = _rewrites(reply)
-            _refuse(problem_of_rewrites(rewrites, len(sentences)))
-            return rewrites
-
-        return self._ask("merge", prompts.MERGE.format(sentences=_numbered([("", s) for s in sentences])), read)
+        return self._ask_about(sentences, "merge", prompts.MERGE, lambda reply: Fusion(_rewrites(reply))).sentences
 
     def fuse(self, candidates: Sequence[Candidate]) -> Fusion:
         """The caption of the image from the sentences of its regions."""
-        if not candidates:
-            return Fusion(())
 
-        def read(reply: Any) -> Fusion:
-            dropped = tuple((_indices([one["number"]])[0], one["reason"]) for one in reply["dropped"])
-            fusion = Fusion(tuple(_rewrites(reply)), dropped)
-            _refuse(problem_of_fusion(fusion, len(candidates)))
-            if not fusion.sentences:
+        def build(reply: Any) -> Fusion:
+            if not reply["sentences"]:
                 raise Unusable("It drops every sentence.")
-            return fusion
+            return Fusion(_rewrites(reply), tuple((one["number"] - 1, one["reason"]) for one in reply["dropped"]))
 
-        lines = [(f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)})", one.text) for one in candidates]
-        return self._ask("fuse", prompts.FUSE.format(sentences=_numbered(lines)), read)
+        lines = [f"{one.region} ({', '.join(f'{v:.2f}' for v in one.box)}) | {one.text}" for one in candidates]
+        return self._ask_about(lines, "fuse", prompts.FUSE, build)
 
     def objects(self, caption: str, classes: Sequence[str]) -> Sequence[str]:
         """The classes that the caption mentions."""
-        if not classes:
-            return []
 
         def read(reply: Any) -> list[str]:
-            unknown = [name for name in reply["classes"] if name not in classes]
-            _refuse(f"there is no class {unknown[0]!r}" if unknown else None)
+            for name in reply["classes"]:
+                if name not in classes:
+                    raise Unusable(f"There is no class {name!r}.")
             return list(dict.fromkeys(reply["classes"]))
 
         question = prompts.OBJECTS.format(caption=caption, classes=", ".join(classes))
         return self._ask("objects", question, read)
 
+    def _ask_about(self, lines: Sequence[str], task: str, prompt: str, build: Callable[[Any], A]) -> A:
+        """An answer that uses every sentence as it should; the lines are numbered from 1."""
+
+        def read(reply: Any) -> A:
+            answer = build(reply)
+            if problem := answer.problem(len(lines), first=1):
+                raise Unusable(f"{problem[:1].upper()}{problem[1:]}.")
+            return answer
+
+        numbered = "\n".join(f"{number} | {line}" for number, line in enumerate(lines, 1))
+        return self._ask(task, prompt.format(sentences=numbered), read)
+
     def _ask(self, task: str, question: str, read: Callable[[Any], T]) -> T:
         form = json.dumps(SCHEMAS[task])
-        messages = [
+        first = [
             {"role": "system", "content": prompts.SYSTEM},
             {"role": "user", "content": f"{question}\n\nThe JSON schema of the answer: {form}"},
         ]
-        problem = ""
+        messages, problem = first, ""
         for attempt in range(self.attempts):
             self.calls += 1
             reply = ""
@@ -210,41 +187,25 @@ class StructuredAggregator(ABC):
                 return read(value)
             except Unusable as error:
                 problem = str(error)
-                again = prompts.RETRY.format(problem=problem)
+                again = {"role": "user", "content": prompts.RETRY.format(problem=problem)}
                 # The first question and the last try: the prompt does not grow. Without a reply there is no turn of
                 # the model's to put between two of ours, which many chat templates refuse.
-                first = messages[:2]
-                talk = [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]
-                messages = [*first, *talk] if reply.strip() else [first[0], plus(first[1], again)]
+                if reply.strip():
+                    messages = [*first, {"role": "assistant", "content": reply}, again]
+                else:
+                    messages = [first[0], {**first[1], "content": f"{first[1]['content']}\n\n{again['content']}"}]
         raise AggregatorError(
             f"The aggregator gave no usable reply to {task!r} in {self.attempts} attempts ({problem.rstrip('.')}); use "
             "a model that follows a JSON schema, or the WordAggregator."
         )
 
 
-def plus(message: dict[str, str], text: str) -> dict[str, str]:
-    """A message with a text added, unless it ends in it already."""
-    content = message["content"]
-    return {**message, "content": content if content.endswith(text) else f"{content}\n\n{text}"}
-
-
-def _numbered(lines: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(" | ".join(part for part in (str(n), who, text) if part) for n, (who, text) in enumerate(lines, 1))
-
-
 def _indices(numbers: Sequence[int]) -> tuple[int, ...]:
     return tuple(number - 1 for number in numbers)
 
 
-def _rewrites(reply: Any) -> list[Rewrite]:
-    return [Rewrite(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"]]
-
-
-def _refuse(problem: str | None) -> None:
-    """Raise a problem with the numbers of the prompt in place of indices."""
-    if problem is not None:
-        shown = re.sub(r"(?<=sentence )-?\d+|(?<=[\[ ])\d+(?=[,\]])", lambda m: str(int(m.group()) + 1), problem)
-        raise Unusable(shown[:1].upper() + shown[1:] + ".")
+def _rewrites(reply: Any) -> tuple[Rewrite, ...]:
+    return tuple(Rewrite(one["text"].strip(), _indices(one["numbers"])) for one in reply["sentences"])
 
 
 @dataclass
@@ -275,13 +236,8 @@ class CausalLMAggregator(StructuredAggregator):
         with torch.no_grad():
             out = self.model.generate(
                 **inputs,
+                **drawn_from([seed], temperature),
                 max_new_tokens=self.max_new_tokens,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                num_beams=1,
-                logits_processor=LogitsProcessorList([SeededSampler([seed], [temperature])]),
             )
         new = out[0, inputs["input_ids"].shape[1] :]
         return str(self.tokenizer.decode(new, skip_special_tokens=True))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,30 +15,21 @@ from .prompts import Prompts
 from .vlm import VisionModel
 
 Pair = tuple[Image.Image, str]
+Matcher = Callable[[Sequence[Pair]], Sequence[float]]  # one number per pair, 0 (does not fit) to 1 (fits), in order
 CLIP_SCALE = 2.5  # CLIPScore's (arXiv 2104.08718): cosines of CLIP rarely pass 0.4
 
 
-class Matcher(Protocol):
-    """Anything that scores pairs of an image and a sentence."""
-
-    def __call__(self, pairs: Sequence[Pair]) -> Sequence[float]:
-        """One number from 0 (does not fit) to 1 (fits) a pair, in order."""
-        ...
-
-
 def checked_scores(matcher: Matcher, pairs: Sequence[Pair]) -> list[float]:
-    """The matcher's scores, refused when they are not one finite number in 0..1 a pair.
+    """The matcher's scores.
 
     Raises:
-        VlmpruneError: they are not.
+        VlmpruneError: they are not one number in 0..1 per pair.
     """
-    if not pairs:
-        return []
-    scores = [float(score) for score in matcher(pairs)]
+    scores = [float(score) for score in matcher(pairs)] if pairs else []
     if len(scores) != len(pairs):
         raise VlmpruneError(f"The matcher gave {len(scores)} scores for {len(pairs)} sentences; it must give one each.")
     for score in scores:
-        if not (math.isfinite(score) and 0 <= score <= 1):
+        if not 0 <= score <= 1:  # nor where it is not a number at all
             raise VlmpruneError(f"The matcher gave the score {score!r}; scores must lie between 0 and 1.")
     return scores
 
@@ -75,7 +65,7 @@ class HFMatcher:
         itm = kind == "blip" and hasattr(self.model, "itm_head")
         if not (itm or kind in ("clip", "siglip", "siglip2")):
             raise VlmpruneError(
-                f"A model of type {kind!r} cannot match sentences to images here; pass a CLIP, SigLIP or "
+                f"A model of type {kind!r} does not match sentences to images; pass a CLIP, SigLIP or "
                 "BlipForImageTextRetrieval model."
             )
 

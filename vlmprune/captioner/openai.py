@@ -7,7 +7,7 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import Any
@@ -39,7 +39,7 @@ class EndpointAggregator(StructuredAggregator):
         structured: send the JSON schema as `response_format`; off for servers that refuse it (the schema stands in the
             prompt as well).
     Raises:
-        VlmpruneError: the URL is none, or a number is out of range.
+        VlmpruneError: the URL is not one of http or https, or a number is out of range.
     """
 
     url: str
@@ -49,17 +49,14 @@ class EndpointAggregator(StructuredAggregator):
     retries: int = 4
     backoff: float = 1.0
     structured: bool = True
-    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.url.startswith(("http://", "https://")):
-            raise VlmpruneError(f"url={self.url!r} is no web address; give one like http://127.0.0.1:8000/v1.")
+            raise VlmpruneError(f"url must be a web address such as http://127.0.0.1:8000/v1, got {self.url!r}.")
         if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
-            raise VlmpruneError(
-                f"timeout={self.timeout!r}, retries={self.retries!r}, backoff={self.backoff!r}: the first must be "
-                "positive, the others not negative."
-            )
+            given = f"{self.timeout!r}, {self.retries!r} and {self.backoff!r}"
+            raise VlmpruneError(f"timeout must be > 0, retries and backoff >= 0, got {given}.")
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def identity(self) -> dict[str, Any]:
@@ -87,8 +84,8 @@ class EndpointAggregator(StructuredAggregator):
             content, ending = choice["message"].get("content"), choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise AggregatorError(
-                f"{self.url} answered {reply[:120]!r}, which is no chat completion; check that the address is that of "
-                "an OpenAI-compatible server."
+                f"{self.url} must answer with a chat completion, got {reply[:120]!r}; check that it is an "
+                "OpenAI-compatible server."
             ) from None
         if ending == "length":
             raise Unusable("It was cut off; be shorter.")
@@ -97,40 +94,31 @@ class EndpointAggregator(StructuredAggregator):
         return content
 
     def _post(self, body: bytes) -> bytes:
-        address = self.url.rstrip("/") + "/chat/completions"
         headers = {"Content-Type": "application/json"}
         if self.key is not None:
             headers["Authorization"] = f"Bearer {self.key}"
-        problem = ""
+        address, problem = self.url.rstrip("/") + "/chat/completions", ""
         for attempt in range(self.retries + 1):
-            wait: float | None = None
+            # A little chance, so that many clients do not come back at the same moment.
+            wait = self.backoff * 2**attempt * random.uniform(1.0, 1.25)
             try:
-                request = urllib.request.Request(address, data=body, headers=headers, method="POST")
+                request = urllib.request.Request(address, body, headers)
                 with self._opener.open(request, timeout=self.timeout) as answer:
                     return bytes(answer.read())
             except urllib.error.HTTPError as error:
-                said = error.read(300).decode(errors="replace").strip()
-                problem = f"status {error.code}: {' '.join(said.split())[:160]}"
+                said = error.read(300).decode(errors="replace").split()
+                problem = f"status {error.code}: {' '.join(said)[:160]}"
                 if error.code not in BUSY:
                     raise AggregatorError(
                         f"{self.url} refused the request ({problem}); check the address, the key and the model's name."
                     ) from None
-                wait = _seconds(error.headers.get("Retry-After"))
+                with suppress(ValueError):  # a date is left to the back-off
+                    wait = max(0.0, float(error.headers.get("Retry-After", wait)))
             except (OSError, HTTPException) as error:  # time-outs, refused and lost connections
                 problem = str(getattr(error, "reason", None) or error) or type(error).__name__
             if attempt < self.retries:
-                # A little chance, so that many clients do not come back at the same moment.
-                pause = self.backoff * 2**attempt * random.uniform(1.0, 1.25) if wait is None else wait
-                self.sleep(min(pause, LONGEST_WAIT))
+                time.sleep(min(wait, LONGEST_WAIT))
         raise AggregatorError(
             f"{self.url} gave no answer in {self.retries + 1} tries (the last: {problem}); check that it runs, or "
             "raise timeout or retries."
         )
-
-
-def _seconds(header: str | None) -> float | None:
-    """`Retry-After` where it is a number of seconds; a date is left to the back-off."""
-    try:
-        return max(0.0, float(header)) if header is not None else None
-    except ValueError:
-        return None

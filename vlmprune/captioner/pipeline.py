@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from PIL import Image
 from ..errors import VlmpruneError, checked
 from ..inputs.images import as_rgb
 from .aggregate import IMAGE, Aggregator
-from .caption import Caption, CaptionCost, tree_of
+from .caption import Caption, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
 from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
@@ -28,7 +26,7 @@ from .prompts import BUNDLED
 from .rules import WordAggregator
 from .sampling import seed_of
 from .text import bundled_lexicon, joined
-from .vlm import Spent, VisionModel
+from .vlm import CaptionCost, VisionModel
 
 BUNDLED_CONFIG = CaptionConfig(
     # The pair's words for place and size hold for a canvas of 112 px: a crop blown up to it would turn small things
@@ -45,11 +43,10 @@ BUNDLED_CONFIG = CaptionConfig(
 
 @dataclass(frozen=True)
 class Described:
-    """Descriptions of an image before aggregation: samples of its patches, the caption of the whole."""
+    """An image before aggregation: the caption of the whole, its patches with their samples, what to know of them."""
 
-    patches: tuple[Patch, ...]
-    samples: tuple[tuple[str, ...], ...]
     whole: str
+    patches: tuple[Patch, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -82,9 +79,9 @@ class PatchCaptioner:
         seed: int = 0,
     ) -> None:
         if isinstance(seed, bool) or not isinstance(seed, int):
-            raise VlmpruneError(f"seed={seed!r} is no whole number; give one like 0.")
+            raise VlmpruneError(f"seed must be an int, got {seed!r}.")
         if config is not None and not isinstance(config, CaptionConfig):
-            raise VlmpruneError(f"config={config!r:.80} is none; pass a vlmprune.captioner.CaptionConfig.")
+            raise VlmpruneError(f"config must be a vlmprune.captioner.CaptionConfig, got {config!r:.80}.")
         self.vision = VisionModel(model, processor)
         bundled = is_bundled(self.vision.processor)
         self.config = config or (BUNDLED_CONFIG if bundled else CaptionConfig())
@@ -94,8 +91,8 @@ class PatchCaptioner:
         self.matcher: Matcher = matcher or VLMMatcher(self.vision, self.config.prompts)
         self.aggregator: Aggregator = aggregator or (WordAggregator(bundled_lexicon()) if bundled else WordAggregator())
         if isinstance(self.aggregator, StructuredAggregator):
-            heat = {"group": "group_temperature", "merge": "merge_temperature", "fuse": "fuse_temperature"}
-            self.aggregator.temperatures |= {task: getattr(self.config, name) for task, name in heat.items()}
+            for task in ("group", "merge", "fuse"):
+                self.aggregator.temperatures[task] = getattr(self.config, f"{task}_temperature")
             self.aggregator.seed = seed
 
     @checked
@@ -106,10 +103,13 @@ class PatchCaptioner:
             VlmpruneError: no image, or a detector, matcher or aggregator that gives what cannot be used.
         """
         image = checked_image(image)
-        cost = CaptionCost()
-        self.vision.spent, calls = Spent(), self.aggregator.calls
-        (described,) = self.describe([image], cost)
-        return self.aggregate(image, described, cost, calls=calls)
+        self.vision.cost = cost = CaptionCost()
+        before = self.aggregator.calls
+        (described,) = self.describe([image])
+        caption = self.aggregate(image, described)
+        cost.calls["aggregate"] = self.aggregator.calls - before
+        cost.seconds["total"] = sum(cost.seconds.values())
+        return caption
 
     @checked
     def map(
@@ -129,75 +129,64 @@ class PatchCaptioner:
 
     # -- divide and describe -----------------------------------------------------------------------------------
 
-    def describe(self, images: Sequence[Image.Image], cost: CaptionCost | None = None) -> list[Described]:
+    def describe(self, images: Sequence[Image.Image]) -> list[Described]:
         """Divide each image and describe it and its patches, with the crops of all images batched together.
 
         The samples of a patch share one encoding and one prefill of it. Every sample has its own randomness, so an
-        image is described alike alone and among others.
+        image is described alike alone and among others. What it takes is added to `vision.cost`.
         """
-        cost = cost if cost is not None else CaptionCost()
-        config = self.config
+        config, cost = self.config, self.vision.cost
         digests = [
             hashlib.sha256(f"{image.size}".encode() + np.asarray(image).tobytes()).hexdigest()[:16] for image in images
         ]
-        with clock(cost, "detect"):
+        with cost.clock("detect"):
             found = [usable(self.detector(image), image.size) for image in images]
         cost.calls["detect"] += len(images)
-        before = self.vision.spent.calls
-        with clock(cost, "describe"):
+        with cost.clock("describe"):
             seeds = [[seed_of(self.seed, digest, IMAGE, 0)] for digest in digests]
-            wholes = self._ask(images, config.prompts.describe, seeds, config.global_temperature)
+            wholes = self.sample(images, config.prompts.describe, seeds, config.global_temperature)
             divided = [self._divide(*one) for one in zip(images, found, digests, strict=True)]
-            crops = [(i, patch) for i, (patches, _) in enumerate(divided) for patch in patches]
-            views = [self.view(images[i], patch.box, objects_of(divided[i][0])) for i, patch in crops]
-            seeds = [[seed_of(self.seed, digests[i], one.name, k) for k in range(config.samples)] for i, one in crops]
-            texts = self._ask(views, config.prompts.describe, seeds, config.temperature)
-        cost.calls["describe"] += self.vision.spent.calls - before
-        samples: list[list[tuple[str, ...]]] = [[] for _ in images]
-        for (i, _), own in zip(crops, texts, strict=True):
-            samples[i].append(tuple(own))
+            views, seeds = [], []
+            for image, digest, (patches, _) in zip(images, digests, divided, strict=True):
+                views += [self.view(image, one.box, objects_of(patches)) for one in patches]
+                seeds += [[seed_of(self.seed, digest, one.name, k) for k in range(config.samples)] for one in patches]
+            samples = iter(self.sample(views, config.prompts.describe, seeds, config.temperature))
         return [
-            Described(tuple(patches), tuple(own), whole, tuple(notes))
-            for (patches, notes), own, (whole,) in zip(divided, samples, wholes, strict=True)
+            Described(whole, tuple(replace(one, samples=tuple(next(samples))) for one in patches), notes)
+            for (whole,), (patches, notes) in zip(wholes, divided, strict=True)
         ]
 
-    def _ask(
+    def sample(
         self, images: Sequence[Image.Image], question: str, seeds: Sequence[Sequence[int]], temperature: float
     ) -> list[list[str]]:
         """What the describing model says of each image, once for each of its seeds."""
+        self.vision.cost.calls["describe"] += sum(map(len, seeds))
         most = self.config.max_new_tokens
         return self.vision.describe(images, question, seeds=seeds, temperature=temperature, max_new_tokens=most)
 
-    def _divide(self, image: Image.Image, found: list[Detection], digest: str) -> tuple[list[Patch], list[str]]:
-        """The patches of an image, and what to know about the semantic one where there is none."""
+    def _divide(
+        self, image: Image.Image, found: Sequence[Detection], digest: str
+    ) -> tuple[list[Patch], tuple[str, ...]]:
+        """The patches of an image, and why there is no semantic one."""
         config = self.config
-        patches = spatial_patches(
-            found,
-            image.size,
-            threshold=config.score_threshold,
-            fallback=config.fallback_boxes,
-            merge_above=config.merge_iou,
-            fraction=config.assign_share,
-        )
         named = confident(found, threshold=config.score_threshold, fallback=config.fallback_boxes)
+        patches = spatial_patches(
+            [one.box for one in named], image.size, merge_above=config.merge_iou, fraction=config.assign_share
+        )
         if not config.semantic:
-            return patches, ["no semantic patch: it is switched off"]
-        if not any(one.label for one in named):
-            # No class can match, so the patch would be the whole image, which is never used.
-            return patches, ["no semantic patch: the detector names no classes"]
-        patch = self._semantic(image, named, digest)
-        if patch is None:
-            return patches, ["no semantic patch: what the short caption names covers too much of the image"]
-        return [*patches, patch], []
-
-    def _semantic(self, image: Image.Image, named: Sequence[Detection], digest: str) -> Patch | None:
-        config = self.config
-        seeds = [[seed_of(self.seed, digest, "short", 0)]]
-        ((short,),) = self._ask([image], config.prompts.short, seeds, config.global_temperature)
+            return patches, ("no semantic patch: it is switched off",)
         classes = list(dict.fromkeys(one.label for one in named if one.label))
+        if not classes:
+            # No class can match, so the patch would be the whole image, which is never used.
+            return patches, ("no semantic patch: the detector names no classes",)
+        seeds = [[seed_of(self.seed, digest, "short", 0)]]
+        ((short,),) = self.sample([image], config.prompts.short, seeds, config.global_temperature)
         spoken = set(self.aggregator.objects(short, classes))
         matched = [one.box for one in named if one.label in spoken]
-        return semantic_patch(matched, image.size, most_iou=config.semantic_iou)
+        patch = semantic_patch(matched, image.size, most_iou=config.semantic_iou)
+        if patch is None:
+            return patches, ("no semantic patch: what the short caption names covers too much of the image",)
+        return [*patches, patch], ()
 
     def view(self, image: Image.Image, box: Box, objects: Sequence[Box] = ()) -> Image.Image:
         """What the models see of a patch.
@@ -224,30 +213,22 @@ class PatchCaptioner:
 
     # -- aggregate ---------------------------------------------------------------------------------------------
 
-    def aggregate(
-        self, image: Image.Image, described: Described, cost: CaptionCost | None = None, *, calls: int | None = None
-    ) -> Caption:
-        """The caption of an image from its descriptions; `cost` and the aggregator's `calls` so far go on."""
-        cost = cost if cost is not None else CaptionCost()
-        calls = self.aggregator.calls if calls is None else calls
-        objects = objects_of(described.patches)
+    def aggregate(self, image: Image.Image, described: Described) -> Caption:
+        """The caption of an image from its descriptions; what it takes is added to `vision.cost`."""
+        cost, objects = self.vision.cost, objects_of(described.patches)
 
         def score(pairs: Sequence[tuple[Box, str]]) -> list[float]:
             cost.calls["match"] += len(pairs)
-            with clock(cost, "match"):
+            with cost.clock("match"):
                 return checked_scores(self.matcher, [(self.view(image, box, objects), text) for box, text in pairs])
 
-        with clock(cost, "aggregate"):
+        matching = cost.seconds["match"]
+        with cost.clock("aggregate"):
             work = Hierarchy(image.size, self.config, self.aggregator, score)
-            final, regions = work.run(described.whole, described.patches, described.samples)
+            final, regions = work.run(described.whole, described.patches)
             sentences = work.provenance.close(final)
-        cost.seconds["aggregate"] -= cost.seconds["match"]
-        cost.seconds["total"] = sum(cost.seconds.values())
-        cost.calls["aggregate"] = self.aggregator.calls - calls
-        cost.charge(self.vision.spent)
-        tree, nodes = tree_of(
-            described.whole, work.image, described.patches, described.samples, regions, sentences
-        )
+        cost.seconds["aggregate"] -= cost.seconds["match"] - matching
+        tree, nodes = tree_of(described.whole, described.patches, regions, sentences)
         text = joined(work.provenance.texts(final))
         return Caption(text, tuple(sentences), nodes, tree, cost, described.notes, image)
 
@@ -255,7 +236,7 @@ class PatchCaptioner:
         """What decides the captions, JSON-serialisable; two captioners with the same one write the same."""
         return {
             "seed": self.seed,
-            "config": self.config.to_dict(),
+            "config": asdict(self.config),
             "model": self.vision.identity(),
             "detector": _identity(self.detector),
             "matcher": _identity(self.matcher),
@@ -269,7 +250,7 @@ def objects_of(patches: Sequence[Patch]) -> list[Box]:
 
 
 def _identity(component: Any) -> dict[str, Any]:
-    """A component's name and plain settings; its `identity()` where it has one."""
+    """A component's name and the settings that decide its output; its `identity()` where it has one."""
     name = getattr(component, "__qualname__", None) or type(component).__qualname__
     if hasattr(component, "identity"):
         return {"name": name, **component.identity()}
@@ -279,24 +260,14 @@ def _identity(component: Any) -> dict[str, Any]:
     return {"name": name, **plain, **{k: v for k, v in models.items() if v is not None}}
 
 
-@contextmanager
-def clock(cost: CaptionCost, stage: str) -> Iterator[None]:
-    """Add the seconds of a block to a stage."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        cost.seconds[stage] += time.perf_counter() - start
-
-
 def checked_image(image: Any) -> Image.Image:
     """The image in RGB.
 
     Raises:
-        VlmpruneError: it is none, or has no pixels.
+        VlmpruneError: it is something else, or has no pixels.
     """
     if not isinstance(image, Image.Image):
-        raise VlmpruneError(f"{image!r:.80} is no image; pass a PIL image, or paths to map().")
+        raise VlmpruneError(f"image must be a PIL image, got {image!r:.80}; pass paths to map().")
     if not all(image.size):
         raise VlmpruneError(f"The image of size {image.size} has no pixels; pass another one.")
     return as_rgb(image)
@@ -304,9 +275,7 @@ def checked_image(image: Any) -> Image.Image:
 
 def is_bundled(processor: Any) -> bool:
     """Whether this is the processor of the bundled pair, by its vocabulary."""
-    from ..tiny.vocabulary import words
+    from ..tiny import known_words
 
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
-        return False
-    return bool(tokenizer.get_vocab().keys() == set(words()))
+    vocabulary: dict[str, int] = getattr(getattr(processor, "tokenizer", None), "get_vocab", dict)()
+    return vocabulary.keys() == known_words()

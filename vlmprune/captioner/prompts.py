@@ -15,7 +15,7 @@ class Prompts:
     `yes` and `no` are the two answers to it, `boxes` asks for objects with boxes on a scale from 0 to `{scale}`.
 
     Raises:
-        VlmpruneError: an empty text, or a placeholder missing.
+        VlmpruneError: an empty text, a placeholder missing in `verify`, or one that is not `{scale}` in `boxes`.
     """
 
     describe: str = "Describe this image in detail."
@@ -34,6 +34,10 @@ class Prompts:
                 raise VlmpruneError(f"The prompt {name}={text!r} is empty; give it a text.")
         if "{sentence}" not in self.verify:
             raise VlmpruneError(f"The prompt verify={self.verify!r} lacks {{sentence}}; put it where that goes.")
+        try:
+            self.boxes.format(scale=1000)
+        except (KeyError, IndexError, ValueError):
+            raise VlmpruneError(f"The prompt boxes={self.boxes!r} has braces beside {{scale}}; double them.") from None
 
 
 BUNDLED = Prompts(

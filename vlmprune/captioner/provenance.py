@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .aggregate import SentenceVerdict
-from .divide import Box
+from .divide import Box, Patch
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,8 @@ class Sentence:
     verdicts: tuple[SentenceVerdict, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable; the class goes by the name of `class`."""
-        return {
-            "number": self.number,
-            "text": self.text,
-            "patch": self.patch,
-            "box": list(self.box),
-            "sample": self.sample,
-            "sources": list(self.sources),
-            "class": self.label,
-            "score": self.score,
-            "kept": self.kept,
-            "reason": self.reason,
-            "verdicts": [vars(verdict) for verdict in self.verdicts],
-        }
+        """The fields; the class goes by the name of `class`."""
+        return {"class" if name == "label" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass
@@ -58,20 +46,15 @@ class Provenance:
     def __getitem__(self, number: int) -> Sentence:
         return self.entries[number]
 
-    def add(self, text: str, patch: str, box: Box, *, sample: int | None = None, sources: Iterable[int] = ()) -> int:
-        """Add a sentence; returns its number."""
-        self.entries.append(Sentence(len(self.entries), text, patch, box, sample, tuple(sources)))
+    def add(self, text: str, patch: Patch, *, sample: int | None = None, sources: Iterable[int] = ()) -> int:
+        """Add a sentence about a patch; returns its number."""
+        self.entries.append(Sentence(len(self.entries), text, patch.name, patch.box, sample, tuple(sources)))
         return len(self.entries) - 1
 
     def judge(self, number: int, verdict: SentenceVerdict) -> None:
         """Add a verdict on a sentence."""
         entry = self.entries[number]
         self.entries[number] = replace(entry, verdicts=(*entry.verdicts, verdict))
-
-    def drop(self, number: int, stage: str, reason: str) -> None:
-        """Drop a sentence for another reason than its class."""
-        entry = self.entries[number]
-        self.judge(number, SentenceVerdict(stage, entry.label, entry.score, False, reason))
 
     def texts(self, numbers: Sequence[int]) -> list[str]:
         return [self.entries[number].text for number in numbers]
@@ -91,38 +74,23 @@ class Provenance:
         Raises:
             RuntimeError: a sentence is neither in the caption nor dropped for a reason, which would be a bug here.
         """
-        reached: set[int] = set()
-        waiting = list(final)
-        while waiting:
-            number = waiting.pop()
-            if number not in reached:
-                reached.add(number)
-                waiting += self.entries[number].sources
-        users: dict[int, list[int]] = {}
-        for entry in self.entries:
-            for source in entry.sources:
-                users.setdefault(source, []).append(entry.number)
-        closed = [self._closed(entry, reached, users) for entry in self.entries]
-        lost = [entry.number for entry in closed if not entry.reason]
-        if lost:
-            raise RuntimeError(f"sentences {lost} were lost without a reason; this is a bug in vlmprune")
-        return closed
-
-    def _closed(self, entry: Sentence, reached: set[int], users: dict[int, list[int]]) -> Sentence:
-        kept = entry.number in reached
-        verdicts = entry.verdicts
-        decisive = [v for v in verdicts if v.kept == kept]
-        reason = decisive[-1].reason if decisive else "in the caption" if kept else ""
-        if not kept and not decisive:
-            # It went into another sentence, and that one was dropped.
-            reason = next((self._drop_reason(user, users) for user in users.get(entry.number, ())), "")
-        score = next((v.score for v in reversed(verdicts) if v.score is not None), None)
-        # The class of the decision that counts; a sentence dropped by the fusion keeps the class it had.
-        label = next((v.label for v in (*reversed(decisive), *reversed(verdicts)) if v.label), None)
-        return replace(entry, kept=kept, reason=reason, label=label, score=score)
-
-    def _drop_reason(self, number: int, users: dict[int, list[int]]) -> str:
-        dropped = [v for v in self.entries[number].verdicts if not v.kept]
-        if dropped:
-            return f"rewritten as sentence {number}, dropped: {dropped[-1].reason}"
-        return next((self._drop_reason(user, users) for user in users.get(number, ())), "")
+        reached = set(final)
+        passed_down: dict[int, str] = {}  # why what a sentence was rewritten as is not in the caption
+        closed = []
+        for entry in reversed(self.entries):  # a sentence's sources come before it
+            kept = entry.number in reached
+            decisive = [v for v in entry.verdicts if v.kept == kept]
+            if kept:
+                reached.update(entry.sources)
+                reason = decisive[-1].reason if decisive else "in the caption"
+            else:
+                reason = decisive[-1].reason if decisive else passed_down.get(entry.number, "")
+                why = f"rewritten as sentence {entry.number}, dropped: {reason}" if decisive else reason
+                passed_down.update(dict.fromkeys(entry.sources, why))
+            if not reason:
+                raise RuntimeError(f"sentence {entry.number} was lost without a reason; this is a bug in vlmprune")
+            score = next((v.score for v in reversed(entry.verdicts) if v.score is not None), None)
+            # The class of the decision that counts; a sentence dropped by the fusion keeps the class it had.
+            label = next((v.label for v in (*reversed(decisive), *reversed(entry.verdicts)) if v.label), None)
+            closed.append(replace(entry, kept=kept, reason=reason, label=label, score=score))
+        return closed[::-1]

@@ -52,13 +52,11 @@ class WordAggregator:
                 if all(found):
                     agree, conflict = (sum(pair[k] for pair in found if pair) / len(members) for k in (0, 1))
                     offers.append((conflict - agree, i, number))
-        taken: set[int] = set()
-        placed: set[int] = set()
+        placed: dict[int, int] = {}
         for _, i, number in sorted(offers):
-            if i not in placed and number not in taken:
+            if i not in placed and number not in placed.values():
+                placed[i] = number
                 things[number].append(i)
-                taken.add(number)
-                placed.add(i)
         things += [[i] for i in sample if i not in placed]
 
     def merge(self, sentences: Sequence[str]) -> list[Rewrite]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from ..hf.compatibility import CACHE
@@ -29,19 +29,34 @@ class SeededSampler(LogitsProcessor):
     the rows beside it. Temperature 0 is greedy.
     """
 
-    def __init__(self, seeds: Sequence[int], temperatures: Sequence[float]) -> None:
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.temperatures = temperatures
+        self.temperature = temperature
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[rows, vocabulary] logits -> the same shape, 0 at the drawn token and -inf elsewhere."""
-        heat = torch.tensor(self.temperatures, device=scores.device, dtype=torch.float64)[:, None]
-        drawn = torch.tensor([torch.rand((), generator=g, dtype=torch.float64) for g in self.generators])
-        cumulative = (scores.double() / heat.clamp(min=1e-6)).softmax(-1).cumsum(-1)
-        # The last number may be a little under 1.
-        token = torch.searchsorted(cumulative, drawn.to(cumulative.device)[:, None] * cumulative[:, -1:], right=True)
-        token = torch.where(heat > 0, token.clamp(max=scores.shape[-1] - 1), scores.argmax(-1, keepdim=True))
+        if self.temperature == 0:
+            token = scores.argmax(-1, keepdim=True)
+        else:
+            drawn = torch.tensor([torch.rand((), generator=g, dtype=torch.float64) for g in self.generators])
+            cumulative = (scores.double() / max(self.temperature, 1e-6)).softmax(-1).cumsum(-1)
+            # The last number may be a little under 1.
+            wanted = drawn.to(cumulative.device)[:, None] * cumulative[:, -1:]
+            token = torch.searchsorted(cumulative, wanted, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+def drawn_from(seeds: Sequence[int], temperature: float) -> dict[str, Any]:
+    """Options for `generate` under which a `SeededSampler` alone decides, whatever the model's own settings are."""
+    return {
+        # The sampler draws; "sampling" is what keeps beams and other greedy ways of a model's own away.
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "num_beams": 1,
+        "logits_processor": LogitsProcessorList([SeededSampler(seeds, temperature)]),
+    }
 
 
 class SharedPrefill:

@@ -6,13 +6,14 @@ Shapes: B prompts of a batch, k samples of each.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import LogitsProcessorList
 
 from ..api import PrunedModel, unwrap_peft
 from ..errors import UnsupportedModelError, VlmpruneError
@@ -22,31 +23,48 @@ from ..hf.hooks import HANDLE
 from ..inputs.chat import batched, user_turn, warn_unknown_words
 from ..methods.combined import parts_of
 from ..methods.guided import Guided
-from .sampling import SeededSampler, SharedPrefill
+from .sampling import SharedPrefill, drawn_from
+
+STAGES = ("detect", "describe", "match", "aggregate")
 
 
 @dataclass
-class Spent:
-    """What calls of a model cost so far.
+class CaptionCost:
+    """What captioning cost so far.
 
-    `calls`: sequences generated or statements judged; `images`: images encoded; `visual_tokens`: rows that entered
-    the language model; `layer_avg_tokens`: the same averaged over its layers; `prefill_flops`: of the language model
-    and of a guide, None where the model was not wrapped. The samples of a crop share one encoding and one prefill, so
-    these are counted once for all of them, or as often as the prompt ran where its cache could not be shared.
+    `calls`: by stage, detector runs, sequences described, statements matched, generative calls of the aggregator.
+    `visual_tokens`: rows of visual tokens that entered the language model in all calls of the describing model, once
+    for all samples of a crop where they share its prefill (the paper counts each sample's); `layer_avg_tokens` the same
+    averaged over its layers; `prefill_flops` of its language model and of a guide (None: the model was not wrapped, so
+    nothing was counted). `images_encoded`: images through the vision tower. `seconds`: by stage.
     """
 
-    calls: int = 0
-    images: int = 0
-    visual_tokens: float = 0.0
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
+    visual_tokens: int = 0
     layer_avg_tokens: float = 0.0
     prefill_flops: float | None = 0.0
+    images_encoded: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
-    def add(self, other: Spent) -> None:
+    def add(self, other: CaptionCost) -> None:
         """Sum in place; an unknown part makes the sum unknown."""
-        for name in ("calls", "images", "visual_tokens", "layer_avg_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.visual_tokens += other.visual_tokens
+        self.layer_avg_tokens += other.layer_avg_tokens
+        self.images_encoded += other.images_encoded
         known = self.prefill_flops is not None and other.prefill_flops is not None
         self.prefill_flops = (self.prefill_flops or 0.0) + (other.prefill_flops or 0.0) if known else None
+        for stage in STAGES:
+            self.calls[stage] += other.calls[stage]
+            self.seconds[stage] += other.seconds[stage]
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
 
 
 @dataclass
@@ -56,7 +74,7 @@ class VisionModel:
     Args:
         model: a loaded Hugging Face image-text-to-text model, or what `vlmprune.wrap` returned.
         processor: its processor; a wrapped model's own when None.
-        batch_size: prompts per forward.
+        batch_size: prompts per forward. cost: what every call adds its tokens, FLOPs and images to.
     Raises:
         VlmpruneError: no processor, or it writes no chat prompts.
     """
@@ -64,7 +82,7 @@ class VisionModel:
     model: Any
     processor: Any = None
     batch_size: int = 8
-    spent: Spent = field(default_factory=Spent)
+    cost: CaptionCost = field(default_factory=CaptionCost)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, PrunedModel) and self.processor is None:
@@ -73,8 +91,7 @@ class VisionModel:
             raise VlmpruneError("The captioner needs the model's processor; pass PatchCaptioner(model, processor).")
         if not hasattr(self.processor, "apply_chat_template"):
             raise VlmpruneError(f"{type(self.processor).__name__} writes no chat prompts; pass the model's processor.")
-        unwrap_peft(self.model.model if isinstance(self.model, PrunedModel) else self.model)  # raises for no model
-        self._refuse_exits()
+        self._refuse_exits()  # raises for no model as well
 
     @property
     def plain(self) -> Any:
@@ -110,28 +127,20 @@ class VisionModel:
         if any(len(own) != count for own in seeds):
             raise VlmpruneError(f"{[len(own) for own in seeds]} samples were asked for; give each image the same.")
         texts: list[list[str]] = []
-        for part in self._parts(len(images)):
-            inputs = self._inputs([images[i] for i in part], [question] * len(part))
-            sampler = SeededSampler([s for i in part for s in seeds[i]], [temperature] * (len(part) * count))
+        for part, inputs in self._batches(images, [question] * len(images)):
             decoding = SharedPrefill(count)
             with torch.no_grad():
                 out = self.model.generate(
                     **inputs,
+                    **drawn_from([seed for own in seeds[part] for seed in own], temperature),
                     max_new_tokens=max_new_tokens,
-                    # The sampler draws; "sampling" is what keeps beams and other greedy ways of a model's own away.
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    num_beams=1,
                     num_return_sequences=1,
-                    logits_processor=LogitsProcessorList([sampler]),
                     custom_generate=decoding,
                 )
-            self._account(inputs, repeats=1 if decoding.shared else count, calls=len(out))
+            self._account(inputs, repeats=1 if decoding.shared else count)
             new = out[:, inputs["input_ids"].shape[1] :]
             decoded = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
-            texts += [decoded[i * count : (i + 1) * count] for i in range(len(part))]
+            texts += [decoded[i * count : (i + 1) * count] for i in range(len(seeds[part]))]
         return texts
 
     def probability(
@@ -140,11 +149,10 @@ class VisionModel:
         """P(yes) / (P(yes) + P(no)) of the first answer token, for each image with its question."""
         token = {answer: self._first_tokens(answer) for answer in (yes, no)}
         found: list[float] = []
-        for part in self._parts(len(images)):
-            inputs = self._inputs([images[i] for i in part], [questions[i] for i in part])
+        for _, inputs in self._batches(images, questions):
             with torch.no_grad():
                 logits = self.model(**inputs).logits[:, -1].float()
-            self._account(inputs, repeats=1, calls=len(part))
+            self._account(inputs)
             either = torch.stack([logits[:, token[answer]].logsumexp(-1) for answer in (yes, no)], dim=-1)
             found += either.softmax(-1)[:, 0].tolist()
         return found
@@ -166,19 +174,18 @@ class VisionModel:
         """An exit would put one greedy answer of the guide in the place of all samples."""
         method = None if self.handle is None else self.handle.method
         for part in () if method is None else parts_of(method):
-            if isinstance(part, Guided) and (exit_at := part.guide_settings().exit_at) is not None:
+            if isinstance(part, Guided) and part.exit_at is not None:
                 raise VlmpruneError(
-                    f"With exit_at={exit_at} one answer of the guide takes the place of a crop's samples; wrap "
+                    f"With exit_at={part.exit_at} one answer of the guide takes the place of a crop's samples; wrap "
                     "the model with exit_at=None to caption."
                 )
 
-    def _parts(self, count: int) -> Iterator[range]:
-        for at in range(0, count, self.batch_size):
-            yield range(at, min(count, at + self.batch_size))
-
-    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
-        talks = [user_turn([one], text) for one, text in zip(images, questions, strict=True)]
-        return to_device(self.plain, batched(self.processor, talks))
+    def _batches(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Iterator[tuple[slice, Any]]:
+        """Model inputs, `batch_size` prompts at a time, and which prompts they are."""
+        for at in range(0, len(images), self.batch_size):
+            part = slice(at, at + self.batch_size)
+            talks = [user_turn([one], text) for one, text in zip(images[part], questions[part], strict=True)]
+            yield part, to_device(self.plain, batched(self.processor, talks))
 
     def _first_tokens(self, answer: str) -> list[int]:
         """Ids of the answer's first token in its usual spellings."""
@@ -193,17 +200,18 @@ class VisionModel:
             raise VlmpruneError(f"The tokenizer has no token for the answer {answer!r}; set another in the prompts.")
         return sorted(ids)
 
-    def _account(self, inputs: Any, *, repeats: int, calls: int) -> None:
-        prompts = len(inputs["input_ids"])
-        handle = self.handle
-        if handle is not None:
-            report = handle.report
+    def _account(self, inputs: Any, *, repeats: int = 1) -> None:
+        prompts, flops = len(inputs["input_ids"]), None
+        if self.handle is not None:
+            report = self.handle.report
             entering, average = report.lm_tokens * prompts, report.layer_avg_tokens * prompts
-            flops: float | None = float(report.prefill_flops + (report.guide_flops or 0)) * repeats
+            flops = float(report.prefill_flops + (report.guide_flops or 0)) * repeats
         else:
             entering = average = float(torch.isin(inputs["input_ids"].cpu(), torch.tensor(self._visual_ids())).sum())
-            flops = None
-        self.spent.add(Spent(calls, prompts, entering * repeats, average * repeats, flops))
+        rows, average = round(entering) * repeats, average * repeats
+        self.cost.add(
+            CaptionCost(visual_tokens=rows, layer_avg_tokens=average, prefill_flops=flops, images_encoded=prompts)
+        )
 
     def _visual_ids(self) -> list[int]:
         config = self.plain.config

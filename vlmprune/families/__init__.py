@@ -64,8 +64,7 @@ def register_family(model_type: str, grids: Grids | None = None, **options: Any)
     """
     if not isinstance(model_type, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", model_type):
         raise VlmpruneError(
-            f"model_type={model_type!r:.60} is no model type; pass the string that stands in the model's "
-            "config.model_type."
+            f"model_type must be the string in the model's config.model_type, got {model_type!r:.60}."
         )
     if model_type in FAMILIES:
         raise VlmpruneError(f"The family {model_type!r} is registered already; register another config.model_type.")
@@ -73,7 +72,7 @@ def register_family(model_type: str, grids: Grids | None = None, **options: Any)
 
     def add(function: Grids) -> Grids:
         if not callable(function):
-            raise VlmpruneError(f"grids={function!r:.60} is no function; pass one of (config, media).")
+            raise VlmpruneError(f"grids must be a function of (config, media), got {function!r:.60}.")
 
         @wraps(function)
         def checked(config: Any, media: Media) -> list[ImageGrid]:

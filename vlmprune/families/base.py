@@ -87,17 +87,13 @@ class Family:
         """Whether positions are one running number under a causal mask, so that they can be re-indexed."""
         return not (self.multi_axis_positions or self.cross_attention or self.bidirectional)
 
-    def base(self, model: Any) -> Any:
-        """The model below the language-model head, whose forward merges text and images."""
-        return model.base_model
-
     def language_model(self, model: Any) -> Any:
         """The model that holds the decoder layers."""
-        return getattr(self.base(model), self.text_model)
+        return getattr(model.base_model, self.text_model)
 
     def vision_tower(self, model: Any) -> Any:
         """The model that encodes pixels."""
-        return getattr(self.base(model), self.vision)
+        return getattr(model.base_model, self.vision)
 
     def tower_attention(self, model: Any) -> Any:
         """The attention module of the tower's layer whose output becomes visual tokens, or None."""
@@ -140,8 +136,9 @@ def check_options(options: dict[str, Any]) -> None:
             raise VlmpruneError(f"A family has no option {name!r}; {nearest(name, defaults)}")
         default = defaults[name]
         if default is None and not (value is None or callable(value)):
-            raise VlmpruneError(f"{name}={value!r:.60} is no function; pass one, or leave {name} out.")
+            raise VlmpruneError(f"{name} must be a function or left out, got {value!r:.60}.")
         if default is not None and not isinstance(value, type(default)):
-            raise VlmpruneError(f"{name}={value!r:.60} is no {type(default).__name__}; the default is {default!r}.")
+            kind = type(default).__name__
+            raise VlmpruneError(f"{name} must be a {kind} such as the default {default!r}, got {value!r:.60}.")
     if options.get("pixel_axis", "image") not in ("image", "sample"):
         raise VlmpruneError(f"pixel_axis={options['pixel_axis']!r:.60} is unknown; use 'image' or 'sample'.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.locate import ImageGrid, ImageSpan, SampleLayout, grid_centres, no_place
+from ..flow.locate import ImageGrid, SampleLayout, dealt, grid_centres, no_place
 from .base import Family, Media
 
 
@@ -42,18 +42,9 @@ def cross_layouts(config: Any, media: Media) -> list[SampleLayout]:
     stride = config.vision_config.max_num_tiles * (side * side + 1)
     layouts = []
     for row in ids:
-        slots: list[Tensor] = []
-        spans: list[ImageSpan] = []
-        start = 0
-        for number, ratio in enumerate(row.tolist()):
-            if ratio <= 0:
-                continue
-            image = next(images)
-            slots.append(torch.arange(image.count) + number * stride)
-            positions = torch.arange(start, start + image.count)
-            spans.append(ImageSpan(len(spans), positions, image.count, image.grid, image.xy))
-            start += image.count
-        layouts.append(SampleLayout(torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long), tuple(spans)))
+        own = {number: next(images) for number, ratio in enumerate(row.tolist()) if ratio > 0}
+        slots = [torch.arange(image.count) + number * stride for number, image in own.items()]
+        layouts.append(dealt(torch.cat([torch.zeros(0, dtype=torch.long), *slots]), own.values()))
     return layouts
 
 

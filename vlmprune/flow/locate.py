@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,6 +68,17 @@ class SampleLayout:
         return self.slots.shape[0]
 
 
+def dealt(slots: Tensor, grids: Iterable[ImageGrid]) -> SampleLayout:
+    """A sample's visual tokens at `slots` [V], its images' one behind the other."""
+    spans: list[ImageSpan] = []
+    start = 0
+    for grid in grids:
+        positions = torch.arange(start, start + grid.count)
+        spans.append(ImageSpan(len(spans), positions, grid.count, grid.grid, grid.xy))
+        start += grid.count
+    return SampleLayout(slots, tuple(spans))
+
+
 def grid_centres(h: int, w: int, t: int = 1) -> Tensor:
     """Centres (x, y) of a t x h x w grid in raster order: [t * h * w, 2] in 0..1."""
     y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
@@ -116,18 +127,14 @@ def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[Sample
     layouts, remaining = [], list(grids)
     for row in visual:
         slots = row.nonzero()[:, 0]
-        spans: list[ImageSpan] = []
-        start = 0
-        while start < len(slots):
+        own: list[ImageGrid] = []
+        while (start := sum(grid.count for grid in own)) < len(slots):
             if not remaining or start + remaining[0].count > len(slots):
                 raise VlmpruneError(
                     f"The prompt has {len(slots)} visual tokens in a sample, but its images give "
                     f"{start + (remaining[0].count if remaining else 0)}; run the prompt whole if this is a piece of "
                     "it, and prepare text and images with the model's own processor."
                 )
-            grid = remaining.pop(0)
-            positions = torch.arange(start, start + grid.count)
-            spans.append(ImageSpan(len(spans), positions, grid.count, grid.grid, grid.xy))
-            start += grid.count
-        layouts.append(SampleLayout(slots, tuple(spans)))
+            own.append(remaining.pop(0))
+        layouts.append(dealt(slots, own))
     return layouts

@@ -64,11 +64,7 @@ class Rows:
         return [row.nonzero()[:, 0] for row in self.kept]
 
     def check(self, sample: Tensor, position: Tensor) -> None:
-        """Refuse positions whose row was dropped.
-
-        Raises:
-            VlmpruneError: there is one.
-        """
+        """Refuse positions whose row was dropped."""
         gone = (self.valid & ~self.kept)[sample, position]
         if bool(gone.any()):
             raise VlmpruneError(
@@ -113,10 +109,6 @@ class PromptState:
     def has_image(self) -> bool:
         """Whether any sample has visual tokens."""
         return any(layout.count for layout in self.layouts)
-
-    def release(self) -> None:
-        """The prompt's forward is over: observers keep the state, and must not keep a cache alive."""
-        self.cache = None
 
     def stage_at(self, layer: int) -> Stage | None:
         """The last stage before or at a decoder layer."""
@@ -163,7 +155,3 @@ class PromptState:
         ]
         valid = torch.gather(self.prompt_valid, 1, index) & self.chosen.real
         return layouts, torch.gather(self.input_ids, 1, index), valid
-
-    def drops(self, kept: list[Tensor]) -> bool:
-        """Whether keeping these, per sample [K], drops or merges anything."""
-        return any(len(some) < layout.count for some, layout in zip(kept, self.layouts, strict=True))

@@ -154,11 +154,7 @@ def _indices(value: Any, visual: int, what: str, sample: int, wanted: str) -> Te
 
 
 def _whole_numbers(value: Any, size: int, what: str, where: str, wanted: str) -> Tensor:
-    """Whole numbers, or a bool mask of `size` as the places where it is True: int64 on the CPU, 1-D.
-
-    Raises:
-        VlmpruneError: anything else.
-    """
+    """Whole numbers, or a bool mask of `size` as the places where it is True: int64 on the CPU, 1-D."""
     found = _tensor(value)
     if found is not None and found.numel() == 0 and found.dim() == 1:
         found = found.long()

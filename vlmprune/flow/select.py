@@ -79,8 +79,8 @@ def with_last(selection: Selection, layouts: Sequence[SampleLayout], hidden: Ten
     return Selection(kept, merged)
 
 
-def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | int) -> Tensor:
-    """The highest `count_for(keep, count)` scores of every image; ties go to the earlier token.
+def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], counts: Sequence[int]) -> Tensor:
+    """The `counts` highest scores of each image; ties go to the earlier token.
 
     The last token of a prompt, where it is visual, is ranked first.
 
@@ -96,7 +96,7 @@ def top_k_per_image(scores: Tensor, images: Sequence[ImageSpan], keep: float | i
     if ending := [int(span.positions[-1]) for span in images if span.ends]:
         scores = scores.clone()
         scores[ending] = math.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).max
-    kept = top_k(scores, [span.positions for span in images], [count_for(keep, span.count) for span in images])
+    kept = top_k(scores, [span.positions for span in images], counts)
     return kept if scores.device.type == "cpu" else torch.where(torch.isnan(scores).any(), UNRANKED, kept)
 
 
@@ -111,11 +111,7 @@ def ranking(scores: Tensor) -> Tensor:
 
 
 def check_ranked(values: Tensor) -> None:
-    """Refuse scores with NaN, or the indices made of such scores on a GPU.
-
-    Raises:
-        VlmpruneError: there are any.
-    """
+    """Refuse scores with NaN, or the indices made of such scores on a GPU."""
     if bool((torch.isnan(values) if values.is_floating_point() else values == UNRANKED).any()):
         raise VlmpruneError(
             "The scores of the visual tokens hold NaN, so no ranking exists; check the model's precision (float16 "

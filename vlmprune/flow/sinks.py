@@ -54,40 +54,18 @@ def threshold(tau: float | None, width: int) -> float:
 
 
 def check_tau(tau: float | None) -> None:
-    """Validate tau by itself.
-
-    Raises:
-        VlmpruneError: no number, or not above 0.
-    """
-    if tau is None:
-        return
-    if isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < math.inf:
-        raise VlmpruneError(f"tau={tau!r} is no threshold; use a number above 0, or None for the model's own.")
-
-
-def check_share(name: str, value: float) -> None:
-    """Validate an option that is a share.
-
-    Raises:
-        VlmpruneError: outside [0, 1], or no number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN fails too
-        raise VlmpruneError(f"{name}={value!r} is no share; use a number from 0 to 1.")
+    """Refuse a tau that is no number above 0, whatever the model."""
+    if tau is not None and (isinstance(tau, bool) or not isinstance(tau, int | float) or not 0 < tau < math.inf):
+        raise VlmpruneError(f"tau must be a number above 0, or None for the model's own, got {tau!r}.")
 
 
 def check_dims(dims: Sequence[int] | None, width: int | None = None) -> None:
-    """Validate sink dimensions, against the model's width where it is known.
-
-    Raises:
-        VlmpruneError: not a list of whole numbers, or one outside the width.
-    """
+    """Refuse sink dimensions that are no list of whole numbers, or go beyond the model's width where it is known."""
     if dims is None:
         return
     whole = isinstance(dims, list | tuple) and all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
     if not whole or not dims or min(dims) < 0:
-        raise VlmpruneError(
-            f"sink_dims={dims!r} are no dimensions; use a list of whole numbers from 0, or None to find them."
-        )
+        raise VlmpruneError(f"sink_dims must be a list of whole numbers from 0, or None to find them, got {dims!r}.")
     if width is not None and max(dims) >= width:
         raise VlmpruneError(
             f"sink_dims={tuple(dims)!r} go beyond the model's width of {width}; use numbers from 0 to {width - 1}, or "

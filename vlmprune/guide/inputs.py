@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, GenerationMixin
 
 from ..families import Family
@@ -32,8 +33,8 @@ _NOT_PROMPT = {
     "cache_position",
     "inputs",
 }
-# One entry a token of the prompt; and what a token that is generated gets.
-_TOKEN_WISE = {"token_type_ids": 0, "mm_token_type_ids": 0, "cross_attention_mask": None}
+_LIKE_THE_LAST = {"cross_attention_mask"}
+_TOKEN_WISE = {"token_type_ids", "mm_token_type_ids", *_LIKE_THE_LAST}  # one entry per token of the prompt
 _SAMPLE_WISE = {"input_ids", "attention_mask", "position_ids", "inputs_embeds", "batch_num_images", *_TOKEN_WISE}
 
 
@@ -55,24 +56,6 @@ def prompt_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in options and value is not None}
 
 
-def same_inputs(model: Any, guide: Any) -> bool:
-    """Whether the two models read the same token ids and pixels, as far as their configs say."""
-    ours, theirs = model.config, guide.config
-    if ours.model_type != theirs.model_type:
-        return False
-    if ours.get_text_config().vocab_size != theirs.get_text_config().vocab_size:
-        return False
-    names = ("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "max_num_tiles")
-    if any(getattr(ours.vision_config, n, None) != getattr(theirs.vision_config, n, None) for n in names):
-        return False
-    skipped = {"text_config", "vision_config"}
-    for name in sorted((ours.to_dict().keys() | theirs.to_dict().keys()) - skipped):
-        matters = name.endswith(("token_id", "token_index")) or name in _GRID_FIELDS
-        if matters and getattr(ours, name, None) != getattr(theirs, name, None):
-            return False
-    return True
-
-
 # Config fields that decide how many visual tokens an image has.
 _GRID_FIELDS = {
     "image_grid_pinpoints",
@@ -83,6 +66,20 @@ _GRID_FIELDS = {
     "vision_aspect_ratio",
     "vision_feature_select_strategy",
 }
+_VISION_FIELDS = ("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "max_num_tiles")
+
+
+def same_inputs(model: Any, guide: Any) -> bool:
+    """Whether the two models read the same token ids and pixels, as far as their configs say."""
+
+    def read(config: Any) -> tuple[Any, ...]:
+        names = {name for name in config.to_dict() if name.endswith(("token_id", "token_index"))} | _GRID_FIELDS
+        own = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+        vision = [getattr(config.vision_config, name, None) for name in _VISION_FIELDS]
+        return config.get_text_config().vocab_size, own, vision
+
+    ours, theirs = model.config, guide.config
+    return ours.model_type == theirs.model_type and read(ours) == read(theirs)
 
 
 def take_samples(
@@ -97,43 +94,27 @@ def take_samples(
     """
     spans = [(b, span) for b, layout in enumerate(layouts) for span in layout.images]
     chosen = torch.tensor(list(samples))
-    if family.pixel_axis == "sample":
-        sizes = [1] * len(layouts)
-        owners = list(range(len(layouts)))
-    else:
-        owners = [b for b, _ in spans]
+    owners = torch.tensor([b for b, _ in spans], dtype=torch.long)
+    images = torch.isin(owners, chosen).nonzero()[:, 0]
+    rows = chosen
+    if family.pixel_axis != "sample":
         sizes = [family.pixel_rows(config, span.grid, span.count) for _, span in spans]
-    rows = _ranges(sizes, owners, samples)
-    images = torch.tensor([i for i, (b, _) in enumerate(spans) if b in set(samples)], dtype=torch.long)
+        rows = torch.isin(owners.repeat_interleave(torch.tensor(sizes, dtype=torch.long)), chosen).nonzero()[:, 0]
     taken: dict[str, Any] = {}
     for name, value in inputs.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             taken[name] = value
         elif name in _SAMPLE_WISE:
             taken[name] = value[..., chosen, :] if name == "position_ids" else value[chosen.to(value.device)]
-        elif family.pixel_axis == "sample":
-            taken[name] = value[chosen.to(value.device)]
-        elif name.startswith("pixel"):
+        elif family.pixel_axis == "sample" or name.startswith("pixel"):
             taken[name] = value[rows.to(value.device)]
         else:
             taken[name] = value[images.to(value.device)]
     return taken, rows
 
 
-def _ranges(sizes: Sequence[int], owners: Sequence[int], samples: Sequence[int]) -> Tensor:
-    """Rows of consecutive blocks of `sizes` that belong to `samples`, sample after sample."""
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    rows = [
-        torch.arange(starts[i], starts[i] + sizes[i])
-        for sample in samples
-        for i, owner in enumerate(owners)
-        if owner == sample
-    ]
-    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.long)
-
-
 def with_answers(inputs: dict[str, Any], answers: Sequence[Tensor], pad: int) -> dict[str, Any]:
-    """A prompt and its answer in one sequence a sample, padding left out and made anew on the left.
+    """A prompt and its answer in one sequence per sample, padded on the left whatever the prompt's padding.
 
     Args:
         answers: per sample [n] token ids.
@@ -141,25 +122,19 @@ def with_answers(inputs: dict[str, Any], answers: Sequence[Tensor], pad: int) ->
     ids: Tensor = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    lengths = [int(row.sum()) + len(answer) for row, answer in zip(valid, answers, strict=True)]
-    longest = max(lengths)
-    out = dict(inputs)
-    out.pop("position_ids", None)
-    out["input_ids"] = torch.full((len(ids), longest), pad, device=ids.device)
-    out["attention_mask"] = torch.zeros(len(ids), longest, dtype=torch.long, device=ids.device)
-    for name in _TOKEN_WISE.keys() & inputs.keys():
-        value = inputs[name]
-        out[name] = value.new_zeros(len(ids), longest, *value.shape[2:])
-    for b, (row, answer, length) in enumerate(zip(valid, answers, lengths, strict=True)):
-        start, end = longest - length, longest - len(answer)
-        out["input_ids"][b, start:end] = ids[b, row]
-        out["input_ids"][b, end:] = answer.to(ids.device)
-        out["attention_mask"][b, start:] = 1
-        for name, filler in _TOKEN_WISE.items():
-            if name in inputs:
-                held = inputs[name][b, row]
-                out[name][b, start:end] = held
-                out[name][b, end:] = held[-1] if filler is None else filler
+
+    def joined(values: Tensor, tails: Sequence[Tensor], filler: int = 0) -> Tensor:
+        rows = [torch.cat([own[real], tail.to(own)]) for own, real, tail in zip(values, valid, tails, strict=True)]
+        return pad_sequence(rows, batch_first=True, padding_value=filler, padding_side="left")
+
+    out = {name: value for name, value in inputs.items() if name != "position_ids"}
+    out["input_ids"] = joined(ids, answers, pad)
+    out["attention_mask"] = joined(valid.long(), [torch.ones_like(answer) for answer in answers])
+    for name in _TOKEN_WISE & inputs.keys():
+        # A generated token gets 0, or what the last token of its prompt has.
+        last = [own[real][-1] * (name in _LIKE_THE_LAST) for own, real in zip(inputs[name], valid, strict=True)]
+        tails = [one.expand(len(answer), *one.shape) for one, answer in zip(last, answers, strict=True)]
+        out[name] = joined(inputs[name], tails)
     return out
 
 

@@ -7,6 +7,8 @@ sequence, V visual tokens of a sample, n tokens of its answer.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +22,8 @@ from ..attention.sink_observer import VisualSinkObserver
 from ..errors import VlmpruneError
 from ..families import family_of, inner_model
 from ..flow.locate import SampleLayout
-from ..hf.arguments import to_device
-from ..methods.guided import Guided
+from ..hf.arguments import padding_mask, to_device
+from ..methods.guided import Guided, GuideOptions
 from ..methods.none import Unpruned
 from ..runtime.call_lock import attached, bare
 from ..runtime.session import Session
@@ -39,11 +41,11 @@ _GREEDY = {
     "cache_implementation": None,
     "return_dict_in_generate": False,
 }
-CONSISTENCY_KEEP = 0.05  # the paper's share of visual tokens for the second look at the answer
+CONSISTENCY_KEEP = 0.05  # the paper's fraction of visual tokens for the second look at the answer
 
 
 @dataclass(frozen=True)
-class Guidance:
+class GuideOutput:
     """What a guide found out about a batch.
 
     `importance`: per sample [V], fp32, on the guide's `layouts`. `answers`: per sample [n] token ids, the
@@ -60,11 +62,18 @@ class Guidance:
     consistency: list[float] | None = None
 
     @property
-    def sure(self) -> list[float] | None:
+    def exit_score(self) -> list[float] | None:
         """SGL's S of every sample, what `exit_at` is compared with; None where it was not measured."""
         if self.confidence is None or self.consistency is None:
             return None
         return [sureness(*pair) for pair in zip(self.confidence, self.consistency, strict=True)]
+
+    def exits(self, exit_at: float | None) -> list[bool]:
+        """Per sample, whether the guide's answer is taken."""
+        scores = self.exit_score
+        if exit_at is None or scores is None:
+            return [False] * len(self.importance)
+        return [score >= exit_at for score in scores]
 
 
 def guide_for(method: Guided, model: Any) -> Guide:
@@ -73,22 +82,15 @@ def guide_for(method: Guided, model: Any) -> Guide:
     Raises:
         VlmpruneError: it is `model` itself where the method wants another one, or unsupported.
     """
-    settings = method.guide_settings()
-    if settings.runner is not None:
-        guide: Guide = settings.runner
+    if method.runner is not None:
+        guide: Guide = method.runner
         return guide
-    plain = model if settings.model is None else inner_model(settings.model)
-    if settings.model is not None and plain is model:
+    plain = model if method.guide is None else inner_model(method.guide)
+    if method.guide is not None and plain is model:
         raise VlmpruneError(
             "The guide is the model itself; pass a smaller model as guide, or use the method 'fastv-oracle'."
         )
-    return Guide(
-        plain,
-        steps=settings.steps,
-        normalise=settings.normalise,
-        check=settings.check,
-        exclude_sinks=settings.exclude_sinks,
-    )
+    return Guide(plain, method)
 
 
 class _Confidence(LogitsProcessor):
@@ -106,36 +108,33 @@ class Guide:
     """A small model made ready for ranking; nothing is on it between two runs, and one run goes at a time.
 
     Args:
-        steps: count at most this many of its tokens (None: all). normalise: geometric mean of the answer tokens'
-            probabilities as consistency, else their product (the paper's code). check: whether to measure consistency.
-        exclude_sinks: give its visual sinks no importance.
+        options: of the guided method, by default those of SGL.
     Raises:
         UnsupportedModelError: its family has no adapter.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        steps: int | None = None,
-        normalise: bool = True,
-        check: bool = True,
-        exclude_sinks: bool = False,
-    ) -> None:
-        self.model, self.normalise, self.check = model, normalise, check
+    def __init__(self, model: Any, options: GuideOptions | None = None) -> None:
+        self.options = options if options is not None else GuideOptions()
+        self.model, self.steps, self.check = model, self.options.guide_steps, self.options.measure_consistency
         self.family = family_of(model)
-        self.steps = steps
-        self.watcher = ImportanceObserver(self.family.visual_ids(model.config), causal=not self.family.cross_attention)
-        self._sinks = VisualSinkObserver(self.family, model) if exclude_sinks else None
-        self._watching = Session(
-            model, self.family, Unpruned(), [self.watcher, self._sinks] if self._sinks else [self.watcher]
-        )
-        self._second = Guided(keep=CONSISTENCY_KEEP, layer=0)
-        self._checking = Session(model, self.family, self._second)
+        self._tower = self.family.vision_tower(model)
+        self.observer = ImportanceObserver(self.family.visual_ids(model.config), causal=not self.family.cross_attention)
+        self._sinks = VisualSinkObserver(self.family, model) if self.options.exclude_sinks else None
+        observers = [self.observer, self._sinks] if self._sinks else [self.observer]
+        self._first = Session(model, self.family, Unpruned(), observers)
+        self._second = Session(model, self.family, Guided(keep=CONSISTENCY_KEEP, layer=0))
+
+    @contextmanager
+    def _observed(self, ends: Sequence[int], steps: int | None) -> Iterator[VisionMemo]:
+        """Within the block the model's attention is summed, and what its vision tower returns is remembered."""
+        self.observer.expect(ends=ends, steps=steps)
+        vision = VisionMemo()
+        with attached(self._first), vision.recording(self._tower):
+            yield vision
 
     def _importance(self) -> list[Tensor]:
         """Of the last run: per sample [V]."""
-        importance = self.watcher.importance()
+        importance = self.observer.importance()
         if self._sinks is None:
             return importance
         return [
@@ -143,18 +142,15 @@ class Guide:
             for scores, sinks in zip(importance, self._sinks.often(), strict=True)
         ]
 
-    def rank(self, inputs: dict[str, Any]) -> Guidance:
+    def rank(self, inputs: dict[str, Any]) -> GuideOutput:
         """Importance from the prompt's rows alone."""
         inputs = to_device(self.model, inputs)
-        vision = VisionMemo()
         with bare(self.model), torch.no_grad():
-            self.watcher.expect(ends=[], steps=0)
-            with attached(self._watching), vision.recording(self.family.vision_tower(self.model)):
+            with self._observed(ends=[], steps=0) as vision:
                 self.model(**inputs, use_cache=False, logits_to_keep=1)
-            importance, layouts = self._importance(), self.watcher.layouts
-        return Guidance(importance, layouts, self._prompt_flops(inputs, layouts), vision)
+            return GuideOutput(self._importance(), self.observer.layouts, self._prefill_flops(self._first), vision)
 
-    def answer(self, inputs: dict[str, Any], settings: dict[str, Any], *, whole: bool) -> Guidance:
+    def answer(self, inputs: dict[str, Any], settings: dict[str, Any], *, whole: bool) -> GuideOutput:
         """Answer, rank and check.
 
         Args:
@@ -164,22 +160,19 @@ class Guide:
         inputs = to_device(self.model, inputs)
         config = self._config(settings, whole)
         ends = end_ids(config.eos_token_id)
-        vision = VisionMemo()
-        tower = self.family.vision_tower(self.model)
         with bare(self.model), torch.no_grad():
-            self.watcher.expect(ends=ends, steps=None if self.steps is None else self.steps - 1)
             record = _Confidence()
-            with attached(self._watching), vision.recording(tower):
+            with self._observed(ends, None if self.steps is None else self.steps - 1) as vision:
                 sequences = self.model.generate(
                     **inputs, generation_config=config, logits_processor=LogitsProcessorList([record])
                 )
-            importance, layouts = self._importance(), self.watcher.layouts
+            importance, layouts = self._importance(), self.observer.layouts
             answers = [_until(row, ends) for row in sequences[:, inputs["input_ids"].shape[1] :]]
             logs = torch.stack(record.steps, dim=1)
             confidence = [float(row[: len(answer)].mean().exp()) for row, answer in zip(logs, answers, strict=True)]
             consistency = self._consistency(inputs, answers, importance, vision, config) if self.check else None
-        flops = self._prompt_flops(inputs, layouts) + self._answer_flops(inputs, answers, layouts)
-        return Guidance(importance, layouts, flops, vision, answers, confidence, consistency)
+            flops = self._prefill_flops(self._first) + self._answer_flops(inputs, answers, layouts)
+        return GuideOutput(importance, layouts, flops, vision, answers, confidence, consistency)
 
     def _config(self, settings: dict[str, Any], whole: bool) -> GenerationConfig:
         """The guide's own settings, greedy, with the caller's lengths and end tokens."""
@@ -205,53 +198,38 @@ class Guide:
         fed = [answer[:-1].masked_fill(torch.isin(answer[:-1], visual), pad) for answer in answers]
         given = with_answers(inputs, fed, pad)
         longest = max(len(answer) for answer in answers)
-        with attached(self._checking), vision.replaying(self.family.vision_tower(self.model)):
-            self._checking.rank_by(importance)
-            logits = self.model(**given, use_cache=False, logits_to_keep=self._rows(given, answers, longest)).logits
+        rows: int | Tensor = longest
+        if not self.family.cross_attention:  # of a short answer the rows before may be of dropped visual tokens
+            length, back = given["input_ids"].shape[1], torch.arange(longest, 0, -1)
+            rows = torch.stack([length - back.clamp(max=len(answer)) for answer in answers])
+        with attached(self._second), vision.replaying(self._tower):
+            self._second.calls.now.importance = importance
+            logits = self.model(**given, use_cache=False, logits_to_keep=rows).logits
         scores = []
         for row, answer in zip(logits.float(), answers, strict=True):
             logs = torch.log_softmax(row[-len(answer) :], dim=-1)
             each = logs.gather(1, answer.to(logs.device)[:, None])
-            scores.append(float((each.mean() if self.normalise else each.sum()).exp()))
+            scores.append(float((each.mean() if self.options.normalise_consistency else each.sum()).exp()))
         return scores
-
-    def _rows(self, given: dict[str, Any], answers: list[Tensor], longest: int) -> int | Tensor:
-        """What predicts every answer: its last rows, at most `longest`; a short one's repeat, as the rows before may be
-        of dropped visual tokens: [B, longest]."""
-        if self.family.cross_attention:  # nothing is dropped from the rows
-            return longest
-        length, back = given["input_ids"].shape[1], torch.arange(longest, 0, -1)
-        return torch.stack([length - back.clamp(max=len(answer)) for answer in answers])
 
     # -- cost --------------------------------------------------------------------------------------------------
 
-    def _prompt_flops(self, inputs: dict[str, Any], layouts: list[SampleLayout]) -> int:
-        cost = self._watching.setup.cost
-        rows, visual = _lengths(inputs), [layout.count for layout in layouts]
-        return cost.flops([rows] * len(cost.layers), [visual] * len(cost.layers))
+    def _prefill_flops(self, session: Session) -> int:
+        """Of the last prompt of a session."""
+        report = session.calls.report
+        assert report is not None, "a prompt has just run"
+        return report.prefill_flops
 
     def _answer_flops(self, inputs: dict[str, Any], answers: list[Tensor], layouts: list[SampleLayout]) -> int:
         """The steps after the prompt, and the second look."""
-        cost = self._watching.setup.cost
-        total = 0
-        for rows, answer, layout, kept in zip(
-            _lengths(inputs), answers, layouts, self._second.counts(layouts), strict=True
-        ):
-            total += cost.step_flops(rows, len(answer) - 1, layout.count)
-            if not self.check:
-                continue
-            second = rows + len(answer) - 1
-            if not self.family.cross_attention:
-                second += kept - layout.count
-            total += cost.flops([[second]] * len(cost.layers), [[kept]] * len(cost.layers))
-            total += 2 * cost.head * (len(answer) - 1)
+        cost = self._first.setup.cost
+        lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1).tolist()
+        total = self._prefill_flops(self._second) if self.check else 0
+        for rows, answer, layout in zip(lengths, answers, layouts, strict=True):
+            for step in range(1, len(answer)):
+                total += cost.step_flops(cost.lengths(rows + step, layout.count))
+            total += 2 * cost.head * (len(answer) - 1) if self.check else 0
         return total
-
-
-def _lengths(inputs: dict[str, Any]) -> list[int]:
-    """Tokens of every prompt, padding left out."""
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    return [ids.shape[1]] * len(ids) if mask is None else [int(n) for n in mask.sum(dim=1)]
 
 
 def _until(tokens: Tensor, ends: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The session of a guided model: the guide runs before each prompt, and answers alone where it is sure.
+"""The session of a guided model: the guide runs before each prompt, and answers alone where its exit score is high.
 
 Shapes: B batch, S sequence, V visual tokens of a sample.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,13 +23,11 @@ from ..flow.transfer import transfer
 from ..hf.arguments import cache_in, has_image, image_metadata, padding_mask, refuse_video, setting
 from ..hf.cache_state import is_filled
 from ..methods.base import Method
-from ..methods.combined import parts_of
-from ..methods.guided import Guided
 from ..runtime.output_rows import Asked
 from ..runtime.session import Session
 from .inputs import end_ids, generate_parameters, prompt_inputs, same_inputs, take_samples
-from .runner import Guidance, Guide
-from .vision import SharedTower, VisionMemo
+from .runner import Guide, GuideOutput
+from .vision import SharedTower
 
 # What the guide takes over from a call's settings, or from the model's own.
 _LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length", "max_time")
@@ -52,18 +50,14 @@ class GuidedSession(Session):
         model: Any,
         family: Family,
         method: Method,
-        watchers: Sequence[AttentionObserver] = (),
+        observers: Sequence[AttentionObserver] = (),
         *,
         guide: Guide,
         processor: Any = None,
     ) -> None:
-        super().__init__(model, family, method, watchers)
-        guided = next(part for part in parts_of(method) if isinstance(part, Guided))
-        settings = guided.guide_settings()
-        self.guide = guide
-        self.processor = processor
-        self.guide_processor = settings.processor
-        self.exit_at = settings.exit_at
+        super().__init__(model, family, method, observers)
+        self.guide, self.processor = guide, processor
+        self.guide_processor, self.exit_at = guide.options.guide_processor, guide.options.exit_at
         self.same = same_inputs(model, self.guide.model) and same_vocabulary(processor, self.guide_processor)
         if not self.same and self.guide_processor is None:
             raise VlmpruneError(
@@ -89,9 +83,8 @@ class GuidedSession(Session):
             kwargs["input_ids"] = kwargs.pop("inputs")
         for inputs in (kwargs, guide_inputs or {}):
             refuse_video(inputs)
-        cache = cache_in(kwargs)
         drafts = self.calls.now.generating  # within a call of the same prompt, whose ranking stands
-        if drafts or not has_image(kwargs) or (cache is not None and is_filled(cache)):
+        if drafts or not has_image(kwargs) or is_filled(cache_in(kwargs)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
@@ -99,38 +92,50 @@ class GuidedSession(Session):
         with self.lock.generating():
             if not self.hooks:  # taken off while this call waited
                 return self.model.generate(**given)
-            start = self.calls.now.clock.now()
-            self.calls.now.image_metadata = {}
-            guidance = self._ask_guide(kwargs, guide_inputs)
-            layouts = self.setup.locator.layouts(self.calls.now, kwargs, kwargs["input_ids"], self._valid(kwargs))
-            importance = transfer(guidance.importance, guidance.layouts, layouts)
-            exited = self._exits(guidance)
-            # What the guide was given apart may be other pixels.
-            alike = self.same and guide_inputs is None and bool(self._shared)
-            guided = self.calls.now.clock.now() - start
-            running = [i for i, gone in enumerate(exited) if not gone]
-            vision = guidance.vision if alike else None
-            out, report = self._run(original, kwargs, running, layouts, importance, vision)
-            if any(exited):
-                columns = self.family.cross_columns
-                keys = columns(self.model.config, Media(image_metadata(kwargs))) if columns else 0
-                valid = self._valid(kwargs)
-                report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost)
-                out = self._merged(out, guidance, exited, kwargs)
-            assert report is not None, "what ran has a report"
-            self._note(report, guidance, exited, guided)
-            report.seconds["total"] = self.calls.now.clock.now() - start
+            out, report = self._guided(original, kwargs, guide_inputs)
             return self.calls.publish(out, report)
+
+    def _guided(self, original: Callable[..., Any], kwargs: dict[str, Any], guide_inputs: Any) -> tuple[Any, Report]:
+        """The guide's answers where it exits, the model's for the other samples; and their report."""
+        clock = self.calls.now.clock
+        start = clock.now()
+        found = self._ask_guide(kwargs, guide_inputs)
+        layouts, importance = self._transferred(found, kwargs)
+        exited = found.exits(self.exit_at)
+        # What the guide was given apart may be other pixels.
+        alike = self.same and guide_inputs is None and bool(self._shared)
+        guided = clock.now() - start
+        running = [i for i, gone in enumerate(exited) if not gone]
+        out: Any = None
+        report: Report | None = None
+        if running:
+            given, rows = kwargs, None
+            if any(exited):
+                own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
+                given = {**kwargs, **own}
+            tower = self.family.vision_tower(self.model)
+            with found.vision.replaying(tower, rows) if alike else nullcontext():
+                out, report = self._reported(original, (), given, [importance[i] for i in running])
+        if any(exited):
+            columns = self.family.cross_columns
+            keys = columns(self.model.config, Media(image_metadata(kwargs))) if columns else 0
+            valid = self._valid(kwargs)
+            report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost)
+            out = self._merged(out, found, exited, kwargs)
+        assert report is not None, "what ran has a report"
+        self._note(report, found, exited, guided)
+        report.seconds["total"] = clock.now() - start
+        return out, report
 
     def _refuse_extras(self, kwargs: dict[str, Any]) -> None:
         asked = [name for name in _EXTRAS if setting(self.model, kwargs, name)]
         if self.exit_at is not None and asked and setting(self.model, kwargs, "return_dict_in_generate"):
             raise VlmpruneError(
-                f"{asked[0]}=True cannot be had with exit_at={self.exit_at}, since the model does not run for samples "
-                "that exit; leave it out, or set exit_at=None."
+                f"{asked[0]}=True is not available with exit_at={self.exit_at}, because the model does not run for "
+                "samples that exit; leave it out, or set exit_at=None."
             )
 
-    def _refuse_stranger(self) -> None:
+    def _refuse_foreign_inputs(self) -> None:
         if not self.same:
             raise VlmpruneError(
                 "The guide reads other token ids or pixels than the model; use ask(), or generate(..., "
@@ -140,9 +145,9 @@ class GuidedSession(Session):
     def _valid(self, kwargs: dict[str, Any]) -> Tensor:
         return padding_mask(kwargs.get("attention_mask"), kwargs["input_ids"])
 
-    def _ask_guide(self, kwargs: dict[str, Any], guide_inputs: Any) -> Guidance:
+    def _ask_guide(self, kwargs: dict[str, Any], guide_inputs: Any) -> GuideOutput:
         if guide_inputs is None:
-            self._refuse_stranger()
+            self._refuse_foreign_inputs()
         settings: dict[str, Any] = {}
         for name in _LENGTHS if guide_inputs is not None and not self.same else _LENGTHS + _TOKENS:
             if (value := setting(self.model, kwargs, name)) is not None:
@@ -155,54 +160,33 @@ class GuidedSession(Session):
                 f"guide_inputs holds {len(inputs['input_ids'])} prompts and the call {len(kwargs['input_ids'])}; give "
                 "the same prompts to both."
             )
-        with self.bypassed():
-            guidance: Guidance = self.guide.answer(inputs, settings, whole=self.exit_at is not None)
-        return guidance
+        with self.calls.bypass():
+            return self.guide.answer(inputs, settings, whole=self.exit_at is not None)
 
-    def _exits(self, guidance: Guidance) -> list[bool]:
-        sure = guidance.sure
-        if self.exit_at is None or sure is None:
-            return [False] * len(guidance.importance)
-        return [value >= self.exit_at for value in sure]
+    def _transferred(self, found: GuideOutput, given: dict[str, Any]) -> tuple[list[SampleLayout], list[Tensor]]:
+        """Where the prompt's visual tokens are, and what the guide made of them."""
+        call = self.calls.now
+        call.image_metadata = {}
+        layouts = self.setup.locator.layouts(call, given, given["input_ids"], self._valid(given))
+        return layouts, transfer(found.importance, found.layouts, layouts)
 
-    def _run(
-        self,
-        original: Callable[..., Any],
-        kwargs: dict[str, Any],
-        running: list[int],
-        layouts: list[SampleLayout],
-        importance: list[Tensor],
-        vision: VisionMemo | None,
-    ) -> tuple[Any, Report | None]:
-        """The model itself, for the samples that need it; `vision` stands in for its tower where given."""
-        if not running:
-            return None, None
-        rows = None
-        if len(running) < len(layouts):
-            own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
-            kwargs = {**kwargs, **own}
-        tower = self.family.vision_tower(self.model)
-        seen: AbstractContextManager[None] = vision.replaying(tower, rows) if vision is not None else nullcontext()
-        with seen:
-            return self._reported(original, (), kwargs, [importance[i] for i in running])
-
-    def _note(self, report: Report, guidance: Guidance, exited: list[bool], seconds: float) -> None:
-        report.exited, report.guide_flops = exited, guidance.flops
-        report.confidence, report.consistency = guidance.confidence, guidance.consistency
+    def _note(self, report: Report, found: GuideOutput, exited: list[bool], seconds: float) -> None:
+        report.exited, report.guide_flops = exited, found.flops
+        report.confidence, report.consistency = found.confidence, found.consistency
         report.seconds["guide"] = seconds
 
     # -- what comes back ---------------------------------------------------------------------------------------
 
-    def _merged(self, out: Any, guidance: Guidance, exited: list[bool], kwargs: dict[str, Any]) -> Any:
+    def _merged(self, out: Any, found: GuideOutput, exited: list[bool], kwargs: dict[str, Any]) -> Any:
         """Sequences of all samples: the guide's answers of those that left, the model's of the others."""
         ids: Tensor = kwargs["input_ids"]
         each = setting(self.model, kwargs, "num_return_sequences") or 1
         made = out if out is None or isinstance(out, Tensor) else out.sequences
         theirs = iter([] if made is None else made[:, ids.shape[1] :])
-        assert guidance.answers is not None
+        assert found.answers is not None
         new = [
-            self._in_our_words(answer, kwargs).to(ids.device) if gone else next(theirs)
-            for answer, gone in zip(guidance.answers, exited, strict=True)
+            self._retokenized(answer, kwargs).to(ids.device) if gone else next(theirs)
+            for answer, gone in zip(found.answers, exited, strict=True)
             for _ in range(each)
         ]
         pad = setting(self.model, kwargs, "pad_token_id")
@@ -219,7 +203,7 @@ class GuidedSession(Session):
             return GenerateDecoderOnlyOutput(sequences=sequences)
         return sequences
 
-    def _in_our_words(self, answer: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _retokenized(self, answer: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """The guide's answer in the model's token ids."""
         if self.same:
             return answer
@@ -239,18 +223,15 @@ class GuidedSession(Session):
         if call.generating:
             return changed
         given = self._arguments(self.model, args, kwargs)
-        cache = cache_in(given)
-        if self.setup.pruner is None or not has_image(given) or (cache is not None and is_filled(cache)):
+        if self.setup.pruner is None or not has_image(given) or is_filled(cache_in(given)):
             return changed
-        self._refuse_stranger()
+        self._refuse_foreign_inputs()
         start = call.clock.now()
-        with self.bypassed():
-            guidance = self.guide.rank(prompt_inputs(given))
-        call.image_metadata = {}
-        layouts = self.setup.locator.layouts(call, given, given["input_ids"], self._valid(given))
-        self.rank_by(transfer(guidance.importance, guidance.layouts, layouts))
+        with self.calls.bypass():
+            found = self.guide.rank(prompt_inputs(given))
+        layouts, call.importance = self._transferred(found, given)
         seconds, exited = call.clock.now() - start, [False] * len(layouts)
-        call.complete = lambda report: self._note(report, guidance, exited, seconds)
+        call.complete = lambda report: self._note(report, found, exited, seconds)
         return changed
 
 
@@ -261,5 +242,5 @@ def same_vocabulary(ours: Any, theirs: Any) -> bool:
     tokenizers = [getattr(processor, "tokenizer", processor) for processor in (ours, theirs)]
     for one in tokenizers:
         if not hasattr(one, "get_vocab"):
-            raise VlmpruneError(f"{one!r:.80} is no processor; pass the AutoProcessor of the model or of its guide.")
+            raise VlmpruneError(f"processor must be the AutoProcessor of the model or of its guide, got {one!r:.80}.")
     return bool(tokenizers[0].get_vocab() == tokenizers[1].get_vocab())

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..hf.compatibility import NOT_FOR_TOWERS
 from ..hf.hooks import override_method
@@ -34,13 +35,10 @@ class VisionMemo:
         def remember(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             # Qwen writes into the output object it gets back.
             if threading.get_ident() == me:
-                self._calls.append((*_shapes_and_options(args, kwargs), copy.copy(output)))
+                self._calls.append((*_options_and_shapes(args, kwargs), copy.copy(output)))
 
-        handle = tower.register_forward_hook(remember, with_kwargs=True)
-        try:
+        with tower.register_forward_hook(remember, with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def replaying(self, tower: Any, rows: Tensor | None = None) -> Iterator[None]:
@@ -56,18 +54,16 @@ class VisionMemo:
             if threading.get_ident() != me:
                 return compute(*args, **kwargs)
             options, shapes, output = next(left, ({}, (), None))
-            now = _shapes_and_options(args, kwargs)
-            if output is None or now[0] != options:
-                return compute(*args, **kwargs)
-            if now[1] == shapes:
-                self.hits += 1
-                return copy.copy(output)
-            if rows is not None and shapes and now[1][0][1:] == shapes[0][1:] and now[1][0][0] == len(rows):
-                with suppress(LookupError):
-                    taken = take_rows(output, rows, shapes[0][0])
-                    self.hits += 1
-                    return taken
-            return compute(*args, **kwargs)
+            now, asked = _options_and_shapes(args, kwargs)
+            found = None
+            if output is not None and now == options:
+                if asked == shapes:
+                    found = copy.copy(output)
+                elif rows is not None and shapes and asked[0] == (len(rows), *shapes[0][1:]):
+                    with suppress(LookupError):
+                        found = take_rows(output, rows, shapes[0][0])
+            self.hits += found is not None
+            return compute(*args, **kwargs) if found is None else found
 
         undo = override_method(tower, "forward", forward)
         try:
@@ -76,7 +72,7 @@ class VisionMemo:
             undo()
 
 
-def _shapes_and_options(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def _options_and_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], tuple[Any, ...]]:
     values = [*args, *kwargs.values()]
     shapes = tuple(tuple(v.shape) for v in values if isinstance(v, Tensor))
     options = {k: v for k, v in kwargs.items() if not isinstance(v, Tensor) and k not in NOT_FOR_TOWERS}
@@ -89,15 +85,15 @@ def take_rows(output: Any, rows: Tensor, size: int) -> Any:
     Raises:
         LookupError: a tensor's first axis is not `size` long.
     """
-    if isinstance(output, Tensor):
-        if output.shape[0] != size:
-            raise LookupError(f"{tuple(output.shape)} has no first axis of {size}")
-        return output[rows.to(output.device)]
-    if isinstance(output, tuple | list):
-        return type(output)(take_rows(part, rows, size) for part in output)
-    if hasattr(output, "items"):
-        return type(output)(**{name: take_rows(part, rows, size) for name, part in output.items()})
-    return output
+
+    def take(part: Any) -> Any:
+        if not isinstance(part, Tensor):
+            return part
+        if part.shape[0] != size:
+            raise LookupError(f"{tuple(part.shape)} has no first axis of {size}")
+        return part[rows.to(part.device)]
+
+    return tree_map(take, output)
 
 
 class SharedTower:
@@ -105,16 +101,12 @@ class SharedTower:
 
     def __init__(self, one: Any, other: Any) -> None:
         self._towers = (one, other)
-        self._equal = _equal(one, other)
-        self._version = self._versions()
-
-    def _versions(self) -> list[int]:
-        return [p._version for tower in self._towers for p in tower.parameters()]
+        self._version: list[int] | None = None
+        self._equal = bool(self)
 
     def __bool__(self) -> bool:
-        if not self._equal:
-            return False
-        if (version := self._versions()) != self._version:
+        version = [p._version for tower in self._towers for p in tower.parameters()]
+        if version != self._version and (self._version is None or self._equal):
             self._version, self._equal = version, _equal(*self._towers)
         return self._equal
 

@@ -1,20 +1,20 @@
-"""What every comparison needs beside the methods asked for: baselines, held-out questions, chance."""
+"""What every comparison needs besides its methods: baselines, held-out questions, accuracy by chance."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ..accounting.scores import exact_match
 from .measure import MethodRun
-from .models import Models, make
+from .models import Models, make, options_of
 
-# In every table, whatever else is asked for; the last two only where there is a small model.
+# Rows of every table; the last two only with a small model.
 BASELINES = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", "sgl + exit")
 WITH_EXIT = " + exit"
-EXIT_AT = 0.9  # of the rows of SGL with early exit, calibrated for the bundled pair
+EXIT_AT = 0.9  # for rows of SGL with early exit, calibrated for the bundled pair
 CHANCE = "most frequent answer"  # the row without any model, for questions of our own
 CHANCE_DRAWS = 400  # validation questions per family that determine this answer
 NO_EXACT_ANSWER = "caption"  # the one family of questions that exact match cannot score
@@ -22,31 +22,45 @@ SEEDS_A_RUN = 1_000_000  # scenes of one --seed never meet those of another
 
 
 def default_method(model: str | None, guide: str | None) -> str:
-    """The method that is compared with the unpruned model when none is named: SGL where there is a small model."""
+    """The method when none is named: SGL if there is a small model, else FastV."""
     return "sgl" if model is None or guide is not None else "fastv"
 
 
-def small_alone(models: Models) -> list[MethodRun]:
-    """The small model unpruned, where there is one: what a pruned large model has to beat."""
-    if models.small is None:
-        return []
-    return [MethodRun(models.small, models.small_processor, make("none"), "small alone")]
+def entries(
+    names: Iterable[str], budgets: Sequence[float], models: Models | None, *, layer: float | None = None, seed: int = 0
+) -> Iterator[tuple[str, str, Any]]:
+    """Name, budget and method object of every pruned row; methods without a budget have one row.
+
+    Without `models` the method objects are only checked, as `make` does.
+    """
+    for name in names:
+        method = name.removesuffix(WITH_EXIT)
+        takes = options_of(method)
+        given: dict[str, Any] = {"seed": seed} if "seed" in takes else {}
+        if method != name:
+            given["exit_at"] = EXIT_AT
+        if "keep" not in takes:
+            yield name, "", make(method, models, **given)
+            continue
+        for budget in budgets:
+            yield name, str(budget), make(method, models, keep=budget, layer=layer, **given)
+
+
+def compared(models: Models, names: Iterable[str], budgets: Sequence[float], **options: Any) -> list[MethodRun]:
+    """The unpruned model, the small one alone (what a pruned large model has to beat), and the rows of `entries`."""
+    runs = [MethodRun(models.model, models.processor, make("none"), "none")]
+    if models.small is not None:
+        runs.append(MethodRun(models.small, models.small_processor, make("none"), "small alone"))
+    for name, budget, made in entries(names, budgets, models, **options):
+        runs.append(MethodRun(models.model, models.processor, made, name, budget))
+    return runs
 
 
 def scored_families() -> list[str]:
-    """The families of questions that exact match can score, in the order in which they take turns."""
-    from ..tiny.scenes import FAMILIES
+    """The families of questions that exact match can score, in their fixed order."""
+    from ..tiny.questions import FAMILIES
 
     return [family for family in FAMILIES if family != NO_EXACT_ANSWER]
-
-
-def image_of(scene: Any) -> Any:
-    """A scene as a PIL image."""
-    from PIL import Image
-
-    from ..tiny.scenes import render
-
-    return Image.fromarray(render(scene))
 
 
 def scene_questions(count: int, split: str, *, start: int = 0, apart: int = 0) -> list[tuple[Any, Any]]:
@@ -55,14 +69,14 @@ def scene_questions(count: int, split: str, *, start: int = 0, apart: int = 0) -
     Args:
         start: the first scene's seed. apart: how many seeds further on each family starts than the one before it.
     """
-    from ..tiny.scenes import benchmark
+    from ..tiny.questions import benchmark
 
     streams = [
         benchmark(family, count, split, start=start + i * apart, per_scene=1)
         for i, family in enumerate(scored_families())
     ]
     drawn = [next(streams[i % len(streams)]) for i in range(count)]
-    return [(image_of(scene), question) for scene, question in drawn]
+    return [(scene.image(), question) for scene, question in drawn]
 
 
 def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[Any], list[str]]], list[str]]:
@@ -81,7 +95,7 @@ def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[An
 
 def by_chance(truths: Sequence[str]) -> dict[str, Any]:
     """The row that always gives a family's most frequent answer, as counted on validation questions."""
-    from ..tiny.scenes import benchmark
+    from ..tiny.questions import benchmark
 
     guesses = [
         Counter(question.answer for _, question in benchmark(family, CHANCE_DRAWS, "validation")).most_common(1)[0][0]

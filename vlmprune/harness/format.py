@@ -1,30 +1,32 @@
-"""How results reach the terminal: one console for people, one function for machines."""
+"""How results reach the terminal: a console for people, a function for JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from rich.status import Status
     from rich.table import Table
+
+    from ..captioner import Caption
 
 WIDTH_OF_A_PIPE = 120  # rich assumes 80 columns where it finds no terminal, which folds the wider tables
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is: answers and paths may hold what rich would take for markup."""
+    """A console that prints text unchanged: answers and paths may look like rich's markup."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else WIDTH_OF_A_PIPE
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
 def table(headings: Sequence[str], *, left: Collection[int] = (0,), **options: Any) -> Table:
-    """An empty table; columns of words stand `left`, those of numbers on the right."""
+    """An empty table; the columns in `left` are left-aligned, the others right-aligned."""
     from rich import box
     from rich.table import Table
 
@@ -35,15 +37,13 @@ def table(headings: Sequence[str], *, left: Collection[int] = (0,), **options: A
 
 
 def print_json(value: Any) -> None:
-    """The whole of stdout under ``--json``. NaN is no JSON, so a value that holds one is a bug and raises."""
+    """Print all of stdout for ``--json``. NaN is not valid JSON, so a value that holds one raises."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-@contextmanager
-def spinner(message: str) -> Iterator[None]:
-    """A sign of life on stderr while a model loads or answers; nothing where stderr is no terminal."""
-    with console(stderr=True).status(message):
-        yield
+def spinner(message: str) -> Status:
+    """A spinner on stderr while a model loads or answers; nothing if stderr is not a terminal."""
+    return console(stderr=True).status(message)
 
 
 def percent(part: float, whole: float) -> str:
@@ -52,7 +52,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def saved(before: float, after: float) -> str:
-    """What went away between two amounts, in percent; a minus sign when it grew."""
+    """The reduction from ``before`` to ``after`` in percent; negative if it grew."""
     return f"{1 - after / before:.1%}" if before else "-"
 
 
@@ -72,6 +72,20 @@ def milliseconds(seconds: float) -> str:
     return f"{ms:.1f} ms" if ms < 100 else f"{ms:.0f} ms"
 
 
+def facts(caption: Caption) -> list[tuple[str, str]]:
+    """The cost of a caption as pairs of name and value."""
+    cost = caption.cost
+    said = [one for one in caption.sentences if one.sample is not None]
+    layers = f"{cost.visual_tokens} ({cost.layer_avg_tokens:.0f} averaged over its layers)"
+    found = [
+        ("sentences kept", f"{sum(one.kept for one in said)} of {len(said)}"),
+        ("calls", ", ".join(f"{stage} {count}" for stage, count in cost.calls.items())),
+        ("time", ", ".join(f"{stage} {milliseconds(value)}" for stage, value in cost.seconds.items())),
+        ("visual tokens into the language model", layers),
+    ]
+    return found if cost.prefill_flops is None else [*found, ("prefill FLOPs", amount(cost.prefill_flops))]
+
+
 def note(message: str) -> None:
-    """One line for people on stderr."""
+    """Print one line on stderr."""
     print("vlmprune:", " ".join(message.split()), file=sys.stderr)

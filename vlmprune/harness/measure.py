@@ -1,19 +1,17 @@
-"""Run several methods on the same prompts in turns, so that what slows the machine slows every one of them alike."""
+"""Run several methods on the same prompts in turns, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ..errors import VlmpruneError
-from .format import milliseconds
-
 
 @dataclass
 class MethodRun:
-    """A model under a method, and what came of its runs: one list of answers and one report per run."""
+    """A model with a method and the results of its runs: one list of answers and one report per run."""
 
     model: Any
     processor: Any
@@ -22,27 +20,37 @@ class MethodRun:
     keep: str = ""
     answers: list[list[str]] = field(default_factory=list)
     reports: list[Any] = field(default_factory=list)
+    error: str = ""  # why there are no answers
 
     def answer(self, images: Sequence[Any], questions: Sequence[str], **generation: Any) -> tuple[list[str], Any]:
-        """The greedy answers to one batch and its report; an image that is None is left out of its prompt."""
+        """Greedy answers to one batch and its report; an image of None is left out of its prompt."""
+        import torch
+
         import vlmprune
 
+        from ..hf.arguments import to_device
+        from ..inputs.chat import batched, user_turn
+
         generation["do_sample"] = False
-        with vlmprune.wrap(self.model, self.method, processor=self.processor) as pruned:
+        with vlmprune.wrap(self.model, self.method, processor=self.processor) as pruned, torch.no_grad():
             if len(questions) == 1 and images[0] is not None:
-                answers = [pruned.ask(images[0], questions[0], **generation).text]
-            else:
-                answers = _ask_batch(pruned, self.processor, images, questions, generation)
-            return answers, pruned.report
+                return [pruned.ask(images[0], questions[0], **generation).text], pruned.report
+            asked = zip(images, questions, strict=True)
+            talks = [user_turn([] if image is None else [image], question) for image, question in asked]
+            inputs = to_device(pruned.model, batched(self.processor, talks))
+            out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
+            new = out[:, inputs["input_ids"].shape[1] :]
+            texts = self.processor.batch_decode(new, skip_special_tokens=True)
+            return [text.strip() for text in texts], pruned.report
 
     def seconds(self, stage: str = "total") -> float:
         """Median over the runs, per prompt."""
         return median(report.seconds.get(stage, 0.0) / len(report.visual_tokens) for report in self.reports)
 
-    def typical(self) -> int:
-        """The run whose total time is the median one (the later of the middle two)."""
-        order = sorted(range(len(self.reports)), key=lambda run: self.reports[run].seconds["total"])
-        return order[len(order) // 2]
+    def typical(self) -> tuple[list[str], Any]:
+        """Answers and report of the run whose total time is the median one (the later of the middle two)."""
+        found = sorted(zip(self.answers, self.reports, strict=True), key=lambda run: run[1].seconds["total"])
+        return found[len(found) // 2]
 
     def total(self, name: str) -> float:
         """A report's number summed over the prompts of all runs; means over a batch are weighted by its size."""
@@ -54,55 +62,25 @@ class MethodRun:
         return self.total(name) / sum(len(report.visual_tokens) for report in self.reports)
 
 
-def _ask_batch(
-    pruned: Any, processor: Any, images: Sequence[Any], questions: Sequence[str], generation: dict[str, Any]
-) -> list[str]:
-    import torch
-
-    from ..hf.arguments import to_device
-    from ..inputs.chat import batched, user_turn
-
-    talks = [
-        user_turn([] if image is None else [image], question)
-        for image, question in zip(images, questions, strict=True)
-    ]
-    inputs = to_device(pruned.model, batched(processor, talks))
-    with torch.no_grad():
-        out = pruned.generate(**inputs, **pruned.for_guide(lambda other: batched(other, talks)), **generation)
-    new = out[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
-
-
 def interleaved(
     runs: Sequence[MethodRun],
     batches: Sequence[tuple[Sequence[Any], Sequence[str]]],
-    step: Callable[[], None] = lambda: None,
+    track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
     **generation: Any,
 ) -> None:
-    """Every run answers the first batch once unrecorded, to warm up; then all answer each batch in turn."""
-    for number, batch in enumerate([batches[0], *batches]):
-        for run in runs:
-            answers, report = run.answer(*batch, **generation)
-            if number > 0:
-                run.answers.append(answers)
-                run.reports.append(report)
-            step()
+    """Every run answers the first batch once unrecorded, to warm up; then all answer each batch in turn.
+
+    `track` shows the progress of an iteration, as `rich.progress.track` does.
+    """
+    turns = itertools.product(enumerate([batches[0], *batches]), runs)
+    for (number, batch), run in track(list(turns)):
+        answers, report = run.answer(*batch, **generation)
+        if number > 0:
+            run.answers.append(answers)
+            run.reports.append(report)
 
 
 def backend(model: Any) -> str:
-    """What computed it: attention kernel, precision, device."""
+    """Attention kernel, precision and device of a model."""
     precision = str(model.dtype).removeprefix("torch.")
     return f"{getattr(model.config, '_attn_implementation', None) or 'eager'} attention, {precision}, {model.device}"
-
-
-def stage_cell(run: MethodRun, stage: str) -> str:
-    """A stage's median time, or a dash when it did not take place."""
-    present = any(stage in report.seconds for report in run.reports)
-    return milliseconds(run.seconds(stage)) if present else "-"
-
-
-def at_least_one(option: str, value: int) -> int:
-    """A count a user gave."""
-    if value < 1:
-        raise VlmpruneError(f"{option} {value} is too small; give 1 or more")
-    return value

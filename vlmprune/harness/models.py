@@ -1,4 +1,4 @@
-"""Loading what ``--model`` and ``--guide`` name, and making a method or a captioner from the command's options."""
+"""Loads ``--model`` and ``--guide``, and makes methods and captioners from a command's options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Models:
-    """The model asked, and a small one where there is any: the bundled small one, or what ``--guide`` names."""
+    """The large model and, if there is one, the small model: the bundled one or that of ``--guide``."""
 
     name: str
     model: Any
@@ -32,13 +32,9 @@ class Models:
     small: Any = None
     small_processor: Any = None
 
-    @property
-    def bundled(self) -> bool:
-        return self.name == BUNDLED_LARGE
-
 
 def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool) -> Models:
-    """The bundled pair, either of them replaced by what was named."""
+    """Load the bundled pair, or the named models in place of either."""
     import torch
 
     import vlmprune
@@ -46,8 +42,8 @@ def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool
 
     if model is None:
         if "OMP_NUM_THREADS" not in os.environ:
-            # Matrices this small only wait for each other: on two cores a whole answer took 43 ms on one thread and
-            # 340 to 2,400 ms on two, with differences between methods lost in it.
+            # On matrices this small, threads only wait for each other: an answer took 43 ms on one thread and 340 to
+            # 2,400 ms on two, more than the differences between methods.
             torch.set_num_threads(1)
         large, small, processor = vlmprune.load_tiny()
         models = Models(BUNDLED_LARGE, large, processor, BUNDLED_SMALL, small, processor)
@@ -67,7 +63,7 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
 
     path = Path(name).expanduser()
     if not path.is_dir() and (path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1):
-        # Anything else is asked of the Hub, which takes long to say no without a network.
+        # Anything else goes to the Hub, which fails slowly without a network.
         raise VlmpruneError(f"{option} must be a directory with a model or an id like org/name, got {name!r}")
     source = str(path) if path.is_dir() else name
     where = {"device_map": "auto"} if torch.cuda.is_available() else {}
@@ -76,7 +72,7 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype="auto", trust_remote_code=trust_remote_code, **where
         )
-    except Exception as error:  # whatever a user's files make transformers raise is bad input, not a bug of ours
+    except Exception as error:  # any error of transformers on a user's files is bad input
         why = reason(error)
         if "pip install" not in why:
             why += "; give a directory or an id that holds its config, weights and processor"
@@ -85,7 +81,7 @@ def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
 
 
 def method_class(name: str) -> type:
-    """The registered class behind a name; a mistyped one is answered with the nearest."""
+    """The registered class of this name; the error for an unknown name suggests the nearest."""
     import vlmprune
 
     known = vlmprune.list_methods()
@@ -95,14 +91,14 @@ def method_class(name: str) -> type:
 
 
 def options_of(name: str) -> set[str]:
-    """The options a method takes."""
+    """Names of the options that a method takes."""
     return set(inspect.signature(method_class(name)).parameters)
 
 
 def make(name: str, models: Models | None = None, **given: Any) -> Any:
-    """The method of this name with the options that were given (None: not given).
+    """The method of this name with the given options (None: not given).
 
-    Without ``models`` the call only checks what can be checked before anything is loaded.
+    Without ``models``, only check what can be checked before models are loaded.
     """
     accepted = options_of(name)
     options = {option: value for option, value in given.items() if value is not None}
@@ -110,7 +106,7 @@ def make(name: str, models: Models | None = None, **given: Any) -> Any:
         raise VlmpruneError(f"the method {name!r} takes no --{option.replace('_', '-')}; leave it out")
     if "guide" in accepted:
         if models is None:
-            return None  # its constructor wants a loaded model
+            return None  # its constructor needs a loaded model
         if models.small is None:
             raise VlmpruneError(f"the method {name!r} needs a small model beside --model; name one with --guide")
         options |= {"guide": models.small}
@@ -122,7 +118,7 @@ def make(name: str, models: Models | None = None, **given: Any) -> Any:
 def build_captioner(
     models: Models, method: Any, aggregator: Any, changes: dict[str, Any], seed: int
 ) -> PatchCaptioner:
-    """The captioner over the wrapped model; a family without an adapter runs unwrapped where nothing is pruned."""
+    """A captioner with the wrapped model; a family without an adapter runs unwrapped if nothing is pruned."""
     import vlmprune
 
     from ..captioner import BUNDLED_CONFIG, CaptionConfig
@@ -130,16 +126,16 @@ def build_captioner(
     supported = models.model.config.model_type in vlmprune.list_families()
     plain = isinstance(method, vlmprune.Unpruned) and not supported
     wrapped = models.model if plain else vlmprune.wrap(models.model, method, processor=models.processor)
-    config = BUNDLED_CONFIG if models.bundled else CaptionConfig()
+    config = BUNDLED_CONFIG if models.name == BUNDLED_LARGE else CaptionConfig()
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
     return vlmprune.PatchCaptioner(wrapped, models.processor, aggregator=aggregator, config=config, seed=seed)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep other libraries' notes and progress bars off the terminal; say our own warnings once, one line each.
+    """Silence logs and progress bars of other libraries; print each of our own warnings once, in one line.
 
-    Ours come out only at a good end: bad input is exactly one line.
+    Warnings are printed only if the block succeeds: bad input prints exactly one line.
     """
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""What a user typed, turned into what the library takes; everything wrong with it is said in one sentence."""
+"""Parses what users type; every error is one sentence."""
 
 from __future__ import annotations
 
@@ -8,28 +8,21 @@ from pathlib import Path
 from ..errors import VlmpruneError
 
 
-def number(option: str, text: str | None) -> int | float | None:
+def number(text: str, option: str = "") -> int | float:
     """The value of ``--keep`` or ``--layer``: ``1`` is an int (one token), ``1.0`` a float (all of them).
 
-    The range is the library's to check; this only reads the text.
+    The library checks the range.
     """
-    if text is None:
-        return None
     try:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)
     except ValueError:
-        raise VlmpruneError(f"{option} {text!r} is not a number; give a whole number or a fraction like 0.25") from None
-
-
-def asked(question: str) -> str:
-    """The question, refused when there is nothing in it."""
-    if not question.strip():
-        raise VlmpruneError("the question is empty; put it in quotes after the image")
-    return question
+        raise VlmpruneError(
+            f"{option} {text!r} is not a number; give a whole number or a fraction like 0.25".lstrip()
+        ) from None
 
 
 def writable_image(path: Path, *, source: Path | None = None) -> Path:
-    """A path an overlay can be saved under, checked before minutes are spent on the answer."""
+    """Check that an image can be saved at this path, before minutes are spent on an answer."""
     from PIL import Image
 
     writers = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}

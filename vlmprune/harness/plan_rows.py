@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..accounting.model_sizes import model_size
+from ..accounting.roofline import Estimate, estimate, verdict
 from ..errors import VlmpruneError
+from ..flow.select import check_keep, count_for
+from ..methods.base import Pruner
+from ..methods.guided import Guided
 from .format import percent
 from .models import method_class
-from .parse import number
 
 Named = tuple[str, Any]  # a model's name and its config
 
@@ -28,7 +32,7 @@ def llava_config(layers: int, width: int, inner: int, heads: int, kv_heads: int 
 
 
 def usual_methods(guide: Any) -> list[str]:
-    """The methods of a plan that names none."""
+    """The methods of a plan if none are named."""
     return ["random", "fastv", *(["sgl"] if guide is not None else [])]
 
 
@@ -36,8 +40,8 @@ def planned(
     config: Named,
     guide: Named | None,
     machine: Any,
-    settings: Sequence[tuple[str, str]],
-    layer: str | None,
+    settings: Sequence[tuple[str, float]],
+    layer: float | None,
     *,
     visual: int | None,
     text: int,
@@ -49,20 +53,14 @@ def planned(
     Raises:
         VlmpruneError: a method, a budget or a config that cannot be planned.
     """
-    from ..accounting.model_sizes import DTYPES, model_size
-    from ..accounting.roofline import estimate, verdict
-    from ..flow.select import check_keep, count_for
-
-    if dtype not in DTYPES:
-        raise VlmpruneError(f"--dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if dtype == "fp32" and machine.half_only:
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
-    # A bad budget or method is said before models are built.
-    wanted = [(name, _checked_method(name, guide), check_keep(number("--keep", k) or 0), k) for name, k in settings]
+    # Report bad budgets and methods before models are built.
+    wanted = [(name, _checked_method(name, guide), check_keep(keep)) for name, keep in settings]
     size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
     small = None
     if guide is not None:
-        # An image is the same for both where it was given; else each model has its own number of tokens.
+        # A given number of visual tokens holds for both; else each model has its own.
         small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0])
     prompt = {"text": text, "new": new}
     layers = len(size.cost.layers)
@@ -70,19 +68,19 @@ def planned(
     answer = estimate(small, machine, kept=small.visual, layer=0, **prompt) if small else None
     rows = [{"method": "none", "keep": "1.0", **_row(full, full)}]
     verdicts = []
-    for name, cls, budget, written in wanted:
+    for name, cls, budget in wanted:
         kept = count_for(budget, size.visual)
-        guided = _is_guided(cls)
+        guided = issubclass(cls, Guided)
         by = full if guided and name != "sgl" else answer  # the oracle's guide is the model itself
         resident = small.all_bytes if guided and name == "sgl" and small else 0
-        where = _layer(cls, number("--layer", layer), budget, kept, size.visual, layers)
+        where = _layer(cls, layer, budget, kept, size.visual, layers)
         found = estimate(size, machine, kept=kept, layer=where, resident=resident, **prompt)
         if guided and by is not None:
             found = replace(found, guide=by.total)
-        rows.append({"method": name, "keep": written, **_row(found, full)})
+        rows.append({"method": name, "keep": str(budget), **_row(found, full)})
         if name == "sgl" and answer is not None:
             said = verdict(full, found, answer)
-            verdicts.append({"keep": written, **asdict(said), "pays": said.pays})
+            verdicts.append({"keep": str(budget), **asdict(said), "pays": said.pays})
     return {
         "config": size.name,
         "guide": small.name if small else None,
@@ -94,20 +92,12 @@ def planned(
     }
 
 
-def _row(found: Any, full: Any) -> dict[str, Any]:
+def _row(found: Estimate, full: Estimate) -> dict[str, Any]:
     return {**asdict(found), "total": found.total, "speed_up": full.total / found.total}
 
 
-def _is_guided(cls: type) -> bool:
-    from ..methods.guided import Guided
-
-    return issubclass(cls, Guided)
-
-
-def _checked_method(name: str, guide: Any) -> type:
-    """A method that drops tokens."""
-    from ..methods.base import Pruner
-
+def _checked_method(name: str, guide: Any) -> type[Pruner]:
+    """The class of a method, which must drop tokens."""
     cls = method_class(name)
     if not issubclass(cls, Pruner):
         raise VlmpruneError(f"the method {name!r} drops no tokens, so there is nothing to plan; name one that does")
@@ -116,14 +106,14 @@ def _checked_method(name: str, guide: Any) -> type:
     return cls
 
 
-def _layer(cls: Any, given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
-    """Where the method drops tokens in this model."""
-    from ..accounting.model_sizes import share_of_layers
-    from ..methods.base import Pruner
-
-    if given is None and _is_guided(cls):
-        return share_of_layers(budget, kept, visual, layers)
-    made = Pruner(keep=budget, layer=given) if given is not None else cls(keep=budget)
+def _layer(cls: type[Pruner], given: float | None, budget: float | int, kept: int, visual: int, layers: int) -> int:
+    """The layer before which the method drops tokens in this model."""
+    if given is not None:
+        made = Pruner(keep=budget, layer=given)
+    elif issubclass(cls, Guided):
+        made = Guided(keep=budget if isinstance(budget, float) else kept / visual)
+    else:
+        made = cls(keep=budget)
     at = made.stage_layers(layers)
     if len(at) > 1:
         raise VlmpruneError(f"the method {cls.name!r} drops tokens at layers {at}, which has no plan; give --layer")
@@ -131,7 +121,7 @@ def _layer(cls: Any, given: float | None, budget: float | int, kept: int, visual
 
 
 def in_ms(seconds: float) -> str:
-    """Plans reach from microseconds to seconds."""
+    """Milliseconds with three digits: plans reach from microseconds to seconds."""
     return f"{seconds * 1000:.3g}" if seconds else "-"
 
 

@@ -37,7 +37,7 @@ def host_copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
     """The key-value cache among the arguments of a forward or of `generate`, None where there is none."""
-    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+    return next((arguments[name] for name in CACHE_NAMES if hasattr(arguments.get(name), "layers")), None)
 
 
 def image_metadata(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +57,6 @@ def refuse_video(given: Mapping[str, Any]) -> None:
 
     The frames of SmolVLM's and InternVL's videos come as `pixel_values` between image tokens, like so many images;
     nothing but the words around them differs, so these run, every frame as an image.
-
-    Raises:
-        VlmpruneError: there is one.
     """
     if given.get("pixel_values_videos") is not None or encoded(dict(given), "video"):
         raise VlmpruneError(VIDEO)

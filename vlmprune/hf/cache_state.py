@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,15 +52,9 @@ class PrunedPrompt:
         return 0 if self.cross else self.length - self.columns.shape[1]
 
     def rows(self, batch: int) -> PrunedPrompt:
-        """The same state for a cache whose rows were repeated (beams, several return sequences).
-
-        Raises:
-            VlmpruneError: rows were taken out, so that it is unknown which are left.
-        """
-        if batch == len(self.columns):
-            return self
+        """The same state for a cache whose rows were repeated; see `repeated`."""
         shift = None if self.shift is None else repeated(self.shift, batch)
-        return PrunedPrompt(self.layer, self.length, repeated(self.columns, batch), self.ragged, shift, self.cross)
+        return replace(self, columns=repeated(self.columns, batch), shift=shift)
 
 
 def physical_length(cache: Any, layer: int) -> int:
@@ -77,8 +71,8 @@ def physical_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
 
 
 def is_filled(cache: Any) -> bool:
-    """Whether any layer of the cache holds anything."""
-    return any(physical_length(cache, layer) for layer in range(len(cache.layers)))
+    """Whether there is a cache and any of its layers holds anything."""
+    return cache is not None and any(physical_length(cache, layer) for layer in range(len(cache.layers)))
 
 
 def _logical_length(self: Any, layer_idx: int = 0) -> Any:
@@ -133,7 +127,7 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
 
 
 def recall(cache: Any) -> PrunedPrompt | None:
-    """The state on a cache, or None; a cache that was reset has forgotten it."""
+    """The state on a cache, or None without one; a cache that was reset has forgotten it."""
     state = getattr(cache, _ATTRIBUTE, None)
     if state is not None and not is_filled(cache):
         _forget(cache)

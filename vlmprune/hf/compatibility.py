@@ -22,6 +22,8 @@ CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(create_ca
 # transformers 5.24 hands the language model's options on to the tower, which has no cache to use.
 NOT_FOR_TOWERS = ("use_cache",)
 
+_warned: set[str] = set()  # versions that this process was warned about
+
 
 def check_transformers() -> None:
     """Refuse a transformers older than `OLDEST`; warn once about a minor version newer than `NEWEST`.
@@ -35,20 +37,11 @@ def check_transformers() -> None:
             f"transformers {installed} is older than {OLDEST}, the oldest version that vlmprune supports; upgrade it "
             f"with pip install 'transformers>={OLDEST},<6'."
         )
-    if Version(installed).release[:2] > Version(NEWEST).release and _first_time(installed):
+    if Version(installed).release[:2] > Version(NEWEST).release and installed not in _warned:
+        _warned.add(installed)
         warnings.warn(
             f"transformers {installed} is newer than {NEWEST}, the newest version that vlmprune is tested with; if "
             f"results look wrong, install 'transformers=={NEWEST}.*'.",
             UserWarning,
             stacklevel=4,  # the line that called `wrap`, whose arguments are checked between
         )
-
-
-_warned: set[str] = set()
-
-
-def _first_time(version: str) -> bool:
-    """Whether this process has not asked about the version before."""
-    first = version not in _warned
-    _warned.add(version)
-    return first

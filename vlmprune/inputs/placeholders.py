@@ -32,11 +32,7 @@ def placeholders(processor: Any) -> frozenset[str]:
 
 
 def check_question(processor: Any, question: str) -> None:
-    """Refuse a question that holds one of them.
-
-    Raises:
-        VlmpruneError: it does.
-    """
+    """Refuse a question that holds one of them."""
     tokens = placeholders(processor)
     held = [token for token in tokens if token in question]
     tokenizer = getattr(processor, "tokenizer", None)

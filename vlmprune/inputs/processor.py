@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import sys
 from typing import Any
 
 from transformers.utils import PushToHubMixin, cached_file
@@ -62,7 +61,7 @@ def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
         return AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a user's files make transformers raise is bad input, not a bug of ours
         first = error
-    if not has_torchvision():
+    if importlib.util.find_spec("torchvision") is None:  # missing, or hidden because it does not load
         try:
             found = _class_of(source)
             if found is not None and "video_processor" in found.get_attributes():
@@ -70,19 +69,6 @@ def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
         except Exception as error:
             first = error
     raise VlmpruneError(reason(first)) from first
-
-
-def has_torchvision() -> bool:
-    """Whether torchvision can be imported: a wheel made for another torch is there and does not load."""
-    if sys.modules.get("torchvision") is not None:
-        return True
-    try:
-        if importlib.util.find_spec("torchvision") is None:
-            return False
-        import torchvision  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
-    except Exception:  # "operator torchvision::nms does not exist" is a RuntimeError
-        return False
-    return True
 
 
 def _class_of(source: str) -> Any:

@@ -57,9 +57,9 @@ class LmmsModel(lmms):
                 "python -m eval.run under torchrun."
             )
         models = load_models(pretrained, guide, trust_remote_code=trust_remote_code)
-        budget = None if keep is None else number("keep", str(keep))
-        depth = None if layer is None else number("layer", str(layer))
-        self.pruned = wrap(models.model, make(method, models, keep=budget, layer=depth), processor=models.processor)
+        given = {"keep": keep, "layer": layer}
+        options = {name: number(str(value), name) for name, value in given.items() if value is not None}
+        self.pruned = wrap(models.model, make(method, models, **options), processor=models.processor)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """One answer a request, cut at the first of its stop texts."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,10 @@ def map_images(
     from ..methods.guided import Guided
 
     if isinstance(method, str):
-        make(method, **options)  # said here, and not by an actor
+        make(method, **options)  # errors are raised here and not by an actor
     elif not isinstance(method, Method) or options:
         raise VlmpruneError(f"method must be a name with options or a method object alone, got {method!r:.80}.")
-    elif isinstance(method, Guided) and method.guide_settings().model is not None:
+    elif isinstance(method, Guided) and method.guide is not None:
         raise VlmpruneError("A guide does not travel with a method object; pass method='sgl', guide=ID_OR_DIR.")
     settings = {
         "model": model, "guide": guide, "method": method, "options": options, "image": image, "question": question,
@@ -85,7 +85,7 @@ def map_actors(
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise VlmpruneError(f"workers must be an int >= 1, got {workers!r}.")
     if not ray.is_initialized():
-        # Actors import this package from where this process runs, and must not share one core's threads out.
+        # Actors import this package from where this process runs, and must not compete for one core's threads.
         passed = {name: os.environ[name] for name in PASSED if name in os.environ}
         ray.init(
             num_cpus=None if os.environ.get("RAY_ADDRESS") else max(workers + 1, os.cpu_count() or 1),
@@ -97,8 +97,12 @@ def map_actors(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     if not isinstance(dataset, ray.data.Dataset):
-        rows = list(_rows(dataset))
-        dataset = ray.data.from_items(rows, override_num_blocks=max(1, min(len(rows), 4 * workers)))
+        rows = list(dataset)
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise VlmpruneError(f"Row {number} is {row!r:.60}; make every row a dict, or pass a Ray Dataset.")
+        blocks = max(1, min(len(rows), 4 * workers))
+        dataset = ray.data.from_items([dict(row) for row in rows], override_num_blocks=blocks)
     return dataset.map_batches(
         actor,
         fn_constructor_args=arguments,
@@ -106,13 +110,6 @@ def map_actors(
         concurrency=workers,
         num_gpus=1 if torch.cuda.is_available() else 0,
     )
-
-
-def _rows(dataset: Any) -> Iterable[dict[str, Any]]:
-    for number, row in enumerate(dataset):
-        if not isinstance(row, Mapping):
-            raise VlmpruneError(f"Row {number} is {row!r:.60}; make every row a dict, or pass a Ray Dataset.")
-        yield dict(row)
 
 
 class Asker:
@@ -131,31 +128,30 @@ class Asker:
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Columns in, the same columns and the answers out."""
-        images, questions = batch[self.settings["image"]], batch[self.settings["question"]]
-        answers, reports, errors = [""] * len(questions), [""] * len(questions), [""] * len(questions)
-        usable: list[tuple[int, Any]] = []
-        for row, value in enumerate(images):
+        questions = batch[self.settings["question"]]
+        made = {name: [""] * len(questions) for name in ("answer", "report", "error")}
+        usable: dict[int, Any] = {}
+        for row, value in enumerate(batch[self.settings["image"]]):
             try:
-                usable.append((row, read(value)))
+                usable[row] = read(value)
             except VlmpruneError as error:
-                errors[row] = str(error)
+                made["error"][row] = str(error)
         if usable:
+            asked = [str(questions[row]) for row in usable]
             texts, report = self.run.answer(
-                [image for _, image in usable],
-                [str(questions[row]) for row, _ in usable],
-                max_new_tokens=self.settings["max_new_tokens"],
+                list(usable.values()), asked, max_new_tokens=self.settings["max_new_tokens"]
             )
             described = json.dumps(report.to_dict())
-            for (row, _), text in zip(usable, texts, strict=True):
-                answers[row], reports[row] = text, described
-        return {**batch, "answer": answers, "report": reports, "error": errors}
+            for row, text in zip(usable, texts, strict=True):
+                made["answer"][row], made["report"][row] = text, described
+        return {**batch, **made}
 
 
 def read(value: Any) -> Any:
     """A row's image.
 
     Raises:
-        VlmpruneError: it is none.
+        VlmpruneError: it is not an image, or it cannot be read.
     """
     from PIL import Image
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..attention.editor import AttentionEditor, KeyColumns
 from ..attention.probe import AttentionCall
+from ..attention.sink_dims import refuse_cross_attention
 from ..errors import VlmpruneError
-from ..flow.sinks import check_share
 from ..hf.arguments import host_copies
 from ..ops.attention_rows import row_chunks
 from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, weighted_values
 from .base import Intervention
+from .declared import number
 
 if TYPE_CHECKING:
     from ..attention.observer import AttentionObserver
@@ -45,49 +46,28 @@ class ACT(Intervention):
     """
 
     name: ClassVar[str] = "act"
-    beta: float = 0.4
-    threshold: float = 0.1
+    beta: float = field(default=0.4, metadata=number(float, 0, 1))
+    threshold: float = field(default=0.1, metadata=number(float, 0, 1))
     heads: Sequence[tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("beta", self.beta)
-        check_share("threshold", self.threshold)
         if self.heads is not None:
             check_heads(self.heads)
             object.__setattr__(self, "heads", tuple(sorted({(layer, head) for layer, head in self.heads})))
 
-    def watcher(self, family: Family, model: Any) -> AttentionObserver:
+    def observer(self, family: Family, model: Any) -> AttentionObserver:
         return ActEditor(self, family, model)
 
-    def calibrate(
-        self,
-        model: Any,
-        data: Iterable[tuple[Any, str, Any]],
-        *,
-        processor: Any = None,
-        path: str | Path | None = None,
-        score: Callable[[str, Any], float] | None = None,
-        **generation_kwargs: Any,
-    ) -> ACT:
-        """Find the heads in which calibration helps: every (layer, head) alone against none, on the same questions.
+    def calibrate(self, model: Any, data: Iterable[tuple[Any, str, Any]], **options: Any) -> ACT:
+        """Find the heads in which calibration helps: see `vlmprune.calibrate.act_heads.calibrate`.
 
-        Args:
-            model: a loaded model, or a wrapped model's handle.
-            data: (image, question, answers) triples, held apart from what is reported later; answers is one right
-                answer or a list of them.
-            processor: the model's processor; a handle brings its own.
-            path: a JSON file that keeps every head's score as it comes, so that a run that was stopped goes on there.
-            score: (answer, answers) -> number, higher is better; None is exact match.
-            generation_kwargs: for `ask`; `max_new_tokens` is 16 unless given.
         Returns:
             This ACT with `heads` set to those whose mean score is above that of the model as it is; maybe none.
-        Raises:
-            VlmpruneError: no data, no processor, or a file of another run.
         """
         # By name: it needs `wrap`, which needs this file.
-        calibrate = resolve_name("vlmprune.calibrate.act_heads:calibrate")
-        return calibrate(self, model, data, processor, path, score, generation_kwargs)
+        found: ACT = resolve_name("vlmprune.calibrate.act_heads:calibrate")(self, model, data, **options)
+        return found
 
 
 def check_heads(heads: Any) -> None:
@@ -96,28 +76,19 @@ def check_heads(heads: Any) -> None:
     Raises:
         VlmpruneError: not a list of pairs of whole numbers.
     """
-    pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in heads] if _listed(heads) else [()]
+    listed = isinstance(heads, list | tuple | set | frozenset)
+    pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in heads] if listed else [()]
     if not all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs):
-        raise VlmpruneError(
-            f"heads={heads!r:.80} are no heads; use (layer, head) pairs of whole numbers, or None for all."
-        )
-
-
-def _listed(heads: Any) -> bool:
-    return isinstance(heads, list | tuple | set | frozenset)
+        raise VlmpruneError(f"heads must be (layer, head) pairs of ints >= 0, or None for all, got {heads!r:.80}.")
 
 
 class ActEditor(AttentionEditor):
     """ACT on one model. Its sink masks are the sinks of the chosen heads of a layer: bool [B, heads, P]."""
 
     def __init__(self, method: ACT, family: Family, model: Any) -> None:
-        if family.cross_attention:
-            raise VlmpruneError(
-                f"ACT is not supported for {family.model_type!r}, whose visual tokens are keys of cross-attention "
-                "layers; use a family whose language model takes visual tokens in."
-            )
+        refuse_cross_attention(family, "ACT")
         text = family.language_model(model)
-        super().__init__("act", len(text.layers), text)
+        super().__init__("act", text)
         self.method = method
         self.heads = chosen_heads(method.heads, self.eligible, text.config.num_attention_heads)
 
@@ -128,43 +99,37 @@ class ActEditor(AttentionEditor):
         if ids is None:
             raise VlmpruneError("The prompt came as inputs_embeds without input_ids; pass input_ids to use ACT.")
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
-        part = call.of_heads(self.heads[layer])
-        rows_real = columns.real | columns.suffix_rows  # with use_cache=False generated rows are edited too
+    def read_prompt(self, layer: int, call: AttentionCall, columns: KeyColumns) -> None:
         if layer not in self.sink_masks:
-            self.sink_masks[layer] = self._sinks(part, columns)
-        # Where a static cache is longer than the prompt, its empty columns are no sinks.
-        sinks = _padded(self.sink_masks[layer], call.key.shape[2])
-        return self._edit(part, output, sinks, layer, rows_real)
-
-    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
-        sinks = _padded(sink_mask, call.key.shape[2])
-        return self._edit(call.of_heads(self.heads[layer]), output, sinks, layer, None)
+            self.sink_masks[layer] = self._sinks(call.of_heads(self.heads[layer]), columns)
 
     @torch.no_grad()
     def _sinks(self, part: AttentionCall, columns: KeyColumns) -> Tensor:
         """Columns with more than `threshold` mean attention, per head: [B, heads, P]."""
         held = columns.real.shape[1]
-        sums: Tensor | float = 0.0
-        seen: Tensor | float = 0.0
+        sums, seen = torch.zeros(()), torch.zeros((), dtype=torch.long)
         for _, rows in row_chunks(part.query, part.key, 0):
             asked = columns.real[:, None, rows[0], None]
             sums = sums + part.weights(rows)[..., :held].masked_fill(~asked, 0.0).sum(dim=2)
             seen = seen + (part.visible(rows)[..., :held] & asked).sum(dim=2)
-        assert isinstance(sums, Tensor) and isinstance(seen, Tensor)
         first = columns.real & (columns.real.cumsum(dim=1) == 1)
         candidates = (columns.real & ~first)[:, None]
         return (column_scores(sums, seen, rows=LEAST_ROWS) > self.method.threshold) & candidates
 
-    def _edit(self, part: AttentionCall, output: Tensor, sinks: Tensor, layer: int, real: Tensor | None) -> Tensor:
-        output = own_copy(output)
-        heads = None if part.query.shape[1] == output.shape[2] else self.heads[layer]
+    def edit(
+        self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
+    ) -> Tensor:
+        output, heads = own_copy(output), self.heads[layer]
+        part = call.of_heads(heads)
+        # Columns after the prompt, of steps and of a static cache, are no sinks.
+        sinks = torch.nn.functional.pad(sink_mask, (0, call.key.shape[2] - sink_mask.shape[-1]))
         for start, rows in row_chunks(part.query, part.key, 0):
             weights = part.weights(rows, gradient=torch.is_grad_enabled())
-            if real is not None:  # rows of padding may hold NaN
+            if columns is not None:  # rows of padding may hold NaN; with use_cache=False generated rows are edited too
+                real = columns.real | columns.suffix_rows
                 weights = weights.masked_fill(~real[:, None, rows[0], None], 0.0)
             change = calibration(weights, sinks, beta=self.method.beta)
-            add_to_rows(output, start, weighted_values(change, part.value), heads)
+            add_to_rows(output, start, weighted_values(change, part.value), None if part is call else heads)
         return output
 
     def notes(self) -> list[str]:
@@ -182,10 +147,8 @@ def chosen_heads(
     Raises:
         VlmpruneError: a layer that is not eligible, or a head the model does not have.
     """
-    if heads is None:
-        return {layer: list(range(number)) for layer in eligible}
     chosen: dict[int, list[int]] = {}
-    for layer, head in heads:
+    for layer, head in product(eligible, range(number)) if heads is None else heads:
         if layer not in eligible or head >= number:
             raise VlmpruneError(
                 f"heads holds ({layer}, {head}), which cannot be calibrated; use layers {eligible[0]} to "
@@ -193,8 +156,3 @@ def chosen_heads(
             )
         chosen.setdefault(layer, []).append(head)
     return chosen
-
-
-def _padded(sinks: Tensor, columns: int) -> Tensor:
-    """bool [B, heads, P] with False for the columns after the prompt."""
-    return torch.nn.functional.pad(sinks, (0, columns - sinks.shape[-1]))

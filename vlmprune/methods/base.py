@@ -6,9 +6,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width, L decoder lay
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
-from abc import ABCMeta
+from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +16,9 @@ from ..errors import VlmpruneError, check_call
 from ..flow.locate import SampleLayout, last_valid
 from ..flow.prompt_state import VisionStats
 from ..flow.returned import checked_scores
-from ..flow.select import Selection, check_keep, top_k_per_image
-from .declared import check_names, check_options
+from ..flow.score import visual_columns
+from ..flow.select import Selection, check_keep, count_for, top_k_per_image
+from .declared import check_layer, check_names, check_options, checked_option
 
 if TYPE_CHECKING:
     from ..attention.observer import AttentionObserver
@@ -61,6 +60,12 @@ class PruningContext:
         """The hidden states of one sample's visual tokens: [V, D]."""
         return self.hidden[sample, self.layouts[sample].slots.to(self.hidden.device)]
 
+    @property
+    def received(self) -> list[Tensor]:
+        """`attention` at the visual tokens of each sample: [V]."""
+        assert self.attention is not None, "the session probes every method that sets reads_attention"
+        return visual_columns(self.attention, self.layouts)
+
     def question(self, sample: int) -> Tensor:
         """Positions 0..S-1 of one sample's text tokens after its last visual token.
 
@@ -77,11 +82,14 @@ class PruningContext:
 
 
 class Checked(ABCMeta):
-    """The type of method classes: wrong options of a constructor are said in a sentence."""
+    """The type of method classes: wrong options of a constructor raise a `VlmpruneError`."""
 
     def __call__(cls, *given: Any, **options: Any) -> Any:
+        check_options(cls, Method)
         title = getattr(cls, "name", "") or cls.__name__
         check_call(f"The method {title!r}", cls.__signature__, given, options)
+        if missing := sorted(cls.__abstractmethods__):
+            raise VlmpruneError(f"The method {cls.__name__} has no {missing[0]}(); define it.")
         return super().__call__(*given, **options)
 
     @property
@@ -103,15 +111,9 @@ class Method(metaclass=Checked):
             check_names(cls, base)
 
     def __post_init__(self) -> None:
-        """Numbers of numpy become Python's, so that reports can be written as JSON; subclasses check their options."""
-        check_options(type(self), Method)
+        """Check the options; subclasses check further ones of theirs."""
         for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(option.default, bool) and not isinstance(value, bool):
-                raise VlmpruneError(f"{option.name}={value!r:.60} is neither True nor False; use one of them.")
-            if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
-                plain_number = int(value) if isinstance(value, numbers.Integral) else float(value)
-                object.__setattr__(self, option.name, plain_number)
+            object.__setattr__(self, option.name, checked_option(option, getattr(self, option.name)))
 
     @property
     def title(self) -> str:
@@ -136,13 +138,13 @@ def plain(value: Any) -> Any:
 class Intervention(Method):
     """Changes attention without dropping anything; any number of them combine with one pruner."""
 
-    def watcher(self, family: Family, model: Any) -> AttentionObserver:
+    @abstractmethod
+    def observer(self, family: Family, model: Any) -> AttentionObserver:
         """What edits the attention calls of this model, created for every wrap.
 
         Raises:
             VlmpruneError: the method and the model do not fit.
         """
-        raise VlmpruneError(f"The intervention {type(self).__name__} has no watcher(); define it.")
 
 
 @dataclass(frozen=True)
@@ -176,13 +178,10 @@ class Pruner(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_keep(self.keep)
-        self.check_layer()
+        if self.layer is not None or type(self).layer is not None:  # None is a rule of some methods
+            check_layer(self.layer)
         if not isinstance(self.positions, str) or self.positions not in ("original", "compact"):
             raise VlmpruneError(f"positions={self.positions!r:.60} is unknown; use 'original' or 'compact'.")
-
-    def check_layer(self) -> None:
-        """Validate the layer by itself; whether the model has it is known at wrap time."""
-        check_layer(self.layer)
 
     @property
     def asks(self) -> bool:
@@ -239,18 +238,9 @@ class Pruner(Method):
     def select(self, prompt: PruningContext) -> Selection:
         """Which visual tokens stay; the best-scored of every image by default."""
         scores = checked_scores(self.score(prompt), prompt.layouts, type(self).__name__)
-        pairs = zip(scores, prompt.layouts, strict=True)
-        return Selection([top_k_per_image(own, layout.images, self.keep) for own, layout in pairs])
+        samples = zip(scores, prompt.layouts, self._counts(prompt), strict=True)
+        return Selection([top_k_per_image(own, layout.images, counts) for own, layout, counts in samples])
 
-
-def check_layer(layer: int | float) -> None:
-    """Validate a layer option by itself; whether the model has it is known at wrap time.
-
-    Raises:
-        VlmpruneError: negative, not a number, or a float of 1 or more.
-    """
-    remedy = "use an int >= 0 (0 = before the language model) or a float in [0, 1) as a share of the depth"
-    if isinstance(layer, bool) or not isinstance(layer, int | float) or math.isnan(layer):
-        raise VlmpruneError(f"layer={layer!r} is no layer; {remedy}.")
-    if layer < 0 or (isinstance(layer, float) and layer >= 1.0):
-        raise VlmpruneError(f"layer={layer!r} is out of range; {remedy}.")
+    def _counts(self, prompt: PruningContext) -> list[list[int]]:
+        """How many tokens of each image of each sample stay."""
+        return [[count_for(self.keep, span.count) for span in layout.images] for layout in prompt.layouts]

@@ -8,14 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..flow.select import Selection, count_for
-from .base import Pruner, PruningContext
+from .per_image import ImageContext, PerImage
 
 SMALL = 1e-6  # keeps the least relevant token possible, and the logarithm finite
 
 
 @dataclass(frozen=True)
-class CDPruner(Pruner):
+class CDPruner(PerImage):
     """Keeps the greedy mode of a determinantal point process with kernel diag(q) S diag(q).
 
     S is the cosine similarity of visual tokens, q their relevance: cosine similarity to the question's tokens, averaged
@@ -26,18 +25,10 @@ class CDPruner(Pruner):
     name: ClassVar[str] = "cdpruner"
     reads_text: ClassVar[bool] = True
 
-    def select(self, prompt: PruningContext) -> Selection:
-        kept = []
-        for sample, layout in enumerate(prompt.layouts):
-            hidden = prompt.sample_hidden(sample).detach()
-            words = prompt.hidden[sample, prompt.question(sample).to(hidden.device)].detach()
-            parts = []
-            for span in layout.images:
-                features = hidden[span.positions.to(hidden.device)]
-                chosen = greedy_mode(kernel(features, relevance(features, words)), count_for(self.keep, span.count))
-                parts.append(span.positions[chosen])
-            kept.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
-        return Selection(kept)
+    def choose(self, image: ImageContext) -> Tensor:
+        features = image.hidden.detach()
+        words = image.prompt.hidden[image.sample, image.question].detach()
+        return greedy_mode(kernel(features, relevance(features, words)), image.count)
 
 
 def relevance(features: Tensor, words: Tensor) -> Tensor:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.select import Selection, count_for, ranking
-from .base import Pruner, PruningContext
+from ..flow.select import ranking
+from .declared import number
+from .per_image import ImageContext, PerImage
 
 
 @dataclass(frozen=True)
-class Dart(Pruner):
+class Dart(PerImage):
     """Keeps pivot tokens, and of the others those least similar to the pivots.
 
     Pivots are the visual and the question's tokens with the largest keys (L2 norm over all heads in the layer before;
@@ -32,43 +33,25 @@ class Dart(Pruner):
     reads_keys: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
     layer: int | float = 2
-    visual_pivots: int = 4
-    text_pivots: int = 4
+    visual_pivots: int = field(default=4, metadata=number(int, 0))
+    text_pivots: int = field(default=4, metadata=number(int, 0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("visual_pivots", "text_pivots"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise VlmpruneError(f"{name}={value!r:.60} is no number of pivots; use an int of 0 or more.")
-        if min(self.visual_pivots, self.text_pivots) < 0 or not self.visual_pivots + self.text_pivots:
-            raise VlmpruneError(
-                f"visual_pivots={self.visual_pivots!r} and text_pivots={self.text_pivots!r} leave no pivot; use 0 or "
-                "more of each and one at least."
-            )
+        if not self.visual_pivots + self.text_pivots:
+            raise VlmpruneError("visual_pivots=0 and text_pivots=0 leave no pivot; use 1 or more of either.")
 
-    def select(self, prompt: PruningContext) -> Selection:
-        assert prompt.keys is not None, "the session reads keys for every method that sets reads_keys"
-        norms = prompt.keys.float().pow(2).sum(dim=(1, 3)).sqrt()  # [B, S]
-        kept = []
-        for sample, layout in enumerate(prompt.layouts):
-            hidden = prompt.hidden[sample].detach()
-            slots = layout.slots.to(hidden.device)
-            words = prompt.question(sample).to(hidden.device)
-            pivots = hidden[words[largest(norms[sample, words], self.text_pivots)]]
-            parts = []
-            for span in layout.images:
-                own = slots[span.positions.to(hidden.device)]
-                count = count_for(self.keep, span.count)
-                chosen = spread(hidden[own], norms[sample, own], pivots, count, self.visual_pivots)
-                parts.append(span.positions[chosen])
-            kept.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
-        return Selection(kept)
+    def choose(self, image: ImageContext) -> Tensor:
+        assert image.prompt.keys is not None, "the session reads keys for every method that sets reads_keys"
+        hidden, keys = image.prompt.hidden[image.sample].detach(), image.prompt.keys[image.sample]
+        own = image.slots.to(hidden.device)
+        pivots = hidden[image.question[ranking(norms(keys[:, image.question]))[: self.text_pivots]]]
+        return spread(hidden[own], norms(keys[:, own]), pivots, image.count, self.visual_pivots)
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest values, largest first, ties to the earlier one."""
-    return ranking(values)[:count]
+def norms(keys: Tensor) -> Tensor:
+    """L2 norms of keys [H, S, D of a head] over all heads: [S]."""
+    return keys.float().pow(2).sum(dim=(0, 2)).sqrt()
 
 
 def spread(hidden: Tensor, norms: Tensor, pivots: Tensor, count: int, visual_pivots: int) -> Tensor:
@@ -79,7 +62,7 @@ def spread(hidden: Tensor, norms: Tensor, pivots: Tensor, count: int, visual_piv
     Returns:
         [count] ascending indices.
     """
-    first = largest(norms, min(visual_pivots, count))
+    first = ranking(norms)[: min(visual_pivots, count)]
     kept = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
     kept[first] = True
     unit = torch.nn.functional.normalize(hidden.float(), dim=-1)

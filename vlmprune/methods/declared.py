@@ -1,10 +1,12 @@
-"""What a method's class declares, checked: a misspelt word on a user's class is an error, never silence."""
+"""What a method's class declares and what its options are set to, checked: a wrong word or value always raises."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from dataclasses import MISSING, fields
+import math
+import numbers
+from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from ..errors import VlmpruneError
@@ -67,3 +69,44 @@ def check_options(cls: type[Any], root: type[Any]) -> None:
                     f"{part.__name__} sets {name} = {value!r} without a type, which its constructor does not see; "
                     f"write {name}: {type(value).__name__} = {value!r}, under @dataclass(frozen=True)."
                 )
+
+
+def number(kind: type[float], low: float, high: float = math.inf) -> dict[str, Any]:
+    """`dataclasses.field(metadata=...)` of an option that is an int or a float from `low` to `high`."""
+    return {"number": (kind, low, high)}
+
+
+def checked_option(option: Field[Any], value: Any) -> Any:
+    """The value of an option; a number of numpy becomes Python's, so that reports can be written as JSON.
+
+    Raises:
+        VlmpruneError: not a bool where the default is one, or outside of the option's `number` (None where that is the
+            default is fine).
+    """
+    if isinstance(option.default, bool) and not isinstance(value, bool):
+        raise VlmpruneError(f"{option.name} must be True or False, got {value!r:.60}.")
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if "number" in option.metadata and not (value is None and option.default is None):
+        kind, low, high = option.metadata["number"]
+        fine = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        if not fine or not low <= value <= high:  # NaN fails too
+            wanted = "an int" if kind is int else "a number"
+            wanted += f" >= {low}" if high == math.inf else f" from {low} to {high}"
+            wanted += " or None" if option.default is None else ""
+            raise VlmpruneError(f"{option.name} must be {wanted}, got {value!r:.60}.")
+    return value
+
+
+def check_layer(layer: Any) -> None:
+    """Validate a layer option by itself; whether the model has it is known at wrap time.
+
+    Raises:
+        VlmpruneError: negative, not a number, or a float of 1 or more.
+    """
+    fine = isinstance(layer, int | float) and not isinstance(layer, bool) and layer >= 0  # NaN fails too
+    if not fine or (isinstance(layer, float) and layer >= 1):
+        raise VlmpruneError(
+            "layer must be an int >= 0 (0 = before the language model) or a float in [0, 1) (a fraction of the depth), "
+            f"got {layer!r:.60}."
+        )

@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..flow.select import Selection, count_for
-from .base import Pruner, PruningContext
+from .per_image import ImageContext, PerImage
 
 
 @dataclass(frozen=True)
-class DivPrune(Pruner):
+class DivPrune(PerImage):
     """Keeps the tokens whose smallest cosine distance to each other is largest (max-min diversity, greedily).
 
     Written from the paper's description alone. It reads projected features, so `layer` is 0 by default.
@@ -21,18 +20,8 @@ class DivPrune(Pruner):
 
     name: ClassVar[str] = "divprune"
 
-    def select(self, prompt: PruningContext) -> Selection:
-        kept = []
-        for sample, layout in enumerate(prompt.layouts):
-            hidden = prompt.sample_hidden(sample).detach()
-            parts = [
-                span.positions[
-                    farthest_points(hidden[span.positions.to(hidden.device)], count_for(self.keep, span.count))
-                ]
-                for span in layout.images
-            ]
-            kept.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
-        return Selection(kept)
+    def choose(self, image: ImageContext) -> Tensor:
+        return farthest_points(image.hidden.detach(), image.count)
 
 
 def farthest_points(features: Tensor, count: int) -> Tensor:

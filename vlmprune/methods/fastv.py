@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..flow.score import visual_columns
 from .base import Pruner, PruningContext
 
 
@@ -29,11 +28,9 @@ class FastV(Pruner):
     exclude_sinks: bool = False
 
     def score(self, prompt: PruningContext) -> list[Tensor]:
-        assert prompt.attention is not None, "the session probes every method that sets reads_attention"
-        received = visual_columns(prompt.attention, prompt.layouts)
         if prompt.sinks is None:
-            return received
+            return prompt.received
         return [
             scores.masked_fill(sinks.to(scores.device), -1.0)
-            for scores, sinks in zip(received, prompt.sinks, strict=True)
+            for scores, sinks in zip(prompt.received, prompt.sinks, strict=True)
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .guided import Guided, GuideSettings
+from .guided import Guided
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,4 @@ class FastVOracle(Guided):
     """
 
     name: ClassVar[str] = "fastv-oracle"
-
-    def guide_settings(self) -> GuideSettings:
-        return GuideSettings(check=False)
+    measure_consistency = False

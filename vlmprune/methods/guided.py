@@ -13,29 +13,21 @@ from ..flow.select import count_for
 from .base import Pruner, PruningContext
 
 
-@dataclass(frozen=True)
-class GuideSettings:
-    """What a guided method says about its guide; `vlmprune.guide.runner.guide_for` makes it ready to run.
+class GuideOptions:
+    """The guide of a method and how it runs. No fields, and no dataclass: `SGL` makes options of them."""
 
-    `model`: the guide, None = the pruned model itself. `processor`: the guide's, where it is not the model's.
-    `exit_at`: S from which the guide's answer is taken, None = never. `steps`: rank from at most this many of its
-    tokens, None = all. `check`: whether to measure consistency; `normalise`: as the geometric mean of the answer
-    tokens' probabilities, else their product. `exclude_sinks`: give the guide's visual sinks no importance. `runner`: a
-    `Guide` that is ready already.
-    """
-
-    model: Any = None
-    processor: Any = None
-    exit_at: float | None = None
-    steps: int | None = None
-    check: bool = True
-    normalise: bool = True
-    exclude_sinks: bool = False
-    runner: Any = None
+    guide: Any = None  # None: the pruned model itself
+    guide_processor: Any = None  # where it is not the model's
+    exit_at: float | None = None  # exit score from which the guide's answer is taken; None: never
+    guide_steps: int | None = None  # rank from at most this many of its tokens; None: all
+    normalise_consistency: bool = True
+    measure_consistency: bool = True
+    exclude_sinks: bool = False  # give the guide's visual sinks no importance
+    runner: Any = None  # a `Guide` that is ready already
 
 
 @dataclass(frozen=True)
-class Guided(Pruner):
+class Guided(Pruner, GuideOptions):
     """Keeps the visual tokens of highest `PruningContext.importance`, which the session was given for this prompt.
 
     `layer=None` is SGL's rule: as deep as the budget is large, `int(keep * L)`; with tokens per image as the budget,
@@ -45,15 +37,12 @@ class Guided(Pruner):
     reads_question: ClassVar[bool] = True
     layer: int | float | None = None  # type: ignore[assignment]  # None is a rule, not a layer
 
-    def check_layer(self) -> None:
-        if self.layer is not None:
-            super().check_layer()
-
     def layer_for(self, layers: int, layouts: list[SampleLayout]) -> int:
         if self.layer is not None or isinstance(self.keep, float):
             return self.layer_index(layers)
-        visual = sum(layout.count for layout in layouts)
-        return min(layers - 1, int(sum(self.counts(layouts)) / visual * layers)) if visual else 0
+        counts = [span.count for layout in layouts for span in layout.images]
+        kept = sum(count_for(self.keep, count) for count in counts)
+        return min(layers - 1, int(kept / sum(counts) * layers)) if counts else 0
 
     def layer_index(self, layers: int) -> int:
         if self.layer is not None:
@@ -64,15 +53,7 @@ class Guided(Pruner):
     def score(self, prompt: PruningContext) -> list[Tensor]:
         if prompt.importance is None:
             raise VlmpruneError(
-                f"The method {self.name or type(self).__name__!r} needs its guide's ranking, which only calls of the "
+                f"The method {self.title!r} needs its guide's ranking, which only calls of the "
                 "whole model bring; call model(...) or model.generate(...), not a part of the model."
             )
         return prompt.importance
-
-    def counts(self, layouts: list[SampleLayout]) -> list[int]:
-        """How many visual tokens each sample keeps."""
-        return [sum(count_for(self.keep, span.count) for span in layout.images) for layout in layouts]
-
-    def guide_settings(self) -> GuideSettings:
-        """The model whose attention ranks the visual tokens, and how it is run."""
-        raise NotImplementedError(f"{type(self).__name__} needs guide_settings()")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..flow.select import evenly, ranking
-from .merging import Merging
+from .per_image import ImageContext, PerImage, cluster_means
 
 
 @dataclass(frozen=True)
-class PruMerge(Merging):
+class PruMerge(PerImage):
     """Keeps attention outliers (above the third quartile by 1.5 interquartile ranges), at most the budget.
 
     How many there are is the image's own, so fewer than the budget may stay; the report says how many. Every other
@@ -25,11 +25,13 @@ class PruMerge(Merging):
     """
 
     name: ClassVar[str] = "prumerge"
+    reads_vision: ClassVar[bool] = True
     plus: bool = False
 
-    def merge(self, hidden: Tensor, received: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        stay = outliers(received, count, fill=self.plus)
-        return stay, gathered(hidden, received, keys, stay)
+    def choose(self, image: ImageContext) -> tuple[Tensor, Tensor]:
+        tower = image.tower
+        stay = outliers(tower.received, image.count, fill=self.plus)
+        return stay, gathered(image.hidden, tower.received, tower.keys, stay)
 
 
 def outliers(received: Tensor, most: int, *, fill: bool) -> Tensor:
@@ -56,7 +58,4 @@ def gathered(hidden: Tensor, received: Tensor, keys: Tensor, stay: Tensor) -> Te
     owner = (unit @ unit[stay].T).argmax(dim=1)
     owner[stay] = torch.arange(len(stay), device=stay.device)
     weights = received.float().clamp(min=torch.finfo(torch.float32).tiny)
-    total = torch.zeros(len(stay), hidden.shape[1], device=hidden.device)
-    total = total.index_add(0, owner, hidden.float() * weights[:, None])
-    weight = torch.zeros(len(stay), device=hidden.device).index_add(0, owner, weights)
-    return (total / weight[:, None]).to(hidden.dtype)
+    return cluster_means(hidden, owner, len(stay), weights)

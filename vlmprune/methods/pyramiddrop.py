@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
-from ..flow.score import visual_columns
-from ..flow.select import Selection, count_for, top_k_per_image
+from ..flow.select import count_for
 from .base import Pruner, PruningContext
+from .declared import number
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,7 @@ class PyramidDrop(Pruner):
     reads_attention: ClassVar[bool] = True
     keep: float | int = 0.125
     layer: int | float = 0.25
-    stages: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.stages, bool) or not isinstance(self.stages, int) or self.stages < 1:
-            raise VlmpruneError(f"stages={self.stages!r} is no number of stages; use 1 or more.")
+    stages: int = field(default=3, metadata=number(int, 1))
 
     def stage_layers(self, layers: int, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:
         first = self.layer_index(layers)
@@ -49,20 +43,19 @@ class PyramidDrop(Pruner):
             )
         return tuple(first + (layers - first) * stage // self.stages for stage in range(self.stages))
 
-    def select(self, prompt: PruningContext) -> Selection:
-        assert prompt.attention is not None, "the session probes every method that sets reads_attention"
-        scored = enumerate(visual_columns(prompt.attention, prompt.layouts))
-        return Selection([staged_top(scores, prompt, sample, self.keep) for sample, scores in scored])
+    def score(self, prompt: PruningContext) -> list[Tensor]:
+        return prompt.received
+
+    def _counts(self, prompt: PruningContext) -> list[list[int]]:
+        return staged_counts(self.keep, prompt)
 
 
-def staged_top(scores: Tensor, prompt: PruningContext, sample: int, keep: float | int) -> Tensor:
-    """The best-scored tokens [K] of every image of a sample, as many as its stage leaves, in ascending order."""
-    images, whole = prompt.layouts[sample].images, prompt.unpruned[sample].images
-    parts = [
-        top_k_per_image(scores, [span], staged_count(keep, full.count, prompt.stage, prompt.stages))
-        for span, full in zip(images, whole, strict=True)
+def staged_counts(keep: float | int, prompt: PruningContext) -> list[list[int]]:
+    """How many tokens of each image of each sample the present stage leaves."""
+    return [
+        [staged_count(keep, span.count, prompt.stage, prompt.stages) for span in layout.images]
+        for layout in prompt.unpruned
     ]
-    return torch.cat(parts).sort().values if parts else torch.zeros(0, dtype=torch.long)
 
 
 def staged_count(keep: float | int, visual: int, stage: int, stages: int) -> int:

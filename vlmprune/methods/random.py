@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
-from ..errors import VlmpruneError
 from ..flow.score import random_scores
 from .base import Pruner, PruningContext
+from .declared import number
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,7 @@ class Random(Pruner):
     """
 
     name: ClassVar[str] = "random"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise VlmpruneError(f"seed={self.seed!r} is no seed; use an int >= 0.")
+    seed: int = field(default=0, metadata=number(int, 0))
 
     def score(self, prompt: PruningContext) -> list[Tensor]:
         rows = zip(prompt.input_ids, prompt.valid, prompt.layouts, strict=True)

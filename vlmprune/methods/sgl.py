@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 from ..errors import VlmpruneError
-from .guided import Guided, GuideSettings
+from .declared import number
+from .guided import Guided
 
 
-@dataclass(frozen=True, init=False)
-class SGL(Guided):
+@dataclass(frozen=True)
+class GuideFirst:
+    """As the last base of a method it makes the guide the first option: dataclasses take fields from there on."""
+
+    guide: Any
+
+
+@dataclass(frozen=True)
+class SGL(Guided, GuideFirst):
     """A small model answers first; its attention ranks the large one's visual tokens.
 
     Importance of a visual token is the attention it gets in the small model, summed over all layers, heads, text rows
@@ -34,54 +41,16 @@ class SGL(Guided):
     """
 
     name: ClassVar[str] = "sgl"
-    # Fields for repr, comparison and the report; the constructor below takes the guide first.
-    guide: Any = None
-    exit_at: float | None = None
+    exit_at: float | None = field(default=None, metadata=number(float, 0, 1))
     guide_processor: Any = None
     exclude_sinks: bool = False
     normalise_consistency: bool = True
-    guide_steps: int | None = None
-
-    def __init__(
-        self,
-        guide: Any,
-        keep: float | int = 0.25,
-        layer: int | float | None = None,
-        exit_at: float | None = None,
-        guide_processor: Any = None,
-        exclude_sinks: bool = False,
-        normalise_consistency: bool = True,
-        guide_steps: int | None = None,
-        *,
-        positions: str = "original",
-    ) -> None:
-        values = dict(locals())
-        for field in fields(self):
-            object.__setattr__(self, field.name, values[field.name])
-        self.__post_init__()
+    guide_steps: int | None = field(default=None, metadata=number(int, 1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        exit_at, steps = self.exit_at, self.guide_steps
-        number = isinstance(exit_at, int | float) and not isinstance(exit_at, bool) and not math.isnan(exit_at)
-        if exit_at is not None and not (number and 0 <= exit_at <= 1):
-            raise VlmpruneError(
-                f"exit_at={exit_at!r} is no threshold; use a number from 0 to 1, or None to never exit."
-            )
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise VlmpruneError(f"guide_steps={steps!r} is no number of tokens; use 1 or more, or None for all.")
         if self.guide is None or isinstance(self.guide, str):
-            raise VlmpruneError(f"guide={self.guide!r} is no model; pass a loaded small vision-language model.")
-
-    def guide_settings(self) -> GuideSettings:
-        return GuideSettings(
-            self.guide,
-            self.guide_processor,
-            self.exit_at,
-            self.guide_steps,
-            normalise=self.normalise_consistency,
-            exclude_sinks=self.exclude_sinks,
-        )
+            raise VlmpruneError(f"guide must be a loaded small vision-language model, got {self.guide!r}.")
 
     def calibrate(self, model: Any, data: Iterable[Any], **options: Any) -> Any:
         """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.calibrate.exit_threshold.calibrate`.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..flow.locate import SampleLayout
-from ..flow.score import visual_columns
-from ..flow.select import Selection, ranking
-from .base import Pruner, PruningContext
-from .pyramiddrop import staged_count
+from ..flow.select import ranking
+from .base import PruningContext
+from .per_image import ImageContext, PerImage, cluster_means
+from .pyramiddrop import staged_counts
 
 DEEPER = (1.0, 3.0, 7.5)  # the paper's layers 2, 6 and 15 as multiples of the first
 RECYCLED = 0.3  # fraction of the dropped tokens, best scored, that are recycled
@@ -21,7 +21,7 @@ NEIGHBOURS = 5  # of the density-peak clustering
 
 
 @dataclass(frozen=True)
-class SparseVLM(Pruner):
+class SparseVLM(PerImage):
     """Drops in three stages by the attention of raters, and puts averages of clusters of dropped tokens back.
 
     Raters are the question's tokens whose similarity to the visual tokens, before layer 0, is above the average (dot
@@ -54,29 +54,19 @@ class SparseVLM(Pruner):
         out = []
         for sample, layout in enumerate(prompt.layouts):
             words = prompt.question(sample)
-            if not layout.count:
-                out.append(words)
-                continue
-            question = prompt.hidden[sample, words.to(prompt.hidden.device)].detach().float()
-            out.append(words[query_tokens(prompt.sample_hidden(sample).detach().float(), question).cpu()])
+            if layout.count:
+                question = prompt.hidden[sample, words.to(prompt.hidden.device)].detach().float()
+                words = words[query_tokens(prompt.sample_hidden(sample).detach().float(), question).cpu()]
+            out.append(words)
         return out
 
-    def select(self, prompt: PruningContext) -> Selection:
-        assert prompt.attention is not None, "the session probes every method that sets reads_attention"
-        kept, merged = [], []
-        for sample, scores in enumerate(visual_columns(prompt.attention, prompt.layouts)):
-            hidden = prompt.sample_hidden(sample)
-            anchors, states = [], []
-            spans = zip(prompt.layouts[sample].images, prompt.unpruned[sample].images, strict=True)
-            for span, whole in spans:
-                at = span.positions.to(hidden.device)
-                count = staged_count(self.keep, whole.count, prompt.stage, prompt.stages)
-                local, state = recycled(hidden[at], scores[at], count)
-                anchors.append(span.positions[local])
-                states.append(state)
-            kept.append(torch.cat(anchors) if anchors else torch.zeros(0, dtype=torch.long))
-            merged.append(torch.cat(states) if states else hidden[:0])
-        return Selection(kept, merged)
+    def _counts(self, prompt: PruningContext) -> list[list[int]]:
+        return staged_counts(self.keep, prompt)
+
+    def choose(self, image: ImageContext) -> tuple[Tensor, Tensor]:
+        hidden = image.hidden
+        received = image.prompt.received[image.sample]
+        return recycled(hidden, received[image.span.positions.to(hidden.device)], image.count)
 
 
 def query_tokens(visual: Tensor, question: Tensor) -> Tensor:
@@ -103,8 +93,7 @@ def recycled(hidden: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor
         return kept.cpu(), hidden[kept]
     loose = order[count - clusters :][: max(pool, clusters)]
     centres, owner = density_peaks(hidden[loose].detach(), clusters)
-    total = torch.zeros(clusters, hidden.shape[1], device=hidden.device).index_add(0, owner, hidden[loose].float())
-    means = (total / torch.bincount(owner, minlength=clusters)[:, None]).to(hidden.dtype)
+    means = cluster_means(hidden[loose], owner, clusters)
     kept, place = torch.cat([stay, loose[centres]]).sort()
     return kept.cpu(), torch.cat([hidden[stay], means])[place]
 

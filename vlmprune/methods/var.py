@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,10 +14,11 @@ from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError
 from ..flow.prompt_state import PromptState
-from ..flow.sinks import check_dims, check_share, check_tau, phi, separation
+from ..flow.sinks import check_dims, check_tau, phi, separation
 from ..hf.arguments import host_copies
 from ..ops.correction import own_copy
 from .base import Intervention
+from .declared import number
 
 if TYPE_CHECKING:
     from ..attention.observer import AttentionObserver
@@ -45,20 +46,18 @@ class VAR(Intervention):
     """
 
     name: ClassVar[str] = "var"
-    p: float = 0.4
-    rho: float = 0.5
+    p: float = field(default=0.4, metadata=number(float, 0, 1))
+    rho: float = field(default=0.5, metadata=number(float, 0, 1))
     tau: float | None = None
-    gate: float = 0.2
+    gate: float = field(default=0.2, metadata=number(float, 0, 1))
     sink_dims: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("p", "rho", "gate"):
-            check_share(option, getattr(self, option))
         check_tau(self.tau)
         check_dims(self.sink_dims)
 
-    def watcher(self, family: Family, model: Any) -> AttentionObserver:
+    def observer(self, family: Family, model: Any) -> AttentionObserver:
         return VarEditor(self, family, model)
 
 
@@ -68,7 +67,7 @@ class VarEditor(AttentionEditor):
     def __init__(self, method: VAR, family: Family, model: Any) -> None:
         self.method = method
         self.sinks = SinkDims(family, model, tau=method.tau, dims=method.sink_dims, what="VAR")
-        super().__init__("var", len(self.sinks.text.layers), self.sinks.text)
+        super().__init__("var", self.sinks.text)
         self._phi: list[Tensor] = []
 
     def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
@@ -94,18 +93,12 @@ class VarEditor(AttentionEditor):
         if touched.device.type != "cpu" or bool(touched.any()):
             self.sink_masks[layer] = torch.stack([sinks, columns.visual], dim=1) & touched[:, None, None]
 
-    def edit_prompt(self, layer: int, call: AttentionCall, output: Tensor, columns: KeyColumns) -> Tensor | None:
-        if layer not in self.sink_masks:
-            return None
-        return self._edit(call, output, self.sink_masks[layer], columns.rows)
-
-    def edit_step(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, layer: int) -> Tensor | None:
-        rows = torch.arange(output.shape[1], device=output.device)
-        return self._edit(call, output, sink_mask, rows.expand(len(output), -1))
-
-    def _edit(self, call: AttentionCall, output: Tensor, sink_mask: Tensor, rows: Tensor) -> Tensor:
+    def edit(
+        self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
+    ) -> Tensor:
+        every = torch.arange(output.shape[1], device=output.device).expand(len(output), -1)
         sinks, visual = sink_mask.unbind(1)
-        var = self.method
+        rows, var = columns.rows if columns is not None else every, self.method
         return call.redistribute(own_copy(output), rows, sinks, visual, p=var.p, rho=var.rho, gate=var.gate)
 
     def notes(self) -> list[str]:
@@ -133,9 +126,9 @@ class VarEditor(AttentionEditor):
 def ranges(numbers: Any) -> str:
     """Whole numbers in ascending order, runs shortened: `2-4, 6`."""
     runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+    for one in sorted(numbers):
+        if runs and one == runs[-1][1] + 1:
+            runs[-1][1] = one
         else:
-            runs.append([number, number])
+            runs.append([one, one])
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

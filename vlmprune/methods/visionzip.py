@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import VlmpruneError
 from ..flow.select import evenly, ranking
-from .merging import Merging
+from .declared import number
+from .per_image import ImageContext, PerImage, cluster_means
 
 
 @dataclass(frozen=True)
-class VisionZip(Merging):
+class VisionZip(PerImage):
     """Keeps the tokens the vision tower attends to most, and merges all others onto evenly sampled ones by their keys.
 
     Attention is the class token's in the layer whose output the model uses (without a class token: the mean received).
@@ -28,17 +28,13 @@ class VisionZip(Merging):
     """
 
     name: ClassVar[str] = "visionzip"
-    contextual: float = 0.15625  # 10 of 64
+    reads_vision: ClassVar[bool] = True
+    contextual: float = field(default=0.15625, metadata=number(float, 0, 1))  # 10 of 64
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.contextual, int | float) and not isinstance(self.contextual, bool)
-        if not number or not 0 <= self.contextual <= 1:
-            raise VlmpruneError(f"contextual={self.contextual!r:.60} is no share of the budget; use 0 to 1.")
-
-    def merge(self, hidden: Tensor, received: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        few = min(count - 1, round(self.contextual * count))
-        return zipped(hidden, received, keys, count - few, few)
+    def choose(self, image: ImageContext) -> tuple[Tensor, Tensor]:
+        few = min(image.count - 1, round(self.contextual * image.count))
+        tower = image.tower
+        return zipped(image.hidden, tower.received, tower.keys, image.count - few, few)
 
 
 def zipped(hidden: Tensor, received: Tensor, keys: Tensor, dominant: int, contextual: int) -> tuple[Tensor, Tensor]:
@@ -60,8 +56,6 @@ def zipped(hidden: Tensor, received: Tensor, keys: Tensor, dominant: int, contex
     unit = torch.nn.functional.normalize(keys[rest], dim=-1)
     owner = (unit @ unit[every].T).argmax(dim=1)
     owner[every] = torch.arange(contextual, device=rest.device)  # a target is its own, whatever rounding says
-    total = torch.zeros(contextual, hidden.shape[1], device=hidden.device).index_add(0, owner, hidden[rest].float())
-    size = torch.bincount(owner, minlength=contextual)[:, None]
-    states = torch.cat([hidden[stay], (total / size).to(hidden.dtype)])
+    states = torch.cat([hidden[stay], cluster_means(hidden[rest], owner, contextual)])
     kept, order = torch.cat([stay, rest[every]]).sort()
     return kept, states[order]

@@ -5,8 +5,6 @@ Shapes: B batch, S sequence before, C sequence after, A axes of positions, D wid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -26,65 +24,44 @@ def gather_positions(tensor: Tensor, index: Tensor) -> Tensor:
     return gather_rows(tensor.unsqueeze(-1), index).squeeze(-1)
 
 
-@dataclass(frozen=True)
-class Compacted:
-    """The kept rows: `hidden` [B, C, D], `cos_sin` [..., B, C, Dr] each, `position_ids` [..., B, C], `mask` [B, C]."""
-
-    hidden: Tensor
-    cos_sin: tuple[Tensor, ...] = ()
-    position_ids: Tensor | None = None
-    mask: Tensor | None = None
-
-
 def compact(
     hidden: Tensor,
     index: Tensor,
-    real: Tensor,
     *,
     inner: Tensor | None = None,
     cos_sin: tuple[Tensor, ...] = (),
     position_ids: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Compacted:
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
     """Gather the kept rows of all inputs of a decoder layer, for a ragged batch.
 
     Args:
-        hidden: [B, S', D]. index: [B, C] in 0..S-1. real: bool [B, C], False in the filler slots of shorter rows;
-            these hold the row that `index` names, and nothing may attend to them.
+        hidden: [B, S', D]. index: [B, C] in 0..S-1; in the filler slots of shorter rows any row.
         inner: [B, C] in 0..S'-1, the same rows as `hidden` has them, where it was compacted before; else `index`.
         cos_sin: of the rotary embedding, [..., B or 1, S, Dr] each. position_ids: [..., B or 1, S].
-        mask: [B or 1, S], bool or integer; it becomes 0 in filler slots.
+    Returns:
+        [B, C, D], [..., B, C, Dr] each, and [..., B, C].
     """
     inner = index if inner is None else inner
-    given = [hidden, *cos_sin, index, real, inner, *(t for t in (position_ids, mask) if t is not None)]
+    given = [hidden, *cos_sin, index, inner, *([] if position_ids is None else [position_ids])]
     if len(cos_sin) in (0, 2) and runs_triton(*given):
         from .gather_triton import compact as launch
 
-        return Compacted(*launch(hidden, index, real, inner, cos_sin, position_ids, mask))
-    return Compacted(
+        return launch(hidden, index, inner, cos_sin, position_ids)
+    return (
         gather_rows(hidden, inner.to(hidden.device)),
         tuple(gather_rows(part, index) for part in cos_sin),
         None if position_ids is None else gather_positions(position_ids, index),
-        None if mask is None else gather_positions(mask, index) * real.to(mask.device),
     )
 
 
 def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """The entries `index` [B, C] of a layer's keys and values [B, G, T, D].
 
-    For KV-cache compression, which prunes a cache after prefill. The methods of vlmprune prune the prompt instead, so
-    the later layers never compute the dropped entries.
+    For compressing a cache after prefill.
 
     Returns:
         [B, G, C, D] each, contiguous.
     """
-    if key.dtype == value.dtype and runs_triton(key, value, index):
-        from .gather_triton import compact_kv as launch
-
-        return launch(key, value, index)
-
-    def gather(tensor: Tensor) -> Tensor:
-        where = index.to(tensor.device)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-        return torch.gather(tensor, 2, where)
-
-    return gather(key), gather(value)
+    where = index.to(key.device)[:, None, :, None]
+    key_at, value_at = (where.expand(-1, part.shape[1], -1, part.shape[3]) for part in (key, value))
+    return torch.gather(key, 2, key_at), torch.gather(value, 2, value_at)

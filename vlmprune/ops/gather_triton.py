@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .scores_triton import as_bytes
-
-BLOCK_SLOTS = 32  # cache entries per program
 LARGEST_ROW = 4096  # elements of a hidden state per program
 
 
 @triton.jit
 def compact_kernel(
-    hidden, cos, sin, position_ids, mask, inner, index, real, out_hidden, out_cos, out_sin, out_position_ids, out_mask,
+    hidden, cos, sin, position_ids, inner, index, out_hidden, out_cos, out_sin, out_position_ids,
     C, D, DR,
     hidden_b, hidden_s, hidden_d,
     cos_a, cos_b, cos_s, cos_d,
     sin_a, sin_b, sin_s, sin_d,
     position_ids_a, position_ids_b, position_ids_s,
-    mask_b, mask_s,
-    index_b, inner_b, real_b,
+    index_b, inner_b,
     slots,
-    ROTARY_AXES: tl.constexpr, POSITION_AXES: tl.constexpr, HAS_MASK: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
+    ROTARY_AXES: tl.constexpr, POSITION_AXES: tl.constexpr, BLOCK: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Program (slot of the batch, part): a part of the hidden state, or, as the last part, all small tensors."""
     slot = tl.program_id(0).to(tl.int64)
@@ -50,36 +43,6 @@ def compact_kernel(
         for a in tl.static_range(POSITION_AXES):
             position = tl.load(position_ids + a * position_ids_a + b * position_ids_b + row * position_ids_s)
             tl.store(out_position_ids + a * slots + slot, position)
-        if HAS_MASK:
-            seen = tl.load(mask + b * mask_b + row * mask_s)
-            kept = tl.load(real + b * real_b + c)
-            tl.store(out_mask + slot, tl.where(kept != 0, seen, 0))
-
-
-@triton.jit
-def compact_kv_kernel(
-    key, value, index, out_key, out_value,
-    G, C, DK, DV,
-    key_b, key_g, key_t, key_d,
-    value_b, value_g, value_t, value_d,
-    index_b,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Program (slots, batch and head, keys or values)."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    bg = tl.program_id(1).to(tl.int64)
-    b, g = bg // G, bg % G
-    row = tl.load(index + b * index_b + c, mask=c < C, other=0)[:, None]
-    d = tl.arange(0, BLOCK_D)[None, :]
-    slot = (bg * C + c)[:, None]
-    if tl.program_id(2) == 0:
-        inside = (c < C)[:, None] & (d < DK)
-        entry = tl.load(key + b * key_b + g * key_g + row * key_t + d * key_d, mask=inside)
-        tl.store(out_key + slot * DK + d, entry, mask=inside)
-    else:
-        inside = (c < C)[:, None] & (d < DV)
-        entry = tl.load(value + b * value_b + g * value_g + row * value_t + d * value_d, mask=inside)
-        tl.store(out_value + slot * DV + d, entry, mask=inside)
 
 
 def rows_of(index: Tensor) -> Tensor:
@@ -96,16 +59,14 @@ def broadcast(tensor: Tensor, batch: int, last: int) -> Tensor:
 def compact(
     hidden: Tensor,
     index: Tensor,
-    real: Tensor,
     inner: Tensor,
     cos_sin: tuple[Tensor, ...],
     position_ids: Tensor | None,
-    mask: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None, Tensor | None]:
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
     """See `gather.compact`."""
     batch, slots = index.shape
     width = hidden.shape[-1]
-    index, inner, real = rows_of(index), rows_of(inner), as_bytes(rows_of(real))
+    index, inner = rows_of(index), rows_of(inner)
     out = hidden.new_empty(batch, slots, width)
     # A missing input is replaced by a tensor that is never read.
     cos, sin = (broadcast(part, batch, 1) for part in cos_sin or (hidden, hidden))
@@ -114,20 +75,16 @@ def compact(
         out_cos, out_sin = (part.new_empty(len(part), batch, slots, part.shape[-1]) for part in (cos, sin))
     ids = index[None] if position_ids is None else broadcast(position_ids, batch, 0)
     out_ids = ids if position_ids is None else ids.new_empty(len(ids), batch, slots)
-    seen = real if mask is None else as_bytes(mask).expand(batch, -1)
-    out_seen = real if mask is None else seen.new_empty(batch, slots)
     block = min(triton.next_power_of_2(width), LARGEST_ROW)
     with torch.cuda.device_of(hidden):
         compact_kernel[(batch * slots, triton.cdiv(width, block) + 1)](
-            hidden, cos, sin, ids, seen, inner, index, real,
-            out, out_cos, out_sin, out_ids, out_seen,
+            hidden, cos, sin, ids, inner, index, out, out_cos, out_sin, out_ids,
             slots, width, cos.shape[-1],
-            *hidden.stride(), *cos.stride(), *sin.stride(), *ids.stride(), *seen.stride(),
-            index.stride(0), inner.stride(0), real.stride(0),
+            *hidden.stride(), *cos.stride(), *sin.stride(), *ids.stride(),
+            index.stride(0), inner.stride(0),
             batch * slots,
             ROTARY_AXES=len(cos) if cos_sin else 0,
             POSITION_AXES=0 if position_ids is None else len(ids),
-            HAS_MASK=mask is not None,
             BLOCK=block,
             BLOCK_R=triton.next_power_of_2(cos.shape[-1]) if cos_sin else 1,
         )  # fmt: skip
@@ -139,22 +96,4 @@ def compact(
         out,
         tuple(shaped(result, part, 1) for result, part in zip((out_cos, out_sin), cos_sin, strict=False)),
         None if position_ids is None else shaped(out_ids, position_ids, 0),
-        None if mask is None else out_seen.view(mask.dtype),
     )
-
-
-def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """See `gather.compact_kv`."""
-    batch, heads = key.shape[:2]
-    slots = index.shape[1]
-    index = rows_of(index)
-    out: Any = [part.new_empty(batch, heads, slots, part.shape[-1]) for part in (key, value)]
-    with torch.cuda.device_of(key):
-        compact_kv_kernel[(triton.cdiv(slots, BLOCK_SLOTS), batch * heads, 2)](
-            key, value, index, *out,
-            heads, slots, key.shape[-1], value.shape[-1],
-            *key.stride(), *value.stride(), index.stride(0),
-            BLOCK_C=BLOCK_SLOTS,
-            BLOCK_D=triton.next_power_of_2(max(key.shape[-1], value.shape[-1])),
-        )  # fmt: skip
-    return out[0], out[1]

@@ -31,26 +31,29 @@ class BaseForward:
         self.setup, self.calls = setup, calls
         self._recomputed = WeakIdKeyDictionary()
 
-    def clear(self) -> None:
-        """Forget what an interrupted forward of this thread has left."""
-        self.calls.now.end_forward()
+    def clear(self) -> Prefill | Decode | None:
+        """This thread's forward is over, or was interrupted; what it was."""
         clear_observers(self.setup.probed.values())
+        return self.calls.now.end_forward()
 
     def begin(self, given: dict[str, Any]) -> None:
         """The base model is called with these arguments."""
         call = self.calls.now
-        call.begin_forward()
-        clear_observers(self.setup.probed.values())
+        self.clear()
+        if not call.generating:
+            call.made = None
         refuse_video(given)
         cache = cache_in(given)
-        if not hasattr(cache, "layers"):
-            cache = None
-        call.standing = None if cache is None else state_of(cache, "report")
-        state = recall(cache) if cache is not None else None
+        call.standing, state = state_of(cache, "report"), recall(cache)
         first, call.begins = call.begins, False
         ids = given.get("input_ids")
-        if state is not None or (cache is not None and is_filled(cache)):
-            self._refuse_later_image(given)
+        if is_filled(cache):
+            changes = self.setup.changes_prompts and has_image(given)
+            if changes and ids is not None and bool(self.setup.locator.visual(ids).any()):
+                raise VlmpruneError(
+                    "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as "
+                    "one prompt without a cache."
+                )
             if state is not None:
                 came = ids if ids is not None else given["inputs_embeds"]
                 check_later(state_of(cache, RANKED), came.shape[1], generating=call.generating, begins=first)
@@ -71,15 +74,6 @@ class BaseForward:
         for watcher, layers in zip(self.setup.watchers, self.setup.watched, strict=True):
             for i in layers:
                 observe(self.setup.probed[i], functools.partial(edited, watcher, i))
-
-    def _refuse_later_image(self, given: dict[str, Any]) -> None:
-        ids = given.get("input_ids")
-        changes = self.setup.changes_prompts
-        if changes and has_image(given) and ids is not None and bool(self.setup.locator.visual(ids).any()):
-            raise VlmpruneError(
-                "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as one "
-                "prompt without a cache."
-            )
 
     def enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """The vision stage is over and the decoder layers are next: locate the visual tokens of a new prompt."""
@@ -105,19 +99,16 @@ class BaseForward:
 
     def end(self, output: Any) -> Any:
         """It has run, or raised where `output` is None; returns the output that takes its place."""
-        call = self.calls.now
-        forward = call.end_forward()
-        clear_observers(self.setup.probed.values())
-        ran = output is not None
+        call, forward, ran = self.calls.now, self.clear(), output is not None
         if isinstance(forward, Prefill):
             if ran:
                 self._end_prompt(call, forward)
-            forward.state.release()
+            forward.state.cache = None  # observers keep the state, and must not keep a cache alive
         elif ran and forward is not None and forward.state is not None and call.standing and not call.generating:
             spent = call.standing.seconds
             spent["decode"] = spent.get("decode", 0.0) + call.clock.forward()
         if not call.generating:
-            call.forget_vision()
+            call.image_metadata, call.clock.vision = {}, 0.0  # these images are no later forward's
             if ran:
                 self.calls.publish(output, call.report)
         if not ran or not isinstance(forward, Prefill):
@@ -137,7 +128,7 @@ class BaseForward:
         if call.generating and call.made is not None:  # use_cache=False: a prompt every step
             return
         repeats = len(state.layouts) // (call.prompts or len(state.layouts))
-        report = prompt_report(state, self.setup.method, self.setup.cost, len(self.setup.text.layers), repeats)
+        report = prompt_report(state, self.setup.method, self.setup.cost, repeats)
         report.notes += [line for watcher in self.setup.watchers for line in watcher.notes()]
         if call.complete is not None:
             call.complete(report)

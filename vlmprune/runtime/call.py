@@ -51,20 +51,10 @@ class Call:
     def report(self) -> Report | None:
         return self.made or self.standing
 
-    def begin_forward(self) -> None:
-        """A forward of the base model begins; whatever an interrupted one left is forgotten."""
-        self.forward = self.arguments = None
-        if not self.generating:
-            self.made = None
-
     def end_forward(self) -> Prefill | Decode | None:
-        """It is over; what it was."""
+        """The base model's forward is over, or whatever an interrupted one left is forgotten; what it was."""
         forward, self.forward, self.arguments = self.forward, None, None
         return forward
-
-    def forget_vision(self) -> None:
-        """The images of this forward are no later one's."""
-        self.image_metadata, self.clock.vision = {}, 0.0
 
 
 @dataclass
@@ -103,25 +93,17 @@ class Calls:
 
     @contextmanager
     def generating(self, ids: Any, importance: list[Tensor] | None) -> Iterator[Call]:
-        """Within the block this thread's call is a `generate` of a prompt with these ids."""
+        """Within the block this thread's call is a `generate` of a prompt with these ids.
+
+        One within another, of a model that drafts for itself, leaves the other's state.
+        """
         prompts, length = ids.shape if isinstance(ids, Tensor) else (None, None)
-        thread, clock, metadata = self._threads.own, Clock(self._text), self.now.image_metadata
-        thread.call = Call(clock, True, True, prompts, length, metadata, importance)
+        thread, outer = self._threads.own, self.now
+        thread.call = Call(Clock(self._text), True, True, prompts, length, outer.image_metadata, importance)
         try:
             yield thread.call
         finally:
-            self.end()
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """A `generate` within another, of a model that drafts for itself, leaves the other's state."""
-        thread = self._threads.own
-        outer, report = thread.call, thread.report
-        try:
-            yield
-        finally:
-            if outer.generating:
-                thread.call, thread.report = outer, report
+            thread.call = outer if outer.generating else self._idle()
 
     @property
     def bypassed(self) -> bool:
@@ -146,6 +128,7 @@ class Calls:
     def publish(self, out: Any, report: Report | None) -> Any:
         """The output of a call, which carries the call's report as `report`."""
         if report is not None:
-            self._threads.own.report = self._latest = report
+            if not self.now.generating:  # else one within another
+                self._threads.own.report = self._latest = report
             carry(out, report)
         return out

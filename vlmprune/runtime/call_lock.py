@@ -92,7 +92,7 @@ def bare(model: nn.Module) -> Iterator[None]:
     lock = call_lock_of(model)
     with lock.generating(), ExitStack() as stack:
         for session in lock.sessions:
-            stack.enter_context(session.bypassed())
+            stack.enter_context(session.calls.bypass())
         yield
 
 

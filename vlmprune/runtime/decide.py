@@ -71,7 +71,8 @@ class Decider:
         if state.stages:
             kept = [old[new] for old, new in zip(state.stages[-1].kept, kept, strict=True)]
         stage = Stage(layer, kept)
-        if state.drops(kept):  # else every layer runs untouched, bit by bit
+        # Where nothing is dropped or merged, every layer runs untouched, bit by bit.
+        if any(len(some) < layout.count for some, layout in zip(kept, state.layouts, strict=True)):
             stage.merged = selection.merged
             stage.places = [layout.slots[new] for layout, new in zip(context.layouts, selection.kept, strict=True)]
             # Padding goes too, and rows are re-padded to the longest.

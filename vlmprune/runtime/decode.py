@@ -38,7 +38,8 @@ class Decode:
             cross = kwargs.get("cross_attention_mask")
             if cross is None or i < self.state.layer:
                 return None
-            cut = self._once(("cross",), lambda: self._cross(cross, len(hidden)))
+            left = self.state.rows(len(hidden))
+            cut = self._once(("cross",), lambda: take_mask(cross, None, left.columns, left.ragged))
             return args, {**kwargs, "cross_attention_mask": cut}
         new = dict(kwargs)
         state, mask = self.state.at(i), kwargs.get("attention_mask")
@@ -52,15 +53,9 @@ class Decode:
             )
             new["position_ids"] = ids
             new["position_embeddings"] = self._once(
-                ("rotary", state.layer), lambda: rotary(self.text_model, hidden, ids)
+                ("rotary", state.layer), lambda: self.text_model.rotary_emb(hidden, ids)
             )
         return args, new
-
-    def _cross(self, mask: Tensor, batch: int) -> Any:
-        """The kept columns of an additive cross-attention mask [B, 1, S, T]: [B, 1, S, K]."""
-        assert self.state is not None, "a pruned prompt"
-        state = self.state.rows(batch)
-        return take_mask(mask, None, state.columns, state.ragged)
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._built:
@@ -103,8 +98,3 @@ class Decode:
         if mask is None:
             return own_mask(config, hidden, entries >= 0, Sizes(length, 0, before - offset), i, None)
         return take_mask(mask, None, entries, hides)
-
-
-def rotary(text_model: Any, hidden: Tensor, ids: Tensor) -> Any:
-    """Rotary embeddings of re-indexed positions, as the language model makes them."""
-    return text_model.rotary_emb(hidden, ids)

@@ -90,24 +90,15 @@ def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
         )
 
 
-def wrap_layers(pruner: Pruner, depth: int) -> tuple[int, ...]:
-    """The layers before which tokens are dropped, as a model of `depth` decoder layers is wrapped.
-
-    Raises:
-        VlmpruneError: none, or some that the model does not have.
-    """
-    return checked_layers(pruner.stage_layers(depth), depth, type(pruner).__name__)
-
-
-def prompt_layers(
-    pruner: Pruner, depth: int, layouts: list[SampleLayout], wrapped: tuple[int, ...] | None
+def drop_layers(
+    pruner: Pruner, depth: int, layouts: list[SampleLayout] | None = None, wrapped: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
-    """The same of a prompt with these layouts.
+    """The layers before which tokens are dropped: as a model of `depth` layers is wrapped, or of a prompt.
 
     Args:
-        wrapped: the layers at wrap time, if attention is read before them; else None.
+        layouts: of the prompt. wrapped: the layers at wrap time, if attention is read before them.
     Raises:
-        VlmpruneError: no layers, or others than those whose attention is read.
+        VlmpruneError: none, some that the model does not have, or others than those whose attention is read.
     """
     name = type(pruner).__name__
     layers = checked_layers(pruner.stage_layers(depth, layouts), depth, name)

@@ -7,7 +7,7 @@ Shapes: B batch, S sequence, C rows after pruning (S without), N rows asked for.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -65,11 +65,6 @@ def is_mask(keep: Any) -> bool:
     return isinstance(keep, Tensor) and keep.dim() == 2 and keep.dtype == torch.bool
 
 
-def is_one(keep: Any) -> bool:
-    """Whether `logits_to_keep` is a single position without brackets, for which transformers returns logits [B, D]."""
-    return not isinstance(keep, int | slice) and torch.as_tensor(keep).dim() == 0
-
-
 @dataclass
 class Asked:
     """What a call of the whole model asked for, taken out of its arguments, since only we know which rows are left.
@@ -88,13 +83,7 @@ class Asked:
     rows: Rows | None = None
 
     def taken(self, output: Any, rows: Rows) -> Any:
-        """The base model's output with the last hidden states that `logits_to_keep` asks for: [B, N, D], or [N, D].
-
-        Args:
-            rows: of the prompt that ran.
-        Raises:
-            VlmpruneError: one of them was dropped.
-        """
+        """The base model's output with the last hidden states that `logits_to_keep` asks for: [B, N, D], or [N, D]."""
         self.rows = rows
         if self.keep is None or not self.changes_rows:
             return output
@@ -112,6 +101,7 @@ class Asked:
         taken = hidden[sample.to(hidden.device), rows.where[sample, position].to(hidden.device)]
         return taken if sample.dim() > 1 else taken[None]  # of one row of samples, for `finish` to take off
 
+    @torch.compiler.disable
     def finish(self, model: Any, output: Any) -> Any:
         """The output with the loss of the kept rows, its logits where the caller looks for them, and `rows`."""
         rows = self.rows
@@ -124,8 +114,11 @@ class Asked:
         if spread:
             sample = torch.arange(len(logits), device=logits.device)[:, None]
             changes["logits"] = logits[sample, rows.where.to(logits.device)]
-        if self.changes_rows and self.keep is not None and (is_mask(self.keep) or is_one(self.keep)):
-            changes["logits"] = logits[0] if is_mask(self.keep) else logits[:, 0]
+        if self.changes_rows and not isinstance(self.keep, int | slice | None):
+            if is_mask(self.keep):
+                changes["logits"] = logits[0]
+            elif torch.as_tensor(self.keep).dim() == 0:  # of a single position transformers returns logits [B, D]
+                changes["logits"] = logits[:, 0]
         output = remade(output, changes)
         return labelled(output, self.row_positions(spread))
 
@@ -144,11 +137,7 @@ class Asked:
         return self.rows.positions()
 
     def _loss(self, model: Any, logits: Tensor, rows: Rows) -> Tensor:
-        """The model's own loss: every kept row predicts the kept position after it.
-
-        Raises:
-            VlmpruneError: there are as many labels as neither positions nor rows.
-        """
+        """The model's own loss: every kept row predicts the kept position after it."""
         labels, beside = self.labels, dict(self.beside)
         assert labels is not None, "asked for"
         if self.keep is not None:
@@ -190,8 +179,10 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
     if keep is not None and not isinstance(keep, int) and came is not None:
         wanted(keep, *came.shape[:2])  # what is wrong with it is said before anything runs
     if not changes_rows:
-        if prunes and given.get("labels") is not None:
-            given["labels"] = unpredicted(given["labels"], given.get("attention_mask"))
+        labels, mask = given.get("labels"), given.get("attention_mask")
+        if prunes and labels is not None and isinstance(mask, Tensor) and mask.shape == labels.shape:
+            real = mask.to(labels.device).bool()  # only padding could predict the first real position
+            given["labels"] = labels.masked_fill(real & ~predicted(real), IGNORED)
         return Asked(keep=keep, changes_rows=False)
     given.pop("logits_to_keep", None)
     rest = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
@@ -202,14 +193,6 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
         given[rest] = dict(beside)
     lined_up = lined_up or labels is not None or beside.get("num_items_in_batch") is not None
     return Asked(labels, shift_labels, keep, lined_up, beside=beside)
-
-
-def unpredicted(labels: Tensor, mask: Any) -> Tensor:
-    """Labels [B, S] without those of first real positions, which only padding could predict."""
-    if not isinstance(mask, Tensor) or mask.shape != labels.shape:
-        return labels
-    real = mask.to(labels.device).bool()
-    return labels.masked_fill(real & ~predicted(real), IGNORED)
 
 
 def predicted(real: Tensor) -> Tensor:
@@ -236,11 +219,9 @@ def kept_shifted(labels: Tensor, chosen: Compaction) -> Tensor:
 
 def remade(output: Any, changes: dict[str, Any]) -> Any:
     """A forward's output, an object with fields or a tuple, with another loss or other logits."""
-    if not changes:
-        return output
-    if hasattr(output, "logits"):
-        # Made anew: a loss that is added to a finished output stands behind the logits, where nobody looks for it.
-        return type(output)(**{**{f.name: getattr(output, f.name) for f in fields(output)}, **changes})
+    if not isinstance(output, tuple):
+        # Regenerated: a loss that is added to a finished output stands behind the logits, where nobody looks for it.
+        return replace(output, **changes) if changes else output
     parts = (changes.get("logits", output[0]), *output[1:])
     return (changes["loss"], *parts) if "loss" in changes else parts
 

@@ -36,21 +36,21 @@ class Ranked:
     over: bool
 
 
-def silent(ids: Tensor, valid: Tensor, visual: Tensor, config: Any) -> bool:
-    """Whether a sample of a prompt [B, S] has visual tokens and no text behind the last one."""
+def ranked(pruner: Pruner | None, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked | None:
+    """What pieces that come later on a prompt's cache must know of it; None where nothing depends on its text.
+
+    Args:
+        visual: bool [B, S], which ids stand for visual tokens. over: whether the prompt is.
+    """
+    if pruner is None or not pruner.asks:
+        return None
+    ids, valid = state.input_ids, state.prompt_valid
     markers = [value for name in _MARKERS if (value := getattr(config, name, None)) is not None]
     text = valid & ~visual & ~torch.isin(ids, torch.tensor(markers, dtype=ids.dtype))
     # The last position of either kind, 0 where there is none.
     place = torch.arange(1, ids.shape[1] + 1)
     image, words = (((kind & valid) * place).amax(dim=1) for kind in (visual, text))
-    return bool((image > words).any())
-
-
-def ranked(pruner: Pruner | None, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked | None:
-    """What pieces that come later on a prompt's cache must know of it; None where nothing depends on its text."""
-    if pruner is None or not pruner.asks:
-        return None
-    return Ranked(type(pruner).__name__, silent(state.input_ids, state.prompt_valid, visual, config), over)
+    return Ranked(type(pruner).__name__, bool((image > words).any()), over)
 
 
 def check_later(ranked: Ranked | None, tokens: int, *, generating: bool, begins: bool) -> None:
@@ -86,11 +86,7 @@ def check_later(ranked: Ranked | None, tokens: int, *, generating: bool, begins:
 
 
 def refuse_part(method: str, ids: Tensor, mask: Any) -> None:
-    """Refuse a first piece whose padding mask [B, more than S] covers pieces to come.
-
-    Raises:
-        VlmpruneError: it is one.
-    """
+    """Refuse a first piece: one whose padding mask [B, more than S] covers pieces to come."""
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > ids.shape[1]:
         raise VlmpruneError(
             f"{method} ranks visual tokens by the end of the prompt, but of its {mask.shape[1]} tokens (by its "

@@ -21,7 +21,7 @@ from ..hf.arguments import cache_in
 from ..hf.cache_state import physical_sizes, remember
 from ..ops.gather import compact, gather_positions, gather_rows
 from .decide import Decider, pruned_prompt
-from .decode import Arguments, rotary
+from .decode import Arguments
 from .deepstack import DeepStack
 
 
@@ -76,26 +76,19 @@ class Prefill:
     def _compact(self, stage: Stage, hidden: Tensor, beside: dict[str, Any]) -> Tensor:
         """The kept rows of the hidden states; on a GPU the same launch gathers what lies beside them."""
         assert stage.chosen is not None, "something was dropped"
-        cos_sin, ids, mask = map(beside.get, ("position_embeddings", "position_ids", "attention_mask"))
+        cos_sin, ids = beside.get("position_embeddings"), beside.get("position_ids")
         if self.state.reindexed:  # both are computed for the new positions
             cos_sin = ids = None
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         # Llama 4's is one complex tensor: gathered later.
-        cos_sin = cos_sin if isinstance(cos_sin, tuple | list) else None
-        rows = compact(
-            merged(hidden, stage),
-            stage.chosen.index,
-            stage.chosen.real,
-            inner=stage.inner,
-            cos_sin=tuple(cos_sin or ()),
-            position_ids=ids,
-            mask=mask,
+        pair = tuple(cos_sin) if isinstance(cos_sin, tuple | list) else ()
+        hidden, made_pair, made_ids = compact(
+            merged(hidden, stage), stage.chosen.index, inner=stage.inner, cos_sin=pair, position_ids=ids
         )
-        made = {"cos_sin": (cos_sin, rows.cos_sin), "ids": (ids, rows.position_ids), "mask": (mask, rows.mask)}
-        for what, (value, result) in made.items():
-            if value is not None:
-                self._once(what, stage, value, lambda _, result=result: result)
-        return rows.hidden
+        if pair:
+            self._once("cos_sin", stage, cos_sin, lambda _: made_pair)
+        if ids is not None:
+            self._once("ids", stage, ids, lambda _: made_ids)
+        return hidden
 
     # -- what every later layer gets ---------------------------------------------------------------------------
 
@@ -124,7 +117,7 @@ class Prefill:
 
         def gathered(whole: Any) -> Any:
             if self.state.reindexed:
-                return rotary(self.text_model, hidden, self._position_ids(stage, chosen, kwargs))
+                return self.text_model.rotary_emb(hidden, self._position_ids(stage, chosen, kwargs))
             if isinstance(whole, Tensor):
                 return gather_rows(whole, chosen.index)
             return tuple(gather_rows(part, chosen.index) for part in whole)

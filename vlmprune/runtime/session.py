@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -35,13 +34,7 @@ from .setup import Setup
 
 
 class Session:
-    """A method made ready for a model, and put on it by `attach`.
-
-    Whatever does not fit is said here, before anything on the model is touched.
-
-    Raises:
-        VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
-    """
+    """A method made ready for a model by `Setup`, which raises where they do not fit, and put on it by `attach`."""
 
     def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[AttentionObserver] = ()) -> None:
         self.model, self.family, self.method = model, family, method
@@ -52,19 +45,6 @@ class Session:
         self.hooks = HookSet(lambda: self.calls.bypassed)
         self.replaced = False  # by another wrap of the model
         self._signatures = {module: inspect.signature(module.forward) for module in (model, self.setup.base)}
-
-    @property
-    def report(self) -> Report | None:
-        """Of this thread's last call; in a thread that made none, of any thread's."""
-        return self.calls.report
-
-    def bypassed(self) -> AbstractContextManager[None]:
-        """Within the block this thread's calls of the model run as if it were not wrapped."""
-        return self.calls.bypass()
-
-    def rank_by(self, importance: list[Tensor]) -> None:
-        """What a guide made of the visual tokens of this thread's next forward: per sample [V]."""
-        self.calls.now.importance = importance
 
     # -- on and off --------------------------------------------------------------------------------------------
 
@@ -86,7 +66,7 @@ class Session:
             hooks.pre(layer, functools.partial(self.forwards.enter_layer, i))
             if self.family.deepstack:
                 hooks.post(layer, functools.partial(self.forwards.leave_layer, i))
-        hooks.override(model, "generate", self._generate_apart)
+        hooks.override(model, "generate", self._generate)
         if hasattr(base, "get_image_features"):
             hooks.override(base, "get_image_features", self._image_features)
         for module in [*self.setup.probed.values(), *([self.setup.tower.module] if self.setup.tower else [])]:
@@ -98,10 +78,6 @@ class Session:
         self.forwards.clear()
 
     # -- generate ----------------------------------------------------------------------------------------------
-
-    def _generate_apart(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self.calls.apart():
-            return self._generate(original, *args, **kwargs)
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.calls.bypassed:
@@ -191,7 +167,7 @@ class Session:
             asked, args, kwargs = self._enter_model(args, kwargs)
             output = original(*args, **kwargs)
             if asked is not None:
-                output = self._leave_model(asked, output)
+                output = asked.finish(self.model, output)
             return output
         except (ValueError, RuntimeError) as error:
             self._explain(error, args, kwargs)
@@ -204,8 +180,7 @@ class Session:
         """Take out what depends on the rows that a prompt will have: its labels, and which of its logits to keep."""
         given = self._arguments(self.model, args, kwargs)
         refuse_video(given)
-        cache = cache_in(given)
-        if hasattr(cache, "layers") and is_filled(cache):  # a step has all its rows
+        if is_filled(cache_in(given)):  # a step has all its rows
             return None, args, kwargs
         bound = self._signatures[self.model].bind_partial(*args, **kwargs)
         prunes = self.setup.pruner is not None and has_image(given)
@@ -226,10 +201,6 @@ class Session:
             self.setup.locator.layouts(self.calls.now, given, ids, padding_mask(given.get("attention_mask"), ids))
         except VlmpruneError as ours:
             raise ours from error
-
-    @torch.compiler.disable
-    def _leave_model(self, asked: Asked, output: Any) -> Any:
-        return asked.finish(self.model, output)
 
     def _arguments(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What a forward of the model or its base was given, by name."""

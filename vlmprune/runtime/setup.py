@@ -14,7 +14,7 @@ from ..flow.prompt_state import PromptState
 from ..methods.base import Method, Pruner
 from ..methods.combined import parts_of
 from .decide import Decider
-from .fit import check_backbone, check_fit, prompt_layers, read_layers, wrap_layers
+from .fit import check_backbone, check_fit, drop_layers, read_layers
 from .locate import Locator
 
 
@@ -31,11 +31,11 @@ class Setup:
 
     def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[AttentionObserver]) -> None:
         self.model, self.family, self.method, self.watchers = model, family, method, watchers
-        self.base: Any = family.base(model)
+        self.base: Any = model.base_model
         self.text: Any = family.language_model(model)
         check_backbone(self.text)
         self.pruner = next((part for part in parts_of(method) if isinstance(part, Pruner)), None)
-        self.layers = wrap_layers(self.pruner, len(self.text.layers)) if self.pruner else (0,)
+        self.layers = drop_layers(self.pruner, len(self.text.layers)) if self.pruner else (0,)
         self.cost = model_cost(family, model)
         self.windows = [layer.window for layer in self.cost.layers]
         self.locator = Locator(family, model)
@@ -75,5 +75,5 @@ class Setup:
         if self.pruner is None or not state.has_image:
             return None
         wrapped = self.layers if self.read else None
-        layers = prompt_layers(self.pruner, len(self.text.layers), state.layouts, wrapped)
+        layers = drop_layers(self.pruner, len(self.text.layers), state.layouts, wrapped)
         return Decider(self.pruner, layers, state, self._sink_watcher)

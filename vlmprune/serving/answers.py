@@ -1,4 +1,4 @@
-"""What the proxy itself answers, in the form of the engine's: errors, and what the guide is sure of."""
+"""What the proxy itself answers, in the form of the engine's: errors, and answers of a confident guide."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 import httpx
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ..errors import VlmpruneError
+from .encoded import Ranking
 from .fields import Refused
-from .pipeline import Exit
 
 SSE = "text/event-stream"
 
 
 def engine_failure(error: httpx.HTTPError, seconds: float) -> Refused:
-    """What a client is headers when the engine does not answer."""
+    """What a client is told when the engine does not answer."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return Refused("The engine cannot be reached; try again later.", 503)
     if isinstance(error, httpx.TimeoutException):
@@ -26,15 +27,23 @@ def engine_failure(error: httpx.HTTPError, seconds: float) -> Refused:
     return Refused(f"The engine broke off its answer ({type(error).__name__}); try again.", 502)
 
 
-def error_body(refused: Refused) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    kind = "invalid_request_error" if refused.status < 500 else "server_error"
-    return {"error": {"message": str(refused), "type": kind, "code": refused.status}}
+def error_body(error: VlmpruneError) -> dict[str, Any]:
+    """An error as OpenAI's clients read it; what is not `Refused` is the request's fault."""
+    status = error.status if isinstance(error, Refused) else 400
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": str(error), "type": kind, "code": status}}
 
 
-def exit_response(body: dict[str, Any], ready: Exit) -> Response:
+def refusal(error: VlmpruneError) -> JSONResponse:
+    """The answer to a request that failed."""
+    body = error_body(error)
+    status = body["error"]["code"]
+    return JSONResponse(body, status, {"Retry-After": "1"} if status == 503 else None)
+
+
+def exit_response(body: dict[str, Any], ranking: Ranking) -> Response:
     """The guide's answer in the form of the engine's."""
-    ranking, reason = ready.ranking, "length" if ready.length else "stop"
+    reason = "stop" if ranking.finished else "length"
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.get("model")}
     usage = {
         "prompt_tokens": ranking.prompt_tokens,

@@ -29,6 +29,7 @@ class BatchWorker(Generic[T, R]):
         weight: Callable[[T], int] = lambda item: 0,
         heaviest: int = 0,
     ) -> None:
+        self.name = name
         self._work, self._most, self._alike, self._weight, self._heaviest = work, most, alike, weight, heaviest
         self._waiting: list[tuple[T, Future[R]]] = []
         self._open = True

@@ -1,4 +1,4 @@
-"""Chat requests from outside: read within limits, every image where it says, nothing fetched that was not allowed."""
+"""Chat requests from outside, read within limits; nothing is fetched here."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import base64
 import binascii
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VlmpruneError
 from ..flow.select import check_keep
 from ..inputs.images import decoded, size_of
-from .fields import Refused, message, read_json, request_fields
+from .fields import FIELDS, Refused, is_number, message, read_json, rebuilt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,10 +30,10 @@ _PLAIN = {
 class Limits:
     """What one client may ask of everybody's server, and all of them together.
 
-    `body`: bytes of a request, and of all images that are fetched for one. `open_bodies`: of all requests in the house,
-    until their images have become embeddings. `pixels`: of an image. `request_pixels`: of all images of a request, and
-    of what is unpacked at once. `open_pixels`: of all requests that wait for guide and tower; more are headers to come
-    back. `images`: in a request. `text`: characters. `requests`: in the house at once. `tokens`: of an answer. Seconds:
+    `body`: bytes per request, and of all images that are fetched for it. `open_bodies`: of all open requests, until
+    their images have become embeddings. `pixels`: per image. `request_pixels`: of all images of a request, and of what
+    is decoded at once. `open_pixels`: of all requests that wait for guide and tower; more are refused for the moment.
+    `images`: per request. `text`: characters per request. `requests`: open at once. `tokens`: per answer. Seconds:
     `upload` for the request to arrive, `prepare` for guide and tower, their queues included, `engine` for the engine to
     say anything, `drain` for a shutdown to wait.
     """
@@ -64,31 +66,30 @@ class Limits:
 
 
 class Quota:
-    """An amount that all open requests share. Used on one thread.
-
-    Args:
-        most: of it. what: the sentence for a request that finds too little left.
-    """
+    """An amount of which all open requests together hold at most `most`, used on one thread; `what` begins the message
+    for a request that finds too little left."""
 
     def __init__(self, most: int, what: str) -> None:
         self.most, self.what, self.used = most, what, 0
 
-    def claim(self) -> Claim:
-        return Claim(self)
+    @contextmanager
+    def claim(self) -> Iterator[Claim]:
+        """One request's part, given back at the end."""
+        claim = Claim(self)
+        try:
+            yield claim
+        finally:
+            claim.keep(0)
 
 
 class Claim:
-    """One request's part of a `Quota` amount, given back at the end of its `with`."""
+    """One request's part of a `Quota`."""
 
     def __init__(self, shared: Quota) -> None:
         self._shared, self._own = shared, 0
 
     def add(self, amount: int) -> None:
-        """Take more.
-
-        Raises:
-            Refused: there is not as much left.
-        """
+        """Take more, or raise `Refused` where there is not as much left."""
         if self._shared.used + amount > self._shared.most:
             raise Refused(f"{self._shared.what}; come back in a second.", 503)
         self._shared.used += amount
@@ -100,24 +101,16 @@ class Claim:
         self._shared.used -= spare
         self._own -= spare
 
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._shared.used -= self._own
-        self._own = 0
-
 
 @dataclass(frozen=True)
 class ImagePart:
-    """An image part: which message and part it is, the bytes of its file or the web address they are at, and how many
-    pixels the file says it has."""
+    """What an image part holds: the bytes of a file, or the web address they are at, with the number of pixels that the
+    file says it has, or embeddings that the client has made."""
 
-    message: int
-    part: int
     content: bytes = field(default=b"", repr=False)
     url: str | None = None
     pixels: int = 0
+    embeddings: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -125,13 +118,13 @@ class Chat:
     """A request that was read.
 
     `body`: what goes to the engine, rebuilt from the fields that are known; where an image was is `None`. `images`:
-    to be pruned. `embedded`: what image parts hold that a client has encoded itself, and where they are. `plain`:
-    whether a greedy answer of the guide may stand for the engine's.
+    either to be pruned, or, where `embedded`, all of them finished. `plain`: whether a greedy answer of the guide may
+    stand for the engine's.
     """
 
     body: dict[str, Any]
     images: tuple[ImagePart, ...] = ()
-    embedded: tuple[tuple[ImagePart, Any], ...] = ()
+    embedded: bool = False
     keep: float | int | None = None
     exit_at: float | None = None
     max_tokens: int | None = None
@@ -147,29 +140,25 @@ class Chat:
 
     def talk(self, images: list[Image.Image]) -> list[dict[str, Any]]:
         """The conversation as Hugging Face processors take it, with the images in their places."""
-        places = {(one.message, one.part): image for one, image in zip(self.images, images, strict=True)}
         talk = []
-        for number, one in enumerate(self.body["messages"]):
-            content = one.get("content")
-            parts = [{"type": "text", "text": content or ""}] if not isinstance(content, list) else content
-            made = [
-                {"type": "image", "image": places[number, at]} if (number, at) in places else
-                {"type": "text", "text": part["text"]}
-                for at, part in enumerate(parts)
-            ]  # fmt: skip
-            talk.append({"role": one["role"], "content": made})
+        for one in self._messages([{"type": "image", "image": image} for image in images]):
+            content = one.get("content") or ""
+            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            talk.append({"role": one["role"], "content": parts})
         return talk
 
     def with_parts(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         """The body with what stands for its images, whole or embedded, in their places."""
-        messages = [
-            {**one, "content": list(one["content"])} if isinstance(one.get("content"), list) else one
+        return {**self.body, "messages": self._messages(parts)}
+
+    def _messages(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        left = iter(parts)
+        return [
+            {**one, "content": [next(left) if part is None else part for part in one["content"]]}
+            if isinstance(one.get("content"), list)
+            else one
             for one in self.body["messages"]
         ]
-        places = self.images or tuple(place for place, _ in self.embedded)
-        for place, part in zip(places, parts, strict=True):
-            messages[place.message]["content"][place.part] = part
-        return {**self.body, "messages": messages}
 
 
 def read_chat(
@@ -190,38 +179,41 @@ def read_chat(
         raise Refused("The request has no messages; send an object with a list 'messages'.")
     keep, exit_at = _own_options(body.pop("vlmprune", None), exit_at)
     messages = [message(one) for one in body.pop("messages")]
-    fields = request_fields(body)
-    found = _images(messages, limits)
-    if any(kind == "image_embeds" for _, _, kind, _ in found):
-        if not embeddings:
-            raise Refused("Image embeddings are not taken by this server; send the image itself as a data URL.", 403)
-        if any(kind == "image_url" for _, _, kind, _ in found):
-            raise Refused("The request has images and finished embeddings; send either of them.")
-        embedded = tuple((ImagePart(number, at), value) for number, at, _, value in found)
-        return Chat({**fields, "messages": messages}, (), embedded, keep, exit_at, _max_tokens(fields, limits))
-    images = []
-    while found:
-        number, at, _, url = found.pop(0)
-        images.append(_image_part(number, at, url, limits))
-        check_pixels(sum(image.pixels for image in images), limits)
-    plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
+    fields = rebuilt(body, FIELDS, "The request")
     longest = _max_tokens(fields, limits)
-    return Chat({**fields, "messages": messages}, tuple(images), (), keep, exit_at, longest, plain)
+    found = _images(messages, limits)
+    kinds = {part["type"] for part in found}
+    embedded = "image_embeds" in kinds
+    if embedded and not embeddings:
+        raise Refused("Image embeddings are not taken by this server; send the image itself as a data URL.", 403)
+    if len(kinds) > 1:
+        raise Refused("The request has images and finished embeddings; send either of them.")
+    images: list[ImagePart] = []
+    while found:
+        part = found.pop(0)  # its text goes as soon as it was decoded
+        if embedded:
+            images.append(ImagePart(embeddings=part["image_embeds"]))
+        else:
+            images.append(_image_part(part["image_url"], limits))
+            check_pixels(sum(image.pixels for image in images), limits)
+    plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
+    return Chat({**fields, "messages": messages}, tuple(images), embedded, keep, exit_at, longest, plain)
 
 
-def _images(messages: list[dict[str, Any]], limits: Limits) -> list[tuple[int, int, str, Any]]:
-    """The images of rebuilt messages, taken out of them: message, part, kind, and what the part held."""
+def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
+    """The image parts of rebuilt messages, taken out of them."""
     found, text = [], 0
-    for number, one in enumerate(messages):
-        content: Any = one.get("content")
-        for at, part in enumerate(content if isinstance(content, list) else []):
+    for one in messages:
+        content: Any = one.get("content", "")
+        if isinstance(content, str):
+            text += len(content)
+            continue
+        for at, part in enumerate(content):
             if part["type"] == "text":
                 text += len(part["text"])
             else:
-                value = part["image_url"]["url"] if part["type"] == "image_url" else part["image_embeds"]
-                found.append((number, at, part["type"], value))
+                found.append(part)
                 content[at] = None
-        text += len(content) if isinstance(content, str) else 0
     if text > limits.text:
         raise Refused(f"The request has {text:,} characters of text; send at most {limits.text:,}.", 413)
     if len(found) > limits.images:
@@ -234,7 +226,7 @@ def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, f
         return None, exit_at
     if not isinstance(own, dict) or not own.keys() <= {"keep", "exit_at"}:
         raise Refused(f"vlmprune={own!r:.80} is not understood; send an object with 'keep', 'exit_at' or both.")
-    keep = own.get("keep")
+    keep, exit_at = own.get("keep"), own.get("exit_at", exit_at)
     if keep is not None:
         try:
             check_keep(keep)
@@ -242,11 +234,9 @@ def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, f
             raise Refused(f"vlmprune: {error}") from None
         if keep > 2**31:
             raise Refused("vlmprune: keep is larger than any number of visual tokens; send a smaller one.")
-    if "exit_at" in own:
-        exit_at = own["exit_at"]
-        number = isinstance(exit_at, int | float) and not isinstance(exit_at, bool)
-        if exit_at is not None and not (number and 0 <= exit_at <= 1):
-            raise Refused(f"vlmprune: exit_at must be a number from 0 to 1 or null, got {exit_at!r:.40}.")
+    given = own.get("exit_at")
+    if given is not None and not (is_number(given) and 0 <= given <= 1):
+        raise Refused(f"vlmprune: exit_at must be a number from 0 to 1 or null, got {given!r:.40}.")
     return keep, exit_at
 
 
@@ -262,9 +252,9 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image_part(number: int, at: int, url: str, limits: Limits) -> ImagePart:
+def _image_part(url: str, limits: Limits) -> ImagePart:
     if url.startswith(("http://", "https://")):
-        return ImagePart(number, at, url=url)
+        return ImagePart(url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
         raise Refused("An image must be a data URL of the form data:image/png;base64,...; send the image itself.")
@@ -272,14 +262,14 @@ def _image_part(number: int, at: int, url: str, limits: Limits) -> ImagePart:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Refused("An image's base64 text is damaged; encode the file again.") from None
-    return ImagePart(number, at, content, None, pixels_of(content, limits))
+    return ImagePart(content, pixels=pixels_of(content, limits))
 
 
 def pixels_of(content: bytes, limits: Limits) -> int:
     """How many pixels an image's file says it has.
 
     Raises:
-        Refused: more than an image may have, or it is no image.
+        Refused: more than an image may have, or it is not an image.
     """
     try:
         width, height = size_of(io.BytesIO(content), "the image")
@@ -291,24 +281,17 @@ def pixels_of(content: bytes, limits: Limits) -> int:
 
 
 def check_pixels(total: int, limits: Limits) -> None:
-    """Of all images of a request.
-
-    Raises:
-        Refused: too many.
-    """
+    """Refuse a request whose images have too many pixels together."""
     if total > limits.request_pixels:
-        raise Refused(
-            f"The request's images have {total:,} pixels together; send at most {limits.request_pixels:,}, or smaller "
-            "images.",
-            413,
-        )
+        most = f"{limits.request_pixels:,}"
+        raise Refused(f"The request's images have {total:,} pixels together; send at most {most}.", 413)
 
 
 def unpacked(content: bytes, limits: Limits) -> Image.Image:
     """The image in a file's bytes.
 
     Raises:
-        Refused: it is none, damaged, or too large.
+        Refused: it is not an image, damaged, or too large.
     """
     try:
         return decoded(io.BytesIO(content), "the image", most_pixels=limits.pixels)

@@ -59,14 +59,13 @@ class Encoded:
 
     def prompt(self) -> dict[str, Any]:
         """What `vllm.LLM.generate` takes."""
-        each = [image.fields(self.positions) for image in self.images]
+        each: list[Any] = [image.fields(self.positions) for image in self.images]
         if self.positions == "compact":
-            return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": each}}
-        stacked: dict[str, Any] = {}
-        for name in each[0]:
-            values = [fields[name] for fields in each if isinstance(fields, dict)]
-            stacked[name] = torch.stack(values) if name in (VISUAL, GRID) else values
-        return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": stacked}}
+            data: Any = each
+        else:
+            data = {name: [fields[name] for fields in each] for name in each[0]}
+            data |= {name: torch.stack(data[name]) for name in (VISUAL, GRID) if name in data}
+        return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": data}}
 
     def parts(self) -> list[dict[str, Any]]:
         """One content part an image, as the OpenAI-compatible server takes it in a chat message."""

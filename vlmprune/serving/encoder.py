@@ -34,7 +34,7 @@ from ..methods.registry import make_method
 from ..methods.sgl import SGL
 from .encoded import Encoded, KeptImage, Ranking
 from .payload import GRID, Bounds, check_rows
-from .tower import Tower, check_positions, load_vision
+from .tower import Tower, load_vision, served_family
 
 MAX_NEW_TOKENS = 64  # the guide's answer ranks too, so its length is part of the result; `ask` has the same default
 
@@ -83,7 +83,7 @@ class Encoder:
         self.method = before_the_model(make_method(method, **options))
         self.tower = Tower(model, self.method)
         self.positions = self.method.positions
-        check_positions(model.config.model_type, self.positions)
+        served_family(model.config, self.positions)
         self.exit_at: float | None = None
         self._guide: Any = None
         if isinstance(self.method, SGL):
@@ -117,10 +117,10 @@ class Encoder:
         longest = int(config.get_text_config().max_position_embeddings)
         merge = getattr(config.vision_config, "spatial_merge_size", None)
         if merge is None:
-            return Bounds(self.tower.row_width, self.tower.image_tokens(), True, longest)
+            return Bounds(self.tower.row_width, self.tower.image_tokens(), longest)
         size = self._needed(self.processor).image_processor.size
         cell = (config.vision_config.patch_size * merge) ** 2  # pixels that become one token
-        return Bounds(self.tower.row_width, max(1, size["longest_edge"] // cell), False, longest, merge)
+        return Bounds(self.tower.row_width, max(1, size["longest_edge"] // cell), longest, merge)
 
     # -- one question ------------------------------------------------------------------------------------------
 
@@ -209,14 +209,13 @@ class Encoder:
         """
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
         if self._same:
-            for name in ("eos_token_id", "pad_token_id"):
-                if (value := getattr(self._generation, name, None)) is not None:
-                    settings[name] = value
+            own = {name: getattr(self._generation, name, None) for name in ("eos_token_id", "pad_token_id")}
+            settings |= {name: value for name, value in own.items() if value is not None}
         found = (self._guide if exits else self._ranker).answer(prompt_inputs(dict(inputs)), settings, whole=exits)
         ends = end_ids(settings.get("eos_token_id", self._guide.model.generation_config.eos_token_id))
         lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1).tolist()
         assert found.answers is not None
-        sure = found.sure or [None] * len(found.answers)
+        sure = found.exit_score or [None] * len(found.answers)
         decode = getattr(self._guide_processor, "decode", None)
         return [
             Ranking(
@@ -232,16 +231,6 @@ class Encoder:
                 found.importance, found.layouts, found.answers, lengths, sure, strict=True
             )
         ]
-
-    def _check_length(self, inputs: Mapping[str, Any]) -> None:
-        """Kept tokens at original positions reach as far as the unpruned prompt."""
-        longest = getattr(self.tower.config.get_text_config(), "max_position_embeddings", None)
-        lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1)
-        if self.positions == "original" and longest is not None and int(lengths.max()) >= longest:
-            raise VlmpruneError(
-                f"The prompt has {int(lengths.max())} tokens before pruning, and the model's positions end at "
-                f"{longest}; shorten it or send fewer images."
-            )
 
     def embed_inputs(
         self, inputs: Mapping[str, Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
@@ -263,13 +252,19 @@ class Encoder:
             distinct = {repr(method.keep): method for method in methods}
             by_keep = {keep: method.select(prompt) for keep, method in distinct.items()}
             own = [by_keep[repr(method.keep)] for method in methods]
-            merged = [one.merged[row] if one.merged is not None else None for row, one in enumerate(own)]
-            kept = [one.kept[row] for row, one in enumerate(own)]
-            return Selection(kept, merged if merged[0] is not None else None)  # type: ignore[arg-type]
+            merged = [one.merged[row] for row, one in enumerate(own) if one.merged is not None]
+            return Selection([one.kept[row] for row, one in enumerate(own)], merged or None)
 
-        self._check_length(inputs)
-        features, selection = self.tower.see(inputs, layouts, choose, importance)
         valid = padding_mask(inputs.get("attention_mask"), inputs["input_ids"])
+        length = int(valid.sum(dim=1).max())
+        longest = getattr(self.tower.config.get_text_config(), "max_position_embeddings", None)
+        # Kept tokens at original positions reach as far as the unpruned prompt.
+        if self.positions == "original" and longest is not None and length >= longest:
+            raise VlmpruneError(
+                f"The prompt has {length} tokens before pruning, and the model's positions end at {longest}; shorten "
+                "it or send fewer images."
+            )
+        features, selection = self.tower.see(inputs, layouts, choose, importance)
         grids = inputs.get(GRID)
         left = iter(grids) if isinstance(grids, Tensor) else None
         out = []

@@ -28,7 +28,6 @@ DEEPEST = 64
 MOST_ANSWERS = 64  # `n`: an engine makes a request of its own for each
 MOST_LOGPROBS = 20  # OpenAI's own limit, and vLLM's
 MOST_STOPS = 256
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def read_json(raw: bytes | bytearray) -> Any:
@@ -76,7 +75,8 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, of at most 64 bits where it is whole."""
     return _whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -149,7 +149,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
          "length_penalty"),
-        _number,
+        is_number,
     ),
     **dict.fromkeys(
         ("max_tokens", "max_completion_tokens", "seed", "top_k"),
@@ -175,7 +175,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "modalities": lambda value: value == ["text"],
     "stop_token_ids": _list_of(_whole, MOST_STOPS),
     "allowed_token_ids": _list_of(_whole),
-    "logit_bias": _map_of(_number),
+    "logit_bias": _map_of(is_number),
     "metadata": _map_of(_text),
     "stream_options": _having(include_usage=_flag, continuous_usage_stats=_flag, include_obfuscation=_flag),
     "response_format": _having(type=_text, json_schema=_FORMAT),
@@ -187,14 +187,28 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 }  # fmt: skip
 
 _CALL = _having(id=_text, type=_text, function=_having(name=_text, arguments=_text), index=_whole)
-_MESSAGE: dict[str, Callable[[Any], bool]] = {"role": lambda value: value in ROLES, "name": _text}
-_OF_ROLE: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "assistant": {"tool_calls": _list_of(_CALL), "reasoning": _text, "reasoning_content": _text},
-    "tool": {"tool_call_id": _text},
+_MESSAGE: dict[str, Callable[[Any], bool]] = {"role": _text, "name": _text}
+MESSAGES: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "system": _MESSAGE,
+    "developer": _MESSAGE,
+    "user": _MESSAGE,
+    "assistant": {**_MESSAGE, "tool_calls": _list_of(_CALL), "reasoning": _text, "reasoning_content": _text},
+    "tool": {**_MESSAGE, "tool_call_id": _text},
+}
+# What a part holds stands in the field of its own type.
+PARTS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "text": {"type": _text, "text": _text},
+    "image_url": {"type": _text, "image_url": lambda value: isinstance(value, dict)},
+    "image_embeds": {"type": _text, "image_embeds": lambda value: True},
 }
 
 
-def _rebuilt(given: dict[str, Any], kinds: dict[str, Callable[[Any], bool]], what: str) -> dict[str, Any]:
+def rebuilt(given: dict[str, Any], kinds: dict[str, Callable[[Any], bool]], what: str) -> dict[str, Any]:
+    """An object of a request, made of its known fields without the empty ones; `what` is its name in messages.
+
+    Raises:
+        Refused: an unknown field, or a value that its field does not take.
+    """
     made = {}
     for name, value in given.items():
         if value is None or value == [] or value == {}:
@@ -207,58 +221,38 @@ def _rebuilt(given: dict[str, Any], kinds: dict[str, Callable[[Any], bool]], wha
     return made
 
 
-def request_fields(body: dict[str, Any]) -> dict[str, Any]:
-    """A request's fields beside its messages.
-
-    Raises:
-        Refused: an unknown one, or a value of another kind than it has.
-    """
-    return _rebuilt(body, FIELDS, "The request")
-
-
 def message(given: Any) -> dict[str, Any]:
     """A message whose content is a text, a list of parts (`part`) or absent.
 
     Raises:
-        Refused: as `request_fields`.
+        Refused: as `rebuilt`.
     """
-    if not isinstance(given, dict) or not isinstance(given.get("role"), str):
-        raise Refused("A message has no role; send objects with 'role' and 'content'.")
-    role, content = given["role"], given.get("content")
-    if role not in ROLES:
-        raise Refused(f"A message has the role {role!r:.40}; use {', '.join(ROLES)}.")
-    if content is not None and not isinstance(content, list) and not _text(content):
-        raise Refused("A message's content is neither a text nor a list of parts; send one of these.")
-    others = {name: value for name, value in given.items() if name != "content"}
-    made = _rebuilt(others, {**_MESSAGE, **_OF_ROLE.get(role, {})}, "A message")
+    role = given.get("role") if isinstance(given, dict) else None
+    if not isinstance(role, str) or role not in MESSAGES:
+        raise Refused(f"A message has the role {role!r:.40}; use {', '.join(MESSAGES)}.")
+    content = given.pop("content", None)
+    made = rebuilt(given, MESSAGES[role], "A message")
     if content is None:
         # Left out where it may be: templates of Hugging Face differ in what they make of null.
         return made if made.get("tool_calls") else {**made, "content": ""}
+    if not isinstance(content, list) and not _text(content):
+        raise Refused("A message's content must be a text or a list of parts; send one of these.")
     return {**made, "content": [part(one) for one in content] if isinstance(content, list) else content}
 
 
 def part(given: Any) -> dict[str, Any]:
-    """A content part of a kind that cannot make an engine fetch anything.
+    """A content part of a kind that cannot make an engine fetch anything; `image_url` is the address alone.
 
     Raises:
-        Refused: another kind, an unknown key, or a value of another kind than it has.
+        Refused: another kind, an empty part, or as `rebuilt`.
     """
     kind = given.get("type") if isinstance(given, dict) else None
-    kinds: dict[str, Callable[[Any], bool]] = {"type": _text}
-    if kind == "text" and isinstance(given.get("text"), str):
-        made = _rebuilt(given, {**kinds, "text": _text}, "A text part")
-    elif kind == "image_url" and isinstance(given.get("image_url"), dict):
-        address = _rebuilt(given["image_url"], {"url": _text, "detail": _text}, "An image's address")
-        if "url" not in address:
-            raise Refused("An image part has no url; send {'type': 'image_url', 'image_url': {'url': ...}}.")
-        _rebuilt(given, {**kinds, "image_url": lambda value: True}, "An image part")
-        made = {"type": kind, "image_url": {"url": address["url"]}}
-    elif kind == "image_embeds" and given.get("image_embeds") is not None:
-        made = _rebuilt(given, {**kinds, "image_embeds": lambda value: True}, "An image part")
-        if "image_embeds" not in made:
-            raise Refused("An image part holds no embeddings; send what Encoder.chat_part returns.")
-    else:
-        raise Refused(
-            f"A content part of type {kind!r:.40} is not understood; send 'text', 'image_url' or 'image_embeds'."
-        )
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise Refused(f"A content part has the type {kind!r:.40}; send {', '.join(PARTS)}.")
+    made = rebuilt(given, PARTS[kind], "A content part")
+    if kind == "image_url" and kind in made:
+        address = rebuilt(made[kind], {"url": _text, "detail": _text}, "An image's address")
+        made[kind] = address.get("url")
+    if made.get(kind) is None:
+        raise Refused(f"A content part of type {kind!r} is empty; send {kind!r} with its content.")
     return made

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _MILLISECONDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000)
 
@@ -11,25 +13,14 @@ class Metrics:
     """Counters and histograms of one proxy."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter("vlmprune_requests", "Requests by HTTP status", ["status"], registry=registry)
-        self.exits = Counter("vlmprune_exits", "Requests that the guide answered alone", registry=registry)
-        self.tokens_in = Counter("vlmprune_visual_tokens_in", "Visual tokens before pruning", registry=registry)
-        self.tokens_kept = Counter("vlmprune_visual_tokens_kept", "Visual tokens sent on", registry=registry)
-        self.in_flight = Gauge("vlmprune_requests_in_flight", "Requests in the house", registry=registry)
-        self.guide = Histogram(
-            "vlmprune_guide_milliseconds", "Guide, its queue included", buckets=_MILLISECONDS, registry=registry
-        )
-        self.vision = Histogram(
-            "vlmprune_vision_milliseconds",
-            "Vision tower, its queue included",
-            buckets=_MILLISECONDS,
-            registry=registry,
-        )
-        self.broken_streams = Counter(
-            "vlmprune_broken_streams", "Streams that the engine or the client ended early", ["by"], registry=registry
-        )
-
-    def text(self) -> bytes:
-        """In Prometheus' text format."""
-        return bytes(generate_latest(self.registry))
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        timer = partial(Histogram, buckets=_MILLISECONDS, registry=self.registry)
+        self.requests = counter("vlmprune_requests", "Requests by HTTP status", ["status"])
+        self.exits = counter("vlmprune_exits", "Requests that the guide answered alone")
+        self.tokens_in = counter("vlmprune_visual_tokens_in", "Visual tokens before pruning")
+        self.tokens_kept = counter("vlmprune_visual_tokens_kept", "Visual tokens sent on")
+        self.broken_streams = counter("vlmprune_broken_streams", "Streams that engine or client ended early", ["by"])
+        self.in_flight = Gauge("vlmprune_requests_in_flight", "Open requests", registry=self.registry)
+        self.guide = timer("vlmprune_guide_milliseconds", "Guide, its queue included")
+        self.vision = timer("vlmprune_vision_milliseconds", "Vision tower, its queue included")

@@ -6,14 +6,10 @@ import json
 from typing import Any
 
 from ..errors import VlmpruneError
-from .tower import check_positions, served_family
+from .tower import served_family
 
-# What the plugin registers: the name of a model's class, and where it is.
-ARCHITECTURES = {
-    "llava": ("VlmpruneLlava", "vlmprune.serving.plugin.llava:KeptLlava"),
-    "qwen2_5_vl": ("VlmpruneQwen2_5_VL", "vlmprune.serving.plugin.qwen2_5_vl:KeptQwen2_5_VL"),
-    "qwen3_vl": ("VlmpruneQwen3VL", "vlmprune.serving.plugin.qwen3_vl:KeptQwen3VL"),
-}
+# What the plugin registers: the model's class in `plugin.models`.
+ARCHITECTURES = {"llava": "VlmpruneLlava", "qwen2_5_vl": "VlmpruneQwen2_5_VL", "qwen3_vl": "VlmpruneQwen3VL"}
 # vLLM fetches any address that a request names, unless domains are listed. This one cannot exist (RFC 2606).
 NO_DOMAIN = "none.invalid"
 
@@ -34,15 +30,14 @@ def engine_options(model: Any, positions: str = "original", *, raw_images: int |
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(model)) if not hasattr(model, "model_type") else model
-    served_family(config)
-    check_positions(config.model_type, positions)
+    served_family(config, positions)
     if raw_images is not None and (isinstance(raw_images, bool) or not isinstance(raw_images, int) or raw_images < 0):
         raise VlmpruneError(f"raw_images must be an int >= 0 or None, got {raw_images!r}.")
     options: dict[str, Any] = {"enable_mm_embeds": True, "allowed_media_domains": [NO_DOMAIN]}
     if raw_images is not None:
         options["limit_mm_per_prompt"] = {"image": raw_images}
     if positions == "original":
-        overrides: dict[str, Any] = {"architectures": [ARCHITECTURES[config.model_type][0]]}
+        overrides: dict[str, Any] = {"architectures": [ARCHITECTURES[config.model_type]]}
         if config.model_type == "llava":
             # Makes vLLM ask the model for positions. The plugin's rows are all alike, so the split means nothing, and
             # the language model, whose own config stays as it is, gets one of them.

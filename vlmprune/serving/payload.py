@@ -50,23 +50,23 @@ class BadEmbeddings(VlmpruneError):
 class Bounds:
     """How large what stands for an image can be.
 
-    `width`: R. `visual`: V of the family's largest image. `fixed`: every image has just as many. `prompt`: the tokens
-    that a prompt may have before pruning, which its images share. `merge`: patches of the grid that a token has on a
-    side, None for families without grids.
+    `width`: R. `visual`: V of the family's largest image. `prompt`: the tokens that a prompt may have before pruning,
+    which its images share. `merge`: patches of the grid that a token has on a side, None for families without grids,
+    whose images all have V tokens.
     """
 
     width: int
     visual: int
-    fixed: bool
     prompt: int
     merge: int | None = None
 
 
-def is_plain(value: Any) -> bool:
-    """Whether it is a tensor that is nothing but its numbers."""
+def _is_plain(value: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether it is a tensor of one of these types and nothing but its numbers."""
     return (
         type(value) is Tensor
         and value.layout == torch.strided
+        and value.dtype in dtypes
         and not (value.is_meta or value.is_quantized or value.is_nested or value.requires_grad or value.is_neg())
     )
 
@@ -77,9 +77,9 @@ def check_rows(rows: Any, width: int, most: int | None = None) -> Tensor:
     Args:
         most: the largest K.
     Raises:
-        BadEmbeddings: no tensor of floating-point numbers, another shape, or a number that is not finite.
+        BadEmbeddings: not a tensor of floating-point numbers, another shape, or a number that is not finite.
     """
-    if not is_plain(rows) or rows.dtype not in FLOATING:
+    if not _is_plain(rows, FLOATING):
         raise BadEmbeddings(
             "The image embeddings are not a plain tensor of floating-point numbers (float32, float16 or bfloat16); "
             "send what Encoder returns."
@@ -98,30 +98,13 @@ def check_rows(rows: Any, width: int, most: int | None = None) -> Tensor:
     return rows
 
 
-def check_visual(visual: Any, bounds: Bounds) -> int:
-    """V of an image.
-
-    Raises:
-        BadEmbeddings: no whole number, or not that of an image of this model.
-    """
-    plain = is_plain(visual) and visual.dtype in WHOLE and visual.dim() <= 1 and visual.numel() == 1
-    if not plain:
-        raise BadEmbeddings("The number of visual tokens is not a tensor of one int; send what Encoder returns.")
-    count = int(visual)
-    if bounds.fixed and count != bounds.visual:
-        raise BadEmbeddings(f"The image has {count} visual tokens, and every image of this model has {bounds.visual}.")
-    if not 1 <= count <= bounds.visual:
-        raise BadEmbeddings(f"The image has {count} visual tokens; images of this model have 1 to {bounds.visual}.")
-    return count
-
-
 def check_kept(kept: Any, rows: int, visual: int) -> Tensor:
     """Which of an image's V tokens its rows are: [K], ascending in 0..V-1.
 
     Raises:
         BadEmbeddings: anything else.
     """
-    if not is_plain(kept) or kept.dtype not in WHOLE or kept.dim() != 1 or len(kept) != rows or visual < rows:
+    if not _is_plain(kept, WHOLE) or kept.dim() != 1 or len(kept) != rows or visual < rows:
         raise BadEmbeddings(
             f"The kept indices do not fit: {rows} rows of {visual} tokens need {rows} whole numbers below {visual}."
         )
@@ -136,42 +119,65 @@ def check_grid(grid: Any, visual: int, merge: int) -> Tensor:
     """The patches (t, h, w) of an image of V tokens.
 
     Raises:
-        BadEmbeddings: no three whole numbers, or those of an image with another number of tokens.
+        BadEmbeddings: not three whole numbers, or those of an image with another number of tokens.
     """
-    if not is_plain(grid) or grid.dtype not in WHOLE or tuple(grid.shape) != (3,):
+    if not _is_plain(grid, WHOLE) or tuple(grid.shape) != (3,):
         raise BadEmbeddings(f"{GRID} is not a tensor of three whole numbers (t, h, w); send what Encoder returns.")
-    t, h, w = (int(one) for one in grid)  # Python's numbers, whose product does not overflow
+    t, h, w = grid.tolist()  # Python's numbers, whose product does not overflow
     if t != 1 or min(h, w) < merge or h % merge or w % merge or h * w != visual * merge**2:
         raise BadEmbeddings(f"{GRID}=({t}, {h}, {w}) is not the grid of an image with {visual} visual tokens.")
     return grid
 
 
-def check_image(fields: Mapping[str, Any], bounds: Bounds) -> int:
+def check_names(names: Iterable[Any], bounds: Bounds, whole: bool = False) -> None:
+    """The names of an image's fields; `whole` as in `check_image`.
+
+    Raises:
+        BadEmbeddings: one is missing or unknown.
+    """
+    given = set(names)
+    places = set() if whole and given <= {ROWS, GRID} else {KEPT, VISUAL}
+    needed = {ROWS} | places | ({GRID} if bounds.merge is not None else set())
+    if given != needed:
+        raise BadEmbeddings(
+            f"An image's embeddings have the fields {sorted(map(str, given))!s:.80}; send {', '.join(sorted(needed))}."
+        )
+
+
+def check_image(fields: Mapping[str, Any], bounds: Bounds, whole: bool = False) -> int:
     """One image's fields, each by itself and with the others; returns V.
 
+    Args:
+        whole: the rows may come without their places: they are all rows of the image.
     Raises:
         BadEmbeddings: a field is missing or unknown, or does not fit.
     """
-    needed = {ROWS, KEPT, VISUAL} | ({GRID} if bounds.merge is not None else set())
-    if not all(isinstance(name, str) for name in fields) or fields.keys() != needed:
-        raise BadEmbeddings(
-            f"image_embeds has the fields {sorted(map(str, fields))!s:.80}; it must have {', '.join(sorted(needed))}."
-        )
-    visual = check_visual(fields[VISUAL], bounds)
+    check_names(fields, bounds, whole)
+    if VISUAL in fields:
+        number = fields[VISUAL]
+        if not _is_plain(number, WHOLE) or number.dim() > 1 or number.numel() != 1:
+            raise BadEmbeddings("The number of visual tokens is not a tensor of one int; send what Encoder returns.")
+        visual = int(number)
+        least = 1 if bounds.merge is not None else bounds.visual
+        if not least <= visual <= bounds.visual:
+            raise BadEmbeddings(
+                f"The image has {visual} visual tokens; images of this model have {least} to {bounds.visual}."
+            )
+        check_kept(fields[KEPT], len(check_rows(fields[ROWS], bounds.width, visual)), visual)
+    else:
+        visual = len(check_rows(fields[ROWS], bounds.width, bounds.visual))
     if bounds.merge is not None:
         check_grid(fields[GRID], visual, bounds.merge)
-    rows = check_rows(fields[ROWS], bounds.width, visual)
-    check_kept(fields[KEPT], len(rows), visual)
     return visual
 
 
-def check_prompt(visual: Iterable[int], bounds: Bounds) -> None:
-    """All images of a prompt, by their V.
+def check_images(images: Iterable[Mapping[str, Any]], bounds: Bounds, whole: bool = False) -> None:
+    """The fields of all images of a prompt.
 
     Raises:
-        BadEmbeddings: together they reach further than the model's positions.
+        BadEmbeddings: as `check_image`, or together they reach further than the model's positions.
     """
-    total = sum(visual)
+    total = sum(check_image(fields, bounds, whole) for fields in images)
     if total > bounds.prompt:
         raise BadEmbeddings(
             f"The images have {total} visual tokens together, and the model's positions end at {bounds.prompt}; send "
@@ -274,25 +280,17 @@ def checked_parts(
     Raises:
         BadEmbeddings: one does not hold what an engine with these positions takes.
     """
-    parts, visual = [], []
-    wanted = "a base64 text" if positions == "compact" else f"an object with {ROWS!r}, {KEPT!r} and {VISUAL!r}"
+    compact = positions == "compact"
+    images = []
     for content in contents:
-        if isinstance(content, dict) != (positions == "original"):
+        if isinstance(content, dict) == compact:
+            wanted = "a base64 text" if compact else f"an object with {ROWS!r}, {KEPT!r} and {VISUAL!r}"
             raise BadEmbeddings(f"This server keeps {positions} positions, so image_embeds must be {wanted}.")
-        if isinstance(content, dict):
-            unknown = content.keys() - {ROWS, KEPT, VISUAL, GRID}
-            if unknown:
-                raise BadEmbeddings(f"image_embeds has the field {min(unknown)!r:.40}; it must be {wanted}.")
-            fields = {name: decoded(text) for name, text in content.items()}
-            visual.append(check_image(fields, bounds))
-            parts.append(part(fields))
-            continue
-        rows = check_rows(decoded(content), bounds.width, bounds.visual)
-        if count is not None and len(rows) != count:
-            raise BadEmbeddings(
-                f"The image has {len(rows)} rows, and this server's engine takes {count} of every image."
-            )
-        visual.append(len(rows))
-        parts.append(part(rows))
-    check_prompt(visual, bounds)
-    return parts
+        given = {ROWS: content} if compact else content
+        check_names(given, bounds, compact)  # before any of them is read
+        images.append({name: decoded(text) for name, text in given.items()})
+    check_images(images, bounds, compact)
+    for rows in [len(fields[ROWS]) for fields in images]:
+        if rows != (count or rows):
+            raise BadEmbeddings(f"The image has {rows} rows, and this server's engine takes {count} of every image.")
+    return [part(fields[ROWS] if compact else fields) for fields in images]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
@@ -21,41 +21,31 @@ from .payload import BadEmbeddings
 
 if TYPE_CHECKING:
     import httpx
+    from prometheus_client import Histogram
 
     from .metrics import Metrics
 
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
-class _Ranked:
-    """Work for the guide. Images are files yet: what waits takes no more memory than it came with."""
+class _Job:
+    """Work for the guide, or, with its `ranking` if there is a guide, for the tower. Images are still files: what waits
+    takes no more memory than it came with."""
 
     chat: Chat
-    max_new_tokens: int
-    exits: bool
-
-
-@dataclass(frozen=True)
-class _SeenImage:
-    """Work for the tower."""
-
-    chat: Chat
-    ranking: Ranking | None
-
-
-@dataclass(frozen=True)
-class Exit:
-    """The guide's answer stands. `length`: it was cut at the length that the client asked for."""
-
-    ranking: Ranking
-    length: bool
+    max_new_tokens: int = 0
+    exits: bool = False
+    ranking: Ranking | None = None
 
 
 class Pipeline:
     """An encoder behind two stages.
 
     Args:
-        fetch: a client for images on the web; None allows none. guide_tokens: the guide's longest answer; where a
-            client asks for more and the guide does not end by then, it does not exit. batch: the largest batch.
+        fetch: a client for images on the web; None allows none. batch: the largest batch.
+
+    Where a client asks for more than `MAX_NEW_TOKENS` and the guide does not end by then, it does not exit.
     """
 
     def __init__(
@@ -65,23 +55,18 @@ class Pipeline:
         metrics: Metrics,
         *,
         fetch: httpx.AsyncClient | None = None,
-        guide_tokens: int = MAX_NEW_TOKENS,
         batch: int = 8,
     ) -> None:
         self.encoder, self.limits, self.metrics, self.fetch = encoder, limits, metrics, fetch
-        self.guide_tokens = guide_tokens
         self._unpacking = threading.Lock()
-        self._guide: BatchWorker[_Ranked, Ranking] = BatchWorker(
-            "guide",
-            self._rank,
-            most=batch,
-            alike=lambda job: (job.max_new_tokens, job.exits),
-            weight=lambda job: job.chat.pixels,
-            heaviest=limits.request_pixels,
-        )
-        self._vision: BatchWorker[_SeenImage, Encoded] = BatchWorker(
-            "vision", self._embed, most=batch, weight=lambda job: job.chat.pixels, heaviest=limits.request_pixels
-        )
+        options: dict[str, Any] = {
+            "most": batch,
+            "alike": lambda job: (job.max_new_tokens, job.exits),
+            "weight": lambda job: job.chat.pixels,
+            "heaviest": limits.request_pixels,
+        }
+        self._guide: BatchWorker[_Job, Ranking] = BatchWorker("guide", self._rank, **options)
+        self._vision: BatchWorker[_Job, Encoded] = BatchWorker("vision tower", self._embed, **options)
 
     @property
     def alive(self) -> bool:
@@ -98,18 +83,18 @@ class Pipeline:
             talks = [chat.talk([unpacked(image.content, self.limits) for image in chat.images]) for chat in chats]
             return self.encoder.inputs(talks, guide=guide)
 
-    def _rank(self, jobs: list[_Ranked]) -> list[Ranking]:
+    def _rank(self, jobs: list[_Job]) -> list[Ranking]:
         first = jobs[0]
         inputs = self._inputs([job.chat for job in jobs], True)
         return self.encoder.rank_inputs(inputs, max_new_tokens=first.max_new_tokens, exits=first.exits)
 
-    def _embed(self, jobs: list[_SeenImage]) -> list[Encoded]:
+    def _embed(self, jobs: list[_Job]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]
         inputs = self._inputs([job.chat for job in jobs], False)
         return self.encoder.embed_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
 
-    async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Exit:
-        """What the engine is handed for a request with images, or the guide's answer.
+    async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Ranking:
+        """What the engine is handed for a request with images, or the guide's answer where that stands.
 
         Args:
             held, pixels: the request's part of what all may hold, to which fetched images are added.
@@ -121,43 +106,37 @@ class Pipeline:
                 if any(image.url is not None for image in chat.images):
                     chat = await self._fetched(chat, held)
                 pixels.add(chat.pixels)
-                return await self._through(chat)
+                ranking = None
+                if self.encoder.guided:
+                    longest = min(chat.max_tokens or MAX_NEW_TOKENS, MAX_NEW_TOKENS)
+                    exit_at = chat.exit_at if chat.plain else None
+                    job = _Job(chat, longest, exit_at is not None)
+                    ranking = await self._result(self._guide, job, self.metrics.guide)
+                    whole = ranking.finished or (chat.max_tokens is not None and chat.max_tokens <= longest)
+                    if whole and ranking.exits(exit_at):
+                        return ranking
+                return await self._result(self._vision, _Job(chat, ranking=ranking), self.metrics.vision)
         except TimeoutError:
             raise Refused(
                 f"Guide and vision tower took longer than {self.limits.prepare:g} seconds; try again later.", 504
             ) from None
 
-    async def _through(self, chat: Chat) -> Encoded | Exit:
-        ranking = None
-        if self.encoder.guided:
-            longest = min(chat.max_tokens or self.guide_tokens, self.guide_tokens)
-            exit_at = chat.exit_at if chat.plain else None
-            start = time.perf_counter()
-            job = _Ranked(chat, longest, exit_at is not None)
-            ranking = await self._result(self._guide.submit(job), "guide")
-            self.metrics.guide.observe((time.perf_counter() - start) * 1e3)
-            whole = ranking.finished or (chat.max_tokens is not None and chat.max_tokens <= longest)
-            if whole and ranking.exits(exit_at):
-                return Exit(ranking, not ranking.finished)
-        start = time.perf_counter()
-        encoded: Encoded = await self._result(self._vision.submit(_SeenImage(chat, ranking)), "vision tower")
-        self.metrics.vision.observe((time.perf_counter() - start) * 1e3)
-        return encoded
-
-    async def _result(self, future: Any, what: str) -> Any:
+    async def _result(self, stage: BatchWorker[_Job, R], job: _Job, timer: Histogram) -> R:
         """A stage's result; whoever gives up waiting takes the work out of the queue."""
+        start = time.perf_counter()
         try:
-            return await asyncio.wrap_future(future)
+            result = await asyncio.wrap_future(stage.submit(job))
         except BadEmbeddings as error:
-            raise Refused(f"The {what} failed: {error}", 500) from error
-        except Refused:
+            raise Refused(f"The {stage.name} failed: {error}", 500) from error
+        except VlmpruneError:
             raise
-        except VlmpruneError as error:
-            raise Refused(str(error)) from error
         except jinja2.TemplateError as error:
             raise Refused(f"The chat template does not take these messages ({error}).") from error
         except Exception as error:
-            raise Refused(f"The {what} failed on this request ({type(error).__name__}); see the log.", 500) from error
+            kind = type(error).__name__
+            raise Refused(f"The {stage.name} failed on this request ({kind}); see the log.", 500) from error
+        timer.observe((time.perf_counter() - start) * 1e3)
+        return result
 
     async def _fetched(self, chat: Chat, held: Claim) -> Chat:
         """The request with its images on the web fetched."""

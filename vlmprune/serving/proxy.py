@@ -1,4 +1,4 @@
-"""An OpenAI-compatible proxy in front of a vLLM server: it prunes images, answers what the guide is sure of, and
+"""An OpenAI-compatible proxy in front of a vLLM server: it prunes images, answers where the guide is confident, and
 passes on everything else.
 
 Nothing here knows vLLM: what goes out are chat requests whose images are `image_embeds` parts.
@@ -17,18 +17,19 @@ from typing import Any, TypeVar
 import httpx
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import generate_latest
 
-from .answers import SSE, engine_failure, error_body, exit_response
+from ..errors import VlmpruneError
+from .answers import SSE, engine_failure, error_body, exit_response, refusal
 from .chat import Chat, Claim, Limits, Quota, read_chat
-from .encoded import Encoded
-from .encoder import MAX_NEW_TOKENS, Encoder
+from .encoded import Encoded, Ranking
+from .encoder import Encoder
 from .fields import Refused
 from .metrics import Metrics
-from .payload import BadEmbeddings, checked_parts
-from .pipeline import Exit, Pipeline
+from .payload import checked_parts
+from .pipeline import Pipeline
 
 _log = logging.getLogger(__name__)
-_RETRY = {"Retry-After": "1"}
 R = TypeVar("R")
 
 
@@ -46,7 +47,6 @@ class ProxySettings:
     exit_at: float | None = None
     image_urls: bool = False
     embeddings: bool = False
-    guide_tokens: int = MAX_NEW_TOKENS
     batch: int = 8
     limits: Limits = field(default_factory=Limits)
 
@@ -59,6 +59,7 @@ class Proxy:
         self.exit_at = settings.exit_at if settings.exit_at is not None else encoder.exit_at
         self.metrics = Metrics()
         self.busy = 0
+        self.metrics.in_flight.set_function(lambda: self.busy)
         self.bodies = Quota(self.limits.open_bodies, "The server holds as many bytes of requests as it may")
         self.pixels = Quota(self.limits.open_pixels, "The server has as many pixels waiting as it may")
         self._reading = asyncio.Semaphore(1)  # a request's text is held three times while it is read
@@ -66,13 +67,12 @@ class Proxy:
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.requests)
         # Neither client follows a redirect or reads proxies from the environment.
         self.engine = httpx.AsyncClient(base_url=settings.engine, timeout=timeout, limits=connections, trust_env=False)
-        self.fetch = httpx.AsyncClient(timeout=10.0, trust_env=False) if settings.image_urls else None
+        self.fetch = httpx.AsyncClient(timeout=10.0, trust_env=False)
         self.pipeline = Pipeline(
             encoder,
             self.limits,
             self.metrics,
-            fetch=self.fetch,
-            guide_tokens=settings.guide_tokens,
+            fetch=self.fetch if settings.image_urls else None,
             batch=settings.batch,
         )
 
@@ -80,74 +80,59 @@ class Proxy:
         """Finish the stages and the connections."""
         await asyncio.to_thread(self.pipeline.close)
         await self.engine.aclose()
-        if self.fetch is not None:
-            await self.fetch.aclose()
+        await self.fetch.aclose()
 
     # -- a request ---------------------------------------------------------------------------------------------
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        try:
-            return await self._answer(request)
-        except Refused as refused:
-            return self._failed(refused)
-
-    def _failed(self, refused: Refused) -> JSONResponse:
-        if refused.status >= 500:
-            _log.warning("%s: %s", refused.status, refused, exc_info=refused.__cause__)
-        return JSONResponse(error_body(refused), refused.status, _RETRY if refused.status == 503 else None)
-
-    async def _answer(self, request: Request) -> Response:
         with self.bodies.claim() as held:
-            chat = await self._chat(request, held)
+            raw = await self._body(request, held)
+            async with self._reading:
+                chat = await asyncio.to_thread(
+                    read_chat, raw, self.limits, self.exit_at, embeddings=self.settings.embeddings
+                )
             if chat.keep is not None and self.encoder.rows_of_an_image is not None:
                 raise Refused(
                     "vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image."
                 )
+            ready: Encoded | None = None
             headers: dict[str, str] = {}
-            if chat.embedded:
-                content = await asyncio.to_thread(self._with_embedded, chat)
-            elif not chat.images:
-                content = await asyncio.to_thread(_written, chat.body)
-            else:
+            if chat.images and not chat.embedded:
                 with self.pixels.claim() as pixels:
-                    ready = await until_disconnect(request, self.pipeline.prepare(chat, held, pixels))
-                if isinstance(ready, Exit):
+                    prepared = await until_disconnect(request, self.pipeline.prepare(chat, held, pixels))
+                if isinstance(prepared, Ranking):
                     self.metrics.exits.inc()
-                    return exit_response(chat.body, ready)
+                    return exit_response(chat.body, prepared)
+                ready = prepared
+                del prepared
                 self.metrics.tokens_in.inc(ready.visual_tokens)
                 self.metrics.tokens_kept.inc(ready.kept_tokens)
                 headers["x-vlmprune-visual-tokens"] = str(ready.visual_tokens)
                 headers["x-vlmprune-kept-tokens"] = str(ready.kept_tokens)
-                content = await asyncio.to_thread(_with_images, chat, ready)
-                del ready
+            content = await asyncio.to_thread(self._content, chat, ready)
             stream = chat.stream
-            del chat  # while the engine answers, only what it was sent is kept
+            del chat, ready  # while the engine answers, only what it was sent is kept
             held.keep(len(content))
             return await self._forward(request, content, stream, headers)
 
-    def _with_embedded(self, chat: Chat) -> bytes:
-        """The request with images that a client encoded, checked and written again."""
+    def _content(self, chat: Chat, ready: Encoded | None) -> bytes:
+        """The request as the engine gets it, written again with what stands for its images."""
         encoder = self.encoder
+        parts = ready.parts() if ready is not None else []
+        if chat.embedded:
+            given = [image.embeddings for image in chat.images]
+            parts = checked_parts(given, encoder.bounds, encoder.positions, encoder.rows_of_an_image)
         try:
-            parts = checked_parts(
-                [content for _, content in chat.embedded], encoder.bounds, encoder.positions, encoder.rows_of_an_image
-            )
-        except BadEmbeddings as error:
-            raise Refused(str(error)) from None
-        return _written(chat.with_parts(parts))
-
-    async def _chat(self, request: Request, held: Claim) -> Chat:
-        """The request, read."""
-        content = await self._body(request, held)
-        async with self._reading:
-            return await asyncio.to_thread(
-                read_chat, content, self.limits, self.exit_at, embeddings=self.settings.embeddings
-            )
+            return json.dumps(chat.with_parts(parts), allow_nan=False).encode()
+        except ValueError:  # a number such as 1e999 in a schema
+            raise Refused("The request holds a number that is not finite; leave it out.") from None
 
     async def _body(self, request: Request, held: Claim) -> bytearray:
         too_large = Refused(f"The request has more than {self.limits.body:,} bytes; send smaller images.", 413)
-        if _length(request) > self.limits.body:
+        length = request.headers.get("content-length", "")
+        # Nothing is believed but that it is too long.
+        if length.isascii() and length.isdecimal() and len(length) < 20 and int(length) > self.limits.body:
             raise too_large
         content = bytearray()
         try:
@@ -172,20 +157,21 @@ class Proxy:
         outgoing = self.engine.build_request(
             "POST", "/v1/chat/completions", content=content, headers=self._headers(request)
         )
-        answer = await until_disconnect(request, self._sent(outgoing))
+        answer = await self._from_engine(request, self.engine.send(outgoing, stream=True))
         if stream and answer.status_code == 200:
             return StreamingResponse(self._relayed(answer), 200, headers, SSE)
         try:
-            said = await until_disconnect(request, _read(answer))
+            said = await self._from_engine(request, answer.aread())
         finally:
             await answer.aclose()
         if answer.status_code >= 500:
             raise Refused(f"The engine answers with status {answer.status_code}; see its log.", 502)
         return Response(said, answer.status_code, headers, answer.headers.get("content-type", "application/json"))
 
-    async def _sent(self, outgoing: httpx.Request) -> httpx.Response:
+    async def _from_engine(self, request: Request, work: Coroutine[Any, Any, R]) -> R:
+        """What the engine says, for as long as the client is there."""
         try:
-            return await self.engine.send(outgoing, stream=True)
+            return await until_disconnect(request, work)
         except httpx.HTTPError as error:
             raise engine_failure(error, self.limits.engine) from error
 
@@ -215,22 +201,22 @@ class Proxy:
             engine = (await self.engine.get("/health", timeout=2.0)).status_code == 200
         except httpx.HTTPError:
             engine = False
-        fine = engine and self.pipeline.alive
         state = {"proxy": self.pipeline.alive, "engine": engine, "requests": self.busy}
-        return JSONResponse(state, 200 if fine else 503)
+        return JSONResponse(state, 200 if engine and self.pipeline.alive else 503)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: the engine's."""
-        try:
-            answer = await self.engine.get("/v1/models", headers=self._headers(request))
-        except httpx.HTTPError as error:
-            return self._failed(engine_failure(error, self.limits.engine))
+        answer = await self._from_engine(request, self.engine.get("/v1/models", headers=self._headers(request)))
         return Response(answer.content, answer.status_code, None, answer.headers.get("content-type"))
+
+    async def counted(self) -> Response:
+        """GET /metrics, in Prometheus' text format."""
+        return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
 
 
 class ConcurrencyLimit:
-    """ASGI middleware that counts the chat requests in the house, from their first byte to the last of their answer,
-    and sends away those that are too many."""
+    """ASGI middleware that counts the open chat requests, from their first byte to the last of their answer, and
+    refuses those that are too many."""
 
     def __init__(self, app: Any, proxy: Proxy) -> None:
         self.app, self.proxy = app, proxy
@@ -248,39 +234,13 @@ class ConcurrencyLimit:
 
         if proxy.busy >= proxy.limits.requests:
             full = Refused(f"The server has {proxy.busy} requests already; come back in a second.", 503)
-            await JSONResponse(error_body(full), 503, _RETRY)(scope, receive, counted)
+            await refusal(full)(scope, receive, counted)
             return
         proxy.busy += 1
-        proxy.metrics.in_flight.inc()
         try:
             await self.app(scope, receive, counted)
         finally:
             proxy.busy -= 1
-            proxy.metrics.in_flight.dec()
-
-
-def _written(body: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(body, allow_nan=False).encode()
-    except ValueError:  # a number such as 1e999 in a schema
-        raise Refused("The request holds a number that is not finite; leave it out.") from None
-
-
-def _with_images(chat: Chat, ready: Encoded) -> bytes:
-    return _written(chat.with_parts(ready.parts()))
-
-
-def _length(request: Request) -> int:
-    """What a request says about its length; nothing is believed but that it is too long."""
-    said = request.headers.get("content-length") or "0"
-    return int(said) if said.isascii() and said.isdecimal() and len(said) < 20 else 0
-
-
-async def _read(answer: httpx.Response) -> bytes:
-    try:
-        return await answer.aread()
-    except httpx.HTTPError as error:
-        raise engine_failure(error, 0.0) from error
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, R]) -> R:
@@ -319,21 +279,25 @@ def create_app(encoder: Encoder, settings: ProxySettings) -> FastAPI:
     app.state.proxy = proxy
     app.add_middleware(ConcurrencyLimit, proxy=proxy)
 
-    async def metrics() -> Response:
-        return Response(proxy.metrics.text(), media_type="text/plain; version=0.0.4")
+    async def refuse(request: Request, error: Any) -> Response:
+        answer = refusal(error)
+        if answer.status_code >= 500:
+            _log.warning("%s: %s", answer.status_code, error, exc_info=error.__cause__)
+        return answer
 
+    app.add_exception_handler(VlmpruneError, refuse)
     app.add_api_route("/v1/chat/completions", proxy.chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/models", proxy.models, methods=["GET"], response_model=None)
     app.add_api_route("/health", proxy.health, methods=["GET"], response_model=None)
-    app.add_api_route("/metrics", metrics, methods=["GET"], response_model=None)
+    app.add_api_route("/metrics", proxy.counted, methods=["GET"], response_model=None)
     return app
 
 
 def serve(app: FastAPI, host: str, port: int) -> None:
-    """Run until headers to stop; what is in the house is answered first, for as long as `Limits.drain`."""
+    """Run until told to stop; open requests are answered first, for as long as `Limits.drain`."""
     import uvicorn
 
-    limits: Limits = app.state.proxy.limits
+    drain = int(app.state.proxy.limits.drain)
     uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=int(limits.drain), access_log=False
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain, access_log=False
     )

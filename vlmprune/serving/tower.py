@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -30,30 +31,23 @@ from ..methods.base import Pruner, PruningContext
 SERVED = {"llava": ("original", "compact"), "qwen2_5_vl": ("original",), "qwen3_vl": ("original",)}
 
 
-def served_family(config: Any) -> Family:
-    """The adapter of a model that an engine can be handed embeddings of.
+def served_family(config: Any, positions: str | None = None) -> Family:
+    """The adapter of a model that an engine can be handed embeddings of, at these positions.
 
     Raises:
-        UnsupportedModelError: the engine takes none of this family.
+        UnsupportedModelError: the engine takes none of this family. VlmpruneError: it cannot have these positions.
     """
     if config.model_type not in SERVED:
         raise UnsupportedModelError(
             f"Models of type {config.model_type!r} cannot be served from embeddings; served are {', '.join(SERVED)}."
         )
-    return FAMILIES[config.model_type]
-
-
-def check_positions(model_type: str, positions: str) -> None:
-    """Which positions a served family can have in an engine.
-
-    Raises:
-        VlmpruneError: not these.
-    """
-    if positions not in SERVED[model_type]:
+    allowed = SERVED[config.model_type]
+    if positions is not None and positions not in allowed:
         raise VlmpruneError(
-            f"positions={positions!r} cannot be had for {model_type!r} in an engine; use "
-            f"{' or '.join(map(repr, SERVED[model_type]))}."
+            f"positions={positions!r} cannot be had for {config.model_type!r} in an engine; use "
+            f"{' or '.join(map(repr, allowed))}."
         )
+    return FAMILIES[config.model_type]
 
 
 def load_vision(folder: str, **options: Any) -> Any:
@@ -94,7 +88,7 @@ class Tower:
 
     def __init__(self, model: Any, method: Pruner) -> None:
         self.family = served_family(model.config)
-        self.model, self.config, self.method = self.family.base(model), model.config, method
+        self.model, self.config, self.method = model.base_model, model.config, method
         self.width = int(self.config.get_text_config().hidden_size)
         levels = len(self.config.vision_config.deepstack_visual_indexes) if self.family.deepstack else 0
         self.row_width = self.width * (1 + levels)
@@ -161,12 +155,13 @@ class Tower:
             choose: gets the prompt as a pruner sees it before decoder layer 0. importance: a guide's, per sample [V].
         """
         layouts = list(layouts)
-        with self._lock:
-            if self._reader is None:
-                features, vision = self.features(inputs, layouts), None
-            else:
-                features = self._read(inputs, layouts)
-                vision = self._reader.take(layouts, 1)
+        with self._lock, ExitStack() as after:
+            if self._reader is not None:
+                after.callback(ProbedLayer(self._reader.module).remove)
+                self._reader.begin()
+                after.callback(self._reader.end)
+            features = self.features(inputs, layouts)
+        vision = self._reader.take(layouts, 1) if self._reader is not None else None
         ids: Tensor = inputs["input_ids"]
         hidden = torch.zeros(*ids.shape, self.width, dtype=features[0].dtype, device=features[0].device)
         for row, (layout, own) in enumerate(zip(layouts, features, strict=True)):
@@ -183,17 +178,6 @@ class Tower:
             unpruned=layouts,
         )
         return features, choose(context)
-
-    def _read(self, inputs: Mapping[str, Any], layouts: Sequence[SampleLayout]) -> list[Tensor]:
-        """The features, with the tower's attention read beside them."""
-        assert self._reader is not None
-        probed = ProbedLayer(self._reader.module)
-        self._reader.begin()
-        try:
-            return self.features(inputs, layouts)
-        finally:
-            self._reader.end()
-            probed.remove()
 
 
 def _rows(images: Tensor | Sequence[Tensor]) -> Tensor:

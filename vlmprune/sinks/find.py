@@ -6,6 +6,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D w
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,10 @@ from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError, checked, nearest
 from ..families import Family, family_of
 from ..flow.prompt_state import PromptState
-from ..flow.sinks import FIRST_LAYER, active_window, check_share, check_tau, phi, secondary_sinks
+from ..flow.sinks import FIRST_LAYER, active_window, phi, secondary_sinks
 from ..hf.arguments import has_image, refuse_video
 from ..methods.none import Unpruned
+from ..methods.var import VAR
 from ..ops.attention_rows import row_chunks
 from ..ops.correction import gated, marks_of, masses
 from ..runtime.call_lock import attached
@@ -51,12 +53,10 @@ def find_sinks(
         UnsupportedModelError: not a vision-language model.
         VlmpruneError: no image tokens in the prompt, or an option out of range.
     """
-    check_tau(tau)
-    check_share("rho", rho)
-    check_share("gate", gate)
+    var = VAR(tau=tau, sink_dims=sink_dims, rho=rho, gate=gate)
     plain = unwrap_peft(model)
     family = family_of(plain)
-    reader = SinkReader(family, plain, tau=tau, dims=sink_dims, rho=rho, gate=gate)
+    reader = SinkReader(family, plain, var)
     refuse_video(inputs)
     for name, value in inputs.items():
         # What else a processor returns is ignored, as the model ignores it.
@@ -78,10 +78,9 @@ def find_sinks(
 class SinkReader(AttentionObserver):
     """Reads the residual stream before every layer and after the last, and the suffix rows' attention in each."""
 
-    def __init__(self, family: Family, model: Any, *, tau: float | None, dims: Any, rho: float, gate: float) -> None:
-        self.sinks = SinkDims(family, model, tau=tau, dims=dims, what="find_sinks")
-        self.rho, self.gate = rho, gate
-        self.text = self.sinks.text
+    def __init__(self, family: Family, model: Any, var: VAR) -> None:
+        self.sinks = SinkDims(family, model, tau=var.tau, dims=var.sink_dims, what="find_sinks")
+        self.var, self.text = var, self.sinks.text
 
     def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
         assert ids is not None and valid is not None, "find_sinks checks its inputs"
@@ -93,28 +92,22 @@ class SinkReader(AttentionObserver):
         # The primary sink is the first token; where that is a patch, the first text token may be it instead.
         real, text = self.columns.real, self.columns.real & ~self.columns.visual
         self.firsts = torch.stack([real.int().argmax(dim=1), text.int().argmax(dim=1)], dim=1)
-        self.norms: list[Tensor] = []
-        self.cosines: list[Tensor] = []
-        self.phi: list[Tensor] = []
-        self.image: list[Tensor] = []
-        self.sunk: list[Tensor] = []
-        self.passing: list[Tensor] = []
+        self.read: dict[str, list[Tensor]] = defaultdict(list)  # layer by layer
         self._last = self.text.layers[-1].register_forward_hook(self._leave)
 
     def _leave(self, module: Any, args: Any, output: Any) -> None:
         self._last.remove()
-        hidden = output[0] if isinstance(output, tuple) else output
-        self.norms.append(_norms(hidden))
+        self.read["norms"].append(_norms(output[0] if isinstance(output, tuple) else output))
 
     def before_layer(self, layer: int, hidden: Tensor) -> None:
-        self.norms.append(_norms(hidden))
+        lengths = _norms(hidden)
         first = hidden[torch.arange(len(hidden))[:, None], self.firsts].float()  # [B, 2, D]
         pairs = torch.einsum("bsd,bfd->bfs", hidden.float(), first)
-        lengths = _norms(hidden)
         sizes = torch.gather(lengths, 1, self.firsts)[:, :, None] * lengths[:, None]
-        self.cosines.append(pairs.cpu() / sizes.clamp(min=1e-12))
+        self.read["norms"].append(lengths)
+        self.read["cosines"].append(pairs.cpu() / sizes.clamp(min=1e-12))
         # Without sink dimensions the maximum over all is reported: how far the model is from having any.
-        self.phi.append(phi(hidden, self.sinks.dims or range(hidden.shape[-1])).cpu())
+        self.read["phi"].append(phi(hidden, self.sinks.dims or range(hidden.shape[-1])).cpu())
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
         """Sums over the suffix rows of each sample: attention to the image, to its sinks, and gates passed [B, H]."""
@@ -128,47 +121,46 @@ class SinkReader(AttentionObserver):
         for _, rows in row_chunks(call.query, call.key, self.columns.first_suffix_row):
             weights = call.weights(rows).masked_fill(~suffix_rows[:, None, rows[0], None], 0.0)
             _, image, free = masses(weights, marks)
-            passed = gated(image, free, self.rho, self.gate) & touched.to(device)[:, None, None]
+            passed = gated(image, free, self.var.rho, self.var.gate) & touched.to(device)[:, None, None]
             totals += torch.stack([image.sum(-1), (image - free).sum(-1), passed.float().sum(-1)])
-        self.image.append(totals[0].cpu())
-        self.sunk.append(totals[1].cpu())
-        self.passing.append(totals[2].cpu())
+        self.read["attention"].append(totals.cpu())
 
     def _sinks(self, layer: int) -> Tensor:
         """bool [B, S]; none before layer 2."""
         if layer < FIRST_LAYER or not self.sinks.dims:
             return torch.zeros_like(self.columns.real)
-        return (self.phi[layer] >= self.sinks.tau) & self.columns.real
+        return (self.read["phi"][layer] >= self.sinks.tau) & self.columns.real
 
     def report(self) -> SinkReport:
         """What was read, sample by sample, padding left out."""
-        samples = [self._sample(b) for b in range(len(self.columns.real))]
+        found = {name: torch.stack(layers) for name, layers in self.read.items()}
+        found["sinks"] = torch.stack([self._sinks(layer) for layer in range(len(found["phi"]))])
+        samples = [self._sample(b, found) for b in range(len(self.columns.real))]
         return SinkReport(self.sinks.dims, self.sinks.tau, samples)
 
-    def _sample(self, b: int) -> SampleSinks:
-        real = self.columns.real[b]
-        layout = self.state.layouts[b]
-        norms = torch.stack([layer[b, real] for layer in self.norms])
+    def _sample(self, b: int, found: dict[str, Tensor]) -> SampleSinks:
+        real, layout = self.columns.real[b], self.state.layouts[b]
+        norms = found["norms"][:, b, real]
         places = real.cumsum(dim=0) - 1  # from a position in the padded row to one in the prompt
         firsts = places[self.firsts[b]].tolist()
         which = int(norms[:, firsts].mean(dim=0).argmax())
         window = active_window(norms[:, firsts[which]])
-        cosines = torch.stack([layer[b, which][real] for layer in self.cosines])
+        cosines = found["cosines"][:, b, which][:, real]
         rows = max(1, int(self.columns.suffix_rows[b].sum()))
-        image = torch.stack([layer[b] for layer in self.image])
+        image, sunk, passing = found["attention"][:, :, b].unbind(dim=1)
         return SampleSinks(
-            phi=torch.stack([layer[b, real] for layer in self.phi]),
+            phi=found["phi"][:, b, real],
             visual=places[layout.slots],
             images=list(layout.images),
-            sinks=torch.stack([self._sinks(i)[b, real] for i in range(len(self.phi))]),
+            sinks=found["sinks"][:, b, real],
             norms=norms[:, firsts[which]],
             primary=firsts[which],
             window=window,
             secondary=secondary_sinks(cosines, firsts[which], window),
             cosines=cosines,
             image_attention=image / rows,
-            sink_share=torch.stack([layer[b] for layer in self.sunk]) / image.clamp(min=1e-12),
-            gated=torch.stack([layer[b] for layer in self.passing]) / rows,
+            sink_share=sunk / image.clamp(min=1e-12),
+            gated=passing / rows,
         )
 
 

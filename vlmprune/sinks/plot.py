@@ -36,15 +36,18 @@ def draw(
     pen = ImageDraw.Draw(sheet)
     first = min(FIRST_LAYER, one.layers - 1)
     shown = f"layer {layer}" if layer is not None else f"highest of layers {first}-{one.layers - 1}"
-    _title(pen, MARGIN, f"phi ({shown}), sink dimensions {', '.join(map(str, dims)) or 'none'}, tau {tau:.1f}")
     sheet.paste(heat_map(one, tau, image, number, layer), (MARGIN, TITLE))
     _scale(pen, (MARGIN, TITLE + SIDE + 8, MARGIN + SIDE, TITLE + SIDE + 20), tau)
-    left = 2 * MARGIN + SIDE
-    _title(pen, left, f"norm of token {one.primary}, window {one.window.first}-{one.window.last}")
-    _norms(pen, one, (left, TITLE, left + PANEL, TITLE + SIDE))
-    left += PANEL + MARGIN
-    _title(pen, left, "sinks per layer: image (red), text (blue)")
-    _counts(pen, one, (left, TITLE, left + PANEL, TITLE + SIDE))
+    middle = 2 * MARGIN + SIDE
+    right = middle + PANEL + MARGIN
+    _norms(pen, one, (middle, TITLE, middle + PANEL, TITLE + SIDE))
+    _counts(pen, one, (right, TITLE, right + PANEL, TITLE + SIDE))
+    for left, title in (
+        (MARGIN, f"phi ({shown}), sink dimensions {', '.join(map(str, dims)) or 'none'}, tau {tau:.1f}"),
+        (middle, f"norm of token {one.primary}, window {one.window.first}-{one.window.last}"),
+        (right, "sinks per layer: image (red), text (blue)"),
+    ):
+        pen.text((left, 6), title, fill=INK, font=ImageFont.load_default())
     return sheet
 
 
@@ -53,9 +56,9 @@ def heat_map(
 ) -> Image.Image:
     """phi of every token at its place in the image, sinks framed, over the darkened image: SIDE x SIDE."""
     span = one.images[number]
-    values = one.phi[layer] if layer is not None else one.phi[min(FIRST_LAYER, one.layers - 1) :].amax(dim=0)
-    sinks = one.sinks[layer] if layer is not None else one.sinks.any(dim=0)
+    layers = slice(min(FIRST_LAYER, one.layers - 1), None) if layer is None else slice(layer, layer + 1)
     places = one.visual[span.positions]
+    values, sinks = one.phi[layers, places].amax(dim=0), one.sinks[layers, places].any(dim=0)
     canvas = Image.new("RGB", (SIDE, SIDE), LOW)
     if image is not None:
         grey = as_rgb(image).convert("L").resize((SIDE, SIDE)).convert("RGB")
@@ -64,7 +67,7 @@ def heat_map(
     pen, frames = ImageDraw.Draw(heat), []
     # Finer grids come after the base grid and are drawn over it, as they show the same places in more detail.
     for (x, y), (dx, dy), value, sink in zip(
-        span.xy.tolist(), cell_sizes(span).tolist(), values[places].tolist(), sinks[places].tolist(), strict=True
+        span.xy.tolist(), cell_sizes(span).tolist(), values.tolist(), sinks.tolist(), strict=True
     ):
         if x != x:  # NaN: a newline or class token has no place
             continue
@@ -83,10 +86,6 @@ def _colour(fraction: float) -> tuple[int, ...]:
     """From dark (0) to light (twice tau and above, where sinks are)."""
     fraction = min(1.0, max(0.0, fraction))
     return tuple(round(a + (b - a) * fraction) for a, b in zip(LOW, HIGH, strict=True))
-
-
-def _title(pen: ImageDraw.ImageDraw, left: int, text: str) -> None:
-    pen.text((left, 6), text, fill=INK, font=ImageFont.load_default())
 
 
 def _scale(pen: ImageDraw.ImageDraw, box: Box, tau: float) -> None:
@@ -114,8 +113,7 @@ def _norms(pen: ImageDraw.ImageDraw, one: SampleSinks, box: Box) -> None:
         _, y = at(0, power)
         pen.line((left, y, right, y), fill=(225, 226, 230))
         pen.text((left - 34, y - 6), f"1e{power}", fill=FAINT)
-    points = [at(i, log) for i, log in enumerate(logs)]
-    pen.line(points, fill=INK, width=2)
+    pen.line([at(i, log) for i, log in enumerate(logs)], fill=INK, width=2)
     _layer_axis(pen, left, bottom, step, len(logs))
 
 
@@ -139,6 +137,5 @@ def _counts(pen: ImageDraw.ImageDraw, one: SampleSinks, box: Box) -> None:
 
 
 def _layer_axis(pen: ImageDraw.ImageDraw, left: float, bottom: int, step: float, number: int) -> None:
-    every = max(1, math.ceil(number / 12))
-    for i in range(0, number, every):
+    for i in range(0, number, math.ceil(number / 12)):
         pen.text((left + i * step - 4, bottom + 6), str(i), fill=FAINT)

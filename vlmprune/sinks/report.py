@@ -79,13 +79,13 @@ class SinkReport:
             image: shown under the heat map. sample, number: which sample, and which of its images.
             layer: whose phi; None is the highest over the layers from 2 on.
         Raises:
-            VlmpruneError: there is no such sample, image or layer.
+            VlmpruneError: the sample, image or layer does not exist.
         """
         if not 0 <= sample < len(self.samples) or not 0 <= number < len(self.samples[sample].images):
             raise VlmpruneError(
-                f"There is no image {number} in sample {sample}; the samples have "
-                f"{[len(one.images) for one in self.samples]} images."
+                f"number={number!r} and sample={sample!r} name no image; the samples have "
+                f"{[len(one.images) for one in self.samples]} images, counted from 0."
             )
         if layer is not None and not 0 <= layer < self.samples[sample].layers:
-            raise VlmpruneError(f"layer={layer} is none of the model's; use 0 to {self.samples[sample].layers - 1}.")
+            raise VlmpruneError(f"layer must be from 0 to {self.samples[sample].layers - 1}, got {layer!r}.")
         return draw(self.samples[sample], self.dims, self.tau, image, number, layer)

@@ -99,6 +99,6 @@ class SampleSinks:
         }
 
 
-def _rounded(values: Tensor) -> list[Any]:
+def _rounded(values: Tensor) -> Any:
     """Nested lists with 5 digits, enough to draw and to compare."""
-    return [[round(v, 5) for v in row] if isinstance(row, list) else round(row, 5) for row in values.tolist()]
+    return values.double().round(decimals=5).tolist()

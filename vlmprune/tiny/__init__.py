@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGener
     # transformers hands the object on to the tokenizer's saved options, where it could not be written as JSON.
     processor.tokenizer.init_kwargs.pop("image_processor", None)
     return model("large"), model("small"), processor
+
+
+def known_words() -> set[str]:
+    """Every word of the pair's tokenizer, special tokens too."""
+    return set(json.loads((WEIGHTS / "processor" / "tokenizer.json").read_text())["model"]["vocab"])
 
 
 def example() -> tuple[Image.Image, str]:

@@ -1,34 +1,39 @@
-"""Questions about a scene with their exact answers, balanced so that the words alone do not give the answer."""
+"""Questions about a scene with their exact answers, balanced so that the words alone do not give the answer.
+
+>>> scene = make_scene(7, "test")
+>>> question = ask(scene, "colour", random.Random(0))
+"""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
-from .render import Scene, Thing
-from .vocabulary import COLOURS, FAMILIES, PLURALS, POSITIONS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
+from .scenes import Scene, Thing, make_scene
+from .vocabulary import CELLS, COLOURS, PLURALS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
 
 MARGIN = 12  # pixels between centres before "left of" and its like may be asked
 MOST = 6  # the highest count asked for
 SUPERLATIVE_SHARE = 0.8  # of the names in a relation, where the scene has superlatives
-_VALUES: dict[str, tuple[str, ...]] = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES}
+_NAMING: dict[str, tuple[str, ...]] = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES}
+_VALUES: dict[str, tuple[Any, ...]] = {**_NAMING, "digit": tuple(range(10)), "position": tuple(CELLS)}
 
 
 @dataclass(frozen=True)
 class Question:
     """A question about a scene, and the one right answer.
 
-    `direct` is False for a superlative ("the leftmost tile"), which needs a comparison first. `named`: the names in the
-    text that fit one thing each, in order, with its centre (x, y) in pixels; of superlatives those in a relation only.
+    `named`: the names in the text that fit one thing each, in order, with its centre (x, y) in pixels; of superlatives
+    ("the leftmost tile") those in a relation only.
     """
 
     family: str
     text: str
     answer: str
-    direct: bool = True
     named: tuple[tuple[str, float, float], ...] = ()
 
 
@@ -45,8 +50,14 @@ def phrase(thing: Thing, parts: str = "size colour shape") -> str:
 
 def sentence(thing: Thing) -> str:
     """One caption sentence without its full stop: ``a small red circle at the top left``."""
-    digit = f" with the digit {thing.digit}" if thing.digit is not None else ""
-    return f"a {phrase(thing)}{digit} at the {thing.position}"
+    return _sentence({name: getattr(thing, name) for name in _VALUES})
+
+
+def _sentence(facts: dict[str, Any]) -> str:
+    """The same from facts, of which `size` and `digit` may be missing."""
+    words = " ".join(facts[part] for part in _NAMING if part in facts)
+    digit = facts.get("digit")
+    return f"a {words}{'' if digit is None else f' with the digit {digit}'} at the {facts['position']}"
 
 
 def caption(scene: Scene) -> str:
@@ -86,14 +97,14 @@ def _ask(rng: random.Random, family: str, **parts: str) -> str:
 
 
 def _about(
-    rng: random.Random, family: str, options: list[tuple[Thing, str]], direct: bool = True
+    rng: random.Random, family: str, options: list[tuple[Thing, str]], superlative: bool = False
 ) -> Question | None:
     """A question about an attribute of one of the named things, which has the family's name."""
     if not options:
         return None
     thing, name = rng.choice(options)
-    named = _centres((thing, name)) if direct else ()
-    return Question(family, _ask(rng, family, d=name), str(getattr(thing, family)), direct, named)
+    named = () if superlative else _centres((thing, name))
+    return Question(family, _ask(rng, family, d=name), str(getattr(thing, family)), named)
 
 
 def _colour(rng: random.Random, scene: Scene) -> Question | None:
@@ -115,7 +126,7 @@ def _counts(scene: Scene, form: str) -> dict[str, int]:
     """How often every possible name of a form ("shape", "size colour", "all", ...) occurs, absent ones too."""
     if form == "all":
         return {"object": len(scene.things)}
-    values = [names if part in form.split() else ("",) for part, names in _VALUES.items()]
+    values = [names if part in form.split() else ("",) for part, names in _NAMING.items()]
     names = [" ".join(filter(None, (size, colour, shape or "object"))) for size, colour, shape in product(*values)]
     seen = Counter(phrase(t, form) for t in scene.things)
     return {name: seen[name] for name in names}
@@ -189,13 +200,12 @@ def _relation(rng: random.Random, scene: Scene) -> Question | None:
         if (lead > 0) != yes:
             a, b, name_a, name_b = b, a, name_b, name_a
         text = _ask(rng, "relation", a=name_a, r=word, b=name_b)
-        direct = not any(pool is across for pool in pools)
-        return Question("relation", text, "yes" if yes else "no", direct, _centres((a, name_a), (b, name_b)))
+        return Question("relation", text, "yes" if yes else "no", _centres((a, name_a), (b, name_b)))
     return None
 
 
 def _position(rng: random.Random, scene: Scene) -> Question | None:
-    extreme = rng.random() < 0.7 and _about(rng, "position", _extremes(scene), direct=False)
+    extreme = rng.random() < 0.7 and _about(rng, "position", _extremes(scene), superlative=True)
     return extreme or _about(rng, "position", _pairs(scene))
 
 
@@ -203,7 +213,7 @@ def _digit(rng: random.Random, scene: Scene) -> Question | None:
     tiles = [t for t in scene.things if t.digit is not None]
     if not tiles:
         return None
-    extreme = rng.random() < 0.6 and _about(rng, "digit", _extremes(scene, ("tile",)), direct=False)
+    extreme = rng.random() < 0.6 and _about(rng, "digit", _extremes(scene, ("tile",)), superlative=True)
     return extreme or _about(rng, "digit", _unique(scene, ("shape", "colour shape"), tiles))
 
 
@@ -211,50 +221,26 @@ def _caption(rng: random.Random, scene: Scene) -> Question | None:
     return Question("caption", _ask(rng, "caption"), caption(scene)) if scene.things else None
 
 
-def _statement(shape: str, colour: str, size: str | None, digit: int | None, position: str) -> str:
-    words = " ".join(w for w in ("a", size, colour, shape) if w)
-    return words + (f" with the digit {digit}" if digit is not None else "") + f" at the {position}"
-
-
 def _judge(rng: random.Random, scene: Scene) -> Question | None:
+    """A sentence about one thing, its size and digit left out at times; true, or with one fact changed to fit none."""
     if not scene.things:
         return None
     thing = rng.choice(scene.things)
     sized, yes = rng.random() < 0.5, rng.random() < 0.5
     with_digit = thing.digit is not None and rng.random() < 0.5
-
-    def true_of(t: Thing, shape: str, colour: str, size: str, digit: int | None, position: str) -> bool:
-        return (
-            (t.shape, t.colour, t.position) == (shape, colour, position)
-            and (not sized or t.size == size)
-            and (digit is None or t.digit == digit)
-        )
-
-    shape, colour, size, position = thing.shape, thing.colour, thing.size, thing.position
-    digit = thing.digit if with_digit else None
-    for _ in range(10):
-        if yes:
-            break
-        shape, colour, size, position = thing.shape, thing.colour, thing.size, thing.position
-        digit = thing.digit if with_digit else None
-        wrong = rng.choice(["shape", "colour", "position", *["size"] * sized, *["digit"] * with_digit])
-        if wrong == "shape":
-            # A tile read with its digit stays a tile: no other shape carries one.
-            shape = "tile" if with_digit else rng.choice([s for s in SHAPES if s != thing.shape])
-        elif wrong == "colour":
-            colour = rng.choice([c for c in COLOURS if c != thing.colour])
-        elif wrong == "size":
-            size = rng.choice([s for s in SIZES if s != thing.size])
-        elif wrong == "digit":
-            digit = rng.choice([d for d in range(10) if d != thing.digit])
-        else:
-            position = rng.choice([p for row in POSITIONS for p in row if p != thing.position])
-        if not any(true_of(t, shape, colour, size, digit, position) for t in scene.things):
-            break
-    else:
-        return None
-    text = _ask(rng, "judge", s=_statement(shape, colour, size if sized else None, digit, position))
-    return Question("judge", text, "yes" if yes else "no")
+    said = ["shape", "colour", "position", *["size"] * sized, *["digit"] * with_digit]
+    true = [{name: getattr(t, name) for name in said} for t in scene.things]
+    facts = claim = {name: getattr(thing, name) for name in said}
+    tries = 0
+    while not yes and claim in true:
+        if tries == 10:
+            return None
+        tries += 1
+        wrong = rng.choice(said)
+        if wrong == "shape" and with_digit:
+            continue  # no other shape than a tile carries a digit
+        claim = facts | {wrong: rng.choice([value for value in _VALUES[wrong] if value != facts[wrong]])}
+    return Question("judge", _ask(rng, "judge", s=_sentence(claim)), "yes" if yes else "no")
 
 
 _MAKERS: dict[str, Callable[[random.Random, Scene], Question | None]] = {
@@ -268,7 +254,7 @@ _MAKERS: dict[str, Callable[[random.Random, Scene], Question | None]] = {
     "caption": _caption,
     "judge": _judge,
 }
-assert tuple(_MAKERS) == FAMILIES
+FAMILIES = tuple(_MAKERS)
 
 
 def ask(scene: Scene, family: str, rng: random.Random) -> Question | None:
@@ -276,3 +262,24 @@ def ask(scene: Scene, family: str, rng: random.Random) -> Question | None:
     if family not in _MAKERS:
         raise ValueError(f"unknown question family {family!r}: use one of {', '.join(FAMILIES)}")
     return _MAKERS[family](rng, scene)
+
+
+def benchmark(
+    family: str, count: int, split: str = "test", *, start: int = 0, per_scene: int = 2
+) -> Iterator[tuple[Scene, Question]]:
+    """``count`` questions of one family on full-size scenes of a split, at most ``per_scene`` different ones per scene.
+
+    Each call walks the split's seeds from ``start`` on and is the same on every machine.
+    """
+    seed, done = start, 0
+    while done < count:
+        scene = make_scene(seed, split)
+        rng = random.Random(f"{split} {family} {seed}")
+        seen: set[str] = set()
+        for _ in range(per_scene):
+            question = ask(scene, family, rng)
+            if question is not None and question.text not in seen and done < count:
+                seen.add(question.text)
+                done += 1
+                yield scene, question
+        seed += 1

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.apps.demo.pictures import png
+from tests.support.commands import refused
 from vlmprune.apps.cli import app
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that announces a size and holds no pixels, so that the tests stay small."""
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
 
 
 @pytest.fixture
@@ -30,8 +21,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("text.png").write_text("no image at all")
     Path("cut.png").write_bytes(Path("good.png").read_bytes()[:60])
     Path("empty.png").touch()
-    Path("bomb.png").write_bytes(png_header(20_000, 20_000))  # above twice Pillow's limit: an error of Pillow's
-    Path("half-bomb.png").write_bytes(png_header(12_000, 10_000))  # above the limit: only a warning of Pillow's
+    Path("bomb.png").write_bytes(png(20_000, 20_000))  # above twice Pillow's limit: an error of Pillow's
+    Path("half-bomb.png").write_bytes(png(12_000, 10_000))  # above the limit: only a warning of Pillow's
     Path("folder").mkdir()
     return tmp_path
 
@@ -83,12 +74,7 @@ CASES = {
 @pytest.mark.parametrize("command", CASES, ids=lambda c: c.replace(" ", "_"))
 def test_one_line_and_status_2(command: str, files: Path) -> None:
     arguments = ["" if word == "|" else word for word in command.split(" ")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert CASES[command] in result.stderr
-    assert "Traceback" not in result.stderr
+    assert CASES[command] in refused(*arguments)
 
 
 def test_an_overlay_that_cannot_be_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,12 +82,8 @@ def test_an_overlay_that_cannot_be_written(files: Path, monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    result = CliRunner().invoke(app, ["ask", "--overlay", "o.png", "--repeats", "1", "--max-new-tokens", "1"])
-    assert result.exit_code == 2
-    assert result.stdout == ""
-    assert result.stderr.splitlines() == [
-        "vlmprune: 'o.png' cannot be written (No space left on device); choose another place"
-    ]
+    line = refused("ask", "--overlay", "o.png", "--repeats", "1", "--max-new-tokens", "1")
+    assert line == "vlmprune: 'o.png' cannot be written (No space left on device); choose another place"
 
 
 def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch) -> None:

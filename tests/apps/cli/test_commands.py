@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vlmprune
+from tests.support.commands import run
 from tests.support.grid import only_full
 from vlmprune.accounting.scores import plain
 from vlmprune.apps.cli import app
@@ -24,13 +25,6 @@ from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
 
 QUICK = ("--repeats", "1", "--max-new-tokens", "2")
-
-
-def run(*arguments: str) -> str:
-    """The stdout of a command that has to succeed."""
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def ask_json(*arguments: str) -> dict[str, Any]:
@@ -67,11 +61,11 @@ def test_keep_one_is_a_token_and_one_point_zero_all_of_them(text: str, kept: int
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1", 1), ("1.0", 1.0), ("0.25", 0.25), ("2e-1", 0.2), (" 3 ", 3), (None, None)]
+    ("text", "value"), [("1", 1), ("1.0", 1.0), ("0.25", 0.25), ("2e-1", 0.2), (" 3 ", 3)]
 )
-def test_numbers(text: str | None, value: float | None) -> None:
-    assert number("--keep", text) == value
-    assert type(number("--keep", text)) is type(value)
+def test_numbers(text: str, value: float) -> None:
+    assert number(text) == value
+    assert type(number(text)) is type(value)
 
 
 def test_the_guide_answers_alone_where_it_is_sure() -> None:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
 
-def bomb(folder: Path, side: int) -> Path:
-    """A PNG of side x side white pixels, one bit each, whose file is tiny."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
+def png(width: int, height: int, rows: Iterable[bytes] = ()) -> bytes:
+    """A PNG of one bit per pixel that announces a size and holds these rows."""
     packer = zlib.compressobj(9)
-    row = b"\0" + b"\xff" * ((side + 7) // 8)
-    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    file = folder / "bomb.png"
-    file.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    pixels = b"".join(map(packer.compress, rows)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
     )
+
+
+def bomb(folder: Path, side: int) -> Path:
+    """A PNG of side x side white pixels whose file is tiny."""
+    row = b"\0" + b"\xff" * ((side + 7) // 8)
+    file = folder / "bomb.png"
+    file.write_bytes(png(side, side, itertools.repeat(row, side)))
     return file
 
 

@@ -80,12 +80,13 @@ def test_compare_shows_every_method(visitor: Visitor, engine: Any) -> None:
 @only_full
 def test_caption_shows_the_tree(visitor: Visitor, engine: Any) -> None:
     from vlmprune.apps.demo.caption import describe
+    from vlmprune.apps.demo.engine import last
 
     page = visitor.page
     page.get_by_role("tab", name="Caption").click()
     page.click("#caption-go")
     page.wait_for_selector("#caption-tree li")
-    caption = describe(engine, questions()[0][0], 3, True)
+    caption = last(describe(engine, questions()[0][0], 3, True))
     assert page.locator("#caption-text .vp-answer").inner_text() == caption.text
     assert page.locator("#caption-tree .vp-said").count() == len(caption.sentences)
     assert page.locator("#caption-tree .vp-dropped").count() == sum(not one.kept for one in caption.sentences)
@@ -97,13 +98,14 @@ def test_caption_shows_the_tree(visitor: Visitor, engine: Any) -> None:
 
 @only_full
 def test_sinks_shows_layers_and_var(visitor: Visitor, engine: Any) -> None:
+    from vlmprune.apps.demo.engine import last
     from vlmprune.apps.demo.sinks import RHO, P, find_and_edit
 
     page = visitor.page
     page.get_by_role("tab", name="Sinks").click()
     page.click("#sinks-go")
     page.wait_for_selector("#sinks-heat img")
-    found = find_and_edit(engine, *questions()[0], P, RHO)
+    found = last(find_and_edit(engine, *questions()[0], P, RHO))
     answers = page.locator("#sinks-changed .vp-answer").all_inner_texts()
     assert answers == [found.before.text, found.after.text]
     shown = page.locator("#sinks-layers table").first.locator(".vp-number").all_inner_texts()

@@ -1,4 +1,4 @@
-"""The command line, one file a command. Nothing here imports torch before a command needs it."""
+"""The command line, one file per command. Nothing here imports torch before a command needs it."""
 
 from .app import app, main
 

@@ -1,4 +1,4 @@
-"""The ``vlmprune`` command: its sub-commands, and the one place where an error becomes a line and an exit status."""
+"""The ``vlmprune`` command: its sub-commands, and the one place that turns errors into a line and an exit status."""
 
 from __future__ import annotations
 
@@ -25,28 +25,26 @@ INTERRUPTED = 130  # what a shell reports for a process stopped by Ctrl-C
 
 
 class OneLineErrors(TyperGroup):
-    """Bad input is one line on stderr and status 2, Ctrl-C one line and 130; a bug of ours keeps its traceback."""
+    """Bad input prints one line on stderr and exits with 2, Ctrl-C with 130; our own bugs keep their traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        message = None
         try:
-            # Not standalone: typer hands its exceptions up instead of printing a box of several lines.
+            # Not standalone: typer raises its exceptions instead of printing a box of several lines.
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except typer.TyperException as error:
-            status = _complain(f"{error.format_message().rstrip('.')}; see vlmprune --help", BAD_INPUT)
+            status, message = BAD_INPUT, f"{error.format_message().rstrip('.')}; see vlmprune --help"
         except VlmpruneError as error:
-            status = _complain(str(error), BAD_INPUT)
+            status, message = BAD_INPUT, str(error)
         except KeyboardInterrupt:
             status = INTERRUPTED
         if status == INTERRUPTED:
-            _complain("interrupted", INTERRUPTED)
+            message = "interrupted"
+        if message is not None:
+            note(message)
         if kwargs.get("standalone_mode", True):
             sys.exit(status or 0)
         return status
-
-
-def _complain(message: str, status: int) -> int:
-    note(message)
-    return status
 
 
 app = typer.Typer(
@@ -72,19 +70,13 @@ def _start(
         typer.echo(context.get_help())
 
 
-app.command()(ask)
-app.command()(compare)
-app.command()(caption)
-app.command()(demo)
-app.command()(methods)
-app.command()(sinks)
-app.command()(plan)
-app.command("serve-proxy")(serve_proxy)
+for command in (ask, compare, caption, demo, methods, sinks, plan, serve_proxy):
+    app.command()(command)
 
 
 def main() -> None:
     """Run the command line; the console script and ``python -m vlmprune`` both come here."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an answer with a character the terminal lacks is still an answer
+            stream.reconfigure(errors="replace")  # a character that the terminal lacks must not stop an answer
     app(prog_name="vlmprune")

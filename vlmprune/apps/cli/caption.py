@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...errors import VlmpruneError
-from ...harness.format import amount, console, milliseconds, note, print_json, spinner
-from ...harness.measure import at_least_one
+from ...harness.format import console, facts, note, print_json, spinner
 from ...harness.models import Models, build_captioner, load_models, make, quiet
-from ...harness.parse import number, writable_image
+from ...harness.parse import writable_image
+from . import options
 from .ask import prompt, save
-from .options import GuideOption, JsonOption, KeepOption, LayerOption, ModelOption, TrustOption
 
 if TYPE_CHECKING:
     from ...captioner import Caption
@@ -25,65 +24,46 @@ OUT = Path("captions")
 
 def caption(
     image: Annotated[
-        Path | None,
-        typer.Argument(metavar="IMAGE_OR_FOLDER", show_default=False, help="An image file or a folder of them."),
+        Path | None, typer.Argument(metavar="IMAGE_OR_FOLDER", help="An image file or a folder of them.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
             metavar="DIR",
             show_default=str(OUT),
             help="Where the captions of a folder go; a run that was stopped goes on there.",
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option("--method", metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
+        str, typer.Option(metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
     ] = "none",
-    keep: KeepOption = None,
-    layer: LayerOption = None,
-    model: ModelOption = None,
-    guide: GuideOption = None,
-    samples: Annotated[
-        int | None,
-        typer.Option("--samples", metavar="N", show_default="3", help="Descriptions of each patch."),
-    ] = None,
+    keep: options.Keep = None,
+    layer: options.Layer = None,
+    model: options.Model = None,
+    guide: options.Guide = None,
+    samples: Annotated[int, options.count("Descriptions of each patch.")] = 3,
     filtering: Annotated[
         bool, typer.Option("--filter/--no-filter", help="Drop sentences that do not fit the image.")
     ] = True,
     max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--max-new-tokens",
-            metavar="N",
-            show_default="512; the bundled pair: 128",
-            help="The longest description, in tokens.",
-        ),
+        int | None, options.count("The longest description, in tokens.", shown="512; the bundled pair: 128")
     ] = None,
     aggregator: Annotated[
         str | None,
         typer.Option(
-            "--aggregator",
             metavar="URL",
             show_default="by words, without a language model",
             help=f"An OpenAI-compatible endpoint that merges sentences; its key is read from {KEY}.",
         ),
     ] = None,
-    aggregator_model: Annotated[
-        str | None,
-        typer.Option("--aggregator-model", metavar="NAME", show_default=False, help="The model to ask there."),
-    ] = None,
-    overlay: Annotated[
-        Path | None, typer.Option("--overlay", metavar="FILE.png", help="Save the image with its patches drawn in.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the descriptions.")] = 0,
-    trust_remote_code: TrustOption = False,
-    json: JsonOption = False,
+    aggregator_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask there.")] = None,
+    overlay: options.Overlay = None,
+    seed: Annotated[int, typer.Option(help="Draws the descriptions.")] = 0,
+    trust_remote_code: options.Trust = False,
+    json: options.Json = False,
 ) -> None:
     """Caption an image, or a folder of them: describe patches, drop what does not fit, merge the rest."""
     folder = image is not None and image.is_dir()
-    for option, value in (("--samples", samples), ("--max-new-tokens", max_new_tokens)):
-        at_least_one(option, 1 if value is None else value)
     if not folder and out is not None:
         raise VlmpruneError("--out is for the captions of a folder; leave it out, or name a folder")
     if overlay is not None:
@@ -93,10 +73,10 @@ def caption(
     if (aggregator is None) != (aggregator_model is None):
         raise VlmpruneError("--aggregator and --aggregator-model belong together; give both or neither")
     shown: Any = None if folder else prompt(image, "Describe it.")[0]
-    budget: dict[str, Any] = {"keep": number("--keep", keep), "layer": number("--layer", layer)}
+    budget: dict[str, Any] = {"keep": keep, "layer": layer}
     changes = {"samples": samples, "max_new_tokens": max_new_tokens, "filter": filtering}
     with quiet():
-        make(method, guide=guide, **budget)  # a bad option is said before anything is loaded
+        make(method, guide=guide, **budget)  # report bad options before loading anything
         writer = None
         if aggregator is not None and aggregator_model is not None:
             from ...captioner import EndpointAggregator
@@ -124,10 +104,10 @@ def caption(
 
 
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
-    """What became of a folder.
+    """Print the captions of a folder and the images that failed.
 
     Raises:
-        VlmpruneError: not one image could be captioned.
+        VlmpruneError: no image could be captioned.
     """
     failed = [record for record in records if "error" in record]
     if len(failed) == len(records):
@@ -145,19 +125,10 @@ def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
 
 
 def show(result: Caption, models: Models, method: str) -> None:
-    """The caption, and what it took."""
-    screen, cost = console(), result.cost
-    kept = [one for one in result.sentences if one.sample is not None and one.kept]
-    said = [one for one in result.sentences if one.sample is not None]
-    screen.print(result.text or "(nothing that the model said fits the image)", style="bold")
-    screen.print()
-    screen.print(str(result.tree))
-    screen.print()
-    calls = ", ".join(f"{stage} {count}" for stage, count in cost.calls.items())
-    seconds = ", ".join(f"{stage} {milliseconds(value)}" for stage, value in cost.seconds.items())
-    flops = "" if cost.prefill_flops is None else f", prefill {amount(cost.prefill_flops, 'FLOPs')}"
-    screen.print(f"{len(kept)} of {len(said)} sentences kept. Calls: {calls}. Time: {seconds}.")
-    screen.print(
-        f"Visual tokens into the language model: {cost.visual_tokens} ({cost.layer_avg_tokens:.0f} averaged over its "
-        f"layers){flops}; {models.name}, method {method}."
-    )
+    """Print the caption, its tree and its cost."""
+    screen = console()
+    screen.print(result.text or "(no sentence of the model fits the image)", style="bold")
+    screen.print("", str(result.tree), "", sep="\n")
+    for name, value in facts(result):
+        screen.print(f"{name}: {value}")
+    screen.print(f"{models.name}, method {method}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -11,80 +11,54 @@ import typer
 from ...accounting.hardware import machine
 from ...accounting.scores import exact_match
 from ...errors import VlmpruneError
-from ...harness.baselines import (
-    BASELINES,
-    CHANCE,
-    EXIT_AT,
-    WITH_EXIT,
-    accuracy,
-    by_chance,
-    held_out,
-    small_alone,
-)
-from ...harness.format import console, milliseconds, percent, print_json, spinner, table
-from ...harness.measure import MethodRun, at_least_one, backend, interleaved
-from ...harness.models import Models, load_models, make, options_of, quiet
-from ...harness.parse import number
+from ...harness.baselines import BASELINES, accuracy, by_chance, compared, entries, held_out
+from ...harness.format import console, milliseconds, print_json, spinner, table
+from ...harness.measure import MethodRun, backend, interleaved
+from ...harness.models import Models, load_models, quiet
+from . import options
 from .ask import prompt
-from .options import (
-    GuideOption,
-    ImageArgument,
-    JsonOption,
-    LayerOption,
-    MaxNewTokensOption,
-    ModelOption,
-    QuestionArgument,
-    RepeatsOption,
-    TrustOption,
-)
 
-BUDGETS = ("0.5", "0.25", "0.1")
+BUDGETS = (0.5, 0.25, 0.1)
+# Columns of the table: heading, key in a record, format.
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("tokens\ninto LM", "lm_tokens", "{:.1f}".format),
+    ("layer\naverage", "layer_avg_tokens", "{:.1f}".format),
+    ("prefill\nFLOPs", "prefill_flops_share", "{:.1%}".format),
+    ("guide\nFLOPs", "guide_flops_share", lambda share: f"{share:.1%}" if share else ""),
+    ("KV\ncache", "kv_share", "{:.1%}".format),
+    ("time a\nquestion", "seconds", milliseconds),
+)
 
 
 def compare(
-    image: ImageArgument = None,
-    question: QuestionArgument = None,
+    image: options.Image = None,
+    question: options.Question = None,
     questions: Annotated[
         int | None,
-        typer.Option(
-            "--questions",
-            metavar="N",
-            show_default=False,
-            help="Instead of one question: N held-out ones made for the bundled pair, with accuracy.",
-        ),
+        options.count("Instead of one question: N held-out ones made for the bundled pair, with accuracy."),
     ] = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option("--method", metavar="NAME", help="A method beside the baselines; may be repeated."),
+        list[str] | None, typer.Option(metavar="NAME", help="A method beside the baselines; may be repeated.")
     ] = None,
     keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep",
-            metavar="K",
-            show_default=", ".join(BUDGETS),
-            help="A budget: a fraction of each image's tokens, or a number of tokens; may be repeated.",
+        list[float] | None,
+        options.amount(
+            "K",
+            "A budget: a fraction of each image's tokens, or a number of tokens; may be repeated.",
+            shown=", ".join(map(str, BUDGETS)),
         ),
     ] = None,
-    layer: LayerOption = None,
-    model: ModelOption = None,
-    guide: GuideOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the random method's tokens and the questions.")] = 0,
-    max_new_tokens: MaxNewTokensOption = 16,
-    repeats: RepeatsOption = 3,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", help="Held-out questions at a time.")] = 16,
-    trust_remote_code: TrustOption = False,
-    json: JsonOption = False,
+    layer: options.Layer = None,
+    model: options.Model = None,
+    guide: options.Guide = None,
+    seed: Annotated[int, options.count("Draws the random method's tokens and the questions.", least=0)] = 0,
+    max_new_tokens: options.MaxNewTokens = 16,
+    repeats: options.Repeats = 3,
+    batch_size: Annotated[int, options.count("Held-out questions at a time.")] = 16,
+    trust_remote_code: options.Trust = False,
+    json: options.Json = False,
 ) -> None:
-    """Compare methods and budgets, the unpruned model, the small one alone and simple baselines among them."""
-    for option, value in (
-        ("--max-new-tokens", max_new_tokens),
-        ("--repeats", repeats),
-        ("--batch-size", batch_size),
-        ("--questions", 1 if questions is None else questions),
-        ("--seed", seed + 1),
-    ):
-        at_least_one(option, value)
+    """Compare methods and budgets with the unpruned model, the small one alone and simple baselines."""
     if questions is not None and not (image is None and model is None):
         raise VlmpruneError("--questions are made for the bundled pair; leave out the image and --model")
     truths: list[str] | None = None
@@ -94,21 +68,17 @@ def compare(
     else:
         batches, truths = held_out(questions, seed, batch_size)
     usual = [name for name in BASELINES if model is None or guide is not None or not name.startswith("sgl")]
-    names = list(dict.fromkeys([*usual, *(method or [])]))
+    asked = dict.fromkeys([*usual, *(method or [])]), keep or BUDGETS
     with quiet():
-        list(entries(names, keep or BUDGETS, layer, seed, None))  # a bad option is said before anything is loaded
+        list(entries(*asked, None, layer=layer, seed=seed))  # report bad options before loading anything
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
-        rows = [
-            MethodRun(models.model, models.processor, make("none"), "none"),
-            *small_alone(models),
-            *(
-                MethodRun(models.model, models.processor, made, name, budget)
-                for name, budget, made in entries(names, keep or BUDGETS, layer, seed, models)
-            ),
-        ]
-        with progress((1 + len(batches)) * len(rows)) as step:
-            interleaved(rows, batches, step, max_new_tokens=max_new_tokens)
+        rows = compared(models, *asked, layer=layer, seed=seed)
+        from rich.progress import track
+
+        screen = console(stderr=True)
+        bar = partial(track, description="comparing", console=screen, transient=True, disable=not screen.is_terminal)
+        interleaved(rows, batches, bar, max_new_tokens=max_new_tokens)
     facts = caption(models, seed, truths, len(batches), batch_size)
     records = [record(row, rows[0], truths) for row in rows]
     if truths is not None:
@@ -119,37 +89,8 @@ def compare(
         show(records, facts)
 
 
-def entries(
-    names: list[str], budgets: Any, layer: str | None, seed: int, models: Models | None
-) -> Iterator[tuple[str, str, Any]]:
-    """Name, budget and method object of every pruned row; a method without a budget has one row."""
-    drop_before = number("--layer", layer)
-    for name in names:
-        method = name.removesuffix(WITH_EXIT)
-        takes = options_of(method)
-        given: dict[str, Any] = {"seed": seed} if "seed" in takes else {}
-        if method != name:
-            given["exit_at"] = EXIT_AT
-        if "keep" not in takes:
-            yield name, "", make(method, models, **given)
-            continue
-        for budget in budgets:
-            yield name, budget, make(method, models, keep=number("--keep", budget), layer=drop_before, **given)
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr that one call moves by one; nothing where stderr is no terminal."""
-    from rich.progress import Progress
-
-    screen = console(stderr=True)
-    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("comparing", total=total)
-        yield lambda: bar.advance(task)
-
-
 def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batch_size: int) -> dict[str, Any]:
-    """What a table must say about itself."""
+    """The conditions under which a table was measured."""
     how = f"{runs} batches of up to {batch_size}" if truths else f"{runs} runs"
     return {
         "model": models.name,
@@ -164,7 +105,7 @@ def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batc
 
 
 def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dict[str, Any]:
-    """A row's numbers; fractions are of the unpruned large model."""
+    """The numbers of a row; fractions are relative to the unpruned large model."""
     answers = [answer for run in row.answers for answer in run]
     out: dict[str, Any] = {
         "method": row.name,
@@ -183,27 +124,14 @@ def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dic
 
 
 def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """The table and its caption."""
+    """Print the table and its caption."""
     scored = "accuracy" in records[0]
-    counted = ("tokens\ninto LM", "layer\naverage", "prefill\nFLOPs", "guide\nFLOPs", "KV\ncache", "time a\nquestion")
-    headings = ("method", "keep", *counted, "accuracy" if scored else "answer")
+    headings = ("method", "keep", *(heading for heading, _, _ in COLUMNS), "accuracy" if scored else "answer")
     rows = table(headings, left=(0, 1) if scored else (0, 1, len(headings) - 1))
     for row in records:
         result = f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}" if scored else row["answer"]
-        if row["method"] == CHANCE:
-            rows.add_row(CHANCE, *[""] * (len(counted) + 1), result)
-            continue
-        rows.add_row(
-            row["method"],
-            row["keep"] or "",
-            f"{row['lm_tokens']:.1f}",
-            f"{row['layer_avg_tokens']:.1f}",
-            percent(row["prefill_flops_share"], 1),
-            percent(row["guide_flops_share"], 1) if row["guide_flops_share"] else "",
-            percent(row["kv_share"], 1),
-            milliseconds(row["seconds"]),
-            result,
-        )
+        cells = ("" if row[name] is None else written(row[name]) for _, name, written in COLUMNS)
+        rows.add_row(row["method"], row["keep"] or "", *cells, result)
     out = console()
     out.print(rows)
     if scored:

@@ -1,38 +1,35 @@
-"""``vlmprune demo``: a page to try it all, on this machine."""
+"""``vlmprune demo``: a web page on this machine to try everything."""
 
 from __future__ import annotations
 
-import gc
 from typing import Annotated
 
 import typer
 
 from ...harness.format import note, spinner
 from ...harness.models import load_models, quiet
-from .options import GuideOption, HostOption, ModelOption, TrustOption, check_port
+from . import options
 
 
 def demo(
-    model: ModelOption = None,
-    guide: GuideOption = None,
-    host: HostOption = "127.0.0.1",
+    model: options.Model = None,
+    guide: options.Guide = None,
+    host: options.Host = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option("--port", metavar="N", show_default="the first free one from 7860", help="The port to listen on."),
+        options.count("The port to listen on.", shown="the first free one from 7860", most=65_535),
     ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="Make a public address through Gradio's servers; off by default.")
     ] = False,
-    trust_remote_code: TrustOption = False,
+    trust_remote_code: options.Trust = False,
 ) -> None:
-    """Open a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
-    if port is not None:
-        check_port(port)
+    """Serve a page to ask, compare and caption, and to see what was dropped and what it cost. Ctrl-C ends it."""
     from ...hf.imports import uncollected
     from ..demo.app import LOOPBACK, check_address, check_gradio, serve
 
     with uncollected():
-        # Said before anything is loaded.
+        # Report bad addresses before loading anything.
         check_gradio()
         check_address(host, port)
         with quiet():
@@ -43,10 +40,6 @@ def demo(
             engine = Engine(models)
             with spinner("warming up"):
                 engine.warm_up()
-    gc.freeze()  # all this stays: no collection while the page is built needs to look through it
-    try:
-        if host not in LOOPBACK:
-            note(f"warning: --host {host} lets everybody who reaches this machine use the models")
-        serve(engine, note, host=host, port=port, share=share)
-    finally:
-        gc.unfreeze()  # or the interpreter ends with them, and Triton's bindings complain of leaks
+    if host not in LOOPBACK:
+        note(f"warning: --host {host} lets everyone who can reach this machine use the models")
+    serve(engine, note, host=host, port=port, share=share)

@@ -1,13 +1,13 @@
-"""``vlmprune methods``: what can be named after ``--method``."""
+"""``vlmprune methods``: the names that ``--method`` takes."""
 
 from __future__ import annotations
 
 from ...harness.format import console, print_json, table
 from ...methods.catalogue import catalogue
-from .options import JsonOption
+from . import options
 
 
-def methods(json: JsonOption = False) -> None:
+def methods(json: options.Json = False) -> None:
     """List the pruning methods: name, the layer where each drops tokens, and what it does."""
     records = catalogue()
     if json:

@@ -1,68 +1,76 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ...errors import VlmpruneError
+from ...harness.parse import number
 
-LAST_PORT = 65_535
 
-ImageArgument = Annotated[
-    Path | None, typer.Argument(metavar="IMAGE", show_default=False, help="An image file; none: a bundled one.")
-]
-QuestionArgument = Annotated[
-    str | None, typer.Argument(metavar="QUESTION", show_default=False, help="What to ask about the image.")
-]
-ModelOption = Annotated[
+def parsed(help: str, wanted: str, read: Callable[[str], Any], metavar: str, shown: bool | str = True) -> Any:
+    """An option parsed by `read`, which raises ValueError; `shown` replaces the default in its help."""
+
+    def parse(text: Any) -> Any:
+        try:
+            return read(str(text))
+        except ValueError:
+            raise typer.BadParameter(f"must be {wanted}, got {str(text)!r}") from None
+
+    return typer.Option(parser=parse, metavar=metavar, show_default=shown, help=help)
+
+
+def count(help: str, *, shown: bool | str = True, least: int = 1, most: float = math.inf) -> Any:
+    """An option that takes a whole number in this range."""
+
+    def read(text: str) -> int:
+        if least <= int(text) <= most:
+            return int(text)
+        raise ValueError
+
+    wanted = f"a whole number of {least} or more" if most == math.inf else f"a number from {least} to {most:,}"
+    return parsed(help, wanted, read, "N", shown)
+
+
+def amount(metavar: str, help: str, *, shown: bool | str = True) -> Any:
+    """An option that takes a number: ``1`` is an int (one token), ``1.0`` a float (all tokens)."""
+    return parsed(help, "a whole number or a fraction like 0.25", number, metavar, shown)
+
+
+Image = Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file; none: a bundled one.")]
+Question = Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to ask about the image.")]
+Model = Annotated[
     str | None,
-    typer.Option(
-        "--model", metavar="ID_OR_DIR", show_default="the bundled pair", help="A Hugging Face image-text model."
-    ),
+    typer.Option(metavar="ID_OR_DIR", show_default="the bundled pair", help="A Hugging Face image-text model."),
 ]
-GuideOption = Annotated[
-    str | None,
-    typer.Option(
-        "--guide", metavar="ID_OR_DIR", show_default=False, help="The small model, for methods that need one."
-    ),
+Guide = Annotated[
+    str | None, typer.Option(metavar="ID_OR_DIR", help="The small model, for methods that need one.")
 ]
-TrustOption = Annotated[
+Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off by default.")
 ]
-KeepOption = Annotated[
-    str | None,
-    typer.Option(
-        "--keep",
-        metavar="K",
-        show_default="the method's own",
-        help="What to keep of each image: a fraction like 0.25, or a number of tokens. 1 is one token, 1.0 all.",
+Keep = Annotated[
+    float | None,
+    amount(
+        "K",
+        "What to keep of each image: a fraction like 0.25, or a number of tokens. 1 is one token, 1.0 all.",
+        shown="the method's own",
     ),
 ]
-HostOption = Annotated[
-    str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")
-]
-LayerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--layer",
-        metavar="K",
-        show_default="the method's own",
-        help="Drop tokens just before decoder layer K: a whole number, or a fraction of the layers like 0.5.",
+Layer = Annotated[
+    float | None,
+    amount(
+        "K",
+        "Drop tokens just before decoder layer K: a whole number, or a fraction of the layers like 0.5.",
+        shown="the method's own",
     ),
 ]
-MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", metavar="N", help="The longest answer, in tokens.")
-]
-RepeatsOption = Annotated[
-    int, typer.Option("--repeats", metavar="N", help="Timed runs, after one to warm up; the median is reported.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
-
-
-def check_port(port: int) -> None:
-    """Refuse a port that nothing can listen on."""
-    if not 1 <= port <= LAST_PORT:
-        raise VlmpruneError(f"--port must be a number from 1 to {LAST_PORT:,}, got {port}")
+Overlay = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Save the image with what was found drawn in.")]
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")]
+MaxNewTokens = Annotated[int, count("The longest answer, in tokens.")]
+Repeats = Annotated[int, count("Timed runs, after one to warm up; the median is reported.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]

@@ -2,106 +2,83 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ...harness.format import amount, console, print_json, table
-from ...harness.measure import at_least_one
 from ...harness.models import PACKAGE, quiet
-from ...harness.plan_rows import Named, in_ms, planned, usual_methods, verdict_in_words
-from .options import JsonOption, LayerOption
+from . import options
 
-BUDGETS = ("0.5", "0.25", "0.1", "0.05")
+BUDGETS = (0.5, 0.25, 0.1, 0.05)
 BUNDLED = PACKAGE / "tiny" / "weights"
 
 
 def plan(
     config: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="CONFIG", show_default=False, help="A model's folder or config.json; none: the bundled pair's."
-        ),
+        Path | None, typer.Argument(metavar="CONFIG", help="A model's folder or config.json; none: the bundled pair's.")
     ] = None,
-    guide: Annotated[
-        Path | None,
-        typer.Option("--guide", metavar="CONFIG", show_default=False, help="The small model's, for the row of sgl."),
-    ] = None,
+    guide: Annotated[Path | None, typer.Option(metavar="CONFIG", help="The small model's, for the row of sgl.")] = None,
     hardware: Annotated[
-        str, typer.Option("--hardware", metavar="NAME", help="h100, a100, 4090, l4, or custom with the three peaks.")
+        str, typer.Option(metavar="NAME", help="h100, a100, 4090, l4, or custom with the three peaks.")
     ] = "h100",
-    flops: Annotated[
-        float | None, typer.Option("--flops", show_default=False, help="With custom: FLOPs a second, as 989e12.")
-    ] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option("--bandwidth", show_default=False, help="With custom: bytes a second, as 3.35e12.")
-    ] = None,
-    memory: Annotated[
-        float | None, typer.Option("--memory", show_default=False, help="With custom: bytes, as 80e9.")
-    ] = None,
+    flops: Annotated[float | None, typer.Option(help="With custom: FLOPs a second, as 989e12.")] = None,
+    bandwidth: Annotated[float | None, typer.Option(help="With custom: bytes a second, as 3.35e12.")] = None,
+    memory: Annotated[float | None, typer.Option(help="With custom: bytes, as 80e9.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", metavar="NAME", show_default="random, fastv, sgl", help="May be given several times."),
+        typer.Option(metavar="NAME", show_default="random, fastv, sgl", help="May be given several times."),
     ] = None,
     keep: Annotated[
-        list[str] | None,
-        typer.Option("--keep", metavar="K", show_default=" ".join(BUDGETS), help="May be given several times."),
+        list[float] | None,
+        options.amount("K", "May be given several times.", shown=" ".join(map(str, BUDGETS))),
     ] = None,
-    layer: LayerOption = None,
-    visual: Annotated[
-        int | None,
-        typer.Option("--visual", metavar="N", show_default="the config's", help="Visual tokens of the image."),
-    ] = None,
-    text: Annotated[int, typer.Option("--text", metavar="N", help="Text tokens of the prompt.")] = 64,
-    new: Annotated[int, typer.Option("--new", metavar="N", help="Tokens generated.")] = 32,
-    dtype: Annotated[str, typer.Option("--dtype", help="bf16, fp16 or fp32.")] = "bf16",
-    json: JsonOption = False,
+    layer: options.Layer = None,
+    visual: Annotated[int | None, options.count("Visual tokens of the image.", shown="the config's")] = None,
+    text: Annotated[int, options.count("Text tokens of the prompt.")] = 64,
+    new: Annotated[int, options.count("Tokens generated.")] = 32,
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
+    json: options.Json = False,
 ) -> None:
     """Estimate FLOPs, cache, time and requests that fit, by roofline, without weights or a GPU."""
     from ...accounting.hardware import hardware as peaks
 
     machine = peaks(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
-    for option, value in (("--text", text), ("--new", new), ("--visual", 1 if visual is None else visual)):
-        at_least_one(option, value)
+    from ...accounting.model_sizes import read_config
+    from ...harness.plan_rows import planned, usual_methods
+
     if config is None:
         config, guide = BUNDLED / "large", guide or BUNDLED / "small"
-    settings = [(name, text_of_keep) for name in method or usual_methods(guide) for text_of_keep in keep or BUDGETS]
+    settings = list(itertools.product(method or usual_methods(guide), keep or BUDGETS))
     with quiet():
-        made = planned(
-            _read(config), None if guide is None else _read(guide), machine, settings, layer,
-            visual=visual, text=text, new=new, dtype=dtype,
-        )  # fmt: skip
+        large = str(config), read_config(config)
+        small = None if guide is None else (str(guide), read_config(guide))
+        made = planned(large, small, machine, settings, layer, visual=visual, text=text, new=new, dtype=dtype)
     if json:
         print_json(made)
     else:
         _show(made, machine)
 
 
-def _read(path: Path) -> Named:
-    from ...accounting.model_sizes import read_config
-
-    return str(path), read_config(path)
-
-
 def _show(made: dict[str, Any], machine: Any) -> None:
+    from ...harness.plan_rows import in_ms, verdict_in_words
+
     prompt = made["prompt"]
     title = (
         f"{prompt['visual']} visual and {prompt['text']} text tokens, {prompt['new']} generated, one request; "
         f"{prompt['dtype']} on {machine.name}"
     )
-    headings = (
-        "method", "keep", "tokens", "layer", "FLOPs", "KV cache", "guide ms", "vision ms", "prefill ms", "token ms",
-        "total ms", "faster", "requests",
-    )  # fmt: skip
+    times = ("guide", "vision", "prefill", "decode_token", "total")
+    written = (f"{name.removeprefix('decode_')} ms" for name in times)
+    headings = ("method", "keep", "tokens", "layer", "FLOPs", "KV cache", *written, "faster", "requests")
     rows = table(headings, title=title, padding=(0, 0, 0, 1))
     for row in made["rows"]:
-        times = [in_ms(row[name]) for name in ("guide", "vision", "prefill", "decode_token", "total")]
-        rows.add_row(
-            row["method"], row["keep"], str(row["kept"]), "-" if row["method"] == "none" else str(row["layer"]),
-            amount(row["prefill_flops"]), amount(row["kv_bytes"], "B"), *times,
-            f"{row['speed_up']:.2f}x", str(row["requests"]),
-        )  # fmt: skip
+        layer = "-" if row["method"] == "none" else str(row["layer"])
+        cost = amount(row["prefill_flops"]), amount(row["kv_bytes"], "B"), *(in_ms(row[name]) for name in times)
+        gain = f"{row['speed_up']:.2f}x", str(row["requests"])
+        rows.add_row(row["method"], row["keep"], str(row["kept"]), layer, *cost, *gain)
     out = console()
     out.print(rows)
     peaks = f"{amount(machine.flops, 'FLOP/s')}, {amount(machine.bandwidth, 'B/s')}, {amount(machine.memory, 'B')}"

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CACHE_SECONDS = (300, 1800)  # how often uploads are looked over, and how old one may get
+CACHE_SECONDS = (300, 1800)  # how often Gradio checks uploads, and the age at which it deletes one
 QUEUE = 64  # waiting users
 
 
 def check_gradio() -> None:
-    """Raises:
-    VlmpruneError: Gradio is missing.
+    """Refuse to go on without Gradio 6.
+
+    Raises:
+        VlmpruneError: Gradio is missing or older.
     """
-    # Before the import: nothing is to be sent to anybody.
+    # Before the import, which would send usage statistics.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -38,19 +40,16 @@ def check_gradio() -> None:
 
 
 def build(engine: Engine) -> gradio.Blocks:
-    """The page with all tabs."""
+    """Build the page with all its tabs."""
     import gradio as gr
 
     from . import ask, caption, compare, plan, sinks
-    from .page import text
+    from .page import html
 
     models = engine.models
     about = f"Model: {models.name}" + (f"; small model: {models.small_name}." if models.small_name else ".")
     with gr.Blocks(title="vlmprune", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
-        gr.HTML(
-            '<header class="vp-head"><h1>vlmprune</h1><p>See what a vision-language model looks at, what was dropped, '
-            f"and what it cost. {text(about)}</p></header>"
-        )
+        gr.HTML(html.head(about))
         with gr.Tabs():
             for tab in (ask, compare, sinks, caption, plan):
                 with gr.Tab(tab.TITLE, id=tab.TITLE.lower()):
@@ -59,31 +58,16 @@ def build(engine: Engine) -> gradio.Blocks:
     return page
 
 
-@contextmanager
-def own_folder() -> Iterator[str]:
-    """A folder for uploads that is gone afterwards; Gradio's default is one in /tmp that all its apps share."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
-            yield folder
-        finally:
-            if before is None:
-                del os.environ["GRADIO_TEMP_DIR"]
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
-
-
 def check_address(host: str, port: int | None) -> None:
-    """Say at once what is wrong with an address: Gradio tries a bad host for minutes. Port None: any will do.
+    """Check an address before Gradio does, which retries a bad host for minutes. Port None is any free port.
 
     Raises:
-        VlmpruneError: the host is none of this machine's, or the port is taken.
+        VlmpruneError: the host is not an address of this machine, or the port is taken.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as one:
-            # As the server does it: a port whose last connections are still dying is free.
+            # As the server does: a port whose last connections are in TIME_WAIT counts as free.
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(address)
     except OSError as error:
@@ -91,7 +75,7 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def unserved(host: str, port: int | None, error: OSError) -> VlmpruneError:
-    """What to say where nothing can listen."""
+    """The error for an address on which nothing can listen."""
     where = host if port is None else f"{host}, port {port}"
     reason = error.strerror or " ".join(str(error).split())
     return VlmpruneError(f"nothing can be served at {where} ({reason}); choose another --host or --port")
@@ -101,7 +85,7 @@ def unserved(host: str, port: int | None, error: OSError) -> VlmpruneError:
 def served(
     engine: Engine, *, host: str = LOOPBACK[0], port: int | None = None, share: bool = False
 ) -> Iterator[tuple[str, str | None]]:
-    """The page on the air within the block: its local address, and the public one under `share`.
+    """Serve the page within the block; yields its local address, and the public one with `share`.
 
     Raises:
         VlmpruneError: Gradio is missing, or the port is taken.
@@ -110,8 +94,8 @@ def served(
     from .theme import CSS, SCRIPT, theme
     from .upload import LARGEST_FILE
 
-    check_address(host, port)
-    with own_folder():
+    with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # the default is a folder in /tmp that all of Gradio's apps share
         page = build(engine)
         try:
             _, local, public = page.launch(
@@ -119,11 +103,9 @@ def served(
                 server_port=port,
                 share=share,
                 quiet=True,
-                inbrowser=False,
                 prevent_thread_lock=True,
-                show_error=False,  # of gr.Error alone, which says what is meant for the page
+                show_error=False,  # only the text of gr.Error reaches the page
                 ssr_mode=False,
-                pwa=False,
                 mcp_server=False,
                 enable_monitoring=False,
                 max_file_size=LARGEST_FILE,
@@ -133,7 +115,7 @@ def served(
                 css=CSS,
                 js=SCRIPT,
             )
-        except OSError as error:  # somebody was faster
+        except OSError as error:  # another process took the port meanwhile
             raise unserved(host, port, error) from None
         try:
             yield local, public
@@ -142,16 +124,14 @@ def served(
 
 
 def serve(engine: Engine, say: Callable[[str], None], **where: Any) -> None:
-    """Show the page until Ctrl-C or a polite kill; either way the uploads go with it."""
-    stop = threading.Event()
-    before = {one: signal.signal(one, lambda *_: stop.set()) for one in (signal.SIGINT, signal.SIGTERM)}
+    """Serve the page until Ctrl-C or SIGTERM, then delete the uploads."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.default_int_handler)
     try:
         with served(engine, **where) as (local, public):
             say(f"the demo is at {local} (stop it with Ctrl-C)")
             if public:
                 say(f"and, for everybody who knows the address, at {public}")
-            stop.wait()
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-    say("stopped")
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        say("stopped")

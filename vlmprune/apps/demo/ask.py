@@ -1,4 +1,4 @@
-"""The tab Ask: both answers as they are written, what they cost, what the model looks at and what was dropped."""
+"""The tab Ask: both answers while they are generated, their costs, attention maps and dropped tokens."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import AskResult, Engine, MethodChoice, Piece, layer_count
+from .engine import AskResult, Engine, MethodChoice
 from .examples import inputs
-from .page import bars, card, figure, grid, notices, offer, on_input, on_start, with_notice
-from .upload import checked
+from .page import html, offer, on_input, on_start, redraw
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ...api import Answer
 
 TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"
-BLANK: tuple[Any, ...] = ("", "", "", None)
 FIRST_KEEP = 0.25
 ABOUT = (
     "Answer a question about an image, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
@@ -30,17 +30,17 @@ ABOUT = (
 
 
 def pruners(engine: Engine) -> list[str]:
-    """The methods that take a budget and that these models can run."""
+    """Names of the methods that take a budget and run with these models."""
     return [name for name in engine.runnable() if "keep" in options_of(name)]
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
+    """Add the tab to the page."""
     names = pruners(engine)
     first = "sgl" if "sgl" in names else "fastv"
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            given = inputs("ask")
+            alert, given = inputs("ask")
             with gr.Row():
                 method = gr.Dropdown(names, value=first, label="Method", elem_id="ask-method", filterable=False)
                 keep = gr.Slider(0.02, 1.0, FIRST_KEEP, step=0.01, label="Keep (fraction)", elem_id="ask-keep")
@@ -51,92 +51,60 @@ def build(engine: Engine) -> None:
         with gr.Column(scale=3, min_width=300):
             answers = gr.HTML(elem_id="ask-answers")
             cost = gr.HTML(elem_id="ask-cost")
-            heat = gr.Radio(
-                [LARGE, *([SMALL] if engine.models.small is not None else []), NONE],
-                value=LARGE,
-                label="Heat map: what is looked at",
-                elem_id="ask-heat",
-            )
-            layers = layer_count(engine.models.model)
-            layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="ask-layer")
+            heats = [LARGE, SMALL, NONE] if engine.models.small is not None else [LARGE, NONE]
+            heat = gr.Radio(heats, value=LARGE, label="Heat map: what is looked at", elem_id="ask-heat")
+            layer = gr.Slider(0, engine.deepest, engine.deepest, step=1, label="Decoder layer", elem_id="ask-layer")
             images = gr.HTML(elem_id="ask-images")
     state = gr.State(None)
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
-    @with_notice(BLANK)
-    def answer(
-        image: Any, question: str, method: str, keep: float, early: bool, sure: float, heat: str, layer: int
-    ) -> Iterator[tuple[Any, ...]]:
-        said = {"unpruned": "", "pruned": ""}
-        yield waiting(said), "", "", None
-        for news in engine.ask(checked(image), question, setting(method, keep, sure if early else None)):
-            if isinstance(news, Piece):
-                said[news.side] = news.text
-                yield waiting(said), "", "", None
-            else:
-                yield finished(news), costs(news), looked(news, layer, heat), news
+    def asked(image: Image.Image, question: str, method: str, keep: float, exit_at: float | None) -> Iterator[Any]:
+        # float: the slider's 1 means all tokens, not one token.
+        return engine.ask(image, question, MethodChoice(method, float(keep), exit_at))
 
-    boxes = [given.image, given.question, method, keep, early, sure, heat, layer]
-    outputs = [given.alert, answers, cost, images, state]
-    on_start(given.triggers(go), answer, boxes, outputs, show_progress="minimal", show_progress_on=answers)
-    for control in (layer, heat):
-        on_input(
-            control,
-            lambda run, layer, heat: looked(run, layer, heat) if isinstance(run, AskResult) else "",
-            [state, layer, heat],
-            images,
-            trigger_mode="always_last",
-        )
-
-    def ask_api(image: Any, question: str, method: str, keep: float, exit_at: float | None) -> dict[str, Any]:
-        return engine.run(checked(image), question, setting(method, keep, exit_at)).to_dict()
-
-    offer(ask_api, [given.image, given.question, method, keep, gr.Number(None, visible=False)], "ask", ABOUT)
+    on_start(
+        go,
+        lambda image, text, method, keep, early, sure: asked(image, text, method, keep, sure if early else None),
+        shown,
+        [*given, method, keep, early, sure],
+        [alert, answers, cost, images, state],
+        views=[layer, heat],
+        show_progress="minimal",
+        show_progress_on=answers,
+    )
+    redraw(looked, state, [layer, heat], images)
+    offer("ask", asked, AskResult.to_dict, [*given, method, keep, gr.Number(None, visible=False)], ABOUT)
 
 
-def setting(method: str, keep: float, exit_at: float | None) -> MethodChoice:
-    """As the page gives it: a slider at its end is everything, a fraction and not one token."""
-    return MethodChoice(method, float(keep), exit_at)
-
-
-def waiting(said: dict[str, str]) -> str:
-    """Both answers while they are written."""
-    return grid([card(title, said[title.lower()], busy=True) for title in ("Unpruned", "Pruned")])
+def shown(news: dict[str, str] | AskResult, layer: int, heat: str) -> tuple[Any, ...]:
+    """Outputs for the answers so far, or for the final result."""
+    if isinstance(news, AskResult):
+        return finished(news), costs(news), looked(news, layer, heat), news
+    return html.grid([html.card(side.title(), text, busy=True) for side, text in news.items()]), "", "", None
 
 
 def finished(run: AskResult) -> str:
-    """The answers with what each cost, and the small model's."""
+    """Cards with both answers and the small model's, and their costs."""
+    made = run.pruned.report.method
     cells = [
-        card("Unpruned", run.unpruned.text, facts(run.unpruned)),
-        card(title(run), run.pruned.text, facts(run.pruned)),
+        html.card("Unpruned", run.unpruned.text, facts(run.unpruned)),
+        html.card(f"Pruned: {made['name']}, keep {made.get('keep', '-')}", run.pruned.text, facts(run.pruned)),
     ]
     if (small := run.small) is not None:
         gone = run.pruned.report.exited
-        exited = "only sgl asks it" if gone is None else "yes, its answer was taken" if gone[0] else "no"
-        cells.append(
-            card(
-                "Small model alone",
-                small.text,
-                [
-                    ("confidence", f"{small.confidence:.2f}"),
-                    ("consistency", f"{small.consistency:.2f}"),
-                    ("how sure (their mean)", f"{small.sure:.2f}"),
-                    ("exited", exited),
-                    ("time", milliseconds(small.seconds)),
-                ],
-            )
-        )
-    return grid(cells) + notices(run.notes)
-
-
-def title(run: AskResult) -> str:
-    """The method that pruned, with its budget."""
-    made = run.pruned.report.method
-    return f"Pruned: {made['name']}, keep {made.get('keep', '-')}"
+        said = [
+            ("confidence", f"{small.confidence:.2f}"),
+            ("consistency", f"{small.consistency:.2f}"),
+            ("how sure (their mean)", f"{small.sure:.2f}"),
+            ("exited", "only sgl asks it" if gone is None else "yes, its answer was taken" if gone[0] else "no"),
+            ("time", milliseconds(small.seconds)),
+        ]
+        cells.append(html.card("Small model alone", small.text, said))
+    return str(html.grid(cells) + html.notices(run.notes))
 
 
 def facts(answer: Answer) -> list[tuple[str, str]]:
-    """Tokens, time, FLOPs, cache."""
+    """Tokens, time, FLOPs and cache of one answer."""
     report = answer.report
     rows = [
         ("visual tokens", f"{report.kept_tokens[0]} of {report.visual_tokens[0]}"),
@@ -148,31 +116,23 @@ def facts(answer: Answer) -> list[tuple[str, str]]:
 
 
 def costs(run: AskResult) -> str:
-    """Bars of what both cost; the whole of the pruned side counts, its small model too."""
+    """Bars that compare both costs; the pruned side includes its small model."""
     before, after = run.unpruned.report, run.pruned.report
+    spent = after.prefill_flops + (after.guide_flops or 0)
     groups: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("Time of one run, small model included", before.seconds["total"], after.seconds["total"], milliseconds),
         ("Visual tokens, averaged over the layers", before.layer_avg_tokens, after.layer_avg_tokens, "{:.1f}".format),
-        (
-            "FLOPs of the prompt, small model included",
-            before.prefill_flops,
-            after.prefill_flops + (after.guide_flops or 0),
-            amount,
-        ),
+        ("FLOPs of the prompt, small model included", before.prefill_flops, spent, amount),
         ("KV cache", before.kv_bytes, after.kv_bytes, lambda size: amount(size, "B")),
     ]
     return "".join(
-        bars(
-            f"{name}: {saved(full, part)} saved",
-            [("unpruned", full, show(full)), ("pruned", part, show(part))],
-        )
+        html.bars(f"{name}: {saved(full, part)} saved", [("unpruned", full, show(full)), ("pruned", part, show(part))])
         for name, full, part, show in groups
     )
 
 
 def looked(run: AskResult, layer: int, heat: str) -> str:
-    """The image as one decoder layer of the pruned model has it, with the heat map, and the heat map alone."""
-    layer = max(0, min(run.layers - 1, int(layer)))
+    """The image with the tokens that one decoder layer sees and the heat map, and the heat map alone."""
     alive, visual = run.alive(layer), run.unpruned.report.visual_tokens[0]
     left = f"Decoder layer {layer} of 0 to {run.layers - 1} sees {alive} of {visual} visual tokens"
     if 0 < alive < visual and alive != run.pruned.report.kept_tokens[0]:
@@ -180,15 +140,15 @@ def looked(run: AskResult, layer: int, heat: str) -> str:
     kept = run.span if alive < visual else None
     warmth, what = warm(run, layer, heat)
     both = overlay(run.image, kept=kept, heat=warmth)
-    cells = [figure(both, f"The image. {left}; the dropped ones are dark. {what}", f"{left}.")]
+    cells = [html.figure(both, f"The image. {left}; the dropped ones are dark. {what}", f"{left}.")]
     if warmth is not None:
         alone = overlay(run.image, heat=warmth)
-        cells.append(figure(alone, f"Heat map for the question {run.question!r}: {what}", what))
-    return grid(cells)
+        cells.append(html.figure(alone, f"Heat map for the question {run.question!r}: {what}", what))
+    return str(html.grid(cells))
 
 
 def warm(run: AskResult, layer: int, heat: str) -> tuple[Any, str]:
-    """The heat map and what it is."""
+    """The heat map (a span and its values) and a sentence that explains it."""
     if heat == SMALL and run.small is not None:
         what = "Attention of the small model to the image, summed over its layers and its answer: what SGL ranks by."
         return (run.small.span, run.small.importance), what

@@ -1,4 +1,4 @@
-"""What the large model looks at: the attention of the last prompt token in every decoder layer.
+"""Attention of the last prompt token to the image in every decoder layer of the large model.
 
 Shapes: B batch, S sequence, V visual tokens of a sample, H heads, T keys.
 """
@@ -40,9 +40,9 @@ class AttentionRecorder(AttentionObserver):
 
 
 def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
-    """Of every decoder layer that sees the image, attention of the last prompt token to the visual tokens [V].
+    """By decoder layer that sees the image: attention of the last prompt token to the visual tokens [V].
 
-    This is what FastV ranks by, in every layer instead of one. A wrapped model is looked at as if it were not wrapped.
+    FastV ranks by one of these layers. A wrapped model is read as if it were not wrapped.
     """
     plain = unwrap_peft(model)
     family = family_of(plain)

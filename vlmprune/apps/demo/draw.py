@@ -1,17 +1,18 @@
-"""Images of visual tokens: what is left of them in a layer, and a heat map over them. Pillow only.
+"""Overlays of visual tokens on their image: dropped tokens, heat maps, frames. Pillow only.
 
 Shapes: V visual tokens of the image.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...flow.transfer import cell_sizes
+from ...accounting.report import pixel_boxes
 from ...inputs.images import as_rgb
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 SIDE = 420  # pixels of the longer side; the bundled pair's images have 112
 DARK = (16, 18, 26)
 FRAME = (255, 255, 255)
-# From cold to hot; readable on bright and dark images, and without telling red from green.
+# From cold to hot; readable on bright and dark images, and by readers with red-green colour blindness.
 RAMP = ((40, 30, 110), (120, 40, 140), (210, 70, 100), (250, 150, 60), (255, 235, 130))
 
 
-def shown(image: Image.Image, side: int = SIDE) -> Image.Image:
-    """The image at the size of all drawings."""
+def scaled(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """The image, resized so that its longer side has `side` pixels."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return as_rgb(image).resize(size, Image.Resampling.LANCZOS)
@@ -45,47 +46,33 @@ def overlay(
         kept: the span whose `kept` stay bright; None: everything does. heat: values [V] and the span they lie on;
             the two grids may differ. framed: which tokens get a frame, bool [V], and their span.
     """
-    canvas = shown(image, side)
+    canvas = scaled(image, side)
     if heat is not None:
         span, values = heat
-        highest = float(values.max()) if len(values) else 0.0
-        # The root: one token often has ten times the attention of all others, which would all look alike.
-        fractions = (values / highest).clamp(0, 1).sqrt().tolist() if highest > 0 else [0.0] * len(values)
-        colours, strength = canvas.copy(), Image.new("L", canvas.size, 0)
-        pens = ImageDraw.Draw(colours), ImageDraw.Draw(strength)
-        for box, fraction in zip(boxes(span, canvas.size), fractions, strict=True):
-            if box is not None:
-                pens[0].rectangle(box, fill=colour(fraction))
-                pens[1].rectangle(box, fill=round(60 + 150 * fraction))
+        # Square root: one token often gets ten times the attention of the others, which would all look the same.
+        fractions = (values / values.amax().clamp(min=1e-30)).clamp(0, 1).sqrt().tolist()
+        colours = filled(canvas.copy(), span, map(colour, fractions))
+        strength = filled(Image.new("L", canvas.size), span, [round(60 + 150 * fraction) for fraction in fractions])
         canvas = Image.composite(colours, canvas, strength)
     if kept is not None and kept.kept is not None:
-        mask = Image.new("L", canvas.size, 200)
-        pen = ImageDraw.Draw(mask)
-        stays = torch.isin(kept.positions, kept.kept).tolist()
-        for box, stay in zip(boxes(kept, canvas.size), stays, strict=True):
-            if stay and box is not None:
-                pen.rectangle(box, fill=0)
+        stays = torch.isin(kept.positions, kept.kept)
+        mask = filled(Image.new("L", canvas.size, 200), kept, [0 if stay else None for stay in stays.tolist()])
         canvas = Image.composite(Image.new("RGB", canvas.size, DARK), canvas, mask)
     if framed is not None:
         pen = ImageDraw.Draw(canvas)
-        for box, wanted in zip(boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
+        for box, wanted in zip(pixel_boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
             if wanted and box is not None:
                 pen.rectangle(box, outline=FRAME, width=3)
     return canvas
 
 
-def boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
-    """The pixels each token shows, both ends included; None for those that show no place."""
-    width, height = size
-    found: list[tuple[int, int, int, int] | None] = []
-    for (x, y), (dx, dy) in zip(span.xy.tolist(), cell_sizes(span).tolist(), strict=True):
-        if x != x:  # NaN
-            found.append(None)
-            continue
-        left, top = max(0, round((x - dx / 2) * width)), max(0, round((y - dy / 2) * height))
-        right, bottom = round((x + dx / 2) * width) - 1, round((y + dy / 2) * height) - 1
-        found.append((left, top, max(left, min(width - 1, right)), max(top, min(height - 1, bottom))))
-    return found
+def filled(canvas: Image.Image, span: ImageSpan, fills: Iterable[Any]) -> Image.Image:
+    """Fill the pixels of every token on the canvas with its colour, None for none; returns the canvas."""
+    pen = ImageDraw.Draw(canvas)
+    for box, fill in zip(pixel_boxes(span, canvas.size), fills, strict=True):
+        if box is not None and fill is not None:
+            pen.rectangle(box, fill=fill)
+    return canvas
 
 
 def colour(fraction: float) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""The engine owns the models: whoever wants them gets them alone, and what they send comes out as a stream.
+"""The engine owns the models: one visitor at a time uses them, and results come out as a stream.
 
 A wrapped model carries the method of whoever wrapped it last, and SGL runs two models for one answer: one lock stands
 before all of them, so that no user ever meets another's method or state.
@@ -9,9 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from transformers import TextStreamer
 
 import vlmprune
 
@@ -19,8 +23,10 @@ from ...accounting.scores import sureness
 from ...api import Answer, unwrap_peft, wrap
 from ...errors import VlmpruneError
 from ...families import family_of
+from ...guide.runner import Guide
 from ...harness.models import Models, make, options_of
 from ...inputs.chat import prepare, unknown_words, unknown_words_note
+from ...tiny import example
 from .attention_maps import attention_maps
 
 if TYPE_CHECKING:
@@ -31,23 +37,17 @@ if TYPE_CHECKING:
 
 LONGEST_QUESTION = 2000  # characters
 MAX_NEW_TOKENS = 64
+GREEDY: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "num_beams": 1}
 Send = Callable[[Any], None]
 
 
 class _Gone(BaseException):
-    """Nobody listens any more. Not an Exception: nothing that runs should catch it."""
-
-
-@dataclass(frozen=True)
-class _End:
-    """The last of a stream, with what went wrong."""
-
-    error: BaseException | None = None
+    """The listener left. A BaseException, so that the running work does not catch it."""
 
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """How a question is answered; a method gets what it takes of it."""
+    """A method with its options; options that the method does not take are left out."""
 
     method: str
     keep: float | int | None = None
@@ -60,16 +60,8 @@ class MethodChoice:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text as it is generated, so far: `side` is "unpruned" or "pruned"."""
-
-    side: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Small:
-    """What the small model says alone: its answer, how sure it is of it, and the attention it paid (SGL's ranking).
+    """The small model alone: its answer, confidence and consistency, and its attention (SGL's ranking).
 
     `importance` [V] lies on `span`, the small model's own grid.
     """
@@ -89,7 +81,7 @@ class Small:
 
 @dataclass(frozen=True)
 class AskResult:
-    """All that came of one question. `attention`: by decoder layer [V], of the unpruned large model."""
+    """The result of one question. `attention`: by decoder layer [V], of the unpruned large model."""
 
     image: Image.Image
     question: str
@@ -97,11 +89,11 @@ class AskResult:
     pruned: Answer
     small: Small | None
     attention: dict[int, Tensor]
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
     @property
     def span(self) -> ImageSpan:
-        """The image's visual tokens, with the kept ones among them."""
+        """The image's visual tokens and which of them were kept."""
         return self.pruned.report.images[0][0]
 
     @property
@@ -121,51 +113,52 @@ class AskResult:
             for side, answer in (("unpruned", self.unpruned), ("pruned", self.pruned))
         }
         if self.small is not None:
-            small = self.small
-            record["small"] = {
-                "text": small.text, "confidence": small.confidence, "consistency": small.consistency
-            }  # fmt: skip
-        return record | {"notes": list(self.notes)}
+            record["small"] = {name: getattr(self.small, name) for name in ("text", "confidence", "consistency")}
+        return record | {"notes": self.notes}
 
 
-def layer_count(model: Any) -> int:
-    """Decoder layers of a model."""
-    plain = unwrap_peft(model)
-    return len(family_of(plain).language_model(plain).layers)
+class Listener(TextStreamer):
+    """Sends both answers so far whenever the one of `side` grows."""
+
+    def __init__(self, processor: Any, side: str, said: dict[str, str], send: Send) -> None:
+        super().__init__(getattr(processor, "tokenizer", processor), skip_prompt=True, skip_special_tokens=True)
+        self.side, self.said, self.send = side, said, send
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.said[self.side] += text
+        self.send(dict(self.said))
+
+
+def last(news: Iterable[Any]) -> Any:
+    """The last item of a stream."""
+    return deque(news, maxlen=1)[0]
 
 
 class Engine:
-    """The models and the lock before them.
-
-    Args:
-        models: as `load_models` gives them.
-    """
+    """The models, their lock (`alone`), and the index of the large one's last decoder layer (`deepest`)."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
-        self._lock = threading.Lock()
+        self.alone = threading.Lock()
+        plain = unwrap_peft(models.model)
+        self.deepest = len(family_of(plain).language_model(plain).layers) - 1
 
     def runnable(self) -> list[str]:
-        """Every registered method that these models can run."""
-        return [
-            name
-            for name in vlmprune.list_methods()
-            if "guide" not in options_of(name) or self.models.small is not None
-        ]
+        """Names of the registered methods that run with these models."""
+        small = self.models.small is not None
+        return [name for name in vlmprune.list_methods() if small or "guide" not in options_of(name)]
 
     def warm_up(self) -> None:
-        """One answer to a bundled question: what is slow the first time only is not left to the first user."""
-        from ...tiny import example
-
+        """Answer a bundled question, so that the first visitor does not wait for one-time set-up."""
         self.run(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv"))
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
-        """What `work(send)` sends, as it comes; `work` runs in a thread of its own, alone with the models.
+        """Yield what `work(send)` sends, as it is sent; `work` runs in its own thread and holds the lock.
 
-        Whoever stops listening ends it: the next `send` does not return.
+        Closing the iterator stops `work` at its next `send`.
         """
         news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        gone = threading.Event()
+        gone, end = threading.Event(), Future[None]()
 
         def send(item: Any) -> None:
             if gone.is_set():
@@ -173,30 +166,24 @@ class Engine:
             news.put(item)
 
         def body() -> None:
-            end = _End()
             try:
-                with self._lock:
-                    if not gone.is_set():  # a listener may have left the queue before the lock
+                with self.alone:
+                    if not gone.is_set():  # the listener may have left while this waited for the lock
                         work(send)
-            except _Gone:
-                pass
-            except BaseException as error:  # raised again where somebody listens
-                end = _End(error)
+                end.set_result(None)
+            except BaseException as error:  # raised again in the listener's thread
+                end.set_exception(error)
             news.put(end)
 
         threading.Thread(target=body, name="vlmprune-demo", daemon=True).start()
         try:
-            while not isinstance(item := news.get(), _End):
-                yield item
-            if item.error is not None:
-                raise item.error
+            yield from iter(news.get, end)
+            end.result()
         finally:
             gone.set()
 
-    # -- a question --------------------------------------------------------------------------------------------
-
     def asked(self, question: str | None) -> str:
-        """A question fit to be asked.
+        """The question with its whitespace normalised.
 
         Raises:
             VlmpruneError: empty, or too long.
@@ -208,8 +195,8 @@ class Engine:
             raise VlmpruneError(f"The question has {len(text):,} characters; use at most {LONGEST_QUESTION:,}.")
         return text
 
-    def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[Piece | AskResult]:
-        """Pieces of both answers as they are generated, and at last the `AskResult`.
+    def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[dict[str, str] | AskResult]:
+        """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`.
 
         Raises:
             VlmpruneError: a bad question or setting.
@@ -218,49 +205,28 @@ class Engine:
         method = setting.made(self.models)
 
         def work(send: Send) -> None:
-            models = self.models
-            unpruned = self.answer(make("none"), image, question, lambda text: send(Piece("unpruned", text)))
-            pruned = self.answer(method, image, question, lambda text: send(Piece("pruned", text)))
+            models, answers = self.models, []
+            said = {"unpruned": "", "pruned": ""}
+            send(dict(said))
+            for side, made in zip(said, (make("none"), method), strict=True):
+                with wrap(models.model, made, processor=models.processor) as pruned:
+                    listener = Listener(models.processor, side, said, send)
+                    answers.append(pruned.ask(image, question, streamer=listener, **GREEDY))
             attention = attention_maps(models.model, prepare(models.processor, image, question))
             words = unknown_words(models.processor, question)
             notes = [unknown_words_note(words)] if words else []
-            small = self._small(image, question)
-            send(AskResult(image, question, unpruned, pruned, small, attention, (*notes, *pruned.report.notes)))
+            notes += answers[1].report.notes
+            send(AskResult(image, question, answers[0], answers[1], self._small(image, question), attention, notes))
 
         return self.stream(work)
 
     def run(self, image: Image.Image, question: str, setting: MethodChoice) -> AskResult:
-        """The same without the pieces."""
-        (*_, run) = self.ask(image, question, setting)
-        assert isinstance(run, AskResult)
-        return run
-
-    def answer(
-        self, method: Any, image: Image.Image, question: str, on_text: Callable[[str], None] | None = None
-    ) -> Answer:
-        """The large model's answer under a method; call this inside `stream` only."""
-        from transformers import TextStreamer
-
-        models = self.models
-        so_far: list[str] = []
-
-        class Listener(TextStreamer):
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                so_far.append(text)
-                assert on_text is not None
-                on_text("".join(so_far))
-
-        tokenizer = getattr(models.processor, "tokenizer", models.processor)
-        streamer = None if on_text is None else Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        with wrap(models.model, method, processor=models.processor) as pruned:
-            return pruned.ask(
-                image, question, streamer=streamer, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
-            )
+        """The result of `ask`, without the answers so far."""
+        found: AskResult = last(self.ask(image, question, setting))
+        return found
 
     def _small(self, image: Image.Image, question: str) -> Small | None:
-        """The small model alone, where there is one."""
-        from ...guide.runner import Guide
-
+        """Ask the small model alone, if there is one."""
         models = self.models
         if models.small is None:
             return None

@@ -1,163 +1,126 @@
-"""Pieces of the page as HTML: every text from outside is escaped, every image has its alternative in words."""
+"""The page's HTML, from the macros of `page.html`, and its event handlers, which show errors as sentences."""
 
 from __future__ import annotations
 
 import base64
-import functools
-import html
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from jinja2 import Environment, FileSystemLoader
 
 from ...errors import VlmpruneError
+from .engine import last
+from .upload import checked
 
 if TYPE_CHECKING:
     from PIL import Image
 
 OUR_FAULT = "Something went wrong on the server, and its log says what; try again, or with another image."
 log = logging.getLogger(__name__)
-text = html.escape
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
 
 
 def sentence(message: str) -> str:
-    """A message as a sentence of the page."""
+    """A message with a capital letter and a full stop."""
     flat = " ".join(message.split()).rstrip(".") + "."
-    # An option's name stays as it is written.
+    # The name of an option keeps its case.
     return flat[:1].upper() + flat[1:] if flat.partition(" ")[0].isalpha() else flat
 
 
-def notice(message: str, *, alert: bool = True) -> str:
-    """An error, or (not `alert`) something a reader should know."""
-    if not message:
-        return ""
-    kind, role = ("alert", "alert") if alert else ("note", "status")
-    return f'<p class="vp-{kind}" role="{role}">{text(sentence(message))}</p>'
+def png(image: Image.Image) -> str:
+    """An image as a data URL: no file on the server."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def with_notice(blank: Sequence[Any]) -> Callable[[Callable[..., Iterator[tuple[Any, ...]]]], Callable[..., Any]]:
-    """A handler whose errors are a sentence on the page.
-
-    Args:
-        blank: what the handler's outputs show beside an error. The wrapped handler has one output more, in front of
-            its own: the notice.
-    """
-
-    def around(handler: Callable[..., Iterator[tuple[Any, ...]]]) -> Callable[..., Any]:
-        @functools.wraps(handler)
-        def run(*args: Any) -> Iterator[tuple[Any, ...]]:
-            try:
-                for outputs in handler(*args):
-                    yield ("", *outputs)
-            except VlmpruneError as error:
-                yield (notice(str(error)), *blank)
-            except Exception:
-                log.exception("%s failed", handler.__name__)
-                yield (notice(OUR_FAULT), *blank)
-
-        return run
-
-    return around
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+_templates.filters |= {"sentence": sentence, "png": png}
+html: Any = _templates.get_template("page.html").module
 
 
-def plain_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for the API: the client gets the sentence as its error."""
+def reason(error: Exception) -> str:
+    """The sentence that a visitor reads about an error; the details of our own bugs go to the log."""
+    if isinstance(error, VlmpruneError):
+        return sentence(str(error))
+    log.error("the demo failed", exc_info=error)
+    return OUR_FAULT
 
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except VlmpruneError as error:
-            raise gr.Error(sentence(str(error)), print_exception=False) from None
-        except Exception:
-            log.exception("%s failed", function.__name__)
-            raise gr.Error(OUR_FAULT, print_exception=False) from None
 
-    return run
+def read(inputs: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+    """The values of the inputs, with uploads read as images."""
+    pairs = zip(inputs, given, strict=False)
+    return [checked(value) if isinstance(box, gr.Image) else value for box, value in pairs]
 
 
 def on_start(
-    triggers: Sequence[Any], handler: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], **options: Any
+    go: gr.Button,
+    work: Callable[..., Iterable[Any]],
+    show: Callable[..., tuple[Any, ...]],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    views: Sequence[Any] = (),
+    **options: Any,
 ) -> None:
-    """Run `handler` when a button is clicked or a question sent, one such run at a time."""
+    """Run a tab's work when `go` is clicked or Enter is pressed in a question, one run at a time.
+
+    Args:
+        work: takes the values of `inputs` and yields results; a str is progress. show: takes a result and the values
+            of `views` and returns values for `outputs`, without the first output, which is the alert.
+    """
+
+    blank = [""] * (len(outputs) - 2)
+
+    def run(*given: Any) -> Iterable[tuple[Any, ...]]:
+        yield "", "", *blank
+        try:
+            for found in work(*read(inputs, given)):
+                if isinstance(found, str):
+                    yield "", html.notice(found, alert=False), *blank
+                else:
+                    yield "", *show(found, *given[len(inputs) :])
+        except Exception as error:
+            yield html.notice(reason(error)), "", *blank
+
     options = {"show_progress": "hidden", **ONE_AT_A_TIME, **options}
-    gr.on(triggers, handler, inputs, outputs, api_visibility="private", **options)
+    triggers = [go.click, *(box.submit for box in inputs if isinstance(box, gr.Textbox))]
+    gr.on(triggers, run, [*inputs, *views], outputs, api_visibility="private", **options)
 
 
 def on_input(control: Any, handler: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> None:
-    """Redraw when somebody moves `control`; needs no model."""
+    """Call `handler` when a visitor changes `control`; for handlers that need no model."""
     control.input(handler, inputs, outputs, api_visibility="private", show_progress="hidden", **options)
 
 
-def offer(function: Callable[..., Any], inputs: Sequence[Any], name: str, description: str) -> None:
-    """An endpoint of the page's API that takes what the inputs take and returns JSON."""
-    gr.Button(visible=False).click(
-        plain_errors(function),
-        inputs,
-        gr.JSON(visible=False),
-        api_name=name,
-        api_description=description,
-        **ONE_AT_A_TIME,
-    )
+def redraw(draw: Callable[..., str], state: gr.State, views: Sequence[Any], output: gr.HTML) -> None:
+    """Draw the result in `state` again, if there is one, when a visitor changes one of `views`."""
+    for control in views:
+        on_input(
+            control,
+            lambda found, *at: draw(found, *at) if found else "",
+            [state, *views],
+            output,
+            trigger_mode="always_last",
+        )
 
 
-def figure(image: Image.Image, alt: str, caption: str = "") -> str:
-    """An image inside the page itself: no file, no address."""
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    source = base64.b64encode(data.getvalue()).decode()
-    below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return f'<figure class="vp-figure"><img alt="{text(alt)}" src="data:image/png;base64,{source}">{below}</figure>'
+def offer(
+    name: str, work: Callable[..., Iterable[Any]], record: Callable[[Any], Any], inputs: Sequence[Any], about: str
+) -> None:
+    """Add an API endpoint that takes the same inputs and returns `record` of the last result of `work` as JSON."""
 
+    def run(*given: Any) -> Any:
+        try:
+            return record(last(work(*read(inputs, given))))
+        except Exception as error:
+            raise gr.Error(reason(error), print_exception=False) from None
 
-def grid(cells: Sequence[str]) -> str:
-    """Side by side where there is room."""
-    return f'<div class="vp-grid">{"".join(cells)}</div>'
-
-
-def card(title: str, answer: str, facts: Sequence[tuple[str, str]] = (), *, busy: bool = False) -> str:
-    """An answer with what it cost. `busy`: it is still being written."""
-    rows = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts)
-    below = f"<dl>{rows}</dl>" if rows else ""
-    state = ' aria-busy="true"' if busy else ""
-    inside = f'<h3>{text(title)}</h3><p class="vp-answer">{text(answer)}</p>{below}'
-    return f'<section class="vp-card"{state}>{inside}</section>'
-
-
-def bar(fraction: float, label: str) -> str:
-    """A horizontal bar with its number beside it; the number is what a screen reader reads."""
-    width = 100 * min(1.0, max(0.0, fraction))
-    return (
-        f'<span class="vp-bar"><span class="vp-track" aria-hidden="true"><span class="vp-fill" '
-        f'style="width:{width:.1f}%"></span></span><span class="vp-number">{text(label)}</span></span>'
-    )
-
-
-def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
-    """A bar a row: its name, its value, and the value in words; the longest fills the width."""
-    highest = max((value for _, value, _ in rows), default=0.0) or 1.0
-    body = "".join(
-        f'<tr><th scope="row">{text(name)}</th><td>{bar(value / highest, label)}</td></tr>'
-        for name, value, label in rows
-    )
-    return f'<table class="vp-bars"><caption>{text(title)}</caption><tbody>{body}</tbody></table>'
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """A table whose rows begin with their names; the columns after the first `words` hold numbers."""
-    kinds = ["" if column < words else ' class="vp-num"' for column in range(len(headings))]
-    head = "".join(f'<th scope="col"{kind}>{text(one)}</th>' for kind, one in zip(kinds, headings, strict=True))
-    body = ""
-    for name, *rest in rows:
-        cells = "".join(f"<td{kind}>{text(one)}</td>" for kind, one in zip(kinds[1:], rest, strict=True))
-        body += f'<tr><th scope="row">{text(name)}</th>{cells}</tr>'
-    inside = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="vp-scroll"><table class="vp-table">{inside}</table></div>'
-
-
-def notices(messages: Iterable[str]) -> str:
-    """Things a reader should know, one below the other."""
-    return "".join(notice(message, alert=False) for message in messages)
+    hidden = gr.JSON(visible=False)
+    gr.Button(visible=False).click(run, inputs, hidden, api_name=name, api_description=about, **ONE_AT_A_TIME)

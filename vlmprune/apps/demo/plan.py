@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from ...accounting.hardware import HARDWARE
-from ...errors import VlmpruneError, nearest
+from ...errors import VlmpruneError
 from ...harness.format import amount, percent
 from ...harness.plan_rows import Named, llava_config, planned, usual_methods, verdict_in_words
-from .engine import Engine, Send
-from .page import bars, notices, offer, on_start, table, with_notice
+from .engine import Engine
+from .page import html, offer, on_start
 
 TITLE = "Plan"
-DTYPE = "bf16"  # what the hardware's peaks are for
+DTYPE = "bf16"  # the precision of the hardware's peaks
 OWN = "the model of this page"
 MOST = 1_000_000  # tokens
 
 
 def pairs(engine: Engine) -> dict[str, tuple[Named, Named | None]]:
-    """Name -> large and small config: the page's own, and a known size or two for those who have no model here."""
+    """Name -> large and small config: the page's own models and two common sizes of LLaVA."""
     models = engine.models
     small = None if models.small is None else (models.small_name or "small", copy.deepcopy(models.small.config))
     seven = "LLaVA-1.5 7B", llava_config(32, 4096, 11_008, 32)
@@ -38,32 +37,22 @@ def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, 
     """The plan of `vlmprune plan --json`, for one budget.
 
     Raises:
-        VlmpruneError: an unknown model or hardware, a bad budget or number.
+        VlmpruneError: a bad budget or number; Gradio refuses an unknown model or hardware.
     """
-    known = pairs(engine)
-    for what, name, names in (("model", model, known), ("hardware", hardware, HARDWARE)):
-        if name not in names:
-            raise VlmpruneError(f"There is no {what} {name!r}; {nearest(str(name), list(names))}")
     for what, value, least in (("Visual tokens", visual, 0), ("Text tokens", words, 1), ("New tokens", new, 1)):
         if not isinstance(value, int | float) or not least <= value <= MOST:
             raise VlmpruneError(f"{what}: {value!r} is out of range; give a number from {least} to {MOST:,}.")
-    large, small = known[model]
-
-    def work(send: Send) -> None:
-        # Inside the engine's turn: building a model in bf16 changes torch's default precision for all threads.
-        settings = [(name, str(float(keep))) for name in usual_methods(small)]
-        made = planned(
+    large, small = pairs(engine)[model]
+    settings = [(name, float(keep)) for name in usual_methods(small)]
+    with engine.alone:  # building a model in bf16 changes torch's default precision for all threads
+        return planned(
             large, small, HARDWARE[hardware], settings, None,
             visual=int(visual) or None, text=int(words), new=int(new), dtype=DTYPE,
         )  # fmt: skip
-        send(made)
-
-    (made,) = engine.stream(work)
-    return made
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
+    """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             alert = gr.HTML(elem_id="plan-alert")
@@ -80,16 +69,12 @@ def build(engine: Engine) -> None:
             made = gr.HTML(elem_id="plan-made")
     boxes = [model, hardware, keep, visual, words, new]
 
-    @with_notice(("",))
-    def run(*given: Any) -> Iterator[tuple[Any, ...]]:
-        yield (shown(plan(engine, *given)),)
-
-    on_start([go.click], run, boxes, [alert, made])
+    on_start(go, lambda *given: [plan(engine, *given)], shown, boxes, [alert, made])
     about = "What pruning would save on given hardware, as `vlmprune plan --json` prints it."
-    offer(lambda *given: plan(engine, *given), boxes, "plan", about)
+    offer("plan", lambda *given: [plan(engine, *given)], dict, boxes, about)
 
 
-def shown(made: dict[str, Any]) -> str:
+def shown(made: dict[str, Any]) -> tuple[str]:
     """Speed-ups and requests as bars, times as a table, and whether a small model pays."""
     rows, prompt, machine = made["rows"], made["prompt"], made["hardware"]
     headings = ("method", "tokens", "prefill FLOPs", "KV cache", "a request")
@@ -112,8 +97,8 @@ def shown(made: dict[str, Any]) -> str:
     fit = [(row["method"], float(row["requests"]), f"{row['requests']:,}") for row in rows]
     verdicts = [f"SGL at keep={one['keep']} {verdict_in_words(one)}" for one in made["sgl"]]
     return (
-        bars("Predicted speed-up of a request", faster)
-        + bars("Requests that fit at once", fit)
-        + table(headings, cells)
-        + notices([about, *verdicts])
+        html.bars("Predicted speed-up of a request", faster)
+        + html.bars("Requests that fit at once", fit)
+        + html.table(headings, cells)
+        + html.notices([about, *verdicts]),
     )

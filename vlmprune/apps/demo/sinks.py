@@ -1,9 +1,10 @@
-"""The tab Sinks: where a model's attention sinks are, layer by layer, and what VAR changed about them."""
+"""The tab Sinks: a model's attention sinks by layer, and what VAR changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -16,10 +17,9 @@ from ...flow.sinks import eligible_layers
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare
 from .draw import overlay
-from .engine import Engine, Send, layer_count
+from .engine import GREEDY, Engine
 from .examples import inputs
-from .page import bars, card, figure, grid, notice, notices, offer, on_input, on_start, table, with_notice
-from .upload import checked
+from .page import html, offer, on_start, redraw
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TITLE = "Sinks"
 P, RHO = 0.4, 0.5  # VAR's own defaults
-WORDS = 4  # likeliest first tokens that are shown
+WORDS = 4  # how many of the likeliest first tokens are shown
 
 
 @dataclass(frozen=True)
@@ -49,42 +49,47 @@ class SinkResult:
     def sample(self) -> SampleSinks:
         return self.report.samples[0]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {
+            "sinks": self.report.to_dict(),
+            "without_var": self.before.text,
+            "with_var": self.after.text,
+            "first_token": [dict(zip(("token", "without", "with"), word, strict=True)) for word in self.words],
+            "notes": self.after.report.notes,
+        }
 
-def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> SinkResult:
-    """Find the sinks and run VAR.
+
+def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> Iterator[Any]:
+    """Progress, then the sinks and the answers without and with VAR.
 
     Raises:
         VlmpruneError: a bad question or option.
     """
     question = engine.asked(question)
     method = vlmprune.VAR(p=float(p), rho=float(rho))
-
-    def work(send: Send) -> None:
-        model, processor = engine.models.model, engine.models.processor
+    yield "Reading every layer, without and with VAR"
+    model, processor = engine.models.model, engine.models.processor
+    with engine.alone:
         given = to_device(model, dict(prepare(processor, image, question)))
         report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
         for made in (vlmprune.Unpruned(), method):
-            answers.append(engine.answer(made, image, question))
-            with wrap(model, made, processor=processor), torch.no_grad():
+            with wrap(model, made, processor=processor) as pruned, torch.no_grad():
+                answers.append(pruned.ask(image, question, **GREEDY))
                 chances.append(model(**given, use_cache=False).logits[0, -1].float().softmax(dim=-1))
         best = torch.maximum(*chances).topk(WORDS).indices.tolist()
         words = tuple(
             (processor.decode([i]).strip() or repr(i), float(chances[0][i]), float(chances[1][i])) for i in best
         )
-        send(SinkResult(image, report, answers[0], answers[1], words))
-
-    (found,) = engine.stream(work)
-    assert isinstance(found, SinkResult)
-    return found
+    yield SinkResult(image, report, answers[0], answers[1], words)
 
 
 def build(engine: Engine) -> None:
-    """Put the tab on the page."""
-    layers = layer_count(engine.models.model)
+    """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
-            given = inputs("sinks")
+            alert, given = inputs("sinks")
             p = gr.Slider(0.0, 1.0, P, step=0.05, label="VAR: fraction of a sink that is moved", elem_id="sinks-p")
             rho = gr.Slider(
                 0.0, 1.0, RHO, step=0.05, label="VAR: least fraction of a head off the sinks", elem_id="sinks-rho"
@@ -92,59 +97,40 @@ def build(engine: Engine) -> None:
             go = gr.Button("Find sinks", variant="primary", elem_id="sinks-go")
         with gr.Column(scale=3, min_width=300):
             changed = gr.HTML(elem_id="sinks-changed")
-            layer = gr.Slider(0, layers - 1, layers - 1, step=1, label="Decoder layer", elem_id="sinks-layer")
+            layer = gr.Slider(0, engine.deepest, engine.deepest, step=1, label="Decoder layer", elem_id="sinks-layer")
             image = gr.HTML(elem_id="sinks-heat")
     counts = gr.HTML(elem_id="sinks-layers")
     state = gr.State(None)
 
-    @with_notice(("", "", "", None))
-    def run(image: Any, question: str, p: float, rho: float, layer: int) -> Iterator[tuple[Any, ...]]:
-        shown = checked(image)
-        yield notice("Reading every layer, without and with VAR", alert=False), "", "", None
-        found = find_and_edit(engine, shown, question, p, rho)
-        yield compared(found), heat(found, layer), by_layer(found), found
-
-    asked = [given.image, given.question, p, rho]
-    on_start(given.triggers(go), run, [*asked, layer], [given.alert, changed, image, counts, state])
-    on_input(
-        layer,
-        lambda found, layer: heat(found, layer) if isinstance(found, SinkResult) else "",
-        [state, layer],
-        image,
-        trigger_mode="always_last",
-    )
-
-    def sinks_api(image: Any, question: str, p: float, rho: float) -> dict[str, Any]:
-        found = find_and_edit(engine, checked(image), question, p, rho)
-        return {
-            "sinks": found.report.to_dict(),
-            "without_var": found.before.text,
-            "with_var": found.after.text,
-            "first_token": [dict(zip(("token", "without", "with"), word, strict=True)) for word in found.words],
-            "notes": found.after.report.notes,
-        }
-
+    asked, work = [*given, p, rho], partial(find_and_edit, engine)
+    on_start(go, work, shown, asked, [alert, changed, image, counts, state], views=[layer])
+    redraw(heat, state, [layer], image)
     about = "Attention sinks of an image and question, and the answers without and with VAR."
-    offer(sinks_api, asked, "sinks", about)
+    offer("sinks", work, SinkResult.to_dict, asked, about)
+
+
+def shown(found: SinkResult, layer: int) -> tuple[Any, ...]:
+    """The tab's outputs; the last one is the state, to draw other layers from."""
+    return compared(found), heat(found, layer), by_layer(found), found
 
 
 def compared(found: SinkResult) -> str:
-    """The answers without and with VAR, the chances of the first token, and what is to be known."""
+    """The answers without and with VAR, the probabilities of the first token, and the notes."""
     moved = sum(len(heads) for heads in found.sample.gated_heads)
     heads = found.sample.gated.shape[1] * len(eligible_layers(found.sample.layers))
     cells = [
-        card("Without VAR", found.before.text),
-        card("With VAR", found.after.text, [("heads that it changed", f"{moved} of {heads}")]),
+        html.card("Without VAR", found.before.text),
+        html.card("With VAR", found.after.text, [("heads that it changed", f"{moved} of {heads}")]),
     ]
     chances = [(word, f"{a:.1%}", f"{b:.1%}") for word, a, b in found.words]
     notes = dict.fromkeys([*found.report.notes, *found.after.report.notes])
-    return grid(cells) + table(("first token", "without", "with VAR"), chances) + notices(notes)
+    table = html.table(("first token", "without", "with VAR"), chances)
+    return str(html.grid(cells) + table + html.notices(notes))
 
 
 def heat(found: SinkResult, layer: int) -> str:
     """phi of every visual token entering a layer, sinks framed."""
     one = found.sample
-    layer = max(0, min(one.layers - 1, int(layer)))
     span = one.images[0]
     values, sinks = one.phi[layer][one.visual[span.positions]], one.sinks[layer][one.visual[span.positions]]
     drawn = overlay(found.image, heat=(span, values), framed=(span, sinks))
@@ -154,11 +140,11 @@ def heat(found: SinkResult, layer: int) -> str:
         caption += f"; {number} are sinks (framed), from tau {found.report.tau:.1f} on."
     else:
         caption += ". None is a sink, since this model has no sink dimensions."
-    return figure(drawn, f"Heat map over the image, {caption}", caption)
+    return str(html.figure(drawn, f"Heat map over the image, {caption}", caption))
 
 
 def by_layer(found: SinkResult) -> str:
-    """Bars over the layers: sinks, and how much of the attention to the image goes to them."""
+    """Bars per layer: sinks, the fraction of attention they take, and heads that VAR changes."""
     one = found.sample
     counts = [(len(a), len(b)) for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]
     sinks = [(f"layer {i}", float(a + b), f"{a} visual, {b} text") for i, (a, b) in enumerate(counts)]
@@ -166,11 +152,9 @@ def by_layer(found: SinkResult) -> str:
     taken = [(f"layer {i}", fraction, f"{fraction:.1%}") for i, fraction in enumerate(fractions)]
     heads = [(f"layer {i}", float(len(found)), str(len(found))) for i, found in enumerate(one.gated_heads)]
     dims = ", ".join(map(str, found.report.dims)) or "none"
-    return grid(
-        [
-            bars(f"Sinks a layer (sink dimensions: {dims})", sinks),
-            bars("Of the attention to the image, fraction on visual sinks (mean over heads)", taken),
-            bars("Heads that VAR changes", heads),
-        ]
+    titles = (
+        f"Sinks a layer (sink dimensions: {dims})",
+        "Of the attention to the image, fraction on visual sinks (mean over heads)",
+        "Heads that VAR changes",
     )
-
+    return str(html.grid([html.bars(title, rows) for title, rows in zip(titles, (sinks, taken, heads), strict=True)]))

@@ -1,8 +1,7 @@
-"""Images from outside: read as a person sees them, within limits, and only from what was uploaded."""
+"""Uploaded images: EXIF orientation applied, size limited, and only files that were uploaded to this page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +16,14 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 20 * 2**20  # bytes
 MOST_PIXELS = 24_000_000  # a phone's camera has 12 to 24 million
-LARGEST_SIDE = 1536  # an image is shrunk to this before a model sees it; more keeps everybody waiting for minutes
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """What stands in for an upload that is no image: the sentence that says so."""
-
-    reason: str
+LARGEST_SIDE = 1536  # larger images are shrunk; without a limit one answer could take minutes
 
 
 def read(path: Path, name: str) -> Image.Image:
     """An uploaded image, turned as its EXIF tag says, RGB, at most `LARGEST_SIDE` pixels a side.
 
     Raises:
-        VlmpruneError: no image, a damaged one, or one too large.
+        VlmpruneError: not an image, damaged, or too large.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise VlmpruneError(f"{name!r} is larger than {LARGEST_FILE >> 20} MB; make it smaller first")
@@ -41,13 +33,13 @@ def read(path: Path, name: str) -> Image.Image:
 
 
 def image_input(label: str = "Image", **options: Any) -> gr.Image:
-    """An upload (or webcam, or clipboard) that hands its listeners a PIL image, None, or `Unreadable`."""
-    # PNG, because what is shown is sent back as what is asked about, and WebP would change its pixels.
+    """An input for uploads, webcam and clipboard; its listeners get the payload, which `checked` reads."""
+    # PNG, because the shown image is sent back with the question, and WebP would change its pixels.
     component = gr.Image(
         label=label, sources=["upload", "webcam", "clipboard"], format="png", buttons=[], height=300, **options
     )
     # On the instance: Gradio writes a .pyi file beside the source of every subclass of its components.
-    component.preprocess = _preprocess
+    component.preprocess = lambda payload: payload
     fetch = component.async_move_resource_to_block_cache
 
     async def uploaded_only(source: str | Path | None) -> str | None:
@@ -59,30 +51,18 @@ def image_input(label: str = "Image", **options: Any) -> gr.Image:
     return component
 
 
-def _preprocess(payload: Any) -> Image.Image | Unreadable | None:
-    if payload is None:
-        return None
-    if payload.path is None:
-        return Unreadable("The image came without a file; upload it again.")
-    path = Path(payload.path)
-    # Gradio has checked it too.
-    if Path(get_upload_folder()).resolve() not in path.resolve().parents:
-        return Unreadable("The image is not an upload of this page; upload it again.")
-    name = Path(payload.orig_name or path.name).name
-    try:
-        return read(path, name)
-    except VlmpruneError as error:
-        return Unreadable(str(error))
-
-
-def checked(image: Image.Image | Unreadable | None) -> Image.Image:
-    """The image, or the sentence that says what is wrong.
+def checked(payload: Any) -> Image.Image:
+    """The image that `image_input` was given.
 
     Raises:
-        VlmpruneError: there is none, or it cannot be used.
+        VlmpruneError: there is none, it is no upload of this page, or `read` refuses it.
     """
-    if image is None:
+    if payload is None:
         raise VlmpruneError("There is no image; upload one or choose an example.")
-    if isinstance(image, Unreadable):
-        raise VlmpruneError(image.reason)
-    return image
+    if payload.path is None:
+        raise VlmpruneError("The image came without a file; upload it again.")
+    path = Path(payload.path)
+    # Gradio checks this too.
+    if Path(get_upload_folder()).resolve() not in path.resolve().parents:
+        raise VlmpruneError("The image is not an upload of this page; upload it again.")
+    return read(path, Path(payload.orig_name or path.name).name)

@@ -18,9 +18,9 @@ def register() -> None:
     from .decode import KeptConnector, checked_first
 
     known = ModelRegistry.get_supported_archs()
-    for name, place in ARCHITECTURES.values():
+    for name in ARCHITECTURES.values():
         if name not in known:
-            ModelRegistry.register_model(name, place)
+            ModelRegistry.register_model(name, f"{__name__}.models:{name}")
     # vLLM's default one; an operator who names another with VLLM_MEDIA_CONNECTOR gets that.
     MEDIA_CONNECTOR_REGISTRY.register("http")(KeptConnector)
     chat_utils._merge_embeds = checked_first(chat_utils._merge_embeds)

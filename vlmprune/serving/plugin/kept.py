@@ -11,137 +11,127 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement
 
-from ..payload import GRID, KEPT, ROWS, VISUAL, BadEmbeddings, Bounds, check_grid, check_image, check_prompt, check_rows
+from ..payload import GRID, KEPT, ROWS, VISUAL, BadEmbeddings, Bounds, check_images
 from .decode import expect
 
+# How the fields of several images lie in a batch: one entry per image, of different lengths.
+_FIELDS = {
+    ROWS: MultiModalFieldConfig.batched("image"),
+    **{name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (KEPT, VISUAL, GRID)},
+}
 
-def kept_fields(*more: str) -> dict[str, MultiModalFieldConfig]:
-    """How the fields of several images lie in a batch: one entry an image, of different lengths."""
-    on_cpu = {name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in (KEPT, VISUAL, *more)}
-    return {ROWS: MultiModalFieldConfig.batched("image"), **on_cpu}
 
+def kept_model(model: Any) -> Any:
+    """A model of vLLM that also takes kept rows with their places, registered with its processor.
 
-def bounds_of(info: Any, width: int | None, merge: int | None = None) -> Bounds | None:
-    """What images of the served model can be like, which the decoder of embeddings is told too; None where the engine
-    takes no embeddings.
-
-    Args:
-        info: vLLM's knowledge of the model. width: R. merge: `Bounds.merge`.
+    Everything else is read by the classes that `model` is registered with.
     """
-    if width is None:
-        return None
-    config = info.ctx.model_config
-    longest = int(getattr(config.hf_text_config, "max_position_embeddings", 0))
-    bounds = Bounds(width, int(info.get_max_image_tokens()), merge is None, max(longest, config.max_model_len), merge)
-    expect(bounds)
-    return bounds
+    own = model._processor_factory
+    info: Any = own.info
+    processor: Any = own.processor
+
+    class Info(info):
+        def get_data_parser(self) -> Any:
+            parser, config = super().get_data_parser(), self.ctx.model_config
+            vision = self.get_hf_config().vision_config
+            bounds = None
+            if parser.expected_hidden_size is not None:  # None where the engine takes no embeddings
+                # Rows hold DeepStack's levels behind the embedding.
+                parser.expected_hidden_size *= 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
+                longest = int(getattr(config.hf_text_config, "max_position_embeddings", 0))
+                bounds = Bounds(
+                    parser.expected_hidden_size,
+                    int(self.get_max_image_tokens()),
+                    max(longest, config.max_model_len),
+                    getattr(vision, "spatial_merge_size", None),
+                )
+                expect(bounds)
+            parser.__class__ = _kept_parser(type(parser), bounds)
+            return parser
+
+    class Processor(processor):
+        def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+            return _FIELDS if KEPT in hf_inputs else super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)
+
+        def _get_prompt_updates(
+            self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+        ) -> Sequence[Any]:
+            images = mm_items.get("image")
+            if not (isinstance(images, DictEmbeddingItems) and KEPT in images.get(0)):
+                return super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+            placeholder = self.info.get_hf_config().image_token_id
+            # The prompt's one placeholder of an image becomes as many as it has rows.
+            return [PromptReplacement("image", [placeholder], lambda n: [placeholder] * len(images.get(n)[ROWS]))]
+
+    @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=own.dummy_inputs)
+    class Kept(model):
+        def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+            """The model's own positions of the unpruned prompt, and of these the kept columns."""
+            plain = super().get_mrope_input_positions
+            return positions_of_kept(
+                len(input_tokens), mm_features, lambda tokens, whole: plain([0] * tokens, whole)[0]
+            )
+
+        def embed_multimodal(self, **kwargs: Any) -> Any:
+            return tuple(kwargs[ROWS]) if KEPT in kwargs else super().embed_multimodal(**kwargs)
+
+    return Kept
 
 
-def columns_of(data: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """The fields of each image, from one sequence or tensor a field.
+def _kept_parser(parser: Any, bounds: Bounds | None) -> Any:
+    """The family's parser; it checks embeddings of images, and takes no others: bad ones must not reach the engine."""
+
+    class Parser(parser):
+        embedding_fields: ClassVar = {
+            "image": {ROWS: "values", KEPT: "metadata", VISUAL: "metadata"}, **parser.embedding_fields
+        }  # fmt: skip
+
+        def _parse_image_data(self, data: Any) -> Any:
+            if not _is_embedded(data):
+                return super()._parse_image_data(data)
+            if bounds is None:
+                raise BadEmbeddings("This engine takes no image embeddings; start it with --enable-mm-embeds.")
+            named = isinstance(data, Mapping)
+            whole = not named or bounds.merge is not None
+            check_images(_columns(data if named else {ROWS: data}), bounds, whole)
+            if not named or KEPT not in data:
+                return super()._parse_image_data(data)
+            return DictEmbeddingItems(
+                data, modality="image", required_fields=set(data), fields_factory=lambda _: _FIELDS
+            )
+
+        def _parse_video_data(self, data: Any) -> Any:
+            if isinstance(data, Mapping) or self.is_embeddings(data):
+                raise BadEmbeddings("This engine takes no embeddings of videos; send the frames.")
+            return super()._parse_video_data(data)
+
+    return Parser
+
+
+def _is_embedded(data: Any) -> bool:
+    """Whether images come as embeddings: whatever vLLM takes for these, and every tensor but a batch of pixels."""
+    tensor = isinstance(data, Tensor) and data.dim() != 4
+    return tensor or isinstance(data, Mapping) or MultiModalDataParser.is_embeddings(data)
+
+
+def _columns(data: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """The fields of each image, from one sequence or tensor per field.
 
     Raises:
         BadEmbeddings: a field is neither, or they are of different numbers of images.
     """
-    lengths = set()
     for name, column in data.items():
         if not isinstance(column, list | tuple | Tensor) or (isinstance(column, Tensor) and column.dim() == 0):
             raise BadEmbeddings(f"The field {name!r:.40} of the images is not a list of tensors; send one per image.")
-        lengths.add(len(column))
-    if len(lengths) != 1 or not max(lengths):
-        raise BadEmbeddings(f"The fields of the images have {sorted(lengths)} entries; send one for every image.")
-    return [{name: column[number] for name, column in data.items()} for number in range(max(lengths))]
-
-
-def _needed(bounds: Bounds | None) -> Bounds:
-    if bounds is None:
-        raise BadEmbeddings("This engine takes no image embeddings; start it with --enable-mm-embeds.")
-    return bounds
-
-
-def kept_items(data: Mapping[str, Any], bounds: Bounds | None) -> DictEmbeddingItems:
-    """The images of one prompt, checked: what is wrong with them must not reach the engine.
-
-    Args:
-        data: `image_embeds`, `kept`, `visual`, and `image_grid_thw` of families with grids, one entry an image.
-    Raises:
-        BadEmbeddings: a field is missing, or does not fit.
-    """
-    bounds = _needed(bounds)
-    check_prompt([check_image(fields, bounds) for fields in columns_of(data)], bounds)
-    more = () if bounds.merge is None else (GRID,)
-    return DictEmbeddingItems(
-        data, modality="image", required_fields=set(data), fields_factory=lambda _: kept_fields(*more)
-    )
-
-
-def check_bare(data: Any, bounds: Bounds | None) -> None:
-    """Embeddings of whole images, as stock vLLM takes them: rows alone, or rows and grid.
-
-    Raises:
-        BadEmbeddings: they do not fit.
-    """
-    bounds = _needed(bounds)
-    if isinstance(data, Mapping) and (bounds.merge is None or data.keys() != {ROWS, GRID}):
-        raise BadEmbeddings(f"The images have the fields {sorted(map(str, data))!s:.80}; send what Encoder returns.")
-    if not isinstance(data, Mapping):
-        data = {ROWS: data}
-    visual = []
-    for fields in columns_of(data):
-        rows = check_rows(fields[ROWS], bounds.width, bounds.visual)
-        if bounds.merge is not None:
-            check_grid(fields.get(GRID), len(rows), bounds.merge)
-        visual.append(len(rows))
-    check_prompt(visual, bounds)
-
-
-def is_embedded(data: Any) -> bool:
-    """Whether images come as embeddings: whatever vLLM takes for these, and every tensor but a batch of pixels."""
-    pixels = isinstance(data, Tensor) and data.dim() == 4
-    return (
-        isinstance(data, Mapping)
-        or MultiModalDataParser.is_embeddings(data)
-        or (isinstance(data, Tensor) and not pixels)
-    )
-
-
-def refuse_videos(data: Any) -> None:
-    """Videos come as frames: the checks of embeddings know images.
-
-    Raises:
-        BadEmbeddings: they come as embeddings.
-    """
-    if isinstance(data, Mapping) or MultiModalDataParser.is_embeddings(data):
-        raise BadEmbeddings("This engine takes no embeddings of videos; send the frames.")
-
-
-class KeptParser(MultiModalDataParser):
-    """Reads images as pixels, as bare embeddings, or as kept rows."""
-
-    embedding_fields: ClassVar = {"image": {ROWS: "values", KEPT: "metadata", VISUAL: "metadata"}}
-
-    def __init__(self, bounds: Bounds | None, **options: Any) -> None:
-        super().__init__(**options)
-        self._bounds = bounds
-
-    def _parse_image_data(self, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            return kept_items(data, self._bounds)
-        if is_embedded(data):
-            check_bare(data, self._bounds)
-        return super()._parse_image_data(data)
-
-
-def kept_of(feature: MultiModalFeatureSpec) -> tuple[Tensor, int] | None:
-    """The kept indices and V of an image, None where it came as pixels."""
-    data = feature.data
-    if data is None or KEPT not in data:
-        return None
-    return data[KEPT].data.cpu().long(), int(data[VISUAL].data)
+    lengths = sorted({len(column) for column in data.values()})
+    if len(lengths) != 1 or not lengths[0]:
+        raise BadEmbeddings(f"The fields of the images have {lengths} entries; send one for every image.")
+    return [{name: column[number] for name, column in data.items()} for number in range(lengths[0])]
 
 
 def positions_of_kept(
@@ -159,8 +149,9 @@ def positions_of_kept(
     shift = at = 0
     for feature in sorted(features, key=lambda one: one.mm_position.offset):
         offset, length = feature.mm_position.offset, feature.mm_position.length
-        kept = kept_of(feature)
-        inside, visual = kept if kept is not None else (torch.arange(length), length)
+        inside, visual = torch.arange(length), length
+        if feature.data is not None and KEPT in feature.data:
+            inside, visual = feature.data[KEPT].data.cpu().long(), int(feature.data[VISUAL].data)
         columns += [torch.arange(at, offset) + shift, inside + offset + shift]
         place = replace(feature.mm_position, offset=offset + shift, length=visual)
         whole.append(replace(feature, mm_position=place))
@@ -169,19 +160,3 @@ def positions_of_kept(
     columns.append(torch.arange(at, tokens) + shift)
     positions = unpruned(tokens + shift, whole)
     return positions[:, torch.cat(columns)], int(positions.max()) + 1 - tokens
-
-
-def rows_given(kwargs: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
-    """The kept rows in what `embed_multimodal` was given, an image each; None where it was given pixels."""
-    return tuple(kwargs[ROWS]) if KEPT in kwargs else None
-
-
-def rows_in_place(images: DictEmbeddingItems, placeholder: int) -> list[PromptReplacement]:
-    """An image's one placeholder in the prompt becomes as many as it has rows."""
-    return [
-        PromptReplacement(
-            modality="image",
-            target=[placeholder],
-            replacement=lambda number: [placeholder] * len(images.get(number)[ROWS]),
-        )
-    ]

@@ -1,6 +1,6 @@
 """Compile every Triton kernel ahead of time, without a GPU, and report the resources that each one needs.
 
-    python -m vlmprune.ops.aot --out budget.json
+    python -m tests.ops.aot --out tests/ops/budget.json
 
 Registers and spills are read from the log of ptxas, shared memory from Triton.
 """
@@ -20,15 +20,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .column_sums_triton import BLOCK_M, BLOCK_N, SPLITS, columns_kernel, statistics_kernel
-from .gather_triton import BLOCK_SLOTS, LARGEST_ROW, compact_kernel, compact_kv_kernel
-from .redistribution_triton import BLOCK_M as EDITED_M
-from .redistribution_triton import BLOCK_N as EDITED_N
-from .redistribution_triton import redistribute_kernel
-from .scores_triton import tile
-from .top_k import LARGEST_SPAN
-from .top_k_triton import top_k_kernel
-from .top_k_triton import warps as ranking_warps
+from vlmprune.ops.column_sums_triton import BLOCK_M, BLOCK_N, SPLITS, columns_kernel, statistics_kernel
+from vlmprune.ops.gather_triton import LARGEST_ROW, compact_kernel
+from vlmprune.ops.redistribution_triton import BLOCK_M as EDITED_M
+from vlmprune.ops.redistribution_triton import BLOCK_N as EDITED_N
+from vlmprune.ops.redistribution_triton import redistribute_kernel
+from vlmprune.ops.scores_triton import tile
+from vlmprune.ops.top_k import LARGEST_SPAN
+from vlmprune.ops.top_k_triton import top_k_kernel
+from vlmprune.ops.top_k_triton import warps as ranking_warps
 
 ARCHITECTURES = (80, 90)
 STATES = ("hidden", "cos", "sin", "query", "key", "value", "output")
@@ -66,15 +66,12 @@ def variants() -> list[Variant]:
     found = []
     for dtype in ("bf16", "fp16", "fp32"):
         states = dict.fromkeys(("hidden", "cos", "sin", "out_hidden", "out_cos", "out_sin"), f"*{dtype}")
-        whole = dict.fromkeys(("position_ids", "out_position_ids", "mask", "out_mask", "index", "inner"), "*i64")
+        whole = dict.fromkeys(("position_ids", "out_position_ids", "index", "inner"), "*i64")
         constants = {
-            "ROTARY_AXES": 1, "POSITION_AXES": 1, "HAS_MASK": True, "BLOCK": LARGEST_ROW, "BLOCK_R": 128,
-            "hidden_d": 1, "cos_d": 1, "sin_d": 1, "position_ids_s": 1, "mask_s": 1,
+            "ROTARY_AXES": 1, "POSITION_AXES": 1, "BLOCK": LARGEST_ROW, "BLOCK_R": 128,
+            "hidden_d": 1, "cos_d": 1, "sin_d": 1, "position_ids_s": 1,
         }  # fmt: skip
-        found.append(Variant(f"compact {dtype}", compact_kernel, states | whole | {"real": "*u8"}, constants))
-    caches = dict.fromkeys(("key", "value", "out_key", "out_value"), "*bf16") | {"index": "*i64"}
-    constants = {"BLOCK_C": BLOCK_SLOTS, "BLOCK_D": 128, "key_d": 1, "value_d": 1}
-    found.append(Variant("compact_kv bf16", compact_kv_kernel, caches, constants))
+        found.append(Variant(f"compact {dtype}", compact_kernel, states | whole, constants))
     for dtype, width, masked in (("bf16", 80, False), ("bf16", 128, False), ("bf16", 128, True), ("fp32", 128, False)):
         types = _scores(dtype) | {"part_max": "*fp32", "part_sum": "*fp32"} | ({"mask": "*u8"} if masked else {})
         tiles = tile(dtype == "fp32", BLOCK_N)

@@ -1,0 +1,51 @@
+"""The public names and the modules that define them: read by type checkers, and by `__init__.py` at run time."""
+
+from . import captioner as captioner
+from . import families as families
+from . import inputs as inputs
+from . import integrations as integrations
+from . import methods as methods
+from . import serving as serving
+from . import tiny as tiny
+from .accounting.report import Report as Report
+from .api import Answer as Answer
+from .api import PrunedModel as PrunedModel
+from .api import wrap as wrap
+from .captioner import Caption as Caption
+from .captioner import PatchCaptioner as PatchCaptioner
+from .errors import InactiveHandleError as InactiveHandleError
+from .errors import UnsupportedModelError as UnsupportedModelError
+from .errors import VlmpruneError as VlmpruneError
+from .families import list_families as list_families
+from .families import register_family as register_family
+from .flow.locate import ImageSpan as ImageSpan
+from .flow.locate import SampleLayout as SampleLayout
+from .flow.select import Selection as Selection
+from .methods.act import ACT as ACT
+from .methods.base import Intervention as Intervention
+from .methods.base import Method as Method
+from .methods.base import Pruner as Pruner
+from .methods.base import PruningContext as PruningContext
+from .methods.cdpruner import CDPruner as CDPruner
+from .methods.dart import Dart as Dart
+from .methods.divprune import DivPrune as DivPrune
+from .methods.downsample import Downsample as Downsample
+from .methods.fastv import FastV as FastV
+from .methods.fastv_oracle import FastVOracle as FastVOracle
+from .methods.knorm import KNorm as KNorm
+from .methods.none import Unpruned as Unpruned
+from .methods.prumerge import PruMerge as PruMerge
+from .methods.pyramiddrop import PyramidDrop as PyramidDrop
+from .methods.random import Random as Random
+from .methods.registry import list_methods as list_methods
+from .methods.registry import register_method as register_method
+from .methods.sgl import SGL as SGL
+from .methods.sparsevlm import SparseVLM as SparseVLM
+from .methods.uniform import Uniform as Uniform
+from .methods.var import VAR as VAR
+from .methods.visionzip import VisionZip as VisionZip
+from .sinks.find import find_sinks as find_sinks
+from .sinks.report import SinkReport as SinkReport
+from .tiny import load_tiny as load_tiny
+
+__version__: str
