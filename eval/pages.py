@@ -3,8 +3,8 @@
     python -m eval.pages            rewrite every marked table; prints the pages that changed
     python -m eval.pages --check    change nothing; status 1 where a page says something else than its record
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. So no number in a table is typed by hand; the
-sentences around it are, and are read again whenever this prints a page's name.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, sentences that quote numbers between
+`<!-- text: NAME -->` and `<!-- end of text -->`. So no measured number on a page is typed by hand.
 """
 
 from __future__ import annotations
@@ -23,33 +23,64 @@ from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import note
 
 from . import grid, sinks_study
+from . import tables as all_tables
 from .captions import tables as captions
 from .record import write_text
 from .run import BAD_INPUT
+from .serving import fleet
 from .sgl import tables as sgl
+from .speed import sentences
 from .speed import sgl as speed
 
 ROOT = Path(__file__).parents[1]
-MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", flags=re.DOTALL)
+MARKED = re.compile(r"(<!-- (table|text): (\S+) -->\n).*?(<!-- end of \2 -->)", flags=re.DOTALL)
 
+GRID = "eval/results/tables.md"  # is made whole
 _STUDY = "eval/sgl/results/study.json"
 _CAPTIONS = "eval/captions/results/scenes.json"
-# Page -> name of a table -> its record, and what makes it; a folder stands for the grid's summaries.
+_SINKS = "eval/results/sinks_study.json"
+_PAIR = "demos/tiny_vlm/results/accuracy.json"
+_SPEED = "eval/speed/results"
+# Page -> name of a table or text -> its record, and what makes it; a folder stands for the grid's summaries.
 PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
-    "README.md": {"scenes": ("eval/results", grid.readme_table)},
-    "demos/tiny_vlm/README.md": {"accuracy": ("demos/tiny_vlm/results/accuracy.json", evaluate.table)},
+    "README.md": {
+        "scenes": ("eval/results", grid.readme_table),
+        "captions": (_CAPTIONS, captions.in_readme),
+        "overhead": (f"{_SPEED}/overhead.json", sentences.overhead),
+        "imports": (f"{_SPEED}/imports.json", sentences.imports),
+        "var": (f"{_SPEED}/var.json", sentences.var),
+        "prefill": (f"{_SPEED}/prefill.json", sentences.prefill),
+        "pair": (_PAIR, evaluate.in_readme),
+    },
+    "demos/tiny_vlm/README.md": {"accuracy": (_PAIR, evaluate.table), "gaps": (_PAIR, evaluate.findings)},
+    GRID: {"all": ("eval/results", lambda folder: all_tables.markdown(all_tables.read(folder)))},
+    "eval/serving/README.md": {"fleet": ("eval/speed/results/sgl.json", lambda _: fleet.table())},
     "eval/sgl/README.md": {
-        "retention": (_STUDY, lambda record: sgl.table(record["rows"], "at_retention")),
-        "entering": (_STUDY, lambda record: sgl.table(record["rows"], "at_entering")),
-        "by-guide": (_STUDY, lambda record: sgl.by_guide(record["rows"])),
-        "families": (_STUDY, lambda record: sgl.by_family(record["rows"])),
-        "clock": ("eval/speed/results/sgl.json", speed.table),
+        "measured": (_STUDY, sgl.measured),
+        "retention": (_STUDY, lambda record: sgl.table(record, "at_retention")),
+        "costs": (_STUDY, sgl.costs),
+        "against-sgl": (_STUDY, sgl.against_sgl),
+        "entering": (_STUDY, lambda record: sgl.table(record, "at_entering")),
+        "threshold": ("eval/sgl/results/calibration.json", sgl.threshold),
+        "findings": (_STUDY, sgl.findings),
+        "diversity": ("eval/results", lambda folder: sgl.diversity(all_tables.read(folder))),
+        "by-guide": (_STUDY, sgl.by_guide),
+        "wrong": (_STUDY, sgl.ranking_of_wrong),
+        "families": (_STUDY, sgl.by_family),
+        "clock": (f"{_SPEED}/sgl.json", speed.table),
+        "seconds": (f"{_SPEED}/sgl.json", sgl.clock),
     },
     "eval/captions/README.md": {
         "captions": (_CAPTIONS, lambda record: captions.table(record["rows"])),
+        "findings": (_CAPTIONS, captions.findings),
         "captions-pruned": (_CAPTIONS, lambda record: captions.table(record["pruned"])),
+        "pruned-findings": (_CAPTIONS, captions.pruned_findings),
     },
-    "eval/sinks.md": {"sinks": ("eval/results/sinks_study.json", sinks_study.table)},
+    "eval/sinks.md": {
+        "existence": (_SINKS, sinks_study.existence),
+        "sinks": (_SINKS, sinks_study.table),
+        "findings": (_SINKS, sinks_study.findings),
+    },
 }
 
 
@@ -67,14 +98,17 @@ def filled(page: str, text: str) -> str:
         VlmpruneError: the page marks other tables than those that can be made for it.
     """
     tables = PAGES[page]
-    if sorted(name for _, name, _ in MARKED.findall(text)) != sorted(tables):
-        raise VlmpruneError(f"{page} has to mark each of these tables once: {', '.join(tables)}.")
+    if page == GRID:
+        return made_of(GRID, "all")
+    if sorted(name for _, _, name, _ in MARKED.findall(text)) != sorted(tables):
+        raise VlmpruneError(f"{page} has to mark each of these tables and texts once: {', '.join(tables)}.")
+    return MARKED.sub(lambda marks: f"{marks[1]}{made_of(page, marks[3])}\n{marks[4]}", text)
 
-    def made(name: str) -> str:
-        source, table = tables[name]
-        return table(record(source))
 
-    return MARKED.sub(lambda marks: f"{marks[1]}{made(marks[2])}\n{marks[3]}", text)
+def made_of(page: str, name: str) -> str:
+    """A table or text, from its record."""
+    source, make = PAGES[page][name]
+    return make(record(source))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.shared import BatchCache
+from eval.stats import Paired, paired, standard_error
+from eval.tables import p_value
 from eval.worker import weights_hash
 from vlmprune.accounting.scores import plain
 from vlmprune.flow.sinks import separation
@@ -75,46 +77,46 @@ def reachable_tau(model: Any, processor: Any, prompts: list[tuple[Any, str]]) ->
     return None
 
 
-def answers(
-    model: Any, processor: Any, methods: dict[str, Any], batches: list[Any], record: Record
-) -> dict[str, list[str]]:
-    """Each method's greedy answer to every question; all methods answer a batch in turn, on one vision pass."""
-    runs = {name: MethodRun(model, processor, method) for name, method in methods.items()}
+def answers(runs: dict[str, MethodRun], batches: list[Any], record: Record) -> tuple[dict[str, list[str]], Any]:
+    """Each run's greedy answer to every question, and its prefill FLOPs; all answer a batch in turn."""
     shared, start, made = BatchCache(), time.monotonic(), 0
     for number, (images, questions) in enumerate(batches):
         shared.batch(number)
         lines = []
         for name, run in runs.items():
             if f"{name}/{number}" not in record.done:
-                given, _ = shared.answer(run, images, questions, **SETTINGS)
-                lines.append({"id": f"{name}/{number}", "answers": given})
+                given, report = shared.answer(run, images, questions, **SETTINGS)
+                flops = report.prefill_flops + (report.guide_flops or 0)
+                lines.append({"id": f"{name}/{number}", "answers": given, "flops": flops})
         if lines:
             record.append(lines)
             made += 1
             left = (time.monotonic() - start) / made * (len(batches) - number - 1) / 60
             note(f"batch {number + 1} of {len(batches)}, about {left:.0f} min left")
-    return {
-        name: [plain(one) for at in range(len(batches)) for one in record.done[f"{name}/{at}"]["answers"]]
-        for name in methods
-    }
+    whole = {name: [record.done[f"{name}/{at}"] for at in range(len(batches))] for name in runs}
+    said = {name: [plain(one) for line in own for one in line["answers"]] for name, own in whole.items()}
+    return said, {name: sum(line["flops"] for line in own) for name, own in whole.items()}
 
 
 def row(base: list[str], new: list[str], truths: list[str]) -> dict[str, Any]:
-    """Accuracy, and the change against the model as it is, pair by pair with its standard error."""
+    """Accuracy, and the answers that changed against the model as it is, for better and for worse."""
     before = [a == t for a, t in zip(base, truths, strict=True)]
     after = [a == t for a, t in zip(new, truths, strict=True)]
     gained = sum(b and not a for a, b in zip(before, after, strict=True))
     lost = sum(a and not b for a, b in zip(before, after, strict=True))
-    n = len(truths)
-    change = (gained - lost) / n
     return {
-        "accuracy": sum(after) / n,
+        "accuracy": sum(after) / len(truths),
         "changed_answers": sum(a != b for a, b in zip(base, new, strict=True)),
         "gained": gained,
         "lost": lost,
-        "change": change,
-        "change_standard_error": math.sqrt(max(0.0, (gained + lost) / n - change**2) / n),
     }
+
+
+def changed(one: Mapping[str, Any], questions: int) -> Paired:
+    """A row minus `none`, from its counts: a question was gained, lost or neither, and no two share a scene."""
+    gained, lost = one["gained"], one["lost"]
+    same = [0.0] * (questions - gained - lost)
+    return paired(([1.0] * gained + [0.0] * lost + same, None), ([0.0] * gained + [1.0] * lost + same, None))
 
 
 def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[str, Any]:
@@ -142,10 +144,18 @@ def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[
     elif lower is not None:  # there is nothing to exclude; what the next best thing would do
         found["large, lower tau"] = sinks(large, processor, looked_at, lower)
         variants["var, lower tau"] = vlmprune.VAR(tau=lower)
-    said = answers(large, processor, variants, batches, done)
+    for method in (vlmprune.Random(keep=KEEP), vlmprune.Uniform(keep=KEEP), vlmprune.Downsample(keep=KEEP)):
+        variants[method.name] = method
+    runs = {name: MethodRun(large, processor, method) for name, method in variants.items()}
+    runs["small alone"] = MethodRun(small, processor, vlmprune.Unpruned())
+    said, flops = answers(runs, batches, done)
     rows = {
-        name: {"method": method.describe(), **row(said["none"], said[name], truths)}
-        for name, method in variants.items()
+        name: {
+            "method": run.method.describe(),
+            "flops_share": flops[name] / flops["none"],
+            **row(said["none"], said[name], truths),
+        }
+        for name, run in runs.items()
     }
     return {"questions": questions, "prompts": prompts, "calibration_questions": calibration, "sinks": found,
             "lower_tau": lower, "rows": rows}  # fmt: skip
@@ -153,13 +163,48 @@ def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[
 
 def table(record: dict[str, Any]) -> str:
     """Markdown, for `eval/sinks.md`."""
-    columns = ("method", "accuracy", "against none", "answers changed", "gained", "lost")
-    lines = []
+    columns = ("method", "prefill FLOPs", "accuracy", "against none", "p", "answers changed", "gained", "lost")
+    lines, n = [], record["questions"]
     for name, one in record["rows"].items():
-        change = f"{one['change']:+.4f} ± {one['change_standard_error']:.4f}"
+        hits, change = round(one["accuracy"] * n), changed(one, n)
+        error = standard_error(([1.0] * hits + [0.0] * (n - hits), None))
+        cost = f"{one['flops_share']:.1%}" if "flops_share" in one else ""
         counts = (str(one[k]) for k in ("changed_answers", "gained", "lost"))
-        lines.append([name, f"{one['accuracy']:.4f}", change, *counts])
+        accuracy = f"{one['accuracy']:.4f} ± {error:.4f}"
+        lines.append([name, cost, accuracy, markdown.points(change.record()), p_value(change.p), *counts])
     return markdown.table(columns, lines)
+
+
+def existence(record: dict[str, Any]) -> str:
+    """Whether the pair has sinks, for `eval/sinks.md`."""
+    large, small = record["sinks"]["large"], record["sinks"]["small"]
+    phi, first = large["phi"], large["phi_of_the_first_token"][1:]
+    some = [count for count in large["visual_sinks_a_layer"] if count]
+    gates = ", ".join(f"{count:.1f}" for count in large["gated_heads_a_layer"])
+    return markdown.paragraph(
+        f"In the large model dimensions {' and '.join(map(str, large['sink_dims']))} stand out, and phi reaches the "
+        f"threshold (tau {large['tau']:.1f}) at {min(some):.0f} to {max(some):.0f} of 196 visual tokens of the layers "
+        f"where it does: background as a whole, not a few tokens. {phi['between']:,} tokens lie between tau / 2 and "
+        f"tau, beside {phi['from_tau']:,} above, so there are no two separate heaps, which a report of `find_sinks` "
+        f"says. Phi of the first token is {min(first):.1f} to {max(first):.1f} from layer 1 on. Heads that pass "
+        f"VAR's gate, by layer: {gates}. The small model has {len(small['sink_dims'])} sink dimensions."
+    )
+
+
+def findings(record: dict[str, Any]) -> str:
+    """What the methods change; better or worse is said only where the interval excludes zero and p is below .05."""
+    said = []
+    for name, one in record["rows"].items():
+        if name in ("none", "random", "uniform", "downsample", "small alone"):
+            continue
+        change = changed(one, record["questions"])
+        sure = change.excludes_zero and change.p < 0.05
+        word = ("better" if change.difference > 0 else "worse") if sure else "no different"
+        said.append(
+            f"`{name}` is {word}: {markdown.points(change.record())} points, p {p_value(change.p)}; {one['gained']} "
+            f"answers gained, {one['lost']} lost."
+        )
+    return markdown.bullets(said)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def summarise(
         "incomplete": cut,
         "main": task.main,
         "value": rounded(metrics.get(task.main)),
-        "standard_error": rounded(standard_error(above, below)) if units else None,
+        "standard_error": rounded(standard_error((above, below))) if units else None,
         "metrics": {name: rounded(value) for name, value in metrics.items()},
         "costs": costs([line["report"] for line in answered]),
         "positions": positions([line["report"]["cells"] for line in answered]),

@@ -19,11 +19,12 @@ from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import amount, milliseconds, note
 
 from .markdown import lines as markdown_lines
+from .markdown import points
 from .plots import draw, prefill_flops
 from .record import write_text
 from .run import BAD_INPUT
 from .settings import BASELINES
-from .stats import paired_p
+from .stats import Paired, paired
 
 Summary = Mapping[str, Any]
 TIMES = {"prefill": "prefill", "a token": "decode_a_token", "total": "total"}  # heading -> stage
@@ -79,16 +80,14 @@ def label(row: Summary) -> str:
 # -- what is compared ------------------------------------------------------------------------------------------------
 
 
-def significance(row: Summary, unpruned: Summary | None) -> float | None:
-    """p of "as good as the unpruned model" over the same units, None where there is nothing to compare."""
-    if unpruned is None or row is unpruned or row["value"] is None or unpruned["value"] is None:
+def against(row: Summary, other: Summary | None) -> Paired | None:
+    """A row minus another over the same units, None where there is nothing to compare."""
+    if other is None or row is other or row["value"] is None or other["value"] is None:
         return None
-    if row["units"]["ids_sha256"] != unpruned["units"]["ids_sha256"]:
+    if row["units"]["ids_sha256"] != other["units"]["ids_sha256"]:
         return None
-    pair = [
-        (one["units"]["above"], one["units"]["below"] or [1.0] * len(one["units"]["above"])) for one in (row, unpruned)
-    ]
-    return paired_p(pair[0], pair[1])
+    first, second = ((one["units"]["above"], one["units"]["below"]) for one in (row, other))
+    return paired(first, second)
 
 
 def where_downsampling_fails(row: Summary, rows: Sequence[Summary]) -> tuple[float, int] | None:
@@ -122,7 +121,7 @@ def table(rows: Sequence[Summary]) -> str:
 
 def short_table(rows: Sequence[Summary]) -> str:
     """One task's table for a page that has room for little: tokens, FLOPs, the main number, its difference."""
-    return _table(rows, leave_out=("tokens into LM", "KV cache", *TIMES, "where downsampling fails"))
+    return _table(rows, leave_out=("tokens into LM", "KV cache", *TIMES, "p", "where downsampling fails"))
 
 
 def _table(rows: Sequence[Summary], leave_out: Sequence[str] = ()) -> str:
@@ -135,6 +134,7 @@ def _table(rows: Sequence[Summary], leave_out: Sequence[str] = ()) -> str:
 def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
     """A row's cells by heading; that of exits is there in tables that have any."""
     unpruned, hard = named(rows, "none"), where_downsampling_fails(row, rows)
+    change = against(row, unpruned)
     costs, seconds = row["costs"], row["costs"].get("seconds", {})
     out = {
         "method": row["method"],
@@ -145,7 +145,8 @@ def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
         "KV cache": _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
         **{name: _cell(seconds.get(stage), milliseconds) for name, stage in TIMES.items()},
         row["main"]: "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}",
-        "p vs. unpruned": _p(significance(row, unpruned)),
+        "vs. unpruned": "" if change is None else points(change.record()),
+        "p": "" if change is None else p_value(change.p),
         "where downsampling fails": "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
     }
     if any(one["costs"].get("exited_share") for one in rows):
@@ -160,8 +161,9 @@ def caption(rows: Sequence[Summary]) -> str:
     questions = sorted({row["questions"] for row in rows})
     counted = " or ".join(f"{count:,}" for count in questions)
     said = [
-        f"{first['task']}: {counted} questions; {first['main']} ± its bootstrap standard error; p from swapping results"
-        " in pairs; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
+        f"{first['task']}: {counted} questions; {first['main']} ± its standard error; the paired difference from the"
+        " unpruned model in points with its 95 % interval, and p from swapping results in pairs, all clustered by"
+        " image; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
         + (", shared work measured once and charged to every row." if first.get("share") else "."),
         _every("Model", [row["model"] for row in rows]),
         _every("backend", [row["backend"] for row in rows]),
@@ -213,8 +215,9 @@ def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else form(value)
 
 
-def _p(p: float | None) -> str:
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def p_value(p: float) -> str:
+    """A p value with three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _part(value: float | None, whole: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from eval.stats import standard_error
 from vlmprune.tiny.questions import FAMILIES, Question, benchmark
 from vlmprune.tiny.scenes import Scene, render
 from vlmprune.tiny.vocabulary import GRID
@@ -18,7 +18,7 @@ from .packing import answer_logits, encode_text, pack, right_answers
 from .tower import encode, pixels
 
 BATCH = 8
-Asked = tuple[np.ndarray, list[Question]]  # an image and its questions
+Asked = tuple[np.ndarray, list[Question]]  # a picture and its questions
 
 
 def scene_questions(number: int, split: str) -> list[Asked]:
@@ -41,11 +41,15 @@ def batches(asked: list[Asked]) -> Iterator[list[Asked]]:
 def measure(models: dict[str, Any], asked: list[Asked]) -> dict[str, dict[str, Any]]:
     """Per family: accuracy of each model with its standard error, and the chance level. One vision pass for both."""
     right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    scenes: dict[str, list[int]] = defaultdict(list)  # which picture each of a family's questions shows
     tower = next(iter(models.values())).model.vision_tower
     for part in batches(asked):
         places = torch.arange(GRID * GRID).expand(len(part), -1)
-        features = encode(tower, pixels([image for image, _ in part]), places)[:, 1:]
+        features = encode(tower, pixels([picture for picture, _ in part]), places)[:, 1:]
         packed = pack([questions for _, questions in part], places)
+        for picture, questions in part:
+            for question in questions:
+                scenes[question.family].append(id(picture))
         for name, model in models.items():
             for family, hit in right_answers(answer_logits(model, features, packed), packed):
                 right[family][name].append(hit)
@@ -53,14 +57,13 @@ def measure(models: dict[str, Any], asked: list[Asked]) -> dict[str, dict[str, A
     for _, questions in asked:
         for question in questions:
             answers[question.family][question.answer] += 1
-    return {family: _row(right[family], answers[family]) for family in answers}
+    return {family: _row(right[family], answers[family], scenes[family]) for family in answers}
 
 
-def _row(right: dict[str, list[bool]], answers: Counter[str]) -> dict[str, Any]:
+def _row(right: dict[str, list[bool]], answers: Counter[str], scenes: list[int]) -> dict[str, Any]:
     number = sum(answers.values())
     record: dict[str, Any] = {"questions": number, "chance": answers.most_common(1)[0][1] / number}
     for name, hits in right.items():
-        fraction = sum(hits) / len(hits)
-        record[name] = fraction
-        record[f"{name}_standard_error"] = math.sqrt(fraction * (1 - fraction) / len(hits))
+        record[name] = sum(hits) / len(hits)
+        record[f"{name}_standard_error"] = standard_error((hits, None), scenes)
     return record

@@ -9,16 +9,16 @@ one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from eval.stats import paired, standard_error
 from vlmprune.captioner.text import sentences, singular, words
 from vlmprune.tiny.scenes import Scene, Thing
 from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
-RESAMPLES = 1000  # of a bootstrap
 ATTRIBUTES = ("colour", "size", "position", "digit")
 PLACES = sorted((place.split() for row in POSITIONS for place in row), key=len, reverse=True)
 
@@ -141,56 +141,40 @@ def match(found: Sequence[Mention], things: Sequence[Thing]) -> list[tuple[int, 
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if gain[i, j] > 0]
 
 
-FRACTIONS = {  # name -> (numerator, denominator), as sums over captions
-    "object_recall": ("matched", "objects"),
-    "object_precision": ("matched", "mentions"),
-    "named_recall": ("named", "objects"),
-    "named_precision": ("named", "mentions"),
-    "chair_i": ("absent", "mentions"),
-    "chair_s": ("with_absent", "captions"),
-    "attribute_accuracy": ("right", "judged"),
-    "attribute_recall": ("right", "attributes"),
-    "attribute_precision": ("right", "stated"),
-    "mentions_a_caption": ("mentions", "captions"),
+FRACTIONS = {  # name -> (numerator, fields whose sum is the denominator), as sums over captions
+    "object_recall": ("matched", ("objects",)),
+    "object_precision": ("matched", ("mentions",)),
+    "object_f1": ("matched", ("objects", "mentions")),
+    "named_recall": ("named", ("objects",)),
+    "named_precision": ("named", ("mentions",)),
+    "named_f1": ("named", ("objects", "mentions")),
+    "chair_i": ("absent", ("mentions",)),
+    "chair_s": ("with_absent", ("captions",)),
+    "attribute_accuracy": ("right", ("judged",)),
+    "attribute_recall": ("right", ("attributes",)),
+    "attribute_precision": ("right", ("stated",)),
+    "attribute_f1": ("right", ("attributes", "stated")),
+    "mentions_a_caption": ("mentions", ("captions",)),
 }
 
 
-def table(counts: Sequence[Counts]) -> np.ndarray:
-    """Counts of N captions as [N, fields]."""
-    return np.array([[getattr(one, f.name) for f in fields(Counts)] for one in counts], dtype=float)
+def fraction(name: str, counts: Sequence[Counts]) -> tuple[list[float], list[float]]:
+    """Numerators and denominators of a fraction, one a caption; F1 is 2 x matched / (objects + mentions)."""
+    top, bottom = FRACTIONS[name]
+    above = [len(bottom) * float(getattr(one, top)) for one in counts]
+    return above, [float(sum(getattr(one, part) for part in bottom)) for one in counts]
 
 
-def fractions(summed: np.ndarray) -> dict[str, float]:
-    """Every fraction of summed counts [..., fields], and the F1 of each recall with its precision."""
-    column = {f.name: summed[..., i] for i, f in enumerate(fields(Counts))}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        out = {name: np.nan_to_num(column[top] / column[bottom]) for name, (top, bottom) in FRACTIONS.items()}
-        for kind in ("object", "named", "attribute"):
-            recall, precision = out[f"{kind}_recall"], out[f"{kind}_precision"]
-            out[f"{kind}_f1"] = np.nan_to_num(2 * recall * precision / (recall + precision))
+def summary(counts: Sequence[Counts]) -> dict[str, dict[str, float]]:
+    """Every fraction with its standard error; a scene has one caption, so captions are independent."""
+    out = {}
+    for name in FRACTIONS:
+        above, below = fraction(name, counts)
+        value = sum(above) / sum(below) if sum(below) else 0.0
+        out[name] = {"value": value, "standard_error": standard_error((above, below))}
     return out
 
 
-def summary(counts: Sequence[Counts], *, resamples: int = RESAMPLES) -> dict[str, dict[str, float]]:
-    """Every fraction with its standard error, bootstrapped over captions."""
-    values = table(counts)
-    total = fractions(values.sum(0))
-    spread = fractions(_resampled(values, resamples))
-    return {name: {"value": float(total[name]), "standard_error": float(spread[name].std())} for name in total}
-
-
-def difference(a: Sequence[Counts], b: Sequence[Counts]) -> dict[str, list[float]]:
-    """b minus a of every fraction on the same scenes: [difference, 2.5 %, 97.5 %] of a paired bootstrap."""
-    first, second = table(a), table(b)
-    total = {name: fractions(second.sum(0))[name] - value for name, value in fractions(first.sum(0)).items()}
-    one, two = (fractions(_resampled(values)) for values in (first, second))
-    return {
-        name: [float(total[name]), *(float(v) for v in np.quantile(two[name] - one[name], (0.025, 0.975)))]
-        for name in total
-    }
-
-
-def _resampled(values: np.ndarray, resamples: int = RESAMPLES) -> np.ndarray:
-    """Sums over captions drawn with replacement [resamples, fields]; the same draws for the same N."""
-    rng = np.random.default_rng(0)
-    return np.stack([values[rng.integers(0, len(values), len(values))].sum(0) for _ in range(resamples)])
+def difference(a: Sequence[Counts], b: Sequence[Counts]) -> dict[str, dict[str, float]]:
+    """b minus a of every fraction on the same scenes: `difference`, `low` and `high` of its 95 % interval, `p`."""
+    return {name: paired(fraction(name, b), fraction(name, a)).record() for name in FRACTIONS}

@@ -2,9 +2,10 @@
 
     python -m eval.captions.run --scenes 300 --pruned-scenes 100 --out eval/captions/results/scenes.json
 
-Held-out scenes with 4 to 8 objects. Rows: one caption of the whole image; 13 samples of it merged without a filter;
-Patch Matters; the same descriptions without the filter; and, on the first of the scenes, with crops blown up instead
-of shown in place, and with every crop pruned. All rows of a scene come from one run; what two rows share (the
+Held-out scenes with 4 to 8 objects. Rows: one caption of the whole image; samples of it merged without a filter, and
+with Patch Matters' own (what patches add beyond samples and a filter); Patch Matters; the same descriptions without
+the filter; and, on the first of the scenes, with crops blown up instead of shown in place, by the small model alone,
+and with every crop pruned. All rows of a scene come from one run; what two rows share (the
 descriptions of a filter and a no-filter row) is made once and charged to both.
 
 The same command again goes on where a killed one stopped: finished portions lie in `--records`.
@@ -15,15 +16,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import vlmprune
-from eval.captions.metrics import Counts, count, difference, summary
-from eval.captions.text_metrics import text_metrics
+from eval.captions import tables
+from eval.captions.metrics import Counts, difference
+from eval.captions.rows import CaptionRow
 from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.worker import weights_hash
@@ -34,63 +36,14 @@ from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
 from vlmprune.captioner.vlm import CaptionCost
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.questions import caption
 from vlmprune.tiny.scenes import Scene, make_scene
 
-MANY = 13  # as many samples of the whole image as Patch Matters takes in all
+FEW, MANY = 3, 13  # samples of the whole image: as many as of a patch, and as Patch Matters takes in all
 KEEPS = (0.35, 0.18, 0.09)
-METHODS = ("random", "fastv", "sgl")
+METHODS = ("random", "uniform", "downsample", "fastv", "sgl")
 TOGETHER = 16  # scenes described in one batch
 REFERENCE = "one global caption"
 PATCHES = "Patch Matters"
-
-
-@dataclass
-class CaptionRow:
-    """A way to caption: its captions so far, what each got right, and what all cost."""
-
-    name: str
-    method: str = "none"
-    keep: float | None = None
-    texts: list[str] = field(default_factory=list)
-    cost: CaptionCost = field(default_factory=CaptionCost)
-    seconds: float = 0.0
-
-    @property
-    def key(self) -> tuple[str, str, float | None]:
-        return self.name, self.method, self.keep
-
-    def counts(self, scenes: Sequence[Scene]) -> list[Counts]:
-        """What each caption got right; the row's captions are those of the first scenes."""
-        return [count(text, scene) for text, scene in zip(self.texts, scenes, strict=False)]
-
-    def join(self, other: CaptionRow) -> None:
-        """Add what another portion of the scenes gave."""
-        self.texts += other.texts
-        self.cost.add(other.cost)
-        self.seconds += other.seconds
-
-    def record(self, scenes: Sequence[Scene]) -> dict[str, Any]:
-        """JSON-serialisable; costs are means per image."""
-        n, counts, spent = len(self.texts), self.counts(scenes), self.cost
-        out: dict[str, Any] = {"name": self.name, "method": self.method, "keep": self.keep, "scenes": n}
-        cost = {
-            "describe_calls": spent.calls["describe"] / n,
-            "match_calls": spent.calls["match"] / n,
-            "visual_tokens": spent.visual_tokens / n,
-            "layer_avg_tokens": spent.layer_avg_tokens / n,
-            "prefill_flops": None if spent.prefill_flops is None else spent.prefill_flops / n,
-            "images_encoded": spent.images_encoded / n,
-            "seconds": self.seconds / n,
-        }
-        references = [[caption(scene)] for scene in scenes[:n]]
-        totals = {name: sum(getattr(one, name) for one in counts) for name in vars(Counts())}
-        return out | {
-            "quality": summary(counts),
-            "text": text_metrics(self.texts, references),
-            "counts": totals,
-            "cost": cost,
-        }
 
 
 def held_out(number: int, start: int = 0, split: str = "test") -> list[Scene]:
@@ -133,21 +86,35 @@ def aggregate(captioner: PatchCaptioner, images: Sequence[Any], found: Any, row:
         row.texts += [captioner.aggregate(image, one).text for image, one in zip(images, found, strict=True)]
 
 
-def merged(captioner: PatchCaptioner, size: tuple[int, int], samples: Sequence[str]) -> str:
-    """Several samples of the whole image as one caption: similar sentences once, everything else kept."""
-    config = replace(captioner.config, filter=False)
-    work = Hierarchy(size, config, captioner.aggregator, lambda pairs: [])
+def merged(captioner: PatchCaptioner, samples: Sequence[str], image: Any) -> str:
+    """Several samples of the whole image as one caption: what is done within a patch, the filter where it is on."""
 
+    def score(pairs: Sequence[tuple[Any, str]]) -> list[float]:
+        captioner.vision.cost.calls["match"] += len(pairs)
+        return list(captioner.matcher([(image, text) for _, text in pairs]))
+
+    work = Hierarchy(image.size, captioner.config, captioner.aggregator, score)
     (region,) = work.within([replace(work.image, samples=tuple(samples))])
     return joined(work.provenance.texts(region.live))
 
 
-def many_samples(captioner: PatchCaptioner, scenes: Sequence[Scene], images: Sequence[Any], row: CaptionRow) -> None:
-    """13 samples of each whole image at the patches' temperature."""
-    seeds = [[seed_of(captioner.seed, scene.seed, k) for k in range(MANY)] for scene in scenes]
-    with charged(captioner, row):
-        found = captioner.sample(images, captioner.config.prompts.describe, seeds, captioner.config.temperature)
-        row.texts += [merged(captioner, image.size, texts) for image, texts in zip(images, found, strict=True)]
+def samples(
+    captioners: Sequence[PatchCaptioner],
+    count: int,
+    scenes: Sequence[Scene],
+    images: Sequence[Any],
+    rows: Sequence[Any],
+) -> None:
+    """Samples of each whole image at the patches' temperature, merged by each captioner for its row."""
+    config = captioners[0].config
+    seeds = [[seed_of(captioners[0].seed, scene.seed, k) for k in range(count)] for scene in scenes]
+    first = CaptionRow("")
+    with charged(captioners[0], first):
+        found = captioners[0].sample(images, config.prompts.describe, seeds, config.temperature)
+    for captioner, row in zip(captioners, rows, strict=True):
+        row.join(first)  # all pay for the samples they share
+        with charged(captioner, row):
+            row.texts += [merged(captioner, texts, image) for image, texts in zip(images, found, strict=True)]
 
 
 def alone(
@@ -161,8 +128,9 @@ def alone(
 
 
 def unpruned(handle: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: int) -> list[CaptionRow]:
-    """The four rows without pruning, on a group of scenes."""
+    """The rows without pruning, on a group of scenes."""
     single, many = CaptionRow(REFERENCE), CaptionRow(f"{MANY} global samples, no filter")
+    checked = [CaptionRow(filtered_name(count)) for count in (FEW, MANY)]
     full, loose = CaptionRow(PATCHES), CaptionRow(f"{PATCHES}, no filter")
     captioner = PatchCaptioner(handle, config=config, seed=seed)
     unfiltered = PatchCaptioner(handle, config=replace(config, filter=False), seed=seed)
@@ -172,19 +140,26 @@ def unpruned(handle: Any, scenes: Sequence[Scene], config: CaptionConfig, seed: 
     aggregate(captioner, images, found, full)
     aggregate(unfiltered, images, found, loose)
     alone(captioner, scenes, images, found, single)
-    many_samples(captioner, scenes, images, many)
-    return [single, many, full, loose]
+    samples([captioner], FEW, scenes, images, checked[:1])
+    samples([captioner, unfiltered], MANY, scenes, images, [checked[1], many])
+    return [single, *checked, many, full, loose]
+
+
+def filtered_name(count: int) -> str:
+    """The row that has samples and the filter, and no patches."""
+    return f"{count} global samples, same filter"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are made together: the four without pruning (`row` None), or one on the first of the scenes."""
+    """Rows that are made together: those without pruning (`row` None), or one on the first of the scenes."""
 
     name: str
     method: str = "none"
     keep: float | None = None
     row: str | None = None
     view: str | None = None
+    small: bool = False  # whether the small model describes and scores
 
     def run(
         self, models: tuple[Any, Any], processor: Any, scenes: Any, config: CaptionConfig, seed: int
@@ -196,7 +171,7 @@ class Part:
         """
         options: dict[str, Any] = {} if self.keep is None else {"keep": self.keep}
         options |= {"guide": models[1]} if self.method == "sgl" else {}
-        with vlmprune.wrap(models[0], self.method, processor=processor, **options) as handle:
+        with vlmprune.wrap(models[self.small], self.method, processor=processor, **options) as handle:
             if self.row is None:
                 return unpruned(handle, scenes, config, seed)
             row = CaptionRow(self.row, self.method, self.keep)
@@ -207,9 +182,10 @@ class Part:
 
 
 def parts(methods: Sequence[str], view: str) -> list[Part]:
-    """What is run on the first of the scenes: crops blown up, no pruning, every method at every budget."""
+    """What is run on the first of the scenes: crops blown up, no pruning, the small model, every method and budget."""
     found = [] if view == "crop" else [Part("crops blown up", row=f"{PATCHES}, crops blown up", view="crop")]
     found.append(Part("unpruned again", row=PATCHES))
+    found.append(Part("small alone", row=f"{PATCHES}, small model alone", small=True))
     return found + [Part(f"{name} {keep:g}", name, keep, PATCHES) for name in methods for keep in KEEPS]
 
 
@@ -243,17 +219,14 @@ def table(
     return rows, skipped
 
 
-def show(records: Sequence[dict[str, Any]]) -> None:
-    """The table on stdout."""
-    columns = ("object_recall", "object_precision", "attribute_accuracy", "chair_i", "chair_s")
-    print(f"{'row':<44}{'n':>4}" + "".join(f"{c:>20}" for c in columns) + f"{'CIDEr':>8}{'tokens':>9}{'s':>7}")
-    for one in records:
-        keep = "" if one["keep"] is None else f" {one['keep']:g}"
-        label = one["name"] + ("" if one["method"] == "none" else f", {one['method']}{keep}")
-        cells = [f"{one['quality'][c]['value']:.3f} ± {one['quality'][c]['standard_error']:.3f}" for c in columns]
-        cost = f"{one['cost']['layer_avg_tokens']:>9.0f}{one['cost']['seconds']:>7.2f}"
-        quality = "".join(f"{cell:>20}" for cell in cells)
-        print(f"{label:<44}{one['scenes']:>4}{quality}{one['text']['cider']:>8.3f}{cost}")
+def differences(found: Mapping[str, list[Counts]]) -> dict[str, Any]:
+    """Every row minus one caption, and minus the samples that have the same filter."""
+    return {
+        f"{name} minus {other}": difference(found[other], counts)
+        for other in (REFERENCE, filtered_name(FEW), filtered_name(MANY))
+        for name, counts in found.items()
+        if name != other
+    }
 
 
 def main() -> None:
@@ -295,14 +268,13 @@ def main() -> None:
         Record(args.records, identity, option="--records"),
         lambda part, group: part.run(models, processor, group, config, args.seed),
     )
-    reference = rows[0]
-
-    expected = reference.counts(scenes)
+    pruned = [row for made in more for row in made]
+    whole = next((row.counts(few) for row in pruned if row.key == (PATCHES, "none", None)), [])
     record = {
         "rows": [row.record(scenes) for row in rows],
-        "pruned": [row.record(few) for made in more for row in made],
+        "pruned": [row.record(few) | {"vs_unpruned": difference(whole, row.counts(few))} for row in pruned],
         "skipped": skipped,
-        "differences": {f"{row.name} minus {REFERENCE}": difference(expected, row.counts(scenes)) for row in rows[1:]},
+        "differences": differences({row.name: row.counts(scenes) for row in rows}),
         "settings": {
             "scenes": f"{args.split} split, 4 to 8 objects",
             "first_seed": args.start,
@@ -311,7 +283,7 @@ def main() -> None:
         },
         "provenance": provenance(model=f"the bundled {args.model} model", backend=backend(models[0])),
     }
-    show([*record["rows"], *record["pruned"]])  # type: ignore[misc]  # a dictionary of mixed values
+    print(tables.table([*record["rows"], *record["pruned"]]))
     write_record(record, args.out)
 
 

@@ -1,6 +1,6 @@
 """The exit's threshold for the bundled pair, from validation questions only, with the whole trade-off curve.
 
-    python -m eval.sgl.calibrate --questions 50 --out eval/sgl/results/calibration.json     # of each family; and a PNG
+python -m eval.sgl.calibrate --questions 50 --out eval/sgl/results/calibration.json     # of each family; and a PNG
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 import vlmprune
 from eval.provenance import provenance, write_record
-from eval.sgl.study import NEW_TOKENS, SHORT
+from eval.tasks.scenes import Scenes
 from vlmprune.calibrate.exit_threshold import Calibration
+from vlmprune.harness.baselines import scored_families
 from vlmprune.harness.measure import backend
 from vlmprune.tiny.questions import benchmark
 
@@ -28,7 +29,7 @@ def main() -> None:
     large, small, processor = vlmprune.load_tiny()
     data = [
         (scene.image(), question.text, question.answer)
-        for family in SHORT
+        for family in scored_families()
         for scene, question in benchmark(family, args.questions, "validation")
     ]
     found = vlmprune.SGL(small, keep=0.18, layer=0).calibrate(
@@ -38,7 +39,7 @@ def main() -> None:
         max_accuracy_loss=args.max_accuracy_loss,
         keeps=[0.18, 0.09],
         cost="flops",
-        max_new_tokens=NEW_TOKENS,
+        max_new_tokens=Scenes.max_new_tokens,
     )
     about = provenance(model="the bundled pair", backend=backend(large), split="validation", questions=len(data))
     write_record({"about": about, **found.to_dict()}, args.out)

@@ -1,205 +1,203 @@
 """What SGL keeps of the bundled pair's accuracy: every method at equal layer-averaged retention, in one run.
 
-    python -m eval.sgl.study --questions 250 --out eval/sgl/results/study.json      # 250 of each of eight families
+    python -m eval.sgl.study --choose-fastv --out eval/sgl/results/fastv_layers.json     # validation questions only
+    torchrun --nproc-per-node 2 -m eval.sgl.study --out eval/sgl/results/study.json
 
-Questions are the test split's. The guide and the oracle run once per batch for every row that ranks by them
-(`eval.shared`), so that a row costs only its own model; seconds are therefore not measured here but in
-`eval.speed.sgl`. The exit's threshold comes from `eval.sgl.calibrate`, which sees the validation split only.
+Questions, records, sharing of the guide's run and going on after a kill are those of `eval.grid`; here methods are
+compared at equal cost instead of at equal `keep`. Seconds are measured in `eval.speed.sgl`. Whatever is free is chosen
+on validation scenes: the layer from which FastV drops tokens by the first command, the exit's threshold by
+`eval.sgl.calibrate`.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import random
-import time
-from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.progress import track
-
-import vlmprune
+from eval.plots import prefill_flops
 from eval.provenance import provenance, write_record
-from eval.shared import BatchCache
-from vlmprune.accounting.report import Report
-from vlmprune.accounting.scores import exact_match, sureness
-from vlmprune.harness.baselines import EXIT_AT, accuracy, scored_families
-from vlmprune.harness.measure import MethodRun, backend
-from vlmprune.methods.registry import make_method
-from vlmprune.tiny.questions import benchmark
+from eval.run import BAD_INPUT, evaluate
+from eval.settings import SGL_EXIT, SMALL, Run, Settings
+from eval.stats import paired, standard_error
+from vlmprune.errors import VlmpruneError
+from vlmprune.harness.baselines import scored_families
+from vlmprune.harness.format import note
+from vlmprune.harness.models import quiet
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
-BATCH = 32
-NEW_TOKENS = 4  # the longest short answer has two words and its end
-SHORT = tuple(scored_families())
+LAYERS = 6  # of the bundled large model
+QUESTIONS, CHOICE_QUESTIONS = 2112, 400  # of the test split, of the validation split
+NAMES = {SMALL: "small alone", SGL_EXIT: "sgl + exit"}  # run's name -> the page's
+CHOICE = Path(__file__).parent / "results/fastv_layers.json"
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One setting: a method with its budget and depth, listed under a layer-averaged retention or a share of tokens."""
+    """A method with its budget and depth, listed under a layer-averaged retention or a fraction of tokens."""
 
-    name: str
-    keep: float
-    layer: int
-    at: tuple[float, ...]  # the retention points of table 1 that it stands for
-    entering: tuple[float, ...]  # the shares of tokens entering the LM of table 2
+    method: str
+    keep: float | None = None
+    layer: int = 0
+    at: tuple[float, ...] = ()  # the retention points of table 1 that it stands for
+    entering: tuple[float, ...] = ()  # the fractions of tokens entering the LM of table 2
+
+    def run(self, task: str) -> Run:
+        """The same for the harness."""
+        if self.keep is None:
+            return Run(task, self.method, None, None)
+        return Run(task, self.method, f"{self.keep:.6g}", str(self.layer))
 
 
-def rows(layers: int) -> list[StudyRow]:
-    """Every method at every retention R = K/L + (1 - K/L) r it can reach."""
-    out = []
-    for name in ("random", "uniform", "downsample"):
-        out += [StudyRow(name, r, 0, (r,), (r,)) for r in RETENTION]
+@dataclass(frozen=True)
+class StudySettings(Settings):
+    """Settings whose runs are listed one by one."""
+
+    listed: tuple[Run, ...] = ()
+
+    def runs(self) -> Iterator[Run]:
+        yield from self.listed
+
+
+def fraction(retention: float, depth: int, layers: int = LAYERS) -> float | None:
+    """The budget r that gives a layer-averaged retention R = K/L + (1 - K/L) r when tokens go before layer K."""
+    keep = (retention - depth / layers) / (1 - depth / layers)
+    return keep if keep > 0.005 else None
+
+
+def fastv_candidates() -> list[StudyRow]:
+    """Every layer from which FastV can reach a retention; it reads attention, so it cannot drop before layer 1."""
+    return [
+        StudyRow("fastv", keep, depth, (retention,))
+        for retention in RETENTION
+        for depth in range(1, LAYERS)
+        if (keep := fraction(retention, depth)) is not None
+    ]
+
+
+def rows(fastv_layers: Mapping[str, int]) -> list[StudyRow]:
+    """Every row of the study; `fastv_layers` says FastV's layer for each retention that it can reach."""
+    out = [StudyRow(name) for name in ("none", SMALL, "blind")]
+    out += [StudyRow(name, r, 0, (r,), (r,)) for name in ("random", "uniform", "downsample") for r in RETENTION]
+    out += [one for one in fastv_candidates() if fastv_layers.get(f"{one.at[0]:g}") == one.layer]
     for retention in RETENTION:
-        for depth in (2, 1):  # the paper's K, or where that is too deep the one before
-            if (keep := share(retention, depth, layers)) is not None:
-                out.append(StudyRow("fastv", keep, depth, (retention,), ()))
-                break
-        depth = next(k for k in (2, 1, 0) if (r := share(retention, k, layers)) is not None and int(r * layers) >= k)
-        for name in ("fastv-oracle", "sgl"):
-            keep = share(retention, depth, layers)
-            assert keep is not None
-            out.append(StudyRow(name, keep, depth, (retention,), (retention,) if depth == 0 else ()))
+        # The paper's rule K = int(keep x L), or the next shallower K that can give this retention.
+        depth = next(k for k in (2, 1, 0) if (r := fraction(retention, k)) is not None and int(r * LAYERS) >= k)
+        for name in ("fastv-oracle", "sgl", SGL_EXIT):
+            out.append(StudyRow(name, fraction(retention, depth), depth, (retention,), () if depth else (retention,)))
             if depth:
                 out.append(StudyRow(name, retention, 0, (), (retention,)))
     return out
 
 
-def share(retention: float, depth: int, layers: int) -> float | None:
-    """The budget that gives a layer-averaged retention when tokens go before layer `depth`."""
-    keep = (retention - depth / layers) / (1 - depth / layers)
-    return keep if keep > 0.005 else None
+def summaries(table: Sequence[StudyRow], task: str, limit: int, folder: Path) -> list[dict[str, Any]] | None:
+    """Answer what is open; every row's summary, or None while another process has questions left."""
+    listed = tuple(row.run(task) for row in table)
+    whole = StudySettings((task,), (), (), str(folder), limit=limit, batch_size=32, share=True, listed=listed)
+    with quiet():
+        evaluate(whole)
+    paths = [whole.folder(run) / "summary.json" for run in listed]
+    return [json.loads(path.read_text()) for path in paths] if all(path.exists() for path in paths) else None
 
 
-def runs_of(table: list[StudyRow], large: Any, small: Any, processor: Any) -> dict[str, MethodRun]:
-    """A run for each row, and for the unpruned large and small model."""
-    none = vlmprune.Unpruned()
-    runs = {"none": MethodRun(large, processor, none), "small alone": MethodRun(small, processor, none)}
-    for row in table:
-        guide = {"guide": small} if row.name == "sgl" else {}
-        runs[key(row)] = MethodRun(large, processor, make_method(row.name, keep=row.keep, layer=row.layer, **guide))
-    return runs
+def chosen(table: Sequence[StudyRow], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """For each retention the layer with the best accuracy, the shallower of equals, and what all of them gave."""
+    tried: dict[str, dict[int, float]] = {}
+    for row, one in zip(table, found, strict=True):
+        tried.setdefault(f"{row.at[0]:g}", {})[row.layer] = one["value"]
+    return {"layers": {at: max(layers, key=lambda k: (layers[k], -k)) for at, layers in tried.items()}, "tried": tried}
 
 
-@dataclass
-class WorkerResult:
-    """What one worker found: per row how right each answer was and the report of each batch; per question the rest."""
-
-    families: list[str]
-    sure: list[float]
-    right: dict[str, list[float]]
-    reports: dict[str, list[Report]]
-
-
-def work(number: int, worker: int, workers: int) -> WorkerResult:
-    """All rows on every `workers`-th batch of `number` questions of each family."""
-    torch.set_num_threads(1)
-    large, small, processor = vlmprune.load_tiny()
-    asked = [(family, scene, question) for family in SHORT for scene, question in benchmark(family, number, "test")]
-    random.Random(0).shuffle(asked)
-    table = rows(len(large.model.language_model.layers))
-    runs, cache = runs_of(table, large, small, processor), BatchCache()
-    first_sgl = next(key(row) for row in table if row.name == "sgl")
-    out = WorkerResult([], [], defaultdict(list), defaultdict(list))
-    starts = range(worker * BATCH, len(asked), workers * BATCH)
-    for at in track(starts, "batches", disable=worker > 0):
-        part = asked[at : at + BATCH]
-        cache.batch(at)
-        out.families += [family for family, _, _ in part]
-        images, questions = [scene.image() for _, scene, _ in part], [question.text for _, _, question in part]
-        for name, one in runs.items():
-            texts, report = cache.answer(one, images, questions, max_new_tokens=NEW_TOKENS)
-            out.right[name] += [exact_match(a, question.answer) for a, (*_, question) in zip(texts, part, strict=True)]
-            out.reports[name].append(report)
-            if name == first_sgl:
-                assert report.confidence is not None and report.consistency is not None, "SGL measures both"
-                out.sure += [sureness(*pair) for pair in zip(report.confidence, report.consistency, strict=True)]
+def records(table: Sequence[StudyRow], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows for the page: accuracy, costs with the guide's, and paired differences from `none` and from SGL."""
+    none, small = found[0], found[1]
+    out = []
+    for row, one in zip(table, found, strict=True):
+        if one["units"]["ids_sha256"] != none["units"]["ids_sha256"] or one["bad_count"]:
+            raise VlmpruneError(f"The row {row.run('').name!r} lacks questions that others have; run the study again.")
+        sgl = next(
+            (s for r, s in zip(table, found, strict=True) if r.method == "sgl" and set(r.at) & set(row.at)), None
+        )
+        costs, whole = one["costs"], none["costs"]
+        out.append(
+            {
+                "name": NAMES.get(row.method, row.method),
+                "keep": row.keep,
+                "layer": row.layer,
+                "at_retention": list(row.at),
+                "at_entering": list(row.entering),
+                "accuracy": one["value"],
+                **{name: costs[name] for name in ("lm_tokens", "layer_avg_tokens")},
+                "flops_share": (prefill_flops(one) or 0) / whole["prefill_flops"],
+                "kv_share": costs["kv_bytes"] / whole["kv_bytes"],
+                "exits": costs.get("exited_share"),
+                "standard_error": standard_error(ratio(one)),
+                "vs_none": paired(ratio(one), ratio(none)).record(),
+                "vs_small": paired(ratio(one), ratio(small)).record(),
+                **({} if sgl is None else {"vs_sgl": paired(ratio(one), ratio(sgl)).record()}),
+                **parts(one["scores"], small["scores"]),
+            }
+        )
     return out
 
 
-def run(number: int, exit_at: float, workers: int) -> dict[str, Any]:
-    """Share the batches out, and make the records."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        shares = list(pool.map(work, [number] * workers, range(workers), [workers] * workers))
-    families = [family for found in shares for family in found.families]
-    sure = [value for found in shares for value in found.sure]
-    right = {name: [hit for found in shares for hit in found.right[name]] for name in shares[0].right}
-    reports = {name: [one for found in shares for one in found.reports[name]] for name in shares[0].reports}
-    large, _, _ = vlmprune.load_tiny()
-    table = rows(len(large.model.language_model.layers))
-    records = [record(row, right, reports, families, sure, exit_at) for row in table]
-    plain = [base(name, right[name], families) for name in ("none", "small alone")]
-    about = provenance(
-        model="the bundled pair",
-        backend=backend(large),
-        split="test",
-        questions=len(families),
-        families=list(SHORT),
-        exit_at=exit_at,
-        random_seed=0,
-    )
-    return {"about": about, "rows": plain + records}
+def ratio(summary: Mapping[str, Any]) -> tuple[list[float], list[float] | None]:
+    """A run's units, which are scenes: each has one question."""
+    return summary["units"]["above"], summary["units"]["below"]
 
 
-def key(row: StudyRow) -> str:
-    """What a row is filed under."""
-    return f"{row.name} {row.keep:.4f} {row.layer}"
+def parts(scores: Sequence[float], small: Sequence[float]) -> dict[str, Any]:
+    """Accuracy by family, and by whether the small model alone was right, each with its standard error."""
+    names = scored_families()  # they take turns
 
+    def of(chosen: Sequence[float]) -> dict[str, Any]:
+        mean = sum(chosen) / max(1, len(chosen))
+        return {"questions": len(chosen), "accuracy": mean, "standard_error": standard_error((chosen, None))}
 
-def base(name: str, hits: list[float], families: list[str]) -> dict[str, Any]:
-    """Accuracy, its standard error, and the families'."""
-    per = {f: sum(h for h, g in zip(hits, families, strict=True) if g == f) / families.count(f) for f in SHORT}
-    return {"name": name, **accuracy(hits), "families": per}
-
-
-def record(
-    row: StudyRow,
-    right: dict[str, list[float]],
-    reports: dict[str, list[Report]],
-    families: list[str],
-    sure: list[float],
-    exit_at: float,
-) -> dict[str, Any]:
-    """A row's numbers; for SGL also with exits, and split by whether the small model was right."""
-    hits, seen = right[key(row)], MethodRun(None, None, None, reports=reports[key(row)])
-    out = base(row.name, hits, families) | {
-        "keep": row.keep,
-        "layer": row.layer,
-        "at_retention": list(row.at),
-        "at_entering": list(row.entering),
-        **{name: seen.mean(name) for name in ("lm_tokens", "layer_avg_tokens", "retention")},
-        "prefill_flops_share": seen.total("prefill_flops") / seen.total("prefill_flops_full"),
+    by_family = {name: of(scores[at :: len(names)]) for at, name in enumerate(names)}
+    return {
+        "families": {name: one["accuracy"] for name, one in by_family.items()},
+        "family_errors": {name: one["standard_error"] for name, one in by_family.items()},
+        "small_right": of([mine for mine, other in zip(scores, small, strict=True) if other == 1]),
+        "small_wrong": of([mine for mine, other in zip(scores, small, strict=True) if other == 0]),
     }
-    if row.name in ("sgl", "fastv-oracle", "random"):
-        small = right["small alone"]
-        for state, wanted in (("small_right", 1.0), ("small_wrong", 0.0)):
-            chosen = [h for h, s in zip(hits, small, strict=True) if s == wanted]
-            out[state] = {"questions": len(chosen), "accuracy": sum(chosen) / len(chosen)}
-    if row.name == "sgl":
-        gone = [s >= exit_at for s in sure]
-        mixed = [s if g else h for h, s, g in zip(hits, right["small alone"], gone, strict=True)]
-        out["with_exit"] = base("sgl + exit", mixed, families) | {"exits": sum(gone) / len(gone)}
-    return out
 
 
-def main() -> None:
-    """Run and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=250, help="of each family")
-    parser.add_argument("--exit-at", type=float, default=EXIT_AT)
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Choose FastV's layers, or run the study; bad input is one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.sgl.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--choose-fastv", action="store_true", help="pick FastV's layers on validation questions")
+    parser.add_argument("--limit", type=int, help="only the first N questions")
+    parser.add_argument("--records", type=Path, default=Path("runs/sgl_study"), help="what is finished, to go on from")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    start = time.time()
-    result = run(args.questions, args.exit_at, args.workers)
-    result["about"]["seconds"] = round(time.time() - start)
-    write_record(result, args.out)
+    args = parser.parse_args(arguments)
+    choosing = args.choose_fastv
+    task, limit = ("scenes-validation", CHOICE_QUESTIONS) if choosing else ("scenes", QUESTIONS)
+    try:
+        choice = {} if choosing else json.loads(CHOICE.read_text())
+        table = fastv_candidates() if choosing else rows(choice["layers"])
+        found = summaries(table, task, args.limit or limit, args.records)
+        if found is None:
+            return 0  # the process that finishes last writes the record
+        about = provenance(
+            model="the bundled pair", backend=found[0]["backend"], questions=found[0]["questions"], task=task
+        )
+        if choosing:
+            write_record({"about": about, **chosen(table, found)}, args.out)
+        else:
+            about |= {"exit_at": StudySettings((), (), (), "").exit_at, "fastv_chosen_on_validation": choice}
+            write_record({"about": about, "rows": records(table, found)}, args.out)
+    except VlmpruneError as error:
+        note(str(error))
+        return BAD_INPUT
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,6 +64,9 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
     """Seconds of every method on the same prompts, in turns; medians, ratios to `none`, and stages."""
     ways = {
         "none": vlmprune.Unpruned(),
+        "random": vlmprune.Random(keep=RETENTION),
+        "uniform": vlmprune.Uniform(keep=RETENTION),
+        "downsample": vlmprune.Downsample(keep=RETENTION),
         "fastv": vlmprune.FastV(keep=RETENTION, layer=2),
         "sgl": vlmprune.SGL(small, keep=RETENTION, layer=0),
         "sgl + exit": vlmprune.SGL(small, keep=RETENTION, layer=0, exit_at=exit_at),
@@ -72,6 +75,7 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     stages: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+    flops = dict.fromkeys(ways, 0)
     exits = 0
     for turn in range(rounds + 1):
         spent = dict.fromkeys(ways, 0.0)
@@ -83,6 +87,7 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
                     model.generate(**prompt, max_new_tokens=GENERATED, do_sample=False)
                     spent[name] += time.perf_counter() - start
                 if turn:
+                    flops[name] += pruned.report.prefill_flops + (pruned.report.guide_flops or 0)
                     exits += sum(pruned.report.exited or []) if name == "sgl + exit" else 0
                     for stage, value in pruned.report.seconds.items():
                         stages[name].setdefault(stage, []).append(value)
@@ -97,6 +102,7 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
     return {
         "prompts": len(prompts),
         "exits": exits / (rounds * len(prompts)),
+        "flops_share": {name: spent / flops["none"] for name, spent in flops.items()},
         "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "speed_up": {
             name: statistics.median(n / s for n, s in zip(seconds["none"], values, strict=True))
@@ -112,8 +118,8 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
 
 
 def table(record: dict[str, Any]) -> str:
-    """Markdown, for SGL's page: speed-ups over the unpruned model, end to end and in the language model alone."""
-    names = ("fastv", "sgl", "sgl + exit", "small alone")
+    """Markdown, for SGL's page: speed-ups over the unpruned model, and prefill FLOPs with the guide's."""
+    names = [name for name in record["random"]["speed_up"] if name not in ("none", "none again")]
     lines = []
     for pair, name in (("random", RANDOM_NAME), ("bundled", BUNDLED_NAME)):
         found = record[pair]
@@ -122,6 +128,8 @@ def table(record: dict[str, Any]) -> str:
         # With exits there is a language model's time for some of the prompts only.
         alone = [f"{x:.2f}" if (x := found["language_model_speed_up"].get(one)) else "-" for one in names]
         lines += [[f"{name}: end to end", *ends.values()], ["its language model alone", *alone]]
+        if "flops_share" in found:
+            lines.append(["its prefill FLOPs", *(f"{found['flops_share'][one]:.0%}" for one in names)])
     return markdown.table(["pair", *names], lines)
 
 

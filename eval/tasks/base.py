@@ -57,9 +57,7 @@ class Sample:
             return read_image(image)
         if not isinstance(image, bytes):
             kind = "a text" if isinstance(image, str) else f"of type {type(image).__name__}"
-            raise VlmpruneError(
-                f"the image of {self.id} is {kind} ({image!r:.40}), no file's content; check the data"
-            )
+            raise VlmpruneError(f"the image of {self.id} is {kind} ({image!r:.40}), no file's content; check the data")
         return decoded(BytesIO(image), f"the image of {self.id}")
 
 

@@ -19,7 +19,7 @@ from .mmvet import MMVet
 from .ocrbench import OCRBench
 from .pope import Pope
 from .refcoco import RefCOCO, RefCOCOg, RefCOCOPlus
-from .scenes import Scenes
+from .scenes import Scenes, ScenesValidation
 from .scienceqa import ScienceQA
 from .seed import SeedImage
 from .textvqa import TextVQA
@@ -50,6 +50,7 @@ TASKS: dict[str, type[Task]] = {
         EarthVQA,
         EasyVQA,
         Scenes,
+        ScenesValidation,
         DetailCaps,
         DIDBench,
     )

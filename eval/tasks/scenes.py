@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from vlmprune.harness.baselines import scored_families
 from vlmprune.tiny.questions import benchmark
@@ -20,11 +21,22 @@ class Scenes(Task):
     name = "scenes"
     by = "family"
     max_new_tokens = 8
+    split: ClassVar[str] = "test"
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         families = scored_families()
-        streams = [benchmark(family, EACH, start=APART * i, per_scene=1) for i, family in enumerate(families)]
+        streams = [
+            benchmark(family, EACH, self.split, start=APART * i, per_scene=1) for i, family in enumerate(families)
+        ]
         for several in zip(*streams, strict=True):
             for family, (scene, question) in zip(families, several, strict=True):
                 name = f"{family}/{scene.seed}"
-                yield Sample(name, question.text, scene.image, question.answer, name, {"family": family})
+                group = str(scene.seed)
+                yield Sample(name, question.text, scene.image, question.answer, group, {"family": family})
+
+
+class ScenesValidation(Scenes):
+    """The same of the validation split, for choices."""
+
+    name = "scenes-validation"
+    split = "validation"

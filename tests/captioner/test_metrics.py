@@ -24,7 +24,7 @@ SCENE = Scene(
 
 
 def value(text: str, name: str, scene: Scene = SCENE) -> float:
-    return summary([count(text, scene)], resamples=2)[name]["value"]
+    return summary([count(text, scene)])[name]["value"]
 
 
 def test_mentions() -> None:
@@ -85,10 +85,19 @@ def test_errors_and_differences_are_over_captions() -> None:
     spread = summary([right, wrong] * 50)["object_recall"]
     assert spread["value"] == 0.5
     assert spread["standard_error"] == pytest.approx(0.05, rel=0.2)  # sqrt(0.25 / 100)
-    change, low, high = difference([wrong] * 50, [right] * 50)["object_recall"]
-    assert (change, low, high) == (1, 1, 1)
+    change = difference([wrong] * 50, [right] * 50)["object_recall"]
+    assert (change["difference"], change["low"], change["high"]) == pytest.approx((1, 1, 1))
+    assert change["p"] < 0.001
     same = difference([right, wrong] * 20, [right, wrong] * 20)
-    assert all(values == [0, 0, 0] for values in same.values())
+    assert all(values == {"difference": 0, "low": 0, "high": 0, "p": 1} for values in same.values())
+
+
+def test_f1_is_the_harmonic_mean_of_the_sums() -> None:
+    counts = [count(text, SCENE) for text in ("a red circle. a star. a ring.", "a tile.", "")]
+    found = summary(counts)
+    for kind in ("object", "named", "attribute"):
+        recall, precision = found[f"{kind}_recall"]["value"], found[f"{kind}_precision"]["value"]
+        assert found[f"{kind}_f1"]["value"] == pytest.approx(2 * recall * precision / (recall + precision))
 
 
 def test_text_metrics() -> None:

@@ -1,4 +1,4 @@
-"""The captioner's benchmark and its tuning on an image or two, and that an interrupted benchmark goes on."""
+"""The captioner's benchmark and its tuning on a picture or two, and that an interrupted benchmark goes on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 import vlmprune
 from eval.captions import run, tune
+from eval.captions.rows import CaptionRow
 from eval.record import Record
 from vlmprune.captioner.vlm import CaptionCost
 from vlmprune.tiny.questions import caption
@@ -20,11 +21,11 @@ from vlmprune.tiny.questions import caption
 SCENES = run.held_out(20)
 
 
-def made(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
+def made(part: run.Part, scenes: Sequence[Any]) -> list[CaptionRow]:
     texts = [caption(scene) for scene in scenes]
     cost = CaptionCost()
     cost.calls["describe"] = len(scenes)
-    return [run.CaptionRow(part.name, texts=texts, cost=cost, seconds=0.5)]
+    return [CaptionRow(part.name, texts=texts, cost=cost, seconds=0.5)]
 
 
 def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
     whole, _ = run.table(work, Record(tmp_path / "whole", {}), made)
     asked: list[str] = []
 
-    def stopping(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
+    def stopping(part: run.Part, scenes: Sequence[Any]) -> list[CaptionRow]:
         asked.append(part.name)
         if len(asked) == 2:
             raise KeyboardInterrupt
@@ -50,7 +51,7 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_method_that_does_not_fit_is_named(tmp_path: Path) -> None:
-    def refusing(part: run.Part, scenes: Sequence[Any]) -> list[run.CaptionRow]:
+    def refusing(part: run.Part, scenes: Sequence[Any]) -> list[CaptionRow]:
         raise vlmprune.VlmpruneError("It does not fit.")
 
     rows, skipped = run.table([(run.Part("x 0.5", "x", 0.5, "y"), SCENES)], Record(tmp_path, {}), refusing)
@@ -72,7 +73,12 @@ def test_the_command(
     assert "min left" in capsys.readouterr().out
     record = json.loads((tmp_path / "x.json").read_text())
     assert record["rows"][0]["name"] == run.REFERENCE
-    assert [(row["method"], row["keep"]) for row in record["pruned"][1:]] == [("none", None)] + [
+    names = [row["name"] for row in record["rows"]]
+    assert {"3 global samples, same filter", "13 global samples, same filter"} < set(names)
+    samples = {name: record["rows"][names.index(f"13 global samples, {name} filter")] for name in ("no", "same")}
+    assert samples["same"]["cost"]["match_calls"] > samples["no"]["cost"]["match_calls"] == 0
+    assert "Patch Matters minus 13 global samples, same filter" in record["differences"]
+    assert [(row["method"], row["keep"]) for row in record["pruned"][1:]] == [("none", None)] * 2 + [
         ("uniform", keep) for keep in run.KEEPS
     ]
     first = json.dumps(record["pruned"])

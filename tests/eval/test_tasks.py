@@ -17,7 +17,7 @@ from tests.eval.data import BUILDERS, HUB, jpeg, lines, parquet, put
 from vlmprune import VlmpruneError
 
 PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text())
-NO_FILES = {"scenes", "easy-vqa"}
+NO_FILES = {"scenes", "scenes-validation", "easy-vqa"}
 SCORED = [name for name in TASKS if name != "mmvet"]
 
 
@@ -261,8 +261,10 @@ def test_mmbench_makes_rotations_only_where_the_file_has_none(tmp_path: Path) ->
     assert [one.id for one in load(TASKS["mmbench"](), tmp_path).samples] == ["1", "1000001"]
 
 
-def test_scenes_are_as_many_as_promised_and_no_picture_comes_twice(tmp_path: Path) -> None:
-    samples = load(TASKS["scenes"](), tmp_path).samples
+@pytest.mark.parametrize("name", ["scenes", "scenes-validation"])
+def test_scenes_are_as_many_as_promised_and_no_picture_comes_twice(name: str, tmp_path: Path) -> None:
+    samples = load(TASKS[name](), tmp_path).samples
+    assert len({one.group for one in samples}) == len(samples)
     assert len(samples) >= 2000
     families = {one.meta["family"] for one in samples[:8]}
     assert len(families) == 8
