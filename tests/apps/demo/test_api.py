@@ -63,7 +63,7 @@ def test_errors_are_sentences(client: Any, picture: Any, tmp_path: Path) -> None
     (tmp_path / "words.png").write_text("words")
     calls = [
         ((picture, " ", "fastv", 0.5, None), "There is no question"),
-        ((picture, "What?", "sgl", 0.5, 3.0), "exit_at=3.0"),
+        ((picture, "What?", "sgl", 0.5, 3.0), "exit_at must be a number from 0 to 1 or None, got 3.0"),
         ((None, "What?", "fastv", 0.5, None), "There is no image"),
         ((handle_file(str(bomb(tmp_path, 6000))), "What?", "fastv", 0.5, None), "'bomb.png' has more than"),
         ((handle_file(str(tmp_path / "words.png")), "What?", "fastv", 0.5, None), "'words.png' is not an image"),
