@@ -147,7 +147,7 @@ def test_diversity_is_coverage_weighted_by_the_guides_importance(family, diversi
         chosen: list[int] = []
         for _ in range(keep):
             gains = [
-                w * sum(max(0.0, s[v] - max([0.0, *(s[c] for c in chosen)])) for s in similar)
+                round(w * sum(max(0.0, s[v] - max([0.0, *(s[c] for c in chosen)])) for s in similar), 10)
                 for v, w in enumerate(weights)
             ]
             chosen.append(max((v for v in range(len(weights)) if v not in chosen), key=lambda v: gains[v]))

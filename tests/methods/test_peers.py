@@ -90,7 +90,7 @@ def twin_coverage(similar: list[list[float]], weights: list[float], count: int) 
         new = 0.0
         for row_of_u in similar:
             new += max(0.0, row_of_u[v] - max((row_of_u[c] for c in chosen), default=0.0))
-        return new * weights[v]
+        return round(new * weights[v], 10)  # without weights two tokens may gain the same
 
     while len(chosen) < count:
         chosen.append(max((v for v in range(len(weights)) if v not in chosen), key=gain))

@@ -58,7 +58,9 @@ def greedy_coverage(similarity: Tensor, count: int, weights: Tensor | None = Non
         gain = (similarity - covered[:, None]).clamp(min=0).sum(dim=0)
         if weights is not None:
             gain = gain * weights.to(gain)
-        best = gain.masked_fill(taken, -torch.inf).argmax()
+        gain = gain.masked_fill(taken, -torch.inf)
+        # Without weights two tokens may gain the same but for rounding, which differs between devices.
+        best = (gain >= gain.max() * (1 - 1e-9)).int().argmax()
         taken[best] = True
         covered = torch.maximum(covered, similarity[:, best])
     return taken.nonzero()[:, 0].cpu()
