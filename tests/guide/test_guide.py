@@ -10,7 +10,7 @@ import vlmprune
 from tests.support.grid import grid
 from tests.support.guides import naive_guide
 from tests.support.planted import counts
-from tests.support.reference import masked_logits
+from tests.support.reference import masked_logits, visual_slots
 from tests.support.running import assert_near, generate, outside
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 from vlmprune.guide.inputs import prompt_inputs
@@ -130,6 +130,32 @@ def test_generate_equals_masking_and_a_row_equals_itself_alone(family, layer):
     assert_near(logits, masked_logits(model, inputs, report.kept, at, STEPS, out.sequences[:, -STEPS:]))
     assert report.kept_tokens == [max(1, int(0.3 * v + 0.5)) for v in counts(model, inputs)]
     assert all(torch.equal(a, b) for a, b in zip(report.kept, alone, strict=True))
+
+
+@grid(family=["llava", "gemma3"], diversity=[1.0, 0.5, 0.0], keep=[3, 5, 2])
+def test_diversity_is_coverage_weighted_by_the_guides_importance(family, diversity, keep):
+    model, small = pair(family)
+    eager = guide_of(family, attn="eager")
+    inputs = make_inputs(model)
+    with torch.no_grad():
+        features = model(**inputs, output_hidden_states=True).hidden_states[0]
+    plan = []
+    for i, slots in enumerate(visual_slots(model, inputs)):
+        weights = [float(w) ** diversity for w in naive_guide(eager, row(inputs, i), STEPS).importance]
+        visual = features[i, slots].double()
+        similar = [[float(torch.cosine_similarity(a, b, dim=0)) for b in visual] for a in visual]
+        chosen: list[int] = []
+        for _ in range(keep):
+            gains = [
+                round(w * sum(max(0.0, s[v] - max([0.0, *(s[c] for c in chosen)])) for s in similar), 10)
+                for v, w in enumerate(weights)
+            ]
+            chosen.append(max((v for v in range(len(weights)) if v not in chosen), key=lambda v: gains[v]))
+        plan.append(torch.tensor(sorted(chosen)))
+    with vlmprune.wrap(model, SGL(small, keep=keep, layer=0, diversity=diversity)) as pruned:
+        logits, out = generate(model, inputs, steps=STEPS)
+        assert all(torch.equal(a, b) for a, b in zip(pruned.report.kept, plan, strict=True))
+    assert_near(logits, masked_logits(model, inputs, plan, 0, STEPS, out.sequences[:, -STEPS:]))
 
 
 @grid(family=FAMILIES, images=[(1, 1, 1), (2, 1, 2)])

@@ -82,6 +82,36 @@ def twin_cdpruner(eager: Eager, count: int) -> list[int]:
     return sorted(chosen)
 
 
+def twin_coverage(similar: list[list[float]], weights: list[float], count: int) -> list[int]:
+    """Greedy weighted coverage as SCOPE and MMTok add it up: similar[u][v] of what is covered to what is chosen."""
+    chosen: list[int] = []
+
+    def gain(v: int) -> float:
+        new = 0.0
+        for row_of_u in similar:
+            new += max(0.0, row_of_u[v] - max((row_of_u[c] for c in chosen), default=0.0))
+        return round(new * weights[v], 10)  # without weights two tokens may gain the same
+
+    while len(chosen) < count:
+        chosen.append(max((v for v in range(len(weights)) if v not in chosen), key=gain))
+    return sorted(chosen)
+
+
+def cosines(rows: torch.Tensor, columns: torch.Tensor) -> list[list[float]]:
+    return [[float(cosine_similarity(a, b, dim=0)) for b in columns.double()] for a in rows.double()]
+
+
+def twin_mmtok(eager: Eager, count: int) -> list[int]:
+    """The official selector's constants: temperatures 0.02 and 0.2, visual coverage counted by half."""
+    visual, words = eager.visual[0], eager.hidden[0][eager.words]
+    rows = []
+    for of, temperature, weight in ((words, 0.02, 1.0), (visual, 0.2, 0.5)):
+        for similar in cosines(of, visual):
+            powers = [math.exp((s - max(similar)) / temperature) for s in similar]
+            rows.append([weight * p / sum(powers) / len(of) for p in powers])
+    return twin_coverage(rows, [1.0] * len(visual), count)
+
+
 def twin_dart(eager: Eager, count: int, layer: int = 2, pivots: int = 4) -> list[int]:
     norms = eager.keys(layer - 1).norm(dim=-1)
     visual = sorted(range(len(eager.slots)), key=lambda a: -float(norms[eager.slots[a]]))[: min(pivots, count)]
@@ -183,6 +213,21 @@ def test_merging_equals_its_twin(name, keep, family):
     start = inputs["input_ids"].shape[1] - 1
     expected = staged_logits(model, inputs, stages, out.sequences[:, -STEPS:-1])[:, start:]
     assert_near(logits, expected)
+
+
+@grid(family=["llava", "paligemma"], keep=[1, 3, 6], alpha=[1.0, 0.0, 0.5])
+def test_scope_equals_its_twin(family, keep, alpha):
+    model = shared(family, "eager")
+    inputs = make_inputs(model)
+    plan = []
+    for sample in range(3):
+        one = Eager(model, inputs, sample)
+        weights = [float(a) ** alpha for a in Tower(model, one).received]
+        plan.append(twin_coverage(cosines(one.visual[0], one.visual[0]), weights, keep))
+    with vlmprune.wrap(model, "scope", keep=keep, alpha=alpha) as pruned:
+        logits, out = generate(model, inputs)
+        assert [kept.tolist() for kept in pruned.report.kept] == plan
+    assert_near(logits, reference(model, inputs, plan, 0, STEPS, out.sequences[:, -STEPS:]))
 
 
 class Masked:
@@ -363,7 +408,13 @@ def test_finished_features_have_no_attention():
         model(**rest, mm_encoder_outputs={"image": features})
 
 
-TWINS = {"divprune": twin_divprune, "cdpruner": twin_cdpruner, "dart": twin_dart, "knorm": twin_knorm}
+TWINS = {
+    "divprune": twin_divprune,
+    "cdpruner": twin_cdpruner,
+    "mmtok": twin_mmtok,
+    "dart": twin_dart,
+    "knorm": twin_knorm,
+}
 
 
 @grid(name=TWINS, family=FIXED_GRID, keep=[0.3, 0.7, 1])
@@ -385,13 +436,15 @@ def test_keeps_what_the_twin_keeps_and_computes_what_masking_does(name, keep, fa
 TILED = tuple(family for family in FAMILIES if family not in ("llava", "paligemma"))
 UNSUPPORTED = {
     "cdpruner": ("mllama",),
+    "mmtok": ("mllama",),
+    "scope": TILED,
     "dart": ("mllama",),
     "visionzip": TILED,
     "prumerge": TILED,
     "pyramiddrop": ("mllama",),
     "sparsevlm": ("mllama",),
 }
-PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *MERGING, *STAGED)]
+PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *MERGING, *STAGED, "scope")]
 
 
 @grid(family=FAMILIES, cls=PEERS)

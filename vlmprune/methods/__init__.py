@@ -12,6 +12,8 @@ BUILT_IN = (  # module.Class, in the order of `vlmprune methods`
     "act.ACT",
     "divprune.DivPrune",
     "cdpruner.CDPruner",
+    "scope.Scope",
+    "mmtok.MMTok",
     "dart.Dart",
     "knorm.KNorm",
     "visionzip.VisionZip",

@@ -7,9 +7,15 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from ..errors import VlmpruneError
+from ..flow.select import Selection
+from .base import Pruner, PruningContext
 from .declared import number
 from .guided import Guided
+from .per_image import ImageContext, PerImage
+from .scope import cosine, greedy_coverage
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,15 @@ class GuideFirst:
 
 
 @dataclass(frozen=True)
-class SGL(Guided, GuideFirst):
+class SGL(Guided, PerImage, GuideFirst):
     """A small model answers first; its attention ranks the large one's visual tokens.
 
     Importance of a visual token is the attention it gets in the small model, summed over all layers, heads, text rows
     of the prompt and steps of the answer (section 3.1). Where the small model is sure enough, the large one never runs
     (section 3.2): S = (confidence + consistency) / 2 >= `exit_at`.
+
+    The most important tokens often show the same thing. `diversity` (ours) chooses them greedily instead, each by how
+    much of the image it covers beside those chosen before, as SCOPE does, with the guide's importance as the weight.
 
     Args:
         guide: the small model, of any supported family, loaded. keep, positions: as in `Pruner`.
@@ -35,6 +44,8 @@ class SGL(Guided, GuideFirst):
         exclude_sinks: leave the guide's visual sinks out of the ranking.
         normalise_consistency: geometric mean of the answer tokens' probabilities; False is the paper's code, their
             product, which collapses for long answers.
+        diversity: exponent of the importance as the weight of a token's coverage (1 fits; towards 0 the question counts
+            less); None is the paper: the most important tokens.
         guide_steps: rank from the prompt and at most `guide_steps - 1` steps; without `exit_at` the guide stops there.
     Raises:
         VlmpruneError: an option out of range.
@@ -46,11 +57,21 @@ class SGL(Guided, GuideFirst):
     exclude_sinks: bool = False
     normalise_consistency: bool = True
     guide_steps: int | None = field(default=None, metadata=number(int, 1))
+    diversity: float | None = field(default=None, metadata=number(float, 0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guide is None or isinstance(self.guide, str):
             raise VlmpruneError(f"guide must be a loaded small vision-language model, got {self.guide!r}.")
+
+    def select(self, prompt: PruningContext) -> Selection:
+        return Pruner.select(self, prompt) if self.diversity is None else PerImage.select(self, prompt)
+
+    def choose(self, image: ImageContext) -> Tensor:
+        assert self.diversity is not None
+        features = image.hidden.detach()
+        importance = self.score(image.prompt)[image.sample][image.span.positions].double().clamp(min=0)
+        return greedy_coverage(cosine(features, features), image.count, importance**self.diversity)
 
     def calibrate(self, model: Any, data: Iterable[Any], **options: Any) -> Any:
         """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.calibrate.exit_threshold.calibrate`.
