@@ -70,6 +70,8 @@ METHODS = {
     "dart": vlmprune.Dart(KEEP),
     "divprune": vlmprune.DivPrune(KEEP),
     "cdpruner": vlmprune.CDPruner(KEEP),
+    "scope": vlmprune.Scope(KEEP),
+    "mmtok": vlmprune.MMTok(KEEP),
     "pyramiddrop": vlmprune.PyramidDrop(KEEP, layer=1),
     "sparsevlm": vlmprune.SparseVLM(KEEP),
     "visionzip": vlmprune.VisionZip(KEEP),

@@ -23,6 +23,7 @@ TEXTS = (12, 9, 14)
 ASKING = {
     "fastv": vlmprune.FastV(keep=0.4),
     "cdpruner": vlmprune.CDPruner(keep=0.4),
+    "mmtok": vlmprune.MMTok(keep=0.4),
     "sparsevlm": vlmprune.SparseVLM(keep=0.4),
     "pyramiddrop": vlmprune.PyramidDrop(keep=0.4, layer=1),
     "dart": vlmprune.Dart(keep=0.4),

@@ -33,12 +33,14 @@ from .methods.downsample import Downsample as Downsample
 from .methods.fastv import FastV as FastV
 from .methods.fastv_oracle import FastVOracle as FastVOracle
 from .methods.knorm import KNorm as KNorm
+from .methods.mmtok import MMTok as MMTok
 from .methods.none import Unpruned as Unpruned
 from .methods.prumerge import PruMerge as PruMerge
 from .methods.pyramiddrop import PyramidDrop as PyramidDrop
 from .methods.random import Random as Random
 from .methods.registry import list_methods as list_methods
 from .methods.registry import register_method as register_method
+from .methods.scope import Scope as Scope
 from .methods.sgl import SGL as SGL
 from .methods.sparsevlm import SparseVLM as SparseVLM
 from .methods.uniform import Uniform as Uniform

@@ -37,7 +37,7 @@ class Scope(PerImage):
 
 
 def cosine(rows: Tensor, columns: Tensor) -> Tensor:
-    """Cosine similarities of rows [U, D] and columns [V, D], in fp64 (greedy steps compare small differences): [U, V]."""
+    """Cosine similarities of rows [U, D] and columns [V, D], in fp64 because greedy steps subtract them: [U, V]."""
     unit = torch.nn.functional.normalize(rows.double(), dim=-1)
     return unit @ torch.nn.functional.normalize(columns.double(), dim=-1).T
 
