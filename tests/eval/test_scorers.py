@@ -76,6 +76,8 @@ class TestText:
 
     def test_edit_distance(self) -> None:
         assert text.edit_distance("kitten", "sitting") == 3
+        assert text.edit_distance("sunday", "saturday") == text.edit_distance("saturday", "sunday") == 3
+        assert text.edit_distance("abcd", "bcd") == text.edit_distance("bcd", "abcd") == 1
         assert text.edit_distance("", "abc") == text.edit_distance("abc", "") == 3
 
     @pytest.mark.parametrize(
@@ -257,6 +259,6 @@ class TestChair:
         assert chair.mentions(caption, self.SYNONYMS) == objects
 
     def test_counts(self) -> None:
-        found = chair.chair(["dog", "bus", "dog", "bicycle"], ["dog", "person"])
-        assert found == {"mentions": 4, "hallucinated": 2, "recalled": 1, "objects": 2}
+        found = chair.chair(["dog", "bus", "dog", "bicycle", "bus"], ["dog", "person"])
+        assert found == {"mentions": 5, "hallucinated": 3, "recalled": 1, "objects": 2}
         assert chair.chair([], ["dog"]) == {"mentions": 0, "hallucinated": 0, "recalled": 0, "objects": 1}

@@ -158,8 +158,8 @@ def groups(keys, kept, others):
     return out
 
 
-def twin_visionzip(eager, tower, count):
-    few = min(count - 1, round(count * 10 / 64))
+def twin_visionzip(eager, tower, count, contextual=10 / 64):
+    few = min(count - 1, round(count * contextual))
     order = sorted(range(len(tower.received)), key=lambda a: -float(tower.received[a]))
     dominant, rest = order[: count - few], sorted(order[count - few :])
     targets = [rest[int((i + 0.5) * len(rest) / few)] for i in range(few)]
@@ -193,6 +193,7 @@ def twin_prumerge(eager, tower, count, plus=False):
 
 MERGING = {
     "visionzip": (twin_visionzip, {}),
+    "visionzip+": (twin_visionzip, {"contextual": 0.5}),  # with one target, all others go to it
     "prumerge": (twin_prumerge, {}),
     "prumerge+": (twin_prumerge, {"plus": True}),
 }
@@ -302,6 +303,17 @@ def twin_sparsevlm(model, eager, count, share=0.3, few=0.1):
         left = sorted(replaced)
         stages.append((layer, left, [torch.stack([replaced[a] for a in left])]))
     return stages
+
+
+def test_density_peaks_equal_their_twin():
+    """Few visual tokens make few clusters: centres and owners by themselves."""
+    from vlmprune.methods.sparsevlm import density_peaks
+
+    points = torch.randn(40, 6) + torch.randn(4, 6).repeat(10, 1)
+    for clusters in (1, 3, 7):
+        centres, owner = density_peaks(points, clusters)
+        expected, owners = twin_density_peaks(points.double(), clusters)
+        assert (centres.tolist(), owner.tolist()) == (expected, owners)
 
 
 STAGED = {"pyramiddrop": twin_pyramiddrop, "sparsevlm": twin_sparsevlm}

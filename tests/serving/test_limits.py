@@ -77,6 +77,16 @@ def test_a_request_and_its_images_have_limits_of_their_own() -> None:
         read(chat("x", solid(26, 40)), **limits)
 
 
+def test_the_last_number_that_is_allowed_and_the_first_that_is_not() -> None:
+    part = solid(2, 2)
+    assert len(read(chat("x", part, part), images=2).images) == 2
+    with pytest.raises(Refused, match="3 images; send at most 2"):
+        read(chat("x", part, part, part), images=2)
+    assert read(chat("x", part, max_tokens=9), tokens=9).body["max_tokens"] == 9
+    with pytest.raises(Refused, match="from 1 to 9, got 10"):
+        read(chat("x", part, max_tokens=10), tokens=9)
+
+
 def test_one_header_that_lies_about_its_size_unpacks_nothing() -> None:
     content = bytearray(base64.b64decode(data_url(Image.new("1", (8, 8))).partition(",")[2]))
     content[16:24] = struct.pack(">II", 60_000, 60_000)
