@@ -228,6 +228,7 @@ class Session:
         finally:
             self.lock.leave()
 
+    @torch.compiler.disable(recursive=False)  # one graph break, not one for each of its calls
     def _forward_base(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._enter_base(args, kwargs):
             return original(*args, **kwargs)
