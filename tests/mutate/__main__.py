@@ -24,6 +24,7 @@ from tests.support.source import definition
 from .mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[2]
+RECORD = Path(__file__).parent / "record.json"
 WORKERS = 2
 FAILED, PASSED = 1, 0  # exit statuses of pytest
 
@@ -63,7 +64,7 @@ def run(mutation: Mutation, copy: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutate", description=__doc__)
     parser.add_argument("--only", default="", metavar="TEXT", help="mutations whose name holds this text")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs/mutate.json", help="where the record goes")
+    parser.add_argument("--out", type=Path, help="where the record goes (a run of all: tests/mutate/record.json)")
     arguments = parser.parse_args()
     chosen = [one for one in MUTATIONS if arguments.only in one.name]
     head = provenance()
@@ -88,8 +89,8 @@ def main() -> int:
                 print(f"{outcome:9}{mutation.name}{explained}", flush=True)
                 results[mutation.name] = outcome
     counts = {outcome: list(results.values()).count(outcome) for outcome in ("killed", "survived", "error")}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({**head, "counts": counts, "mutations": results}, indent=1) + "\n")
+    if (out := arguments.out or (None if arguments.only else RECORD)) is not None:
+        out.write_text(json.dumps({**head, "counts": counts, "mutations": results}, indent=1) + "\n")
     print(counts)
     explained = {mutation.name for mutation in chosen if mutation.equal}
     return int(any(outcome != "killed" and name not in explained for name, outcome in results.items()))

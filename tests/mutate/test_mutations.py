@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from .__main__ import ROOT, place
+from .__main__ import RECORD, ROOT, place
 from .mutations import MUTATIONS, Mutation
 
 
@@ -20,3 +22,12 @@ def test_there_are_enough_and_each_once() -> None:
     assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS)
     rooms = {mutation.function.partition(":")[0].split(".")[1] for mutation in MUTATIONS}
     assert {"flow", "ops", "methods", "guide", "runtime", "captioner", "scorers"} <= rooms
+
+
+def test_every_mutation_was_noticed() -> None:
+    """By the committed run; whoever adds or changes a mutation runs them again."""
+    record = json.loads(RECORD.read_text())
+    assert not record["dirty"]
+    explained = {mutation.name for mutation in MUTATIONS if mutation.equal}
+    unnoticed = [mutation.name for mutation in MUTATIONS if record["mutations"].get(mutation.name) != "killed"]
+    assert set(unnoticed) <= explained, "run python -m tests.mutate from a clean tree, and commit its record"
