@@ -32,12 +32,12 @@ class Selection:
 
 
 def check_keep(keep: float | int) -> float | int:
-    """Validate a budget: a share in (0, 1] as float, or a number of tokens >= 1 as int.
+    """Validate a budget: a fraction in (0, 1] as float, or a number of tokens >= 1 as int.
 
     Raises:
         VlmpruneError: anything else.
     """
-    remedy = "use a float in (0, 1] for a share of each image's visual tokens or an int >= 1 for tokens per image"
+    remedy = "use a float in (0, 1] for a fraction of each image's visual tokens or an int >= 1 for tokens per image"
     if isinstance(keep, bool) or not isinstance(keep, int | float):
         raise VlmpruneError(f"keep={keep!r} is no number; {remedy}.")
     in_range = keep >= 1 if isinstance(keep, int) else 0.0 < keep <= 1.0
@@ -49,7 +49,7 @@ def check_keep(keep: float | int) -> float | int:
 def count_for(keep: float | int, visual: int) -> int:
     """How many of an image's `visual` tokens a budget keeps: the only place where a budget becomes a count.
 
-    A float is a share: max(1, round-half-up(keep * visual)). An int is that many tokens, capped at `visual`.
+    A float is a fraction: max(1, round-half-up(keep * visual)). An int is that many tokens, capped at `visual`.
     """
     if isinstance(keep, int):
         return min(keep, visual)
@@ -136,7 +136,7 @@ def evenly(count: int, size: int, device: torch.device | None = None) -> Tensor:
 def coarser_grid(h: int, w: int, count: int) -> tuple[int, int]:
     """The grid (h', w') with h' <= h, w' <= w and h' * w' <= count that is largest without distorting the image.
 
-    Only grids whose aspect is within a factor 1.5 of h : w count (a 1 x 13 strip of a square image is no picture);
+    Only grids whose aspect is within a factor 1.5 of h : w count (a 1 x 13 strip of a square image shows nothing);
     where there is none, the least distorted one.
     """
 

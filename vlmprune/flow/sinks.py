@@ -31,8 +31,8 @@ def eligible_layers(layers: int) -> range:
 def default_tau(width: int) -> float:
     """The threshold on phi: the paper's 20 from a width of 2,048 on, below it 20 * sqrt(D / 4096).
 
-    phi is at most sqrt(D), so a fixed 20 could never be reached by a narrow model; scaled, it is always the same share
-    of a token's energy in one dimension (10 %).
+    phi is at most sqrt(D), so a fixed 20 could never be reached by a narrow model; scaled, it is always the same
+    fraction of a token's energy in one dimension (10 %).
     """
     return 20.0 if width >= 2048 else 20.0 * math.sqrt(width / 4096)
 

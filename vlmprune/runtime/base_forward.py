@@ -61,19 +61,19 @@ class BaseForward:
         if call.forward is None or not call.generating:  # `generate` itself times its steps
             call.clock.begin_forward()
         if call.forward is not None:
-            for watcher in self.setup.watchers:
-                watcher.begin_decode(ids, cache)
+            for observer in self.setup.observers:
+                observer.begin_decode(ids, cache)
             self._watch()
         else:
-            for watcher in self.setup.watchers:  # `arguments` is not set yet: what they run now is nobody's prompt
-                watcher.begin(ids, None if ids is None else padding_mask(given.get("attention_mask"), ids))
+            for observer in self.setup.observers:  # `arguments` is not set yet: what they run now is nobody's prompt
+                observer.begin(ids, None if ids is None else padding_mask(given.get("attention_mask"), ids))
         call.arguments = given
 
     def _watch(self) -> None:
-        """Let the watchers see the attention calls of this forward."""
-        for watcher, layers in zip(self.setup.watchers, self.setup.watched, strict=True):
+        """Let the observers see the attention calls of this forward."""
+        for observer, layers in zip(self.setup.observers, self.setup.observed, strict=True):
             for i in layers:
-                observe(self.setup.probed[i], functools.partial(edited, watcher, i))
+                observe(self.setup.probed[i], functools.partial(edited, observer, i))
 
     def enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """The vision stage is over and the decoder layers are next: locate the visual tokens of a new prompt."""
@@ -92,8 +92,8 @@ class BaseForward:
         if decider is not None:
             for i in setup.read:
                 observe(setup.probed[i], decider.observe)
-        for watcher in self.setup.watchers:
-            watcher.prompt(state)
+        for observer in self.setup.observers:
+            observer.prompt(state)
         self._watch()
         return changed
 
@@ -129,7 +129,7 @@ class BaseForward:
             return
         repeats = len(state.layouts) // (call.prompts or len(state.layouts))
         report = prompt_report(state, self.setup.method, self.setup.cost, repeats)
-        report.notes += [line for watcher in self.setup.watchers for line in watcher.notes()]
+        report.notes += [line for observer in self.setup.observers for line in observer.notes()]
         if call.complete is not None:
             call.complete(report)
         report.seconds.update(call.clock.prompt())
@@ -156,8 +156,8 @@ class BaseForward:
             # thread's forward: before the layer they see its old arguments, after it the new ones.
             for seen in (kwargs, changed[1] if changed else kwargs):
                 self._recomputed[seen["position_embeddings"][0]] = forward
-        for watcher in self.setup.watchers:
-            watcher.before_layer(i, (changed[0] if changed else args)[0])
+        for observer in self.setup.observers:
+            observer.before_layer(i, (changed[0] if changed else args)[0])
         return changed
 
     def leave_layer(self, i: int, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:

@@ -36,9 +36,9 @@ from .setup import Setup
 class Session:
     """A method made ready for a model by `Setup`, which raises where they do not fit, and put on it by `attach`."""
 
-    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[AttentionObserver] = ()) -> None:
+    def __init__(self, model: Any, family: Family, method: Method, observers: Sequence[AttentionObserver] = ()) -> None:
         self.model, self.family, self.method = model, family, method
-        self.setup = Setup(model, family, method, watchers)
+        self.setup = Setup(model, family, method, observers)
         self.calls = Calls(self.setup.text)
         self.forwards = BaseForward(self.setup, self.calls)
         self.lock = call_lock_of(model)

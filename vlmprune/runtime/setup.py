@@ -22,15 +22,15 @@ class Setup:
     """What a session knows of its model and method before any call; nothing on the model is touched.
 
     `base`, `text`: the base model and the language model. `layers`: before which the pruner drops tokens. `read`: the
-    layers whose attention or keys it reads. `watched`: the layers of each of the `watchers`. `probed`: the attention
+    layers whose attention or keys it reads. `observed`: the layers of each of the `observers`. `probed`: the attention
     modules of all of these. `tower`: reads the vision tower, where the pruner asks for it.
 
     Raises:
         VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
-    def __init__(self, model: Any, family: Family, method: Method, watchers: Sequence[AttentionObserver]) -> None:
-        self.model, self.family, self.method, self.watchers = model, family, method, watchers
+    def __init__(self, model: Any, family: Family, method: Method, observers: Sequence[AttentionObserver]) -> None:
+        self.model, self.family, self.method, self.observers = model, family, method, observers
         self.base: Any = model.base_model
         self.text: Any = family.language_model(model)
         check_backbone(self.text)
@@ -39,23 +39,23 @@ class Setup:
         self.cost = model_cost(family, model)
         self.windows = [layer.window for layer in self.cost.layers]
         self.locator = Locator(family, model)
-        for watcher in watchers:
-            check_observer(watcher, self.seeing)
+        for observer in observers:
+            check_observer(observer, self.seeing)
         if self.pruner is not None:
             check_fit(self.pruner, family, len(self.layers))
         if self.pruner is not None and self.pruner.keeps_all:
             self.pruner = None  # the model runs untouched
         self.read = read_layers(self.pruner, self.layers, self.seeing) if self.pruner else []
-        self._sink_watcher = None
+        self._sink_observer = None
         if self.read and self.pruner is not None and self.pruner.exclude_sinks:
-            self._sink_watcher = VisualSinkObserver(family, model)
-            self.watchers = [*watchers, self._sink_watcher]
-        self.watched = [list(watcher.layers(self.seeing)) for watcher in self.watchers]
+            self._sink_observer = VisualSinkObserver(family, model)
+            self.observers = [*observers, self._sink_observer]
+        self.observed = [list(observer.layers(self.seeing)) for observer in self.observers]
         self.tower: TowerReader | None = None
         if self.pruner and self.pruner.reads_vision:
             name = type(self.pruner).__name__
             self.tower = TowerReader(family.tower_attention(model), family.class_token(model), name, family.model_type)
-        probed = {i for layers in self.watched for i in layers} | set(self.read)
+        probed = {i for layers in self.observed for i in layers} | set(self.read)
         self.probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
 
     @property
@@ -68,7 +68,7 @@ class Setup:
     @property
     def changes_prompts(self) -> bool:
         """Whether a prompt with an image runs otherwise than in the plain model."""
-        return self.pruner is not None or bool(self.watchers)
+        return self.pruner is not None or bool(self.observers)
 
     def decider(self, state: PromptState) -> Decider | None:
         """The pruner at work on a prompt; None where there is nothing to drop."""
@@ -76,4 +76,4 @@ class Setup:
             return None
         wrapped = self.layers if self.read else None
         layers = drop_layers(self.pruner, len(self.text.layers), state.layouts, wrapped)
-        return Decider(self.pruner, layers, state, self._sink_watcher)
+        return Decider(self.pruner, layers, state, self._sink_observer)
