@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import vlmprune
-from tests.support.grid import grid
+from tests.support.grid import grid, only_full
 from tests.support.running import outside, shared
 from tests.support.tiny_families import FAMILIES, build, make_inputs
 
@@ -222,6 +222,7 @@ def _in_a_process(path: Path, model: Any, inputs: dict[str, Any]) -> None:
         torch.save((ours(model), model(**inputs).logits), path)
 
 
+@only_full
 @pytest.mark.timeout(300)
 def test_a_spawned_process_gets_the_plain_model(tmp_path):
     model = build("qwen2_vl")  # CLIP records no hidden states in a process that built none, wrapped or not

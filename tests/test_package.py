@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import vlmprune
+from tests.support.grid import only_full
 from vlmprune.hf.compatibility import NEWEST, OLDEST
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +153,7 @@ print(json.dumps(found))
     return dict(json.loads(python(code)))
 
 
+@only_full
 def test_importing_changes_nothing_outside(imported: dict[str, Any]) -> None:
     """No attention function registered, no class patched, no logging, warning or thread setting changed."""
     assert imported["changed"] == []
@@ -185,6 +187,7 @@ def test_torch_is_imported_when_a_name_needs_it(code: str) -> None:
     assert python(f"import sys\ntry: {code}\nexcept SystemExit: pass\nprint({loaded})").endswith("[]")
 
 
+@only_full
 def test_a_name_may_be_asked_for_in_any_order() -> None:
     """Packages are modules, not functions; a name that is not there is an AttributeError, as `hasattr` needs."""
     code = """

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import vlmprune
+from tests.support.grid import only_full
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
 from vlmprune.apps.demo.engine import Engine, MethodChoice
@@ -127,6 +128,7 @@ def test_smolvlm_needs_nothing_else(folders: dict[str, Path], monkeypatch: pytes
         check_question(models.processor, "What is <video>?")
 
 
+@only_full
 def test_a_broken_torchvision_counts_as_none(folders: dict[str, Path], tmp_path: Path) -> None:
     """There, and raising as a wheel for another torch does; in a process of its own, through the command line."""
     place = tmp_path / "broken"

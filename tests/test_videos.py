@@ -55,7 +55,8 @@ def methods(family: str) -> dict[str, Any]:
     if family != "qwen2_vl":
         made = {name: name for name in ("none", "random", "fastv", "var")}
     else:
-        made.pop("visionzip"), made.pop("prumerge")  # these families are refused when they are wrapped
+        for name in ("scope", "visionzip", "prumerge"):  # these families are refused when they are wrapped
+            made.pop(name)
     return made | {
         "keep=1.0": vlmprune.Random(keep=1.0),
         "sgl": vlmprune.SGL(guide, keep=0.3),

@@ -100,6 +100,7 @@ def test_the_checks_are_there(records: tuple[Path, Any]) -> None:
     assert any("of_copy_bandwidth" in point for point in points["bandwidth"])
 
 
+@only_full
 def test_a_group_runs_in_a_python_of_its_own() -> None:
     """Where something imported has looked for a GPU, a forked process cannot use it, and starts Python anew."""
     source, sink = os.pipe()

@@ -171,6 +171,7 @@ def test_torchrun(alone: dict[str, Any], tmp_path: Path) -> None:
     assert content(tmp_path) == alone
 
 
+@only_full
 def test_ten_kills_leave_the_same_record(alone: dict[str, Any], tmp_path: Path) -> None:
     dice, partial = random.Random(7), 0
     for _ in range(10):

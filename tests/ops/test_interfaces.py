@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from tests.support.grid import only_full
 from vlmprune import VlmpruneError, ops
 from vlmprune.flow.compact import compaction
 from vlmprune.ops import dispatch
@@ -111,6 +112,7 @@ def test_what_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         ops.use("triton")
 
 
+@only_full
 def test_nothing_imports_triton_on_a_cpu() -> None:
     """Without Triton installed everything must run; blocked here, whether it is installed or not."""
     code = """

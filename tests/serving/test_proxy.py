@@ -421,6 +421,7 @@ def refuses(address: str) -> bool:
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
+@only_full
 def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
     port = free_port()
     process = subprocess.Popen(

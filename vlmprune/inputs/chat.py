@@ -60,14 +60,14 @@ def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
     for one in images:
         if not isinstance(one, Image.Image):
             array = hasattr(one, "__array__") and not isinstance(one, torch.Tensor)
-            made = " (PIL.Image.fromarray() makes one)" if array else ""
-            raise VlmpruneError(f"image must be a PIL image{made}, or a list of PIL images, got {_named(one)}.")
+            made = ", made by PIL.Image.fromarray() for example" if array else ""
+            raise VlmpruneError(f"{_named(one)} is no image; pass a PIL image{made}, or a list of PIL images.")
         if not one.width or not one.height:
             raise VlmpruneError(f"An image of {one.width} x {one.height} pixels shows nothing; pass another one.")
     if not images:
         raise VlmpruneError("The list of images is empty; pass a PIL image or a list of PIL images.")
     if not isinstance(question, str):
-        raise VlmpruneError(f"question must be a str, got {question!r:.80}; ask something about the image.")
+        raise VlmpruneError(f"question={question!r:.80} is no text; ask something about the image as a str.")
     if not question.strip():
         raise VlmpruneError(f"question={question!r} is empty; ask something about the image.")
     try:
@@ -80,8 +80,8 @@ def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
 def _named(thing: Any) -> str:
     """A thing in one line: arrays and bytes by their type."""
     if hasattr(thing, "shape"):
-        return f"a {type(thing).__name__} of shape {tuple(thing.shape)}"
-    return f"an object of type {type(thing).__name__!r}" if isinstance(thing, bytes) else f"{thing!r:.80}"
+        return f"A {type(thing).__name__} of shape {tuple(thing.shape)}"
+    return f"An object of type {type(thing).__name__!r}" if isinstance(thing, bytes) else f"{thing!r:.80}"
 
 
 def user_turn(images: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
         VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
     """
     if not hasattr(processor, "apply_chat_template"):
-        raise VlmpruneError(f"processor must have a chat template, got {processor!r:.60}; pass an AutoProcessor.")
+        raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
     check_conversation(processor, talk)
     try:
         # Tokenizing the rendered text apart would put a second BOS in front of the template's.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import refused
+from tests.support.grid import only_full
 
 from .conftest import Served, need, start
 
@@ -26,6 +27,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+@only_full
 def test_it_listens_on_loopback_alone_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     need("gradio")
     port = free_port()
@@ -47,6 +49,7 @@ def test_it_listens_on_loopback_alone_and_ctrl_c_ends_it(tmp_path: Path) -> None
         assert one.connect_ex(("127.0.0.1", port)) != 0
 
 
+@only_full
 def test_a_taken_port_is_one_line(demo: Served) -> None:
     taken = demo.url.rstrip("/").rpartition(":")[2]
     done = run("--port", taken)
