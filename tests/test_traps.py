@@ -261,15 +261,14 @@ def test_5_a_generated_image_token_is_no_prompt(family, layer, monkeypatch):
     assert_near(logits, reference(model, inputs, plan, layer, STEPS, tokens))
 
     # The cure: the state hangs on the cache. Guessing "a prompt has image tokens" instead:
-    enter = Session._enter_base
+    begin = Session._begin_base
 
-    def guess(self: Session, args: Any, kwargs: dict[str, Any]) -> bool:
-        ours = enter(self, args, kwargs)
+    def guess(self: Session, args: Any, kwargs: dict[str, Any]) -> None:
+        begin(self, args, kwargs)
         if (self.calls.now.arguments["input_ids"] == IMAGE).any():
             self.calls.now.forward = None
-        return ours
 
-    monkeypatch.setattr(Session, "_enter_base", guess)
+    monkeypatch.setattr(Session, "_begin_base", guess)
     assert error_of(lambda: decode()[0], model, inputs, plan, layer, tokens) > FAR_OFF
 
 

@@ -137,7 +137,7 @@ def _plain_state(module: nn.Module) -> dict[str, Any]:
             state[name] = OrderedDict((key, hook) for key, hook in value.items() if not isinstance(hook, Hook))
         else:
             state[name] = value
-    for name in ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"):
+    for name in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
         state[name] = OrderedDict((key, value) for key, value in state[name].items() if key not in ours)
     return state
 

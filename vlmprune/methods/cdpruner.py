@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .per_image import ImageContext, PerImage
+from .per_image import ImageContext, PerImage, cosine
 
 SMALL = 1e-6  # keeps the least relevant token possible, and the logarithm finite
 
@@ -27,22 +27,19 @@ class CDPruner(PerImage):
 
     def choose(self, image: ImageContext) -> Tensor:
         features = image.hidden.detach()
-        words = image.prompt.hidden[image.sample, image.question].detach()
-        return greedy_mode(kernel(features, relevance(features, words)), image.count)
+        return greedy_mode(kernel(features, relevance(features, image.words.detach())), image.count)
 
 
 def relevance(features: Tensor, words: Tensor) -> Tensor:
     """Mean cosine similarity of visual tokens [V, D] to the words [T, D], scaled to SMALL..1 + SMALL: [V]."""
-    unit = torch.nn.functional.normalize(features.double(), dim=-1)
-    mean = (unit @ torch.nn.functional.normalize(words.double(), dim=-1).T).mean(dim=1)
+    mean = cosine(features, words).mean(dim=1)
     low, high = mean.min(), mean.max()
     return (mean - low) / (high - low).clamp(min=SMALL) + SMALL
 
 
 def kernel(features: Tensor, weights: Tensor) -> Tensor:
     """diag(q) S diag(q) for features [V, D] and weights q [V]: [V, V], in fp64 (the greedy steps subtract)."""
-    unit = torch.nn.functional.normalize(features.double(), dim=-1)
-    return weights[:, None] * (unit @ unit.T) * weights[None, :]
+    return weights[:, None] * cosine(features) * weights[None, :]
 
 
 def greedy_mode(matrix: Tensor, count: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .declared import number
-from .per_image import ImageContext, PerImage
-from .scope import cosine, greedy_coverage
+from .per_image import ImageContext, PerImage, cosine
+from .scope import greedy_coverage
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MMTok(PerImage):
     visual_temperature: float = field(default=0.2, metadata=number(float, 1e-6))
 
     def choose(self, image: ImageContext) -> Tensor:
-        features, words = image.hidden.detach(), image.prompt.hidden[image.sample, image.question].detach()
+        features, words = image.hidden.detach(), image.words.detach()
         text = torch.softmax(cosine(words, features) / self.text_temperature, dim=1) / len(words)
-        visual = torch.softmax(cosine(features, features) / self.visual_temperature, dim=1) / len(features)
+        visual = torch.softmax(cosine(features) / self.visual_temperature, dim=1) / len(features)
         return greedy_coverage(torch.cat([text, self.visual_weight * visual]), image.count)

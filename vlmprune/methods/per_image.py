@@ -42,6 +42,11 @@ class ImageContext:
         return self.prompt.question(self.sample).to(self.prompt.hidden.device)
 
     @property
+    def words(self) -> Tensor:
+        """Hidden states of `question`: [T, D]."""
+        return self.prompt.hidden[self.sample, self.question]
+
+    @property
     def tower(self) -> VisionStats:
         """Attention received [V] and keys [V, D of the tower] in the vision tower, for methods with `reads_vision`."""
         assert self.prompt.vision is not None, "the session reads the tower for every method that sets reads_vision"
@@ -74,6 +79,12 @@ class PerImage(Pruner):
 
         A method that merges tokens also returns the hidden states that take their places, [K, D].
         """
+
+
+def cosine(rows: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Cosine similarities of rows [U, D] to columns [V, D], or each other: [U, V], in fp64 as greedy steps subtract."""
+    unit = torch.nn.functional.normalize(rows.double(), dim=-1)
+    return unit @ (unit if columns is None else torch.nn.functional.normalize(columns.double(), dim=-1)).T
 
 
 def cluster_means(states: Tensor, cluster: Tensor, number: int, weights: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .declared import number
-from .per_image import ImageContext, PerImage
+from .per_image import ImageContext, PerImage, cosine
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,7 @@ class Scope(PerImage):
     alpha: float = field(default=1.0, metadata=number(float, 0))
 
     def choose(self, image: ImageContext) -> Tensor:
-        features = image.hidden.detach()
-        return greedy_coverage(cosine(features, features), image.count, image.tower.received.double() ** self.alpha)
-
-
-def cosine(rows: Tensor, columns: Tensor) -> Tensor:
-    """Cosine similarities of rows [U, D] and columns [V, D], in fp64 because greedy steps subtract them: [U, V]."""
-    unit = torch.nn.functional.normalize(rows.double(), dim=-1)
-    return unit @ torch.nn.functional.normalize(columns.double(), dim=-1).T
+        return greedy_coverage(cosine(image.hidden.detach()), image.count, image.tower.received.double() ** self.alpha)
 
 
 def greedy_coverage(similarity: Tensor, count: int, weights: Tensor | None = None) -> Tensor:

@@ -14,8 +14,8 @@ from ..flow.select import Selection
 from .base import Pruner, PruningContext
 from .declared import number
 from .guided import Guided
-from .per_image import ImageContext, PerImage
-from .scope import cosine, greedy_coverage
+from .per_image import ImageContext, PerImage, cosine
+from .scope import greedy_coverage
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ class SGL(Guided, PerImage, GuideFirst):
 
     def choose(self, image: ImageContext) -> Tensor:
         assert self.diversity is not None
-        features = image.hidden.detach()
         importance = self.score(image.prompt)[image.sample][image.span.positions].double().clamp(min=0)
-        return greedy_coverage(cosine(features, features), image.count, importance**self.diversity)
+        return greedy_coverage(cosine(image.hidden.detach()), image.count, importance**self.diversity)
 
     def calibrate(self, model: Any, data: Iterable[Any], **options: Any) -> Any:
         """Pick `exit_at` (and `keep`) on held-out data: see `vlmprune.calibrate.exit_threshold.calibrate`.

@@ -130,12 +130,15 @@ class Session:
 
     # -- the whole model: one call at a time; labels, and which rows the caller wants --------------------------
 
-    def _taken(self, level: int) -> bool:
-        """Wait for this thread's turn; False where the wrap was taken off while it waited.
+    @torch.compiler.disable
+    def _enter(self, level: int) -> bool:
+        """Wait for this thread's turn; False where the model is to run as if it were not wrapped.
 
         Raises:
-            VlmpruneError: another wrap took this one's place.
+            VlmpruneError: another wrap took this one's place while the call waited.
         """
+        if self.calls.bypassed:
+            return False
         self.lock.enter(level)
         if self.hooks:
             return True
@@ -143,11 +146,6 @@ class Session:
         if self.replaced:
             raise InactiveHandleError("The model was wrapped again while this call waited for it; call it again.")
         return False
-
-    @torch.compiler.disable
-    def _enter_call(self) -> bool:
-        """Whether this call is ours to answer: False where the model is to run as if it were not wrapped."""
-        return not self.calls.bypassed and self._taken(MODEL)
 
     @torch.compiler.disable
     def _leave_call(self, output: Any) -> None:
@@ -160,7 +158,7 @@ class Session:
         self.lock.leave(MODEL)
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._enter_call():
+        if not self._enter(MODEL):
             return original(*args, **kwargs)
         output = None
         try:
@@ -210,16 +208,8 @@ class Session:
     # -- the base model: a forward begins and ends -------------------------------------------------------------
 
     @torch.compiler.disable
-    def _enter_base(self, args: Any, kwargs: dict[str, Any]) -> bool:
-        """Whether this forward is ours."""
-        if self.calls.bypassed or not self._taken(BASE):
-            return False
-        try:
-            self.forwards.begin(self._arguments(self.setup.base, args, kwargs))
-        except BaseException:
-            self.lock.leave()
-            raise
-        return True
+    def _begin_base(self, args: Any, kwargs: dict[str, Any]) -> None:
+        self.forwards.begin(self._arguments(self.setup.base, args, kwargs))
 
     @torch.compiler.disable
     def _leave_base(self, output: Any) -> Any:
@@ -230,10 +220,11 @@ class Session:
 
     @torch.compiler.disable(recursive=False)  # one graph break, not one for each of its calls
     def _forward_base(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._enter_base(args, kwargs):
+        if not self._enter(BASE):
             return original(*args, **kwargs)
         output = None
         try:
+            self._begin_base(args, kwargs)
             output = original(*args, **kwargs)
         finally:
             output = self._leave_base(output)
