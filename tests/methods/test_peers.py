@@ -113,18 +113,21 @@ def twin_mmtok(eager: Eager, count: int) -> list[int]:
 
 
 def twin_dart(eager: Eager, count: int, layer: int = 2, pivots: int = 4) -> list[int]:
-    norms = eager.keys(layer - 1).norm(dim=-1)
-    visual = sorted(range(len(eager.slots)), key=lambda a: -float(norms[eager.slots[a]]))[: min(pivots, count)]
-    text = sorted(eager.words.tolist(), key=lambda a: -float(norms[a]))[:pivots]
-    states = eager.hidden[layer]
-    every = [states[eager.slots[a]] for a in visual] + [states[a] for a in text]
+    with torch.no_grad():
+        cache = eager.model(**eager.inputs, use_cache=True).past_key_values
+        states = language_model(eager.model).norm(eager.hidden[layer])
+    large = cache.layers[layer - 1].keys[0].abs().sum(dim=(0, 2)).tolist()  # rotated
+    slots = eager.slots.tolist()
+    visual = sorted(slots, key=lambda at: -large[at])[: min(pivots, count)]
+    text = sorted(eager.words.tolist(), key=lambda at: -large[at])[:pivots]
     kept, left = list(visual), count - len(visual)
-    for at, pivot in enumerate(every):
-        share = left // len(every) + (1 if at < left % len(every) else 0)
-        rest = [a for a in range(len(eager.slots)) if a not in kept]
-        rest.sort(key=lambda a: float(cosine_similarity(states[eager.slots[a]], pivot, dim=0)))
-        kept += rest[:share]
-    return sorted(kept)
+    share = math.ceil(left / len(visual + text))
+    for pivot in set(visual + text):
+        rest = [at for at in slots if at not in kept]
+        rest.sort(key=lambda at: float(cosine_similarity(states[at].double(), states[pivot].double(), dim=0)))
+        kept += rest[: min(share, left)]
+        left -= min(share, left)
+    return sorted(slots.index(at) for at in kept)
 
 
 def twin_knorm(eager: Eager, count: int, layer: int = 2) -> list[int]:

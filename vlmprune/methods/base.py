@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError, check_call
@@ -37,6 +39,7 @@ class PruningContext:
     the layer before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only
     for guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
     `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
+    `last_norm`: the language model's last norm, if it has one; see `normed`.
 
     Methods of several stages see at each what the earlier ones have left: `layouts` and `hidden` of the shortened
     sequence. `stage` counts the `stages` from 0, `unpruned` are the layouts at the start.
@@ -52,6 +55,7 @@ class PruningContext:
     sinks: list[Tensor] | None = None
     keys: Tensor | None = None
     vision: list[VisionStats] | None = None
+    last_norm: Callable[[Tensor], Tensor] | None = None
     stage: int = 0
     stages: int = 1
     unpruned: list[SampleLayout] = field(default_factory=list)
@@ -59,6 +63,11 @@ class PruningContext:
     def sample_hidden(self, sample: int) -> Tensor:
         """The hidden states of one sample's visual tokens: [V, D]."""
         return self.hidden[sample, self.layouts[sample].slots.to(self.hidden.device)]
+
+    def normed(self, states: Tensor) -> Tensor:
+        """Hidden states [..., D] behind the language model's last norm, without a gradient."""
+        with torch.no_grad():
+            return states.detach() if self.last_norm is None else self.last_norm(states.detach())
 
     @property
     def received(self) -> list[Tensor]:

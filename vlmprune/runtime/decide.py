@@ -5,7 +5,7 @@ Shapes: B batch, S sequence before pruning, V visual tokens of a sample, K kept,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,13 +26,19 @@ from ..methods.base import Pruner, PruningContext
 class Decider:
     """A pruner at work on one prompt, at each of its layers; it writes what it reads and decides into `state`.
 
-    `sinks` finds visual sinks for pruners that leave them out of their ranking.
+    `sinks` finds visual sinks for pruners that leave them out of their ranking; `last_norm` is the language model's.
     """
 
     def __init__(
-        self, pruner: Pruner, layers: Sequence[int], state: PromptState, sinks: VisualSinkObserver | None = None
+        self,
+        pruner: Pruner,
+        layers: Sequence[int],
+        state: PromptState,
+        sinks: VisualSinkObserver | None = None,
+        last_norm: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.pruner, self.layers, self.state, self.sinks = pruner, tuple(layers), state, sinks
+        self._last_norm = last_norm
         self._name = type(pruner).__name__
 
     def observe(self, call: AttentionCall, output: Tensor) -> None:
@@ -100,6 +106,7 @@ class Decider:
             sinks=self.sinks.among(hidden, layouts, layer) if self.sinks else None,
             keys=state.keys,
             vision=state.vision,
+            last_norm=self._last_norm,
             stage=len(state.stages),
             stages=len(self.layers),
             unpruned=state.layouts,

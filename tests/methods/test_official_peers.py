@@ -1,0 +1,142 @@
+"""Peers against what their official code does, as plain eager loops over lists of numbers, on random cases.
+
+Where the official code goes beyond `keep` the reference is called with the budget that makes both the same.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import vlmprune
+from vlmprune.flow.locate import ImageSpan, SampleLayout
+from vlmprune.methods.base import PruningContext
+
+CASES = range(100)
+
+
+def context(hidden: Tensor, first: int, visual: int, padding: int = 0, **more) -> PruningContext:
+    """One sample [S, D] with one image from position `first` on, behind some padding."""
+    hidden = torch.cat([torch.full((padding, hidden.shape[1]), float("nan")), hidden])
+    size, start = len(hidden), first + padding
+    at = torch.arange(visual)
+    span = ImageSpan(0, at, visual, (1, visual), torch.stack([at, at * 0], dim=1))
+    return PruningContext(
+        layouts=[SampleLayout(torch.arange(start, start + visual), (span,))],
+        hidden=hidden[None],
+        input_ids=torch.arange(size)[None],
+        valid=(torch.arange(size) >= padding)[None],
+        layer=2,
+        **more,
+    )
+
+
+def chosen(method, prompt: PruningContext) -> list[int]:
+    (kept,) = method.select(prompt).kept
+    return kept.tolist()
+
+
+def similar(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+
+def farthest(points: Tensor, count: int) -> list[int]:
+    every = range(len(points))
+    away = [[1 - similar(points[a], points[b]) for b in every] for a in every]
+    picked = [max(every, key=lambda a: min(away[a][b] for b in every if b != a))]
+    while len(picked) < count:
+        picked.append(max((a for a in every if a not in picked), key=lambda a: min(away[a][b] for b in picked)))
+    return sorted(picked)
+
+
+def test_divprune():
+    """Every second case has features that are almost parallel."""
+    wrong = []
+    for case in CASES:
+        torch.manual_seed(case)
+        points = torch.randn(24, 16) if case % 2 else 1 + 2e-4 * torch.randn(24, 16)
+        count = 3 + case % 8
+        if chosen(vlmprune.DivPrune(keep=count), context(points, 0, 24)) != farthest(points, count):
+            wrong.append(case)
+    assert wrong == []
+
+
+def conditional(points: Tensor, words: Tensor, count: int, negate: bool) -> list[int]:
+    """The official kernel, and the greedy gain by Schur complements of sub-matrices instead of its recursion."""
+    every = range(len(points))
+    sign = -1 if negate else 1
+    mean = [sign * sum(similar(v, w) for w in words) / len(words) for v in points]
+    weight = [(m - min(mean) + 1e-6) / (max(mean) - min(mean)) for m in mean]
+    near = [[similar(points[a], points[b]) for b in every] for a in every]
+    kernel = torch.tensor([[weight[a] * near[a][b] * weight[b] for b in every] for a in every], dtype=torch.float64)
+    picked: list[int] = []
+    for _ in range(count):
+
+        def gain(a: int) -> float:
+            some = torch.tensor(picked, dtype=torch.long)
+            return float(kernel[a, a] - kernel[a, some] @ torch.linalg.solve(kernel[some][:, some], kernel[some, a]))
+
+        picked.append(max((a for a in every if a not in picked), key=gain))
+    return sorted(picked)
+
+
+@pytest.mark.parametrize("negate", [False, True])
+def test_cdpruner(negate):
+    wrong = []
+    for case in CASES:
+        torch.manual_seed(case)
+        states, count = torch.randn(22, 24), 2 + case % 6
+        method = vlmprune.CDPruner(keep=count, negate=negate)
+        if chosen(method, context(states, 2, 16)) != conditional(states[2:18], states[18:], count, negate):
+            wrong.append(case)
+    assert wrong == []
+
+
+def duplication(states: Tensor, keys: Tensor, first: int, visual: int, budget: int, norm: Tensor) -> list[int]:
+    """DART's loop for a budget of which every pivot takes an eighth; the pivots come on top.
+
+    states [S, D] entering the layer, keys [H, S, width] rotated, norm [D]: weights of the last RMS norm.
+    """
+    large = [sum(abs(float(x)) for x in keys[:, at].flatten()) for at in range(len(states))]
+    image = sorted(range(first, first + visual), key=lambda at: -large[at])[:4]
+    text = sorted(range(first + visual, len(states)), key=lambda at: -large[at])[:4]
+    normed = [state / state.pow(2).mean().sqrt() * norm for state in states.double()]
+    rest = [at for at in range(first, first + visual) if at not in image]
+    kept = list(image)
+    for pivot in set(image + text):
+        rest.sort(key=lambda at, pivot=pivot: similar(normed[pivot], normed[at]))
+        taken, rest = rest[: math.ceil(budget / 8)], rest[math.ceil(budget / 8) :]
+        kept += taken
+    return sorted(at - first for at in kept)
+
+
+def test_dart():
+    """Budgets that are multiples of the pivots; prompts of up to 90 tokens, so that a set is not sorted."""
+    wrong = []
+    for case in CASES:
+        torch.manual_seed(case)
+        first, visual, words, budget = 1 + case % 30, 40, 6 + case % 14, 8 * (1 + case % 4)
+        states, keys = torch.randn(first + visual + words, 16), torch.randn(2, first + visual + words, 8)
+        norm = torch.nn.RMSNorm(16)
+        norm.weight.data = torch.rand(16) + 0.5
+        expected = duplication(states, keys, first, visual, budget, norm.weight.data)
+        for padding in (0, 5):
+            padded = torch.cat([torch.full((2, padding, 8), float("nan")), keys], dim=1)[None]
+            prompt = context(states, first, visual, padding, keys=padded, last_norm=norm)
+            if chosen(vlmprune.Dart(keep=budget + 4), prompt) != expected:
+                wrong.append((case, padding))
+    assert wrong == []
+
+
+def test_darts_pivots_are_within_the_budget():
+    """Whatever the budget, it is met, and the largest keys are among what stays."""
+    for keep in range(1, 41):
+        keys = torch.randn(1, 2, 50, 8)
+        kept = chosen(vlmprune.Dart(keep=keep), context(torch.randn(50, 16), 3, 40, keys=keys))
+        assert len(kept) == keep == len(set(kept))
+        large = keys[0, :, 3:43].abs().sum(dim=(0, 2)).sort(descending=True).indices.tolist()
+        assert set(large[: min(4, keep)]) <= set(kept)
