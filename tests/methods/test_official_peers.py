@@ -24,8 +24,10 @@ def context(hidden: Tensor, first: int, visual: int, padding: int = 0, **more) -
     size, start = len(hidden), first + padding
     at = torch.arange(visual)
     span = ImageSpan(0, at, visual, (1, visual), torch.stack([at, at * 0], dim=1))
+    layouts = [SampleLayout(torch.arange(start, start + visual), (span,))]
     return PruningContext(
-        layouts=[SampleLayout(torch.arange(start, start + visual), (span,))],
+        layouts=layouts,
+        unpruned=layouts,
         hidden=hidden[None],
         input_ids=torch.arange(size)[None],
         valid=(torch.arange(size) >= padding)[None],
@@ -140,3 +142,60 @@ def test_darts_pivots_are_within_the_budget():
         assert len(kept) == keep == len(set(kept))
         large = keys[0, :, 3:43].abs().sum(dim=(0, 2)).sort(descending=True).indices.tolist()
         assert set(large[: min(4, keep)]) <= set(kept)
+
+
+def peaks(points: list[list[float]], clusters: int, neighbours: int) -> list[list[int]]:
+    """The official clustering without its noise: groups of points, each with its centre first."""
+    every = range(len(points))
+    away = [[math.dist(points[a], points[b]) / math.sqrt(len(points[a])) for b in every] for a in every]
+    density = [math.exp(-sum(d * d for d in sorted(row)[:neighbours]) / min(neighbours, len(row))) for row in away]
+    far = max(max(row) for row in away)
+    score = [density[a] * min([far, *(away[a][b] for b in every if density[b] > density[a])]) for a in every]
+    centres = sorted(every, key=lambda a: -score[a])[:clusters]
+    groups = [[centre] for centre in centres]
+    for a in every:
+        if a not in centres:
+            groups[min(range(clusters), key=lambda c: away[a][centres[c]])].append(a)
+    return groups
+
+
+def recycled(states: Tensor, scores: list[float], stay: int, neighbours: int) -> dict[int, Tensor]:
+    """The official stage, which keeps `stay` tokens and puts clusters on top; by the place of each centre."""
+    order = sorted(range(len(states)), key=lambda a: -scores[a])
+    dropped = order[stay:]
+    pool = dropped[: int(len(dropped) * 0.3) + 1]
+    clusters = int(len(pool) / 10) + 1
+    out = {a: states[a] for a in order[:stay]}
+    for group in peaks([states[a].tolist() for a in pool], clusters, neighbours or clusters):
+        out[pool[group[0]]] = states[[pool[a] for a in group]].mean(dim=0)
+    return dict(sorted(out.items()))
+
+
+@pytest.mark.parametrize("neighbours", [5, 0])
+def test_sparsevlm(neighbours):
+    """One stage of 130 tokens, of which up to 36 are clustered into up to 4."""
+    wrong = []
+    for case in CASES:
+        torch.manual_seed(case)
+        states, attention = torch.randn(130, 8), torch.rand(1, 130)
+        # Where one token more and one cluster less make as many, it is the token.
+        expected, other = (recycled(states, attention[0].tolist(), 10 + case + more, neighbours) for more in (0, 1))
+        expected = other if len(other) == len(expected) else expected
+        method = vlmprune.SparseVLM(keep=len(expected), neighbours=neighbours)
+        selection = method.select(context(states, 0, 130, attention=attention))
+        near = torch.allclose(selection.merged[0], torch.stack(list(expected.values())), atol=1e-5)
+        if selection.kept[0].tolist() != list(expected) or not near:
+            wrong.append(case)
+    assert wrong == []
+
+
+def test_sparsevlm_obeys_every_budget():
+    """Also where it is too small for all clusters."""
+    for count in range(1, 31):
+        prompt = context(torch.randn(30, 4), 0, 30, attention=torch.rand(1, 30))
+        assert len(set(chosen(vlmprune.SparseVLM(keep=count), prompt))) == count
+
+
+def test_sparsevlm_drops_behind_layers_2_6_and_15_of_32():
+    assert vlmprune.SparseVLM().stage_layers(32) == (3, 7, 16)
+    assert vlmprune.SparseVLM(layer=3).stage_layers(32) == (3, 7, 16)

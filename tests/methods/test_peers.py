@@ -271,8 +271,8 @@ def twin_density_peaks(points, clusters):
     away = [[float((points[a] - points[b]).norm()) / len(points[a]) ** 0.5 for b in range(size)] for a in range(size)]
     density = []
     for a in range(size):
-        near = sorted(away[a][b] for b in range(size) if b != a)[:5]
-        density.append(math.exp(-sum(d * d for d in near) / len(near)) if near else 1.0)
+        near = sorted(away[a])[:5]  # itself among them
+        density.append(math.exp(-sum(d * d for d in near) / len(near)))
     far = max(max(row) for row in away)
     gap = [min((away[a][b] for b in range(size) if density[b] > density[a]), default=far) for a in range(size)]
     centres = sorted(range(size), key=lambda a: -density[a] * gap[a])[:clusters]
@@ -288,13 +288,18 @@ def twin_sparsevlm(model, eager, count, share=0.3, few=0.1):
     rating = [sum(row[t] for row in soft) / len(soft) for t in range(len(eager.words))]
     raters = [int(eager.words[t]) for t, r in enumerate(rating) if r > sum(rating) / len(rating)]
     stages, left = [], list(range(len(eager.slots)))
-    for layer, size in zip([1, 3], stage_counts(len(left), count, 2), strict=True):  # 1, 3 and 7 capped at 3
+    for layer, size in zip([1, 2, 3], stage_counts(len(left), count, 3), strict=True):  # 3, 7 and 16 of 32; 5 capped
         seen = Masked(model, eager, stages)
         attention = seen.attention[layer - 1].mean(dim=0)
         order = sorted(left, key=lambda a: -float(sum(attention[r][eager.slots[a]] for r in raters)))
-        pool = round(share * (len(left) - size))
-        clusters = min(size - 1, round(few * pool))
-        stay, loose = order[: size - clusters], order[size - clusters :][: max(pool, clusters)]
+        stay, loose, clusters = order, [], 0
+        if size < len(left):
+            for some in range(size - 1, 0, -1):
+                loose = order[some:][: int(share * (len(left) - some)) + 1]
+                clusters = min(len(loose), int(few * len(loose)) + 1)
+                if some + clusters <= size:
+                    break
+            stay, clusters = (order[:some], min(clusters, size - some)) if size > 1 else (order[:1], 0)
         states = {a: seen.hidden[layer][eager.slots[a]] for a in left}
         replaced = {a: states[a] for a in stay}
         if clusters:
@@ -314,7 +319,7 @@ def test_density_peaks_equal_their_twin():
 
     points = torch.randn(40, 6) + torch.randn(4, 6).repeat(10, 1)
     for clusters in (1, 3, 7):
-        centres, owner = density_peaks(points, clusters)
+        centres, owner = density_peaks(points, clusters, 5)
         expected, owners = twin_density_peaks(points.double(), clusters)
         assert (centres.tolist(), owner.tolist()) == (expected, owners)
 

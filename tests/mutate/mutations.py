@@ -101,7 +101,7 @@ MUTATIONS = [
         "vlmprune.methods.cdpruner",
         "tests/methods",
         ("kernel", " * weights[None, :]", ""),
-        ("relevance", "mean - low ", "mean - high "),
+        ("relevance", "mean - low)", "mean - high)"),
         ("greedy_mode", "gain - rows[step] ** 2", "gain - rows[step]"),
     ),
     *_in(

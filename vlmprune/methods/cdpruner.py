@@ -47,7 +47,8 @@ def relevance(features: Tensor, words: Tensor, *, negate: bool = False) -> Tenso
     """
     mean = cosine(features, words).mean(dim=1) * (-1 if negate else 1)
     low, high = mean.min(), mean.max()
-    return (mean - low + SMALL) / (high - low).clamp(min=SMALL)
+    span = (high - low).clamp(min=SMALL)
+    return (mean - low) / span + SMALL / span
 
 
 def kernel(features: Tensor, weights: Tensor) -> Tensor:
