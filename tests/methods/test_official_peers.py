@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 import vlmprune
+from tests.support.running import shared
+from tests.support.tiny_families import make_inputs, row
 from vlmprune.flow.locate import ImageSpan, SampleLayout
 from vlmprune.methods.base import PruningContext
 
@@ -199,3 +201,50 @@ def test_sparsevlm_obeys_every_budget():
 def test_sparsevlm_drops_behind_layers_2_6_and_15_of_32():
     assert vlmprune.SparseVLM().stage_layers(32) == (3, 7, 16)
     assert vlmprune.SparseVLM(layer=3).stage_layers(32) == (3, 7, 16)
+
+
+def turned(heads: Tensor, theta: float) -> Tensor:
+    """Llama's rotary embedding of one head [S, width] of a prompt from position 0 on."""
+    half = heads.shape[1] // 2
+    angle = torch.arange(len(heads))[:, None] * torch.tensor([theta ** (-i / half) for i in range(half)])
+    low, high = heads[:, :half], heads[:, half:]
+    return torch.cat([low * angle.cos() - high * angle.sin(), high * angle.cos() + low * angle.sin()], dim=1)
+
+
+def last_tokens_attention(layer, states: Tensor, config) -> list[float]:
+    """What the last of the tokens [S, D] entering a Llama layer attends to, mean over heads."""
+    weight = layer.input_layernorm.weight
+    normed = torch.stack([x / torch.sqrt(x.pow(2).mean() + config.rms_norm_eps) * weight for x in states])
+    heads, groups = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
+    width, theta = config.hidden_size // heads, config.rope_parameters["rope_theta"]
+    queries = (normed @ layer.self_attn.q_proj.weight.T).view(len(states), heads, width)
+    keys = (normed @ layer.self_attn.k_proj.weight.T).view(len(states), -1, width)
+    out = [0.0] * len(states)
+    for head in range(heads):
+        dots = (turned(keys[:, head // groups], theta) @ turned(queries[:, head], theta)[-1]).tolist()
+        powers = [math.exp((dot - max(dots)) / math.sqrt(width)) for dot in dots]
+        out = [o + power / sum(powers) / heads for o, power in zip(out, powers, strict=True)]
+    return out
+
+
+@torch.no_grad()
+def test_pyramiddrop():
+    """Ranked by the layer before which it drops, from the states that enter it: 25 words and pictures for each of 4."""
+    model, wrong = shared("llava"), []
+    config, layers = model.config.text_config, model.model.language_model.layers
+    one = row(make_inputs(model), 2)
+    visual = (one["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+    for layer in range(4):
+        torch.manual_seed(layer)
+        given = {name: value.repeat(25, *[1] * (value.dim() - 1)) for name, value in one.items()}
+        given["pixel_values"] = torch.randn_like(given["pixel_values"])
+        ids = given["input_ids"]
+        given["input_ids"] = torch.where(ids < 100, torch.randint(10, 100, ids.shape), ids)
+        states = model(**given, output_hidden_states=True).hidden_states[layer]
+        with vlmprune.wrap(model, vlmprune.PyramidDrop(keep=3, layer=layer, stages=1)) as pruned:
+            model(**given)
+        for case, kept in enumerate(pruned.report.kept):
+            seen = last_tokens_attention(layers[layer], states[case], config)
+            if kept.tolist() != sorted(sorted(range(len(visual)), key=lambda a, seen=seen: -seen[visual[a]])[:3]):
+                wrong.append((layer, case))
+    assert wrong == []

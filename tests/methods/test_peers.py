@@ -260,7 +260,7 @@ def twin_pyramiddrop(model, eager, count):
     layers = [1, 2, 3]  # L/4, L/2, 3L/4 of 4
     stages, left = [], list(range(len(eager.slots)))
     for layer, size in zip(layers, stage_counts(len(left), count, 3), strict=True):
-        row_of_last = Masked(model, eager, stages).attention[layer - 1].mean(dim=0)[-1]
+        row_of_last = Masked(model, eager, stages).attention[layer].mean(dim=0)[-1]
         left = sorted(sorted(left, key=lambda a: -float(row_of_last[eager.slots[a]]))[:size])
         stages.append((layer, left, None))
     return stages

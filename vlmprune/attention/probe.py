@@ -128,6 +128,14 @@ def _heads(states: Tensor, heads: list[int]) -> Tensor:
 # Gets the call and its output [B, S, H, D]; what it returns, unless None, takes the output's place.
 Observer = Callable[[AttentionCall, Tensor], Tensor | None]
 
+class _Reached(Exception):
+    """An attention call that is looked at ahead of the layer's run, which ends with it."""
+
+    def __init__(self, call: AttentionCall) -> None:
+        self.call = call
+
+
+_ahead: PerThread[set[nn.Module]] = PerThread(set)
 _observers: PerThread[dict[nn.Module, list[Observer]]] = PerThread(dict)
 _attached = 0
 _attached_lock = threading.Lock()
@@ -137,6 +145,10 @@ def _dispatch(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Run the kernel that the language model's own config names, then let this thread's observer read."""
+    if module in _ahead.own:
+        # A static cache has room for more than the prompt, and so has the mask; here there is no cache.
+        seen = attention_mask[..., : key.shape[2]] if isinstance(attention_mask, Tensor) else attention_mask
+        raise _Reached(AttentionCall(query, key, value, seen, kwargs))
     own: Any = module.config
     eager = sys.modules[type(module).__module__].eager_attention_forward
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own.vlmprune_original._attn_implementation, eager)
@@ -156,6 +168,26 @@ def observe(module: nn.Module, observer: Observer) -> None:
     Several observers of a module see its calls in the order in which they came, each the output of the one before.
     """
     _observers.own.setdefault(module, []).append(observer)
+
+
+def look_ahead(module: nn.Module, run: Callable[[], Any]) -> AttentionCall:
+    """The call that the probed attention `module` comes to in `run`, which ends there: no kernel runs, nor a gradient.
+
+    Raises:
+        VlmpruneError: it comes to none.
+    """
+    _ahead.own.add(module)
+    try:
+        with torch.no_grad():
+            run()
+    except _Reached as reached:
+        return reached.call
+    finally:
+        _ahead.own.discard(module)
+    raise VlmpruneError(
+        f"A {type(module).__name__} ran without calling an attention function, so what it would attend to cannot be "
+        "read ahead; use a method that reads the layer before, such as 'fastv'."
+    )
 
 
 def clear_observers(modules: Iterable[nn.Module]) -> None:

@@ -35,7 +35,8 @@ class PruningContext:
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask; both
     and the layouts are on the CPU, whatever the model runs on. `attention` [B, S or cross states]: attention received
     by each position from the last prompt token, mean over heads, in the layer before (only for methods that set
-    `reads_attention`); the sum over `query_positions` where a method names them. `keys` [B, H, S, D]: rotated keys of
+    `reads_attention`), or in the layer itself as it would be without the drop (`reads_own_layer` too); the sum over
+    `query_positions` where a method names them. `keys` [B, H, S, D]: rotated keys of
     the layer before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only
     for guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
     `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
@@ -179,6 +180,7 @@ class Pruner(Method):
     # What the method reads in addition to the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
+    reads_own_layer: ClassVar[bool] = False  # both not of the layer before, but of the one about to run
     reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
     # The text behind the image in any other way, `PruningContext.question` included.
@@ -218,7 +220,7 @@ class Pruner(Method):
                 f"layer={self.layer!r} is beyond the model's {layers} decoder layers; use 0 to {layers - 1} or a float "
                 "below 1."
             )
-        if index == 0 and (self.reads_attention or self.reads_keys):
+        if index == 0 and (self.reads_attention or self.reads_keys) and not self.reads_own_layer:
             raise VlmpruneError(
                 f"{type(self).__name__} reads the attention of the layer before, so layer={self.layer!r} leaves it "
                 f"none in a model of {layers} decoder layers; use layer=1 or more."

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import VlmpruneError
 
-FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question")  # those of Pruner
+# Those of Pruner.
+FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question", "reads_own_layer")
 SWITCHES = (*FLAGS, "exclude_sinks")
 _NEAR = 0.85  # "scores" is near "score"; "selection" is another word than "select"
 

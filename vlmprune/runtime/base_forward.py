@@ -89,7 +89,7 @@ class BaseForward:
             changed = args, kwargs
         kind = CrossPrefill if setup.family.cross_attention else Prefill
         call.forward = kind(state, decider, setup.family, setup.text, setup.windows, deepstack)
-        if decider is not None:
+        if decider is not None and not decider.pruner.reads_own_layer:  # such a layer is read ahead of its run
             for i in setup.read:
                 observe(setup.probed[i], decider.observe)
         for observer in self.setup.observers:

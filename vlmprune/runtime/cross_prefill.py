@@ -30,6 +30,8 @@ class CrossPrefill(Prefill):
         if decider is None or i < decider.layers[0]:
             return None
         mask = kwargs.get("cross_attention_mask")
+        if not self.state.stages and decider.pruner.reads_own_layer:
+            self._read_ahead(i, args, kwargs, decider)
         stage = self.state.stages[0] if self.state.stages else self._decide(decider, states, mask)
         if stage.chosen is None:
             return None

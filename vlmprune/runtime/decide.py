@@ -41,8 +41,9 @@ class Decider:
         self._last_norm = last_norm
         self._name = type(pruner).__name__
 
-    def observe(self, call: AttentionCall, output: Tensor) -> None:
-        """Read the layer before a stage: attention [B, S or cross states], mean over heads, and keys.
+    def observe(self, call: AttentionCall, output: Tensor | None = None) -> None:
+        """Read the layer before a stage, or its own ahead of its run: attention [B, S or cross states], mean over
+        heads, and keys.
 
         Query rows are the last prompt token's, or those of the text tokens that the method named.
         """

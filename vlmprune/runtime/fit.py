@@ -113,15 +113,26 @@ def drop_layers(
 def read_layers(pruner: Pruner, drops: Sequence[int], seeing: Sequence[int]) -> list[int]:
     """The layers whose attention the pruner reads: each time the last before it drops that sees the image.
 
+    Where it reads a layer ahead of its run, the first that sees the image behind the drop.
+
     Args:
         drops: the layers before which it drops tokens. seeing: the layers whose attention sees visual tokens.
     Raises:
-        VlmpruneError: there is none before a drop.
+        VlmpruneError: there is none before a drop, or none behind it.
     """
     if not (pruner.reads_attention or pruner.reads_keys):
         return []
     read = []
     for layer in drops:
+        if pruner.reads_own_layer:
+            behind = [i for i in seeing if i >= layer]
+            if not behind:
+                raise VlmpruneError(
+                    f"layer={pruner.layer!r} leaves no cross-attention layer to read behind it; use layer={seeing[-1]} "
+                    "or less."
+                )
+            read.append(behind[0])
+            continue
         before = [i for i in seeing if i < layer]
         if not before:
             raise VlmpruneError(

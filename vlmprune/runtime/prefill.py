@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention.masks import Sizes, Window, check_scale, check_window, own_mask, take_mask
+from ..attention.probe import look_ahead
 from ..families import Family
 from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
@@ -58,6 +59,8 @@ class Prefill:
         if i in decider.layers:
             # Decided already when gradient checkpointing runs the layer a second time.
             if stage is None or stage.layer != i:
+                if decider.pruner.reads_own_layer:
+                    self._read_ahead(i, args, self._given(i, stage, hidden, kwargs), decider)
                 stage = decider.decide(i, hidden)
                 if cache is not None and stage.chosen is not None:
                     remember(cache, pruned_prompt(self.state, stage))
@@ -66,12 +69,26 @@ class Prefill:
         if stage is None or stage.chosen is None:
             return None
         check_scale(self.family.attention(self.text_model.layers[i]), self.state.valid.shape[1])
+        return (hidden, *args[1:]), self._given(i, stage, hidden, kwargs)
+
+    def _given(self, i: int, stage: Stage | None, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The layer's arguments of the rows that the stage has left, which `hidden` holds."""
+        if stage is None or stage.chosen is None:
+            return kwargs
         new = dict(kwargs)
         new["position_embeddings"] = self._cos_sin(stage, stage.chosen, kwargs, hidden)
         if kwargs.get("position_ids") is not None:
             new["position_ids"] = self._position_ids(stage, stage.chosen, kwargs)
-        new["attention_mask"] = self._mask(i, stage, kwargs.get("attention_mask"), hidden, cache)
-        return (hidden, *args[1:]), new
+        new["attention_mask"] = self._mask(i, stage, kwargs.get("attention_mask"), hidden, self.state.cache)
+        return new
+
+    def _read_ahead(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any], decider: Decider) -> None:
+        """Read what the layer would attend to if nothing were dropped: its own code runs up to its attention call."""
+        layer = self.text_model.layers[i]
+        layer = getattr(layer, "_orig_mod", layer)  # of a compiled one
+        alone = {name: None if value is self.state.cache else value for name, value in kwargs.items()}
+        # Its forward: hooks on it, ours among them, are for the run itself.
+        decider.observe(look_ahead(self.family.attention(layer), partial(layer.forward, *args, **alone)))
 
     def _compact(self, stage: Stage, hidden: Tensor, beside: dict[str, Any]) -> Tensor:
         """The kept rows of the hidden states; on a GPU the same launch gathers what lies beside them."""
