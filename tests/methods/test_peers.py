@@ -401,6 +401,19 @@ def test_stages_with_positions_counted_anew():
             assert_near(alone[0], batched[i])
 
 
+def test_cross_attention_is_read_ahead_too():
+    """Of the first cross-attention layer behind the drop, with all of the image's keys."""
+    model = shared("mllama", "eager")
+    inputs = make_inputs(model)
+    (first, *_) = model.config.text_config.cross_attention_layers
+    with torch.no_grad():
+        seen = model(**inputs, output_attentions=True, use_cache=False).attentions[first].mean(dim=1)[:, -1]
+    with vlmprune.wrap(model, "pyramiddrop", keep=3, stages=1, layer=0) as pruned, torch.no_grad():
+        model(**inputs)
+    for row_of_last, slots, kept in zip(seen, visual_slots(model, inputs), pruned.report.kept, strict=True):
+        assert kept.tolist() == row_of_last[slots].topk(3).indices.sort().values.tolist()
+
+
 def test_training_with_stages():
     """Gradient checkpointing runs every layer twice: the second time nothing is decided anew."""
     model = build("llava")

@@ -37,7 +37,7 @@ class SparseVLM(PerImage):
     Args:
         layer: the first stage, 3 of 32 in the official code; the others come at 7/3 and 16/3 of its depth.
         neighbours: how many of its nearest points, itself included, make a point's density; 0 for as many as there are
-            clusters, which is what the code as published at the end of 2025 takes.
+            clusters, as in published versions of the official code.
     """
 
     name: ClassVar[str] = "sparsevlm"

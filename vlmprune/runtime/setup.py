@@ -76,6 +76,6 @@ class Setup:
             return None
         wrapped = self.layers if self.read else None
         layers = drop_layers(self.pruner, len(self.text.layers), state.layouts, wrapped)
-        norm = getattr(self.text, "norm", None)
         # Its forward: hooks on it are for the model's own run.
-        return Decider(self.pruner, layers, state, self._sink_observer, norm and norm.forward)
+        last_norm = getattr(getattr(self.text, "norm", None), "forward", None)
+        return Decider(self.pruner, layers, state, self._sink_observer, last_norm)
