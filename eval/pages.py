@@ -65,7 +65,6 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
         "entering": (_STUDY, lambda record: sgl.table(record, "at_entering")),
         "threshold": ("eval/sgl/results/calibration.json", sgl.threshold),
         "findings": (_STUDY, sgl.findings),
-        "losses": (_GRID, results_page.in_sgl),
         "by-guide": (_STUDY, sgl.by_guide),
         "wrong": (_STUDY, sgl.ranking_of_wrong),
         "families": (_STUDY, sgl.by_family),

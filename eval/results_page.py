@@ -17,7 +17,7 @@ from .markdown import bullets, paragraph
 from .plots import Summary, prefill_flops
 from .settings import BASELINES, SMALL
 from .stats import Interval
-from .tables import about, by_task, change, label, named, read, share
+from .tables import about, accuracy, by_task, change, label, named, read, share
 
 OWN = "sgl"  # what our own methods' names begin with
 HEAD = paragraph(
@@ -29,56 +29,55 @@ HEAD = paragraph(
     "questions that downsampling fails) are in the [full tables](../eval/results/tables.md); "
     "[eval](../eval/README.md) explains them."
 )
-IMAGES = """![{main} against prefill FLOPs, bars are standard errors](../eval/results/{task}-pareto-flops.png)
-![{main} against time, bars are standard errors](../eval/results/{task}-pareto-time.png)"""
 
 
 def page(folder: Path) -> str:
     """The whole page: a section for each task, those whose questions have families first."""
     tasks = by_task(read(folder))
-    order = sorted(tasks, key=lambda task: not families(tasks[task]))
-    return "\n\n".join(["# Results", HEAD, *(section(task, tasks[task]) for task in order)]) + "\n"
-
-
-def first(folder: Path) -> Sequence[Summary]:
-    """The rows of the task whose questions have families: what other pages quote."""
-    return max(by_task(read(folder)).values(), key=lambda rows: bool(families(rows)))
+    order = sorted(tasks, key=lambda task: not families(named(tasks[task], "none")))
+    return "\n".join([f"# Results\n\n{HEAD}\n", *(section(task, tasks[task]) for task in order)])
 
 
 def in_readme(folder: Path) -> str:
-    """What to choose at each budget."""
-    rows = first(folder)
+    """What to choose at each budget, of the task that the page begins with."""
+    rows = max(by_task(read(folder)).values(), key=lambda rows: bool(families(named(rows, "none"))))
     said = bullets(f"**keep {keep}**: {recommended(rows, keep)}" for keep in budgets(rows))
     return f"{said}\n\n{paragraph(about(rows))}"
 
 
-def in_sgl(folder: Path) -> str:
-    """What is better than our own method."""
-    return bullets(losses(first(folder)))
-
-
 def section(task: str, rows: Sequence[Summary]) -> str:
     """What is said about one task."""
-    which = [
+    image = f"../eval/results/{task}"
+    which = "\n\n".join(
         f"**keep {keep}**\n\n{bullets([recommended(rows, keep), *compared(rows, keep)])}" for keep in budgets(rows)
-    ]
-    return "\n\n".join(
-        [
-            f"## {task}",
-            paragraph(about(rows)),
-            "### Methods and budgets",
-            overview(rows),
-            IMAGES.format(main=rows[0]["main"], task=task),
-            "### Which method",
-            *which,
-            "### Where our own method loses",
-            bullets(losses(rows)),
-            "### Where methods fail",
-            failures(rows),
-            f"![How often each part of the image is kept](../eval/results/{task}-positions.png)",
-            paragraph(leaning(rows)),
-        ]
     )
+    return f"""## {task}
+
+{paragraph(about(rows))}
+
+### Methods and budgets
+
+{overview(rows)}
+
+![{rows[0]["main"]} against prefill FLOPs; bars are standard errors]({image}-pareto-flops.png)
+![{rows[0]["main"]} against time; bars are standard errors]({image}-pareto-time.png)
+
+### Which method
+
+{which}
+
+### Where our own method loses
+
+{bullets(losses(rows))}
+
+### Where methods fail
+
+{failures(rows)}
+
+![How often each part of the image is kept]({image}-positions.png)
+
+{paragraph(leaning(rows))}
+"""
 
 
 # -- what is compared ------------------------------------------------------------------------------------------------
@@ -115,9 +114,7 @@ def best(rows: Sequence[Summary], keep: str) -> list[Summary]:
 def differs(row: Summary, other: Summary | None) -> int:
     """1 where a row is better than another, -1 where it is worse, 0 where the record does not say."""
     found = change(row, other)
-    if found is None or not found.excludes_zero:
-        return 0
-    return 1 if found.low > 0 else -1
+    return 0 if found is None else int(found.low > 0) - int(found.high < 0)
 
 
 def guided(row: Summary) -> bool:
@@ -140,19 +137,19 @@ def recommended(rows: Sequence[Summary], keep: str) -> str:
         text += ", and is better than every other method."
     else:
         text += ", and is the only method at this budget."
-    for some in (False, True):
-        text += " " + cheapest(
-            [row for row in equal if guided(row) == some], rows, "with a guide" if some else "without a guide"
-        )
+    for some, words, empty in (
+        (False, "without a guide", "All of these have a guide."),
+        (True, "with a guide", "None of these has a guide."),
+    ):
+        pool = [row for row in equal if guided(row) == some]
+        text += " " + (cheapest(pool, rows, words) if pool else empty)
     return text
 
 
-def cheapest(equal: Sequence[Summary], rows: Sequence[Summary], words: str) -> str:
+def cheapest(pool: Sequence[Summary], rows: Sequence[Summary], words: str) -> str:
     """The cheapest of rows, by FLOPs and by time."""
-    if not equal:
-        return "None of these has a guide." if words == "with a guide" else "All of these have a guide."
-    few = min(equal, key=lambda row: (relative(row, rows), seconds(row)))
-    fast = min(equal, key=lambda row: (seconds(row), relative(row, rows)))
+    few = min(pool, key=lambda row: (relative(row, rows), seconds(row)))
+    fast = min(pool, key=lambda row: (seconds(row), relative(row, rows)))
     if few is fast:
         return f"The cheapest {words}, by FLOPs and by time: {code(few)} ({cost(few, rows)})."
     return f"The cheapest {words}: by FLOPs {code(few)} ({cost(few, rows)}), by time {code(fast)} ({cost(fast, rows)})."
@@ -161,33 +158,20 @@ def cheapest(equal: Sequence[Summary], rows: Sequence[Summary], words: str) -> s
 def compared(rows: Sequence[Summary], keep: str) -> list[str]:
     """A budget's methods against the unpruned model, the small model alone and the best baseline; what was left out."""
     there, unpruned = candidates(rows, keep), named(rows, "none")
-    said: list[str] = []
-    if not there or unpruned is None:
-        return said
-    of = f"the unpruned model ({accuracy(unpruned)})"
     equal = [row for row in there if differs(row, unpruned) >= 0]
-    said.append(f"No measurable loss against {of}: {listed(equal)}." if equal else f"Every method is worse than {of}.")
+    said = [f"Not measurably worse than the unpruned model: {listed(equal)}."] if there else []
     plain = [row for row in there if row["method"] in BASELINES]
-    for other, what in (
-        (named(rows, SMALL), "the small model alone"),
-        (max(plain, key=lambda row: row["value"], default=None), "the best baseline at this budget"),
-    ):
-        if other is None:
-            continue
-        others = [row for row in there if row is not other]
-        better = [row for row in others if differs(row, other) > 0]
-        of = f"{what}, {code(other)} ({accuracy(other)}; {cost(other, rows)})"
-        if len(better) == len(others):
-            said.append(f"Every method is better than {of}.")
-        else:
-            said.append(f"Better than {of}: {listed(better) or 'none'}. Not better: ")
-            said[-1] += f"{listed([row for row in others if row not in better])}."
+    best_plain = max(plain, key=lambda row: row["value"], default=None)
+    for other, what in ((named(rows, SMALL), "small model alone"), (best_plain, "best baseline at this budget")):
+        if other is not None and there:
+            better = [row for row in there if differs(row, other) > 0]
+            worse = [row for row in there if row is not other and row not in better]
+            of = f"the {what}, {code(other)} ({accuracy(other)}; {cost(other, rows)})"
+            said.append(f"Better than {of}: {listed(better)}. Not better: {listed(worse)}.")
     left = [row for row in rows if row["keep"] == keep and row not in there]
-    for some, why in (
-        ([row for row in left if relative(row, rows) >= 1], "they cost at least as much as the unpruned model"),
-        ([row for row in left if not relative(row, rows) >= 1], "they did not answer the same questions"),
-    ):
-        said += [f"Left out, since {why}: {listed(some)}."] if some else []
+    for some, why in ((True, "cost at least as much as the unpruned model"), (False, "did not answer its questions")):
+        if found := [row for row in left if (relative(row, rows) >= 1) == some]:
+            said.append(f"Left out, since they {why}: {listed(found)}.")
     return said
 
 
@@ -195,16 +179,13 @@ def losses(rows: Sequence[Summary]) -> list[str]:
     """For each of our own methods and each budget, everything that is better than it."""
     said = []
     for keep in budgets(rows):
-        rivals = sorted(candidates(rows, keep), key=lambda row: -row["value"])
-        for mine in (row for row in rivals if row["method"].startswith(OWN)):
-            found = [
-                (row, change(row, mine)) for row in [*rivals, named(rows, SMALL)] if row and differs(row, mine) > 0
-            ]
-            text = ", ".join(f"{code(row)} by {lead(by)} ({cost(row, rows)})" for row, by in found if by is not None)
-            of = f"{code(mine)} ({accuracy(mine)}; {cost(mine, rows)})"
-            said.append(
-                f"keep {keep}: " + (f"{of} is worse than {text}." if text else f"none is measurably better than {of}.")
-            )
+        there = sorted(candidates(rows, keep), key=lambda row: -row["value"])
+        rivals = [*there, *(row for row in rows if row["method"] == SMALL)]
+        for mine in (row for row in there if row["method"].startswith(OWN)):
+            found = ((row, change(row, mine)) for row in rivals)
+            text = ", ".join(f"{code(row)} by {lead(by)} ({cost(row, rows)})" for row, by in found if by and by.low > 0)
+            of = f"keep {keep}: {code(mine)} ({accuracy(mine)}; {cost(mine, rows)}) is"
+            said.append(f"{of} worse than {text}." if text else f"{of} not measurably worse than any other.")
     return said or ["The record has no row of our own method that can be compared."]
 
 
@@ -216,19 +197,14 @@ def lead(by: Interval) -> str:
 
 def leaning(rows: Sequence[Summary]) -> str:
     """What each method keeps at the bottom of the image, over what it keeps at the top."""
-    found = []
+    found = {}
     for row in (row for row in rows if row["keep"] in budgets(rows)[-1:]):
-        shares, long = (
-            row["positions"]["kept_share"],
-            max(1, row["positions"]["rows"] // 3) * row["positions"]["columns"],
-        )
-        top, bottom = (sum(one or 0.0 for one in part) for part in (shares[:long], shares[-long:]))
-        if top:
-            found.append((bottom / top, row["method"]))
-    text = ", ".join(f"`{method}` {ratio:.2f}" for ratio, method in sorted(found))
-    return (
-        f"At the smallest budget, tokens kept in the bottom third of the image per token kept in the top third: {text}."
-    )
+        cells = [one or 0.0 for one in row["positions"]["kept_share"]]
+        third = len(cells) // 3
+        if top := sum(cells[:third]):
+            found[row["method"]] = sum(cells[-third:]) / top
+    text = ", ".join(f"`{method}` {found[method]:.2f}" for method in sorted(found, key=found.__getitem__))
+    return f"Kept tokens in the bottom third of the image per one in the top third, at the smallest budget: {text}."
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -251,41 +227,28 @@ def overview(rows: Sequence[Summary]) -> str:
     return markdown.table(head, lines) + "\n\n" + said
 
 
-def families(rows: Sequence[Summary]) -> list[str]:
-    """The kinds of question that the unpruned model's record distinguishes."""
-    unpruned = named(rows, "none") or {}
-    return list(
-        unpruned.get("parts") or [name.partition("/")[2] for name in unpruned.get("metrics", {}) if "/" in name]
-    )
+def families(row: Summary | None) -> dict[str, float]:
+    """A row's number for each kind of question that its task distinguishes."""
+    return {name.partition("/")[2]: value for name, value in row["metrics"].items() if "/" in name} if row else {}
 
 
 def failures(rows: Sequence[Summary]) -> str:
     """Each row's change against the unpruned model by family, at the smallest budget."""
-    unpruned, kinds = named(rows, "none"), families(rows)
-    if unpruned is None or not kinds:
-        return paragraph("The questions of this task have no families.")
-
-    def cell(row: Summary, kind: str) -> str:
-        if (found := change(row, unpruned, kind)) is not None:
-            return f"**{100 * found.difference:+.1f}**" if found.excludes_zero else f"{100 * found.difference:+.1f}"
-        mine, whole = (
-            next((value for name, value in one["metrics"].items() if name.partition("/")[2] == kind), None)
-            for one in (row, unpruned)
-        )
-        return "" if mine is None or whole is None else f"{100 * (mine - whole):+.1f}"
-
-    shown = [row for row in rows if row is not unpruned and row["keep"] in (None, *budgets(rows)[-1:])]
-    said = (
-        f"Change against the unpruned model in points, by family of question, at the smallest budget; {len(kinds)} x "
-    )
-    said += f"{len(shown)} comparisons. "
-    said += (
+    unpruned = named(rows, "none")
+    if not (whole := families(unpruned)):
+        return "The questions of this task have no families."
+    lines = []
+    for row in (row for row in rows if row is not unpruned and row["keep"] in (None, *budgets(rows)[-1:])):
+        mine = families(row)
+        cells = {kind: f"{100 * (mine[kind] - value):+.1f}" for kind, value in whole.items() if kind in mine}
+        sure = {kind for kind in cells if (found := change(row, unpruned, kind)) and found.excludes_zero}
+        lines.append([label(row), *(f"**{cells[kind]}**" if kind in sure else cells.get(kind, "") for kind in whole)])
+    said = "Change against the unpruned model in points, by family of question, at the smallest budget. " + (
         "Bold: the 95 % interval, clustered by image, excludes zero; so do one in twenty where nothing differs."
-        if unpruned.get("parts")
+        if any(row.get("parts") for row in rows)
         else "This record has no answers by family, so there are no intervals and nothing is bold; a new run has them."
     )
-    lines = [[label(row), *(cell(row, kind) for kind in kinds)] for row in shown]
-    return paragraph(said) + "\n\n" + markdown.table(["method", *kinds], lines)
+    return paragraph(said) + "\n\n" + markdown.table(["method", *whole], lines)
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
@@ -294,11 +257,6 @@ def failures(rows: Sequence[Summary]) -> str:
 def code(row: Summary) -> str:
     """A method's name."""
     return f"`{row['method']}`"
-
-
-def accuracy(row: Summary) -> str:
-    """The main number with its standard error."""
-    return "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}"
 
 
 def seconds(row: Summary) -> float:
@@ -313,4 +271,4 @@ def cost(row: Summary, rows: Sequence[Summary]) -> str:
 
 def listed(rows: Sequence[Summary]) -> str:
     """Names of methods."""
-    return ", ".join(map(code, rows))
+    return ", ".join(map(code, rows)) or "none"

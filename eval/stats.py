@@ -7,6 +7,7 @@ they are added up to clusters first: G clusters of U units. References: the line
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -51,7 +52,10 @@ def standard_error(metric: Ratio, clusters: Clusters = None) -> float:
 
 
 def interval(a: Ratio, b: Ratio, clusters: Clusters = None) -> Interval:
-    """`a` minus `b`, both of the same units in the same order; Student's with G - 1 degrees of freedom."""
+    """`a` minus `b`, both of the same units in the same order; Student's with G - 1 degrees of freedom.
+
+    One cluster says nothing about others: its interval is everything.
+    """
     return _interval(_summed(a, clusters), _summed(b, clusters))
 
 
@@ -66,6 +70,8 @@ def paired(a: Ratio, b: Ratio, clusters: Clusters = None, *, seed: int = 0, roun
 
 def _interval(first: np.ndarray, second: np.ndarray) -> Interval:
     difference = _ratio(*first.sum(1)) - _ratio(*second.sum(1))
+    if first.shape[1] < 2:
+        return Interval(difference, -math.inf, math.inf)
     reach = _student(first.shape[1] - 1) * _spread(_influence(*first) - _influence(*second))
     return Interval(difference, difference - reach, difference + reach)
 

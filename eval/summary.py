@@ -43,7 +43,7 @@ def summarise(
         cut = incomplete([line for line in lines if "error" not in line], every)
     answered = [line for line in lines if "error" not in line]
     scored = [line for line in answered if line["score"] is not None]
-    units = task.units(scored) if scored else {}
+    units = recorded(task.units(scored) if scored else {})
     metrics = task.metrics(scored) if scored else {}
     return {
         **identity,
@@ -54,27 +54,22 @@ def summarise(
         "incomplete": cut,
         "main": task.main,
         "value": rounded(metrics.get(task.main)),
-        "standard_error": rounded(standard_error(_ratio(units))) if units else None,
+        "standard_error": rounded(standard_error((units["above"], units["below"]))) if units["above"] else None,
         "metrics": {name: rounded(value) for name, value in metrics.items()},
         "costs": costs([line["report"] for line in answered]),
         "positions": positions([line["report"]["cells"] for line in answered]),
         "data": {"sha256": data.sha256, "ids_sha256": ids_hash([line["id"] for line in lines])},
         "scores": [None if line.get("score") is None else rounded(line["score"]) for line in lines],
-        "units": recorded(units),
+        "units": units,
         "parts": {name: recorded(task.units(part)) for name, part in by(scored, task.by).items()} if task.by else {},
         "provenance": dict(provenance),
     }
 
 
 def recorded(units: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """Units as a summary holds them."""
-    above, below = _ratio(units)
-    weights = [rounded(value) for value in below] if any(value != 1 for value in below) else None  # null: all weigh 1
-    return {"ids_sha256": ids_hash(list(units)), "above": [rounded(value) for value in above], "below": weights}
-
-
-def _ratio(units: Mapping[str, tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [unit[0] for unit in units.values()], [unit[1] for unit in units.values()]
+    """Units as a summary holds them; `below` is null where every unit weighs 1."""
+    above, below = ([rounded(unit[at]) for unit in units.values()] for at in (0, 1))
+    return {"ids_sha256": ids_hash(list(units)), "above": above, "below": below if set(below) - {1} else None}
 
 
 def costs(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def table(rows: Sequence[Summary]) -> str:
 def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
     """A row's cells by heading; that of exits is there in tables that have any."""
     unpruned, hard = named(rows, "none"), where_downsampling_fails(row, rows)
-    change = against(row, unpruned)
+    versus = against(row, unpruned)
     costs, seconds = row["costs"], row["costs"].get("seconds", {})
     out = {
         "method": row["method"],
@@ -145,9 +145,9 @@ def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
         "prefill FLOPs": _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned)),
         "KV cache": _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
         **{name: _cell(seconds.get(stage), milliseconds) for name, stage in TIMES.items()},
-        row["main"]: "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}",
-        "vs. unpruned": "" if change is None else points(change.record()),
-        "p": "" if change is None else p_value(change.p),
+        row["main"]: accuracy(row),
+        "vs. unpruned": "" if versus is None else points(versus.record()),
+        "p": "" if versus is None else p_value(versus.p),
         "where downsampling fails": "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
     }
     if any(one["costs"].get("exited_share") for one in rows):
@@ -223,6 +223,11 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else form(value)
+
+
+def accuracy(row: Summary) -> str:
+    """The main number with its standard error."""
+    return "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}"
 
 
 def p_value(p: float) -> str:
