@@ -158,17 +158,6 @@ def groups(keys, kept, others):
     return out
 
 
-def twin_visionzip(eager, tower, count, contextual=10 / 64):
-    few = min(count - 1, round(count * contextual))
-    order = sorted(range(len(tower.received)), key=lambda a: -float(tower.received[a]))
-    dominant, rest = order[: count - few], sorted(order[count - few :])
-    targets = [rest[int((i + 0.5) * len(rest) / few)] for i in range(few)]
-    merged = groups(tower.keys, targets, [a for a in rest if a not in targets]) if few else {}
-    kept = sorted(dominant + targets)
-    states = [eager.visual[0][merged.get(a, [a])].mean(dim=0) for a in kept]
-    return kept, torch.stack(states)
-
-
 def twin_prumerge(eager, tower, count, plus=False):
     values = sorted(tower.received.tolist())
 
@@ -192,8 +181,6 @@ def twin_prumerge(eager, tower, count, plus=False):
 
 
 MERGING = {
-    "visionzip": (twin_visionzip, {}),
-    "visionzip+": (twin_visionzip, {"contextual": 0.5}),  # with one target, all others go to it
     "prumerge": (twin_prumerge, {}),
     "prumerge+": (twin_prumerge, {"plus": True}),
 }
@@ -456,7 +443,8 @@ UNSUPPORTED = {
     "pyramiddrop": ("mllama",),
     "sparsevlm": ("mllama",),
 }
-PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *MERGING, *STAGED, "scope")]
+OTHERS = ("scope", "visionzip", *MERGING)
+PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *STAGED, *OTHERS)]
 
 
 @grid(family=FAMILIES, cls=PEERS)

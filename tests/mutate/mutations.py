@@ -108,7 +108,9 @@ MUTATIONS = [
         "vlmprune.methods.visionzip",
         "tests/methods",
         ("zipped", "ranking(received)[:dominant]", "ranking(-received)[:dominant]"),
-        ("zipped", "unit[every].T).argmax", "unit[every].T).argmin"),
+        ("zipped", ".argmax(dim=1)", ".argmin(dim=1)"),
+        ("zipped", "len(rest) // contextual", "1"),
+        ("zipped", "hidden[targets] + cluster", "cluster"),
     ),
     *_in(
         "vlmprune.methods.prumerge",
