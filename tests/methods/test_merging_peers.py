@@ -1,4 +1,4 @@
-"""VisionZip against what its official repository computes, written as plain loops over numbers.
+"""VisionZip and PruMerge against what their official repositories compute, written as plain loops over numbers.
 
 A reference gets an image's states, the attention its tokens receive in the tower and their keys there. It says which
 tokens' places are taken and what stands there, in the order of the image.
@@ -23,6 +23,7 @@ from tests.support.tiny_families import make_inputs
 from vlmprune.flow.locate import dealt, plain_grid
 from vlmprune.flow.prompt_state import VisionStats
 from vlmprune.methods.base import Pruner, PruningContext
+from vlmprune.methods.prumerge import outliers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -61,11 +62,59 @@ def visionzip(
     return places
 
 
+def outlier_share(received: Numbers) -> float:
+    """The fraction of values above Tukey's upper fence."""
+    values = sorted(received)
+
+    def quartile(q: float) -> float:
+        at = q * (len(values) - 1)
+        low = int(at)
+        return values[low] + (at - low) * (values[min(low + 1, len(values) - 1)] - values[low])
+
+    fence = quartile(0.75) + 1.5 * (quartile(0.75) - quartile(0.25))
+    return sum(v > fence for v in values) / len(values)
+
+
+def sampled(free: list[int], number: int) -> list[int]:
+    """All of them where they fit, else the middles of equal parts."""
+    return free if len(free) <= number else [free[int((i + 0.5) * len(free) / number)] for i in range(number)]
+
+
+def prumerge(
+    hidden: list[Numbers], received: Numbers, keys: list[Numbers], budget: int, adaptive=True, plus=False, near=32
+) -> Places:
+    """The merge of the official evaluation, whose kept tokens each gather 32 of all others, and one more token all that
+    is not kept; one of the budget is that token's."""
+    size, width, most = len(hidden), len(hidden[0]), budget - 1
+    order = sorted(range(size), key=lambda a: -received[a])
+    share = outlier_share(received)
+    if adaptive:
+        kept = order[: min(most, int(size * share))]
+        step, start = (max(1, int(int(1 / share) / 3)) if share else 1), 0
+    else:
+        kept = order[: most // 2 if plus else most]
+        step = int(1 / (len(kept) / size)) if kept else 1
+        start = step // 2 if kept else 0
+    if plus:
+        kept = kept + sampled([a for a in range(start, size - 1, step) if a not in kept], most - len(kept))
+    places = {}
+    for a in kept:
+        others = sorted((b for b in range(size) if b != a), key=lambda b: -cosine(keys[a], keys[b]))[:near]
+        places[a] = total([(1.0, hidden[a])] + [(received[b], hidden[b]) for b in others], width)
+    rest = [a for a in order if a not in kept]
+    places[rest[0]] = total([(received[b], hidden[b]) for b in rest], width)
+    return places
+
+
 Reference = Callable[..., Places]
 MERGING: dict[str, tuple[Reference, dict[str, Any], dict[str, Any]]] = {
     "visionzip": (visionzip, {}, {}),
     "visionzip-half": (visionzip, {"contextual": 0.5}, {"share": 0.5}),
     "visionzip-average": (visionzip, {"average": True}, {"average": True}),
+    "prumerge": (prumerge, {}, {}),
+    "prumerge-full": (prumerge, {"adaptive": False}, {"adaptive": False}),
+    "prumerge-plus": (prumerge, {"plus": True}, {"plus": True}),
+    "prumerge-plus-full": (prumerge, {"plus": True, "adaptive": False}, {"plus": True, "adaptive": False}),
 }
 
 
@@ -123,6 +172,28 @@ def test_a_hundred_random_images_are_merged_as_officially(name: str) -> None:
     assert not differ, f"{len(differ)} of 100 differ"
 
 
+class LastLayer:
+    """The tower's last layer, in the official reading: queries and keys of all heads as one, whatever layer is used."""
+
+    def __init__(self, model, eager):
+        layer, seen = model.model.vision_tower.encoder.layers[-1].self_attn, {}
+        hooks = [
+            projection.register_forward_hook(lambda m, a, out, name=name: seen.update({name: out[0]}))
+            for name, projection in (("query", layer.q_proj), ("key", layer.k_proj))
+        ]
+        with torch.no_grad():
+            model.model.vision_tower(eager.inputs["pixel_values"])
+        for hook in hooks:
+            hook.remove()
+        query, key = seen["query"], seen["key"]
+        maps = [[float(q @ k) / math.sqrt(len(k)) for k in key] for q in query]
+        soft = [[math.exp(d) / sum(math.exp(e) for e in line) for d in line] for line in maps]
+        if model.config.model_type == "llava":
+            self.received, self.keys = torch.tensor(soft[0][1:]), key[1:]
+        else:  # SigLIP has no class token
+            self.received, self.keys = torch.tensor(soft).mean(dim=0), key
+
+
 @grid(name=MERGING, family=["llava", "paligemma"], keep=[4, 7])
 def test_a_model_computes_what_its_reference_puts_in(name: str, keep: int, family: str) -> None:
     """The merged states stand in for the kept tokens' before layer 0, the others are masked."""
@@ -132,7 +203,7 @@ def test_a_model_computes_what_its_reference_puts_in(name: str, keep: int, famil
     found = []
     for sample in range(3):
         one = Eager(model, inputs, sample)
-        tower = Tower(model, one)
+        tower = (LastLayer if reference is prumerge else Tower)(model, one)
         image = (one.visual[0], tower.received, tower.keys)
         found.append(sorted(reference(*(part.tolist() for part in image), keep, **of_reference).items()))
     places = [[place for place, _ in image] for image in found]
@@ -143,3 +214,12 @@ def test_a_model_computes_what_its_reference_puts_in(name: str, keep: int, famil
     start = inputs["input_ids"].shape[1] - 1
     expected = staged_logits(model, inputs, [(0, places, states)], out.sequences[:, -STEPS:-1])[:, start:]
     assert_near(logits, expected)
+
+
+def test_prumerges_outliers_lie_beyond_one_and_a_half_interquartile_ranges() -> None:
+    """Tukey's fence of the paper (arXiv 2403.15388, section 3.2): quartiles 3.25 and 7.75, so the fence is at 14.5."""
+    received = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 14.4, 20.0])
+    assert outliers(received) == 1
+    received[8] = 14.6
+    assert outliers(received) == 2
+    assert outliers(torch.ones(10)) == 0

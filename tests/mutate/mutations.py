@@ -113,10 +113,20 @@ MUTATIONS = [
         ("zipped", "hidden[targets] + cluster", "cluster"),
     ),
     *_in(
+        "vlmprune.attention.tower",
+        "tests/methods/test_merging_peers.py",
+        ("TowerReader.__init__", "last=as_one", "last=False"),
+        ("TowerReader._see", "** -0.5", "** -0.4"),
+    ),
+    *_in(
         "vlmprune.methods.prumerge",
         "tests/methods",
         ("outliers", "1.5 *", "1.0 *"),
-        ("gathered", "owner, len(stay), weights)", "owner, len(stay))"),
+        ("chosen", "found / size))", "found / size)) + 1"),
+        ("chosen", "step // 3", "step"),
+        ("gathered", "received.to(similar)[near]", "1.0"),
+        ("gathered", "-torch.inf", "0.0"),
+        ("gathered", "rest[stay] = 0", "rest[stay] = 1"),
     ),
     *_in(
         "vlmprune.methods.per_image",

@@ -171,6 +171,8 @@ class Pruner(Method):
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
+    # Whether that is the tower's last layer with its heads as one, not the used layer's with its heads averaged.
+    vision_as_one: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
     # The text behind the image in any other way, `PruningContext.question` included.
     reads_question: ClassVar[bool] = False
