@@ -113,6 +113,7 @@ MERGING: dict[str, tuple[Reference, dict[str, Any], dict[str, Any]]] = {
     "visionzip-average": (visionzip, {"average": True}, {"average": True}),
     "prumerge": (prumerge, {}, {}),
     "prumerge-full": (prumerge, {"adaptive": False}, {"adaptive": False}),
+    "prumerge-heads": (prumerge, {"vision_as_one": False}, {}),
     "prumerge-plus": (prumerge, {"plus": True}, {"plus": True}),
     "prumerge-plus-full": (prumerge, {"plus": True, "adaptive": False}, {"plus": True, "adaptive": False}),
 }
@@ -203,7 +204,8 @@ def test_a_model_computes_what_its_reference_puts_in(name: str, keep: int, famil
     found = []
     for sample in range(3):
         one = Eager(model, inputs, sample)
-        tower = (LastLayer if reference is prumerge else Tower)(model, one)
+        as_one = reference is prumerge and options.get("vision_as_one", True)
+        tower = (LastLayer if as_one else Tower)(model, one)
         image = (one.visual[0], tower.received, tower.keys)
         found.append(sorted(reference(*(part.tolist() for part in image), keep, **of_reference).items()))
     places = [[place for place, _ in image] for image in found]

@@ -167,12 +167,13 @@ class Pruner(Method):
     positions: str = field(default="original", kw_only=True)
     # Whether `PruningContext.sinks` is filled in for a method that reads attention. No field: it may be made an option.
     exclude_sinks = False
+    # Whether `PruningContext.vision` is of the tower's last layer, its heads as one; by default it is of the layer
+    # whose output the model uses, its heads averaged. No field either.
+    vision_as_one = False
     # What the method reads in addition to the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
     reads_vision: ClassVar[bool] = False
-    # Whether that is the tower's last layer with its heads as one, not the used layer's with its heads averaged.
-    vision_as_one: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
     # The text behind the image in any other way, `PruningContext.question` included.
     reads_question: ClassVar[bool] = False

@@ -37,13 +37,15 @@ class PruMerge(PerImage):
         plus: PruMerge+: add evenly spaced tokens, about three for an outlier; without outliers, where the official code
             fails, as many as fit. With `adaptive=False` half of the budget; the official code may then keep a token
             twice. Where the budget has no room for all of them, evenly fewer.
+        vision_as_one: False: read the attention that the tower computes, averaged over its heads, and keys averaged
+            alike, in the layer whose output the model uses.
     """
 
     name: ClassVar[str] = "prumerge"
     reads_vision: ClassVar[bool] = True
-    vision_as_one: ClassVar[bool] = True
     adaptive: bool = True
     plus: bool = False
+    vision_as_one: bool = True
 
     def choose(self, image: ImageContext) -> tuple[Tensor, Tensor]:
         tower = image.tower
