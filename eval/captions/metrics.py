@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from demos.tiny_vlm.scenes import Scene, Thing
 from eval.stats import paired, standard_error
 from vlmprune.captioner.text import sentences, singular, words
-from vlmprune.tiny.scenes import Scene, Thing
 from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
 ATTRIBUTES = ("colour", "size", "position", "digit")

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import vlmprune
+from demos.tiny_vlm.scenes import make_scene
 from tests.support.grid import grid
 from tests.support.running import shared
 from tests.support.sinks import shared_planted
@@ -18,7 +19,6 @@ from vlmprune import VlmpruneError
 from vlmprune.captioner import PatchCaptioner, VisionModel
 from vlmprune.captioner.prompts import BUNDLED
 from vlmprune.captioner.sampling import SeededSampler, SharedPrefill
-from vlmprune.tiny.scenes import make_scene
 
 SAMPLES, STEPS = 3, 6
 # Hot, so that samples part at once, and a token drawn from wrong logits shows.

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from vlmprune.tiny.vocabulary import CELLS, COLOURS, SHAPES, SIZES
+
 from .scenes import Scene, Thing, make_scene
-from .vocabulary import CELLS, COLOURS, PLURALS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
+from .vocabulary import PLURALS, RELATIONS, SUPERLATIVES, TEMPLATES
 
 MARGIN = 12  # pixels between centres before "left of" and its like may be asked
 MOST = 6  # the highest count asked for
@@ -255,6 +257,7 @@ _MAKERS: dict[str, Callable[[random.Random, Scene], Question | None]] = {
     "judge": _judge,
 }
 FAMILIES = tuple(_MAKERS)
+SCORED = tuple(family for family in FAMILIES if family != "caption")  # those that exact match can score
 
 
 def ask(scene: Scene, family: str, rng: random.Random) -> Question | None:
