@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
-from vlmprune.tiny.vocabulary import COLOURS, SHAPES
 
 from .common import State, log
 from .labels import patch_cover
@@ -28,7 +27,7 @@ from .questions import Question, ask
 from .scenes import make_scene, render
 from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
-from .vocabulary import GRID, IDS, SUPERLATIVES
+from .vocabulary import COLOURS, GRID, IDS, SHAPES, SUPERLATIVES
 
 # Questions asked about each image until the token budget is used up, drawn by weight.
 MIX = {

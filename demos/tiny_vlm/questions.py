@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from vlmprune.tiny.vocabulary import CELLS, COLOURS, SHAPES, SIZES
-
 from .scenes import Scene, Thing, make_scene
-from .vocabulary import PLURALS, RELATIONS, SUPERLATIVES, TEMPLATES
+from .vocabulary import CELLS, COLOURS, PLURALS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
 
 MARGIN = 12  # pixels between centres before "left of" and its like may be asked
 MOST = 6  # the highest count asked for

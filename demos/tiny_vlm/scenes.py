@@ -10,9 +10,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
-
-from .vocabulary import CANVAS, GLYPHS, GRID, PATCH, TEXTURES
+from .vocabulary import CANVAS, COLOURS, GLYPHS, GRID, PATCH, POSITIONS, SHAPES, SIZES, TEXTURES
 
 # Seeds of a split never meet those of another: a seed is offset by its split's base.
 SPLITS = {"train": 0, "validation": 1 << 40, "test": 1 << 41}

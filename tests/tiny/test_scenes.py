@@ -13,10 +13,9 @@ from demos.tiny_vlm.labels import patch_cover
 from demos.tiny_vlm.language import names_an_extreme
 from demos.tiny_vlm.questions import FAMILIES, ask, benchmark, sentence
 from demos.tiny_vlm.scenes import Scene, make_scene, render
-from demos.tiny_vlm.vocabulary import CANVAS, PATCH, PLURALS, RELATIONS, SUPERLATIVES
+from demos.tiny_vlm.vocabulary import CANVAS, COLOURS, PATCH, PLURALS, RELATIONS, SHAPES, SUPERLATIVES
 from vlmprune.inputs.images import read_image
 from vlmprune.tiny import BENCHMARK, questions
-from vlmprune.tiny.vocabulary import COLOURS, SHAPES
 
 
 def matches(name: str, thing: object) -> bool:

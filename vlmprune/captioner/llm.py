@@ -100,10 +100,11 @@ class StructuredAggregator(ABC):
 
     attempts: int = field(default=3, kw_only=True)
     seed: int = field(default=0, kw_only=True)
-    temperatures: dict[str, float] = field(
-        default_factory=lambda: {"group": 0.2, "merge": 0.6, "fuse": 0.2, "objects": 0.2}, kw_only=True
-    )
-    calls: int = field(default=0, init=False)
+    group_temperature: float = field(default=0.2, kw_only=True)
+    merge_temperature: float = field(default=0.6, kw_only=True)
+    fuse_temperature: float = field(default=0.2, kw_only=True)
+    objects_temperature: float = field(default=0.2, kw_only=True)
+    calls: int = field(default=0, init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
@@ -112,10 +113,6 @@ class StructuredAggregator(ABC):
     @abstractmethod
     def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
         """The model's reply to a conversation; `task` names the schema in SCHEMAS."""
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide its output, JSON-serialisable; for the records of a folder."""
-        return {"attempts": self.attempts, "seed": self.seed, "temperatures": self.temperatures}
 
     def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
         """Sort the sentences of several samples (indices run through all of them in order)."""
@@ -179,9 +176,9 @@ class StructuredAggregator(ABC):
         for attempt in range(self.attempts):
             self.calls += 1
             reply = ""
-            seed = seed_of(self.seed, task, question, attempt)
+            seed, temperature = seed_of(self.seed, task, question, attempt), getattr(self, f"{task}_temperature")
             try:
-                reply = self.complete(messages, task=task, temperature=self.temperatures[task], seed=seed)
+                reply = self.complete(messages, task=task, temperature=temperature, seed=seed)
                 value = parse_json(reply)
                 check_schema(value, SCHEMAS[task])
                 return read(value)
@@ -241,8 +238,3 @@ class CausalLMAggregator(StructuredAggregator):
             )
         new = out[0, inputs["input_ids"].shape[1] :]
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
-
-    def identity(self) -> dict[str, Any]:
-        """Which model, and how it is asked."""
-        name = getattr(self.model.config, "_name_or_path", "")
-        return {**super().identity(), "model": name, "max_new_tokens": self.max_new_tokens}

@@ -44,10 +44,10 @@ class EndpointAggregator(StructuredAggregator):
 
     url: str
     model: str
-    key: str | None = field(default=None, repr=False)
-    timeout: float = 60.0
-    retries: int = 4
-    backoff: float = 1.0
+    key: str | None = field(default=None, repr=False, compare=False)
+    timeout: float = field(default=60.0, compare=False)
+    retries: int = field(default=4, compare=False)
+    backoff: float = field(default=1.0, compare=False)
     structured: bool = True
 
     def __post_init__(self) -> None:
@@ -58,10 +58,6 @@ class EndpointAggregator(StructuredAggregator):
             given = f"{self.timeout!r}, {self.retries!r} and {self.backoff!r}"
             raise VlmpruneError(f"timeout must be > 0, retries and backoff >= 0, got {given}.")
         self._opener = urllib.request.build_opener(_NoRedirects)
-
-    def identity(self) -> dict[str, Any]:
-        """Which model where, and how it is asked; never the key."""
-        return {**super().identity(), "url": self.url, "model": self.model, "structured": self.structured}
 
     def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
         """One reply.
