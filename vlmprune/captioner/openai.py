@@ -13,6 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 from ..errors import VlmpruneError
+from ..methods.declared import number
 from .aggregate import AggregatorError
 from .llm import SCHEMAS, Messages, StructuredAggregator, Unusable
 
@@ -45,18 +46,15 @@ class EndpointAggregator(StructuredAggregator):
     url: str
     model: str
     key: str | None = field(default=None, repr=False, compare=False)
-    timeout: float = field(default=60.0, compare=False)
-    retries: int = field(default=4, compare=False)
-    backoff: float = field(default=1.0, compare=False)
+    timeout: float = field(default=60.0, compare=False, metadata=number(float, 0.001))
+    retries: int = field(default=4, compare=False, metadata=number(int, 0))
+    backoff: float = field(default=1.0, compare=False, metadata=number(float, 0))
     structured: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.url.startswith(("http://", "https://")):
             raise VlmpruneError(f"url must be a web address such as http://127.0.0.1:8000/v1, got {self.url!r}.")
-        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
-            given = f"{self.timeout!r}, {self.retries!r} and {self.backoff!r}"
-            raise VlmpruneError(f"timeout must be > 0, retries and backoff >= 0, got {given}.")
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from .caption import Caption, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
 from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
-from .folder import caption_folder
+from .folder import ALL, RECORDS, claim, image_paths, one_record, write_whole
 from .hierarchy import Hierarchy
 from .llm import StructuredAggregator
 from .match import Matcher, VLMMatcher, checked_scores
@@ -123,7 +124,16 @@ class PatchCaptioner:
         Raises:
             VlmpruneError: no images, or `out` holds captions made in another way.
         """
-        return caption_folder(self, self.identity(), images, Path(out), progress=progress)
+        from rich.console import Console
+        from rich.progress import track
+
+        paths, folder, screen = image_paths(images), Path(out), Console(stderr=True)
+        claim(folder, self.identity())
+        hidden = not (progress and screen.is_terminal)
+        shown = track(paths, "captioning", console=screen, transient=True, disable=hidden, show_speed=False)
+        records = [one_record(self, path, folder / RECORDS) for path in shown]
+        write_whole(folder / ALL, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        return records
 
     # -- divide and describe -----------------------------------------------------------------------------------
 

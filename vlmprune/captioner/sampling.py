@@ -86,10 +86,7 @@ class SharedPrefill:
         self.shared = bool(model_kwargs["use_cache"]) and isinstance(model_kwargs.get(CACHE), DynamicCache)
         if not self.shared:
             ids, model_kwargs = self._repeated(model, input_ids, model_kwargs)
-            sequences: Tensor = model._sample(
-                ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
-            )
-            return sequences
+            return model._sample(ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
         model_kwargs[CACHE].batch_repeat_interleave(self.samples)
@@ -113,5 +110,4 @@ class SharedPrefill:
             logits = outputs.logits[:, -1]
 
     def _repeated(self, model: Any, ids: Tensor, model_kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        ids, kwargs = model._expand_inputs_for_generation(expand_size=self.samples, input_ids=ids, **model_kwargs)
-        return ids, kwargs
+        return model._expand_inputs_for_generation(expand_size=self.samples, input_ids=ids, **model_kwargs)
