@@ -69,6 +69,16 @@ def test_caches_that_cannot_be_repeated(options: dict[str, Any]) -> None:
     assert not decoding.shared
 
 
+@pytest.mark.parametrize("settings", [{}, {"cache_implementation": "static"}], ids=str)
+def test_a_models_own_generation_settings_change_no_sample(settings: dict[str, Any]) -> None:
+    _, small, processor = vlmprune.load_tiny()
+    vision, image = VisionModel(small, processor), make_scene(3, "test").image()
+    options: dict[str, Any] = {"seeds": [[1, 2]], "temperature": 0.7, "max_new_tokens": 4}
+    expected = vision.describe([image], BUNDLED.describe, **options)
+    small.generation_config.update(return_dict_in_generate=True, **settings)
+    assert vision.describe([image], BUNDLED.describe, **options) == expected
+
+
 def test_rows_that_end_early_are_filled_up() -> None:
     model = shared("llava")
     inputs = make_inputs(model)

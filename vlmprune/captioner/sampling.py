@@ -55,6 +55,7 @@ def drawn_from(seeds: Sequence[int], temperature: float) -> dict[str, Any]:
         "top_k": 0,
         "top_p": 1.0,
         "num_beams": 1,
+        "return_dict_in_generate": False,
         "logits_processor": LogitsProcessorList([SeededSampler(seeds, temperature)]),
     }
 
@@ -86,6 +87,7 @@ class SharedPrefill:
         self.shared = bool(model_kwargs["use_cache"]) and isinstance(model_kwargs.get(CACHE), DynamicCache)
         if not self.shared:
             ids, model_kwargs = self._repeated(model, input_ids, model_kwargs)
+            generation_config.disable_compile = True  # the shared way compiles nothing either
             return model._sample(ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
