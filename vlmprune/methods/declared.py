@@ -13,7 +13,7 @@ from ..errors import VlmpruneError
 
 # Those of Pruner.
 FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question", "reads_own_layer")
-SWITCHES = (*FLAGS, "exclude_sinks")
+SWITCHES = (*FLAGS, "exclude_sinks", "vision_as_one")
 _NEAR = 0.85  # "scores" is near "score"; "selection" is another word than "select"
 
 
