@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flow.locate import ImageGrid, grid_centres, plain_grid, visual_runs
-from .base import Family, Media
+from ..flow.locate import ImageGrid, plain_grid, visual_runs
+from .base import Family, Media, tile_centres
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
@@ -31,10 +31,7 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
 def tiled_grid(side: int, rows: int, cols: int) -> ImageGrid:
     """rows x cols tiles of side x side tokens in raster order, then the whole image; 0 x 0 is the whole alone."""
     whole = plain_grid(side, side)
-    tile = grid_centres(side, side)
-    places = [torch.tensor([col, row]) for row in range(rows) for col in range(cols)]
-    tiles = [(tile + place) / torch.tensor([cols, rows]) for place in places]
-    return ImageGrid(whole.grid, torch.cat([*tiles, whole.xy]))
+    return ImageGrid(whole.grid, torch.cat([*tile_centres(side, rows, cols), whole.xy]))
 
 
 def tile_arrangements(ids: Tensor, visual: Tensor, tokens: int) -> list[tuple[int, int]]:

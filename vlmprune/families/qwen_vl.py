@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..errors import VlmpruneError
 from ..flow.locate import ImageGrid, plain_grid
 from .base import Family, Media
 
@@ -13,11 +12,7 @@ from .base import Family, Media
 def grids(config: Any, media: Media) -> list[ImageGrid]:
     """`image_grid_thw` counts patches before merging."""
     merge = config.vision_config.spatial_merge_size
-    sizes = media.rows("image_grid_thw")
-    if not sizes:
-        raise VlmpruneError(
-            "The prompt came without image_grid_thw, so its grid is unknown; pass everything the processor returns."
-        )
+    sizes = media.rows("image_grid_thw", needed=True)
     return [plain_grid(height // merge, width // merge, time) for time, height, width in sizes]
 
 
