@@ -86,9 +86,8 @@ def own_mask(config: Any, hidden: Tensor, valid: Tensor | None, sizes: Sizes, la
     """The mask that transformers makes for this layer over a sequence as it is, by the function of the layer's kind.
 
     Args:
-        hidden: [B, R, D]. valid: [B, P] padding mask, None where everything is valid.
-    Raises:
-        VlmpruneError: there is padding, and the attention kernel's mask is unknown.
+        hidden: [B, R, D]. valid: [B, P] padding mask, None where everything is valid; refused where the attention
+            kernel's mask is unknown.
     """
     make: Callable[..., Any] = create_causal_mask
     if window is not None:
@@ -105,13 +104,8 @@ def own_mask(config: Any, hidden: Tensor, valid: Tensor | None, sizes: Sizes, la
 
 
 def check_window(config: Any, window: Window | None, length: int) -> None:
-    """Refuse kernels that count a window in the shortened sequence by themselves, where it would reach too far back.
-
-    Args:
-        length: of the unpruned sequence, generated tokens included.
-    Raises:
-        VlmpruneError: the sequence is longer than the window.
-    """
+    """Refuse kernels that count a window in the shortened sequence by themselves, where it would reach too far back:
+    where the unpruned sequence of `length` tokens, generated ones included, is longer than it."""
     implementation = config._attn_implementation
     if window is not None and length > window.size and implementation not in IN_MASK:
         raise VlmpruneError(
@@ -122,13 +116,8 @@ def check_window(config: Any, window: Window | None, length: int) -> None:
 
 
 def check_scale(attention: Any, length: int) -> None:
-    """Refuse Llama 4's layers that scale queries by their row where a pruned prompt's rows would get other scales.
-
-    Args:
-        length: of the unpruned prompt.
-    Raises:
-        VlmpruneError: the prompt is so long that the scale changes within it.
-    """
+    """Refuse Llama 4's layers that scale queries by their row where the scale changes within a prompt of `length`
+    unpruned tokens."""
     if not getattr(attention, "attn_temperature_tuning", False) or getattr(attention, "use_rope", True):
         return
     if length >= attention.floor_scale:

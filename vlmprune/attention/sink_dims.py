@@ -75,11 +75,7 @@ class SinkDims:
 
 
 def refuse_cross_attention(family: Family, what: str) -> None:
-    """Raise for a family whose visual tokens have no residual stream.
-
-    Raises:
-        VlmpruneError: they are keys of cross-attention layers.
-    """
+    """Refuse a family whose visual tokens have no residual stream."""
     if family.cross_attention:
         raise VlmpruneError(
             f"{what} is not supported for {family.model_type!r}, whose visual tokens are keys of cross-attention "

@@ -30,8 +30,7 @@ class _Seen:
 class TowerReader:
     """Reads one attention module of the tower while it encodes, and deals the images out to the samples of a prompt.
 
-    Raises:
-        VlmpruneError: a visual token of the family is more than one patch of its tower.
+    There is none where a visual token of the family is more than one patch of its tower.
     """
 
     def __init__(self, module: Any, class_token: bool, method: str, model_type: str) -> None:

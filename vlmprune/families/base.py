@@ -139,11 +139,7 @@ def tile_centres(side: int, rows: int, cols: int) -> list[Tensor]:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Check the options of a family that a user declares.
-
-    Raises:
-        VlmpruneError: an unknown option, or a value of another type than the default's.
-    """
+    """Refuse unknown options of a family that a user declares, and values of another type than the default's."""
     defaults = {option.name: option.default for option in fields(Family) if option.default is not MISSING}
     for name, value in options.items():
         if name not in defaults:

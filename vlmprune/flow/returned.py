@@ -22,11 +22,7 @@ _PRECISION = "check the model's precision (float16 overflows in some models) or 
 
 
 def checked_scores(scores: Any, layouts: Sequence[SampleLayout], who: str) -> list[Tensor]:
-    """Scores [V] of every sample; lists of numbers are taken too.
-
-    Raises:
-        VlmpruneError: not one number a visual token, or one that is NaN.
-    """
+    """Scores [V] of every sample, one number a visual token and none of them NaN; lists of numbers are taken too."""
     wanted = "return one 1-D tensor a sample, with one number for each of its visual tokens"
     what, out = f"{who}.score()", []
     for value, layout in _each(scores, layouts, what, wanted):
@@ -44,10 +40,7 @@ def checked_scores(scores: Any, layouts: Sequence[SampleLayout], who: str) -> li
 def checked_selection(selection: Any, layouts: Sequence[SampleLayout], width: int, who: str) -> Selection:
     """A selection whose `kept` are int64 indices on the CPU; bool masks [V] and lists of whole numbers are taken too.
 
-    Args:
-        width: of the hidden states, which merged ones take the place of.
-    Raises:
-        VlmpruneError: no indices, or none, too many, unordered or impossible ones.
+    `width`: of the hidden states, which merged ones take the place of.
     """
     what, out = f"{who}.select()", []
     kept, merged = (selection.kept, selection.merged) if isinstance(selection, Selection) else (selection, None)
@@ -75,13 +68,7 @@ def checked_selection(selection: Any, layouts: Sequence[SampleLayout], width: in
 
 
 def checked_layers(layers: Any, depth: int, who: str) -> tuple[int, ...]:
-    """The layers before which a pruner drops tokens, as Python's numbers.
-
-    Args:
-        depth: how many decoder layers the model has.
-    Raises:
-        VlmpruneError: none, or some that the model does not have, or not ascending.
-    """
+    """The layers before which a pruner drops tokens, as Python's numbers: ascending, of the model's `depth`."""
     numbers = list(layers) if isinstance(layers, list | tuple) or hasattr(layers, "__len__") else []
     fine = [isinstance(one, Integral) and not isinstance(one, bool) and 0 <= int(one) < depth for one in numbers]
     if not all(fine) or not fine or any(a >= b for a, b in itertools.pairwise(numbers)):
@@ -95,10 +82,7 @@ def checked_layers(layers: Any, depth: int, who: str) -> tuple[int, ...]:
 def checked_query_positions(positions: Any, valid: Tensor, who: str) -> list[Tensor] | None:
     """Positions of the rows whose attention counts, int64 on the CPU, per sample; bool masks [S] and lists too.
 
-    Args:
-        valid: [B, S], the padding mask.
-    Raises:
-        VlmpruneError: none, or some that a prompt does not have.
+    `valid` [B, S]: the padding mask, where they have to lie.
     """
     if positions is None:
         return None

@@ -148,8 +148,7 @@ def state_of(cache: Any, name: str) -> Any:
 def repeated(tensor: Tensor, batch: int) -> Tensor:
     """[rows, ...] of a prompt for a cache whose rows were repeated (beams, several return sequences): [batch, ...].
 
-    Raises:
-        VlmpruneError: rows were taken out, so that it is unknown which are left.
+    Refused where rows were taken out, so that it is unknown which are left.
     """
     if batch == len(tensor):
         return tensor

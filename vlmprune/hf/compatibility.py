@@ -26,11 +26,7 @@ _warned: set[str] = set()  # versions that this process was warned about
 
 
 def check_transformers() -> None:
-    """Refuse a transformers older than `OLDEST`; warn once about a minor version newer than `NEWEST`.
-
-    Raises:
-        VlmpruneError: transformers is older.
-    """
+    """Refuse a transformers older than `OLDEST`; warn once about a minor version newer than `NEWEST`."""
     installed = transformers.__version__
     if Version(installed) < Version(OLDEST):
         raise VlmpruneError(

@@ -81,11 +81,9 @@ def as_bytes(mask: Tensor) -> Tensor:
 
 
 def mask_arguments(mask: Tensor | None, batch: int, keys: int, stand_in: Tensor) -> tuple[int, tuple[Any, ...]]:
-    """The kind of a mask, and its tensor and strides (batch, row, key) for the kernel.
+    """The kind of a mask, and its tensor (`stand_in` where there is none) and strides (batch, row, key).
 
-    Args:
-        mask: 2-D [B, >= T], whose last T columns count, 4-D [B or 1, 1, S, >= T], or None.
-        stand_in: passed in place of None.
+    A mask is 2-D [B, >= T], whose last T columns count, or 4-D [B or 1, 1, S, >= T].
     """
     if mask is None:
         return POSITIONS, (stand_in, 0, 0, 0)

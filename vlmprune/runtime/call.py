@@ -51,11 +51,6 @@ class Call:
     def report(self) -> Report | None:
         return self.made or self.standing
 
-    def end_forward(self) -> Prefill | Decode | None:
-        """The base model's forward is over, or whatever an interrupted one left is forgotten; what it was."""
-        forward, self.forward, self.arguments = self.forward, None, None
-        return forward
-
 
 @dataclass
 class _Thread:

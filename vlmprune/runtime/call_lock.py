@@ -58,19 +58,15 @@ class CallLock:
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Held within the block, which may lie inside any other call of this thread."""
-        me = threading.current_thread()
-        if self._owner is me:
-            outer, self._level = self._level, GENERATE
-            try:
-                yield
-            finally:
-                self._level = outer
-            return
+        outer = self._level if self._owner is threading.current_thread() else None
         self.enter(GENERATE)
         try:
             yield
         finally:
-            self.leave(GENERATE)
+            if outer is None:
+                self.leave(GENERATE)
+            else:
+                self._level = outer
 
 
 _locks: Any = WeakIdKeyDictionary()

@@ -196,7 +196,7 @@ class Session:
         if isinstance(error, VlmpruneError) or ids is None or not self.setup.changes_prompts:
             return
         try:
-            self.setup.locator.layouts(self.calls.now, given, ids, padding_mask(given.get("attention_mask"), ids))
+            self.forwards.locator.layouts(self.calls.now, given, ids, padding_mask(given.get("attention_mask"), ids))
         except VlmpruneError as ours:
             raise ours from error
 

@@ -15,7 +15,6 @@ from ..methods.base import Method, Pruner
 from ..methods.combined import parts_of
 from .decide import Decider
 from .fit import check_backbone, check_fit, drop_layers, read_layers
-from .locate import Locator
 
 
 class Setup:
@@ -38,7 +37,6 @@ class Setup:
         self.layers = drop_layers(self.pruner, len(self.text.layers)) if self.pruner else (0,)
         self.cost = model_cost(family, model)
         self.windows = [layer.window for layer in self.cost.layers]
-        self.locator = Locator(family, model)
         for observer in observers:
             check_observer(observer, self.seeing)
         if self.pruner is not None:
