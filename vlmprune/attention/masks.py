@@ -8,8 +8,6 @@ kernels that apply a window by themselves.
 Shapes: B batch, S sequence before pruning, R rows, P columns, W width of a mask, T keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

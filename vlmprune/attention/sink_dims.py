@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, D width.
 """
 
-from __future__ import annotations
-
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field

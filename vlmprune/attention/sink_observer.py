@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, V visual tokens of a sample, D width, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

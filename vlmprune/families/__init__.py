@@ -1,7 +1,5 @@
 """Model families as small declared adapters: the only place that knows transformers' model classes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import wraps

@@ -1,7 +1,5 @@
 """Gemma 3 and PaliGemma: one fixed grid per image; image tokens attend to each other in both directions."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

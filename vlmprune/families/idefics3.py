@@ -5,8 +5,6 @@ The model never sees how many rows and columns of tiles an image has; the prompt
 tokens, `<fake>`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """InternVL: an image is one run of tokens, tile after tile, the whole image (thumbnail) last if there are several."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..flow.locate import ImageGrid, visual_runs

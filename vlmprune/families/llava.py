@@ -1,7 +1,5 @@
 """LLaVA-1.5 and relatives with one fixed grid per image; Pixtral towers give a grid as large as the image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """LLaVA-NeXT and LLaVA-OneVision: AnyRes, a base grid and then a finer grid of tiles with one newline token per row."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Mllama (Llama 3.2 Vision): text rows attend to the image in cross-attention layers; tiles with a class token each."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

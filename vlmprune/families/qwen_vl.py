@@ -1,7 +1,5 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: a grid as large as the image, merged 2 x 2; positions of several axes."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

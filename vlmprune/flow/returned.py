@@ -3,8 +3,6 @@
 Shapes: B samples, V visual tokens of a sample, K kept.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from numbers import Integral

@@ -6,8 +6,6 @@ From Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimo
 Shapes: B batch, S sequence, D width, L decoder layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A token stands for a cell of the image. Importance is spread evenly over the cel
 collected by the cells of the other grid, so it is shared by overlapping area. Shapes: V visual tokens of an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The only module that knows about versions of transformers: which are supported, and what differs between them."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 

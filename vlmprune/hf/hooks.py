@@ -4,8 +4,6 @@ A module that carries anything of ours has a `__getstate__` of its own, on the i
 `copy.deepcopy`, `pickle` and `torch.save` ask. So a copy of the model, or of any part of it, is the plain thing.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections import OrderedDict

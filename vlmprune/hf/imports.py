@@ -1,7 +1,5 @@
 """What surrounds imports: a torchvision that does not load put aside, no garbage collection between them."""
 
-from __future__ import annotations
-
 import gc
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """What a method's class declares and what its options are set to, checked: a wrong word or value always raises."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import math

@@ -1,7 +1,5 @@
 """downsample: pool the visual grid, what a smaller image would cost. Often beats pruning (VTC-Bench)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

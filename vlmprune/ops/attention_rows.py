@@ -3,8 +3,6 @@
 Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Triton is imported only when one of its kernels is about to run; without it everything runs in PyTorch.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from functools import cache

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before, C sequence after, A axes of positions, D width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Shapes: B batch, S queries, T keys, H heads, G key heads, R rows, P columns that can be marked, D head width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Triton kernel behind `redistribution.py`: one pass over keys and values, two weighted sums of values for each row."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

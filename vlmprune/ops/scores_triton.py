@@ -3,8 +3,6 @@
 A tile has rows that are (query head, chosen row) pairs of one key head, and columns that are keys.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What happens inside one forward of the base model: it begins, its decoder layers run, it ends."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

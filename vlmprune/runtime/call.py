@@ -1,7 +1,5 @@
 """What is known of one call of a wrapped model while it runs, and what a thread keeps between its calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """One call at a time through a model: concurrent calls wait, they are never mixed up."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A prompt of a family whose text rows attend to the image in cross-attention layers: their keys are gathered."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

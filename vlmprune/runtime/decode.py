@@ -3,8 +3,6 @@
 Shapes: B batch, S prompt length before pruning, C after, K kept, T keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before pruning, C after, N visual tokens of the batch, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Do a pruner and a model family fit, and which layers' attention does the pruner read?"""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ A pruned prompt has fewer rows of logits than positions, right-aligned, while a 
 Shapes: B batch, S sequence, C rows after pruning (S without), N rows asked for.
 """
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass, field, replace
 from typing import Any

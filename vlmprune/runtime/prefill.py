@@ -4,8 +4,6 @@ Both offer `enter(i, args, kwargs)`, called by a pre-hook on decoder layer i, wh
 None to leave them. Shapes: B batch, S sequence, C sequence after compaction, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ language model, vision tower and decoder layers; overridden methods (`generate`,
 and, for methods that read attention, the config of the probed layer. Copies of the model leave all of it out (`Hook`).
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Sequence

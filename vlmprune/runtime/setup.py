@@ -1,7 +1,5 @@
 """A method made ready for a model: where it drops tokens, whose attention is read, and whether the two fit at all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
