@@ -22,9 +22,6 @@ class VisualSinkObserver(AttentionObserver):
 
     After a prompt, `by_layer` holds the visual sinks of each layer from 2 on, per sample bool [V], and `often()` those
     to leave out of a ranking.
-
-    Raises:
-        VlmpruneError: the visual tokens of this family have no residual stream.
     """
 
     def __init__(self, family: Family, model: Any) -> None:

@@ -99,11 +99,8 @@ _PARALLEL = {
 
 
 def inner_model(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, a compiled module or a handle of ours, or the model itself.
-
-    Raises:
-        UnsupportedModelError: it is inside one that runs it on several devices.
-    """
+    """The transformers model inside a PEFT wrapper, a compiled module or a handle of ours, or the model itself; refused
+    inside one that runs it on several devices."""
     for kind in type(model).__mro__:  # by name, since importing FSDP takes long; FSDP shows the model's own attributes
         if kind.__name__ in _PARALLEL:
             raise UnsupportedModelError(
@@ -116,11 +113,7 @@ def inner_model(model: Any) -> Any:
 
 
 def family_of(model: Any) -> Family:
-    """The adapter of a model.
-
-    Raises:
-        UnsupportedModelError: no vision-language model, or a family without an adapter.
-    """
+    """The adapter of a model; refused where it is no vision-language model, or its family has no adapter."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     supported = f"supported are {', '.join(FAMILIES)}"

@@ -36,11 +36,7 @@ def default_tau(width: int) -> float:
 
 
 def threshold(tau: float | None, width: int) -> float:
-    """`tau`, or the default one for this width.
-
-    Raises:
-        VlmpruneError: tau is above sqrt(D), which phi cannot reach.
-    """
+    """`tau`, or the default one for this width; refused above sqrt(D), which phi cannot reach."""
     if tau is None:
         return default_tau(width)
     if tau > math.sqrt(width):

@@ -68,15 +68,15 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, seen: Visibility) -
         [B, H, R, T]; every row sums to 1, to less with learned sinks.
     """
     batch, heads, queries, width = query.shape
-    keys = key.shape[2]
+    keys, scaling, softcap = key.shape[2], seen.scaling, seen.softcap
     rows = rows.to(query.device)
     chosen = torch.gather(query, 2, rows[:, None, :, None].expand(-1, heads, -1, width))
     # Grouped queries: fold the group into the rows instead of repeating the keys.
     group = heads // key.shape[1]
     grouped = chosen.reshape(batch, key.shape[1], group * rows.shape[1], width)
-    scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * seen.scaling
-    if seen.softcap is not None:
-        scores = torch.tanh(scores / seen.softcap) * seen.softcap
+    scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     mask = visible_keys(rows, queries, keys, seen)
     scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
     if seen.learned_sinks is None:
@@ -87,7 +87,7 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, seen: Visibility) -
 
 def visible_keys(rows: Tensor, queries: int, keys: int, seen: Visibility) -> Tensor:
     """Which keys a kernel shows to query rows [B, R]: [B, 1 or H, R, keys], bool (True = visible) or additive."""
-    batch, mask = len(rows), seen.mask
+    batch, mask, window = len(rows), seen.mask, seen.window
     if mask is not None and mask.dim() == 4:
         picked = mask.expand(batch, -1, -1, -1)[..., :keys]
         return torch.gather(picked, 2, rows[:, None, :, None].expand(-1, picked.shape[1], -1, keys))
@@ -96,8 +96,8 @@ def visible_keys(rows: Tensor, queries: int, keys: int, seen: Visibility) -> Ten
     visible = torch.ones(batch, rows.shape[1], keys, dtype=torch.bool, device=rows.device)
     if seen.causal:
         visible &= column <= row
-    if seen.window is not None:
-        visible &= column > row - seen.window
+    if window is not None:
+        visible &= column > row - window
     if mask is not None:
         visible &= mask.bool()[:, None, -keys:].to(rows.device)
     return visible[:, None]

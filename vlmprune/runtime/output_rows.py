@@ -156,12 +156,11 @@ class Asked:
         loss: Tensor = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **beside)
         return loss
 
-def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool, lined_up: bool) -> Asked:
+def asked_for(bound: inspect.BoundArguments, *, prunes: bool, cross: bool, lined_up: bool) -> Asked:
     """What a forward of the whole model was asked for, taken out of its bound arguments where we have to answer it.
 
-    Args:
-        prunes: whether prompts lose visual tokens. changes_rows: and with them rows; else the model answers by itself.
-        lined_up: whether the caller takes a loss of its own, labels or not.
+    `prunes`: the prompt loses visual tokens, and with them rows unless these are keys of `cross` attention. `lined_up`:
+    the caller takes a loss of its own, labels or not.
     """
     given = bound.arguments
     keep = given.get("logits_to_keep")
@@ -170,7 +169,7 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
     came = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
     if keep is not None and not isinstance(keep, int) and came is not None:
         wanted(keep, *came.shape[:2])  # what is wrong with it is said before anything runs
-    if not changes_rows:
+    if cross or not prunes:
         labels, mask = given.get("labels"), given.get("attention_mask")
         if prunes and labels is not None and isinstance(mask, Tensor) and mask.shape == labels.shape:
             real = mask.to(labels.device).bool()  # only padding could predict the first real position

@@ -16,14 +16,12 @@ from .fit import check_backbone, check_fit, drop_layers, read_layers
 
 
 class Setup:
-    """What a session knows of its model and method before any call; nothing on the model is touched.
+    """What a session knows of its model and method before any call, refused where they do not fit; the model is not
+    touched.
 
     `base`, `text`: the base model and the language model. `layers`: before which the pruner drops tokens. `read`: the
     layers whose attention or keys it reads. `observed`: the layers of each of the `observers`. `probed`: the attention
     modules of all of these. `tower`: reads the vision tower, where the pruner asks for it.
-
-    Raises:
-        VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
     def __init__(self, model: Any, family: Family, method: Method, observers: Sequence[AttentionObserver]) -> None:
