@@ -3,6 +3,8 @@
 Shapes: B batch, S sequence, V visual tokens of a sample, H heads, R text rows, T keys.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,14 +72,16 @@ class ImportanceObserver(AttentionObserver):
         chunk = max(1, _LARGEST_MAP // (batch * heads * call.key.shape[2]))
         for at in range(0, self._rows.shape[1], chunk):
             rows = self._rows[:, at : at + chunk]
-            received = call.received(rows, self._weight[:, at : at + chunk], causal=self._causal)  # by keys [B, T]
-            if self._sums is None:
-                self._sums = received
-                continue
-            # A sliding window's cache holds the last keys only.
-            first = max(0, self._seen - received.shape[1]) if self._causal else 0
-            last = min(self._sums.shape[1], first + received.shape[1])
-            self._sums[:, first:last] += received[:, : last - first].to(self._sums.device)
+            self._add(call.received(rows, self._weight[:, at : at + chunk], causal=self._causal))
+
+    def _add(self, received: Tensor) -> None:
+        """Add what was received by keys [B, T]: a sliding window's cache holds the last of them only."""
+        if self._sums is None:
+            self._sums = received
+            return
+        first = max(0, self._seen - received.shape[1]) if self._causal else 0
+        last = min(self._sums.shape[1], first + received.shape[1])
+        self._sums[:, first:last] += received[:, : last - first].to(self._sums.device)
 
     @property
     def layouts(self) -> list[SampleLayout]:

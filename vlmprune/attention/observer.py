@@ -3,6 +3,8 @@
 Shapes: B batch, S sequence, H heads, D head width.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
