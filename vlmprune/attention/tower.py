@@ -3,6 +3,8 @@
 Shapes: n images, N tokens of the tower (a class token included), V visual tokens of a sample, H heads, D head width.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +30,8 @@ class _Seen:
 class TowerReader:
     """Reads one attention module of the tower while it encodes, and deals the images out to the samples of a prompt.
 
-    There is none where a visual token of the family is more than one patch of its tower.
+    Raises:
+        VlmpruneError: a visual token of the family is more than one patch of its tower.
     """
 
     def __init__(self, module: Any, class_token: bool, method: str, model_type: str) -> None:
