@@ -91,11 +91,7 @@ def register_family(model_type: str, grids: Grids | None = None, **options: Any)
     return FAMILIES[model_type]
 
 
-_PARALLEL = {
-    "DataParallel": "wrap its .module and use DistributedDataParallel, since DataParallel calls replicas",
-    "DistributedDataParallel": "wrap its .module",
-    "FullyShardedDataParallel": "wrap its .module",
-}
+_PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def inner_model(model: Any) -> Any:
@@ -103,9 +99,9 @@ def inner_model(model: Any) -> Any:
     inside one that runs it on several devices."""
     for kind in type(model).__mro__:  # by name, since importing FSDP takes long; FSDP shows the model's own attributes
         if kind.__name__ in _PARALLEL:
-            raise UnsupportedModelError(
-                f"{kind.__name__} cannot be wrapped, only the model in it; {_PARALLEL[kind.__name__]}."
-            )
+            replicas = " and use DistributedDataParallel, since DataParallel calls replicas"
+            what = f"{kind.__name__} cannot be wrapped, only the model in it; wrap its .module"
+            raise UnsupportedModelError(f"{what}{replicas if kind.__name__ == 'DataParallel' else ''}.")
     # torch.compile's, which shows the model's own attributes too.
     if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):
         return inner_model(model._orig_mod)

@@ -19,11 +19,8 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
     """Tiles and the whole image, `scale_factor` x `scale_factor` patches per token."""
     assert media.visual is not None and media.input_ids is not None
     side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
-    images = []
-    for ids, visual in zip(media.input_ids, media.visual, strict=True):
-        for rows, cols in tile_arrangements(ids, visual, side * side):
-            images.append(tiled_grid(side, rows, cols))
-    return images
+    samples = zip(media.input_ids, media.visual, strict=True)
+    return [tiled_grid(side, *one) for prompt in samples for one in tile_arrangements(*prompt, side * side)]
 
 
 def tiled_grid(side: int, rows: int, cols: int) -> ImageGrid:

@@ -22,7 +22,8 @@ _PRECISION = "check the model's precision (float16 overflows in some models) or 
 def checked_scores(scores: Any, layouts: Sequence[SampleLayout], who: str) -> list[Tensor]:
     """Scores [V] of every sample, one number a visual token and none of them NaN; lists of numbers are taken too."""
     wanted = "return one 1-D tensor a sample, with one number for each of its visual tokens"
-    what, out = f"{who}.score()", []
+    what = f"{who}.score()"
+    out: list[Tensor] = []
     for value, layout in _each(scores, layouts, what, wanted):
         found, where = _tensor(value), _sample(len(out), layout)
         if found is None or found.shape != (layout.count,) or found.is_complex():
@@ -40,7 +41,8 @@ def checked_selection(selection: Any, layouts: Sequence[SampleLayout], width: in
 
     `width`: of the hidden states, which merged ones take the place of.
     """
-    what, out = f"{who}.select()", []
+    what = f"{who}.select()"
+    out: list[Tensor] = []
     kept, merged = (selection.kept, selection.merged) if isinstance(selection, Selection) else (selection, None)
     wanted = "return Selection(kept), with the ascending indices of the visual tokens that stay, 1-D, for each sample"
     for value, layout in _each(kept, layouts, what, wanted):
@@ -85,7 +87,8 @@ def checked_query_positions(positions: Any, valid: Tensor, who: str) -> list[Ten
     if positions is None:
         return None
     wanted = "return the positions of tokens, 1-D, for each sample (one at least, where prompt.valid is True), or None"
-    what, out = f"{who}.query_positions()", []
+    what = f"{who}.query_positions()"
+    out: list[Tensor] = []
     for value, real in _each(positions, valid, what, wanted):
         where = f"for sample {len(out)}"
         found = _whole_numbers(value, len(real), what, where, wanted)

@@ -74,9 +74,7 @@ _guard = threading.Lock()
 def call_lock_of(model: nn.Module) -> CallLock:
     """The one of a model: all that is put on it shares it, so that two sessions never wait for each other."""
     with _guard:
-        if model not in _locks:
-            _locks[model] = CallLock()
-        found: CallLock = _locks[model]
+        found: CallLock = _locks.setdefault(model, CallLock())
         return found
 
 

@@ -86,7 +86,7 @@ class Prefill:
             self._gathered[key] = value, make()  # kept alive, or its id could be given to another object
         return self._gathered[key][1]
 
-    def _position_ids(self, stage: Stage, chosen: Compaction, kwargs: dict[str, Any]) -> Tensor:
+    def _position_ids(self, stage: Stage, chosen: Compaction, kwargs: dict[str, Any]) -> Any:
         ids = kwargs["position_ids"]
 
         def gathered() -> Tensor:
@@ -97,8 +97,7 @@ class Prefill:
             order = chosen.real.to(ids.device).cumsum(1) - 1
             return (start + order).clamp(min=0)
 
-        taken: Tensor = self._once("ids", stage, ids, gathered)
-        return taken
+        return self._once("ids", stage, ids, gathered)
 
     def _cos_sin(self, stage: Stage, chosen: Compaction, kwargs: dict[str, Any], hidden: Tensor) -> Any:
         """Rotary embeddings of the kept positions."""
