@@ -66,7 +66,11 @@ class SinkDims:
         if self.dims or not eligible_layers(len(self.text.layers)):
             return
         known = self._known
-        tokens = [one for one in first_tokens(ids.cpu(), valid.cpu(), self.visual_ids) if one not in known.tried]
+        prompts = [row[real].tolist() for row, real in zip(ids.cpu(), valid.cpu(), strict=True)]
+        # Visual tokens, which some families put in front, have no embedding.
+        texts = [[token for token in prompt if token not in self.visual_ids] for prompt in prompts]
+        firsts = list(dict.fromkeys(text[0] for text in texts if text))[:MOST_TOKENS]
+        tokens = [one for one in firsts if one not in known.tried]
         if tokens:
             known.tried |= set(tokens)
             known.dims = spiking_dims(entering_states(self.text, tokens, ids.device), self.tau)
@@ -79,14 +83,6 @@ def refuse_cross_attention(family: Family, what: str) -> None:
             f"{what} is not supported for {family.model_type!r}, whose visual tokens are keys of cross-attention "
             "layers; use a family whose language model takes visual tokens in."
         )
-
-
-def first_tokens(ids: Tensor, valid: Tensor, visual: set[int]) -> list[int]:
-    """The different first text tokens of padded prompts; visual ones, which some families put in front, have no
-    embedding."""
-    prompts = [row[real].tolist() for row, real in zip(ids, valid, strict=True)]
-    texts = [[token for token in prompt if token not in visual] for prompt in prompts]
-    return list(dict.fromkeys(text[0] for text in texts if text))[:MOST_TOKENS]
 
 
 @torch.no_grad()

@@ -115,10 +115,6 @@ class Family:
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return sorted({value for name in names if (value := getattr(config, name, None)) is not None})
 
-    def attentions(self, model: Any) -> list[Any]:
-        """The attention module of every decoder layer."""
-        return [self.attention(layer) for layer in self.language_model(model).layers]
-
     def attention(self, layer: Any) -> Any:
         """The attention module of a decoder layer."""
         return getattr(layer, "cross_attn", None) or layer.self_attn

@@ -61,7 +61,15 @@ def score_arguments(
     Returns:
         Mask and its strides (batch, row, key); scaling, softcap and window; constants and the number of warps.
     """
-    kind, mask = mask_arguments(seen.mask, len(query), keys, query)
+    mask, batch = seen.mask, len(query)
+    if mask is None:
+        kind, given = POSITIONS, (query, 0, 0, 0)  # the tensor is never read
+    elif mask.dim() == 2:  # its last T columns count
+        mask = as_bytes(mask[:, -keys:].expand(batch, -1))
+        kind, given = PADDING, (mask, mask.stride(0), 0, mask.stride(1))
+    else:
+        mask = mask.expand(batch, -1, -1, -1)[:, 0, :, :keys]
+        kind, given = BOOLEAN if mask.dtype == torch.bool else ADDITIVE, (as_bytes(mask), *mask.stride())
     width, single = query.shape[-1], query.dtype == torch.float32
     constants = {
         "D": width, "MASK": kind, "CAUSAL": seen.causal,
@@ -70,26 +78,12 @@ def score_arguments(
         "PRECISION": "tf32x3" if single else "tf32",
         "BLOCK_D": max(16, triton.next_power_of_2(width)),  # tensor cores take 16 or more
     }  # fmt: skip
-    return mask, (seen.scaling, seen.softcap or 1.0, seen.window or 0), constants | tile(single, block)
+    return given, (seen.scaling, seen.softcap or 1.0, seen.window or 0), constants | tile(single, block)
 
 
 def as_bytes(mask: Tensor) -> Tensor:
     """A bool mask as bytes: Triton would load it bit by bit."""
     return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
-
-
-def mask_arguments(mask: Tensor | None, batch: int, keys: int, stand_in: Tensor) -> tuple[int, tuple[Any, ...]]:
-    """The kind of a mask, and its tensor (`stand_in` where there is none) and strides (batch, row, key).
-
-    A mask is 2-D [B, >= T], whose last T columns count, or 4-D [B or 1, 1, S, >= T].
-    """
-    if mask is None:
-        return POSITIONS, (stand_in, 0, 0, 0)
-    if mask.dim() == 2:
-        mask = as_bytes(mask[:, -keys:].expand(batch, -1))
-        return PADDING, (mask, mask.stride(0), 0, mask.stride(1))
-    mask = mask.expand(batch, -1, -1, -1)[:, 0, :, :keys]
-    return BOOLEAN if mask.dtype == torch.bool else ADDITIVE, (as_bytes(mask), *mask.stride())
 
 
 def tile(single: bool, keys: int) -> dict[str, int]:

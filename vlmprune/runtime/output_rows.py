@@ -148,7 +148,9 @@ class Asked:
             if rows.chosen is not None:  # nothing predicts dropped positions
                 labels = labels.masked_fill(~predicted(rows.kept).gather(1, position).to(labels.device), IGNORED)
         elif rows.chosen is not None:
-            labels = kept_labels(labels, rows.chosen)
+            # Fillers are ignored, and so is the first kept position, which no kept row predicts but a filler would.
+            seen = predicted(rows.chosen.real).to(labels.device)
+            labels = gather_positions(labels, rows.chosen.index.to(labels.device)).masked_fill(~seen, IGNORED)
         if self.shift_labels is not None:
             cut = rows.chosen if self.keep is None else None
             beside["shift_labels"] = self.shift_labels if cut is None else kept_shifted(self.shift_labels, cut)
@@ -189,15 +191,6 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, cross: bool, lined
 def predicted(real: Tensor) -> Tensor:
     """Of real positions or rows [B, S] those that a real one before them predicts: all but the first."""
     return real & (real.cumsum(1) > 1)
-
-
-def kept_labels(labels: Tensor, chosen: Compaction) -> Tensor:
-    """Labels [B, S] of the kept rows [B, C]; a loss that shifts them has each row predict the next.
-
-    Fillers are ignored, and so is the first kept position, which no kept row predicts but a filler would.
-    """
-    seen = predicted(chosen.real).to(labels.device)
-    return gather_positions(labels, chosen.index.to(labels.device)).masked_fill(~seen, IGNORED)
 
 
 def kept_shifted(labels: Tensor, chosen: Compaction) -> Tensor:
