@@ -61,13 +61,12 @@ def score_arguments(
     Returns:
         Mask and its strides (batch, row, key); scaling, softcap and window; constants and the number of warps.
     """
-    mask, batch = seen.mask, len(query)
-    if mask is None:
-        kind, given = POSITIONS, (query, 0, 0, 0)  # the tensor is never read
-    elif mask.dim() == 2:  # its last T columns count
+    mask, batch, kind = seen.mask, len(query), POSITIONS
+    given: tuple[Any, ...] = (query, 0, 0, 0)  # a stand-in that is never read
+    if mask is not None and mask.dim() == 2:  # its last T columns count
         mask = as_bytes(mask[:, -keys:].expand(batch, -1))
         kind, given = PADDING, (mask, mask.stride(0), 0, mask.stride(1))
-    else:
+    elif mask is not None:
         mask = mask.expand(batch, -1, -1, -1)[:, 0, :, :keys]
         kind, given = BOOLEAN if mask.dtype == torch.bool else ADDITIVE, (as_bytes(mask), *mask.stride())
     width, single = query.shape[-1], query.dtype == torch.float32
