@@ -127,15 +127,13 @@ def check_scale(attention: Any, length: int) -> None:
 
 
 def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool) -> Any:
-    """Rows and columns of a layer's mask.
+    """Rows and columns of a layer's mask; one of an unknown type is refused.
 
     Args:
         mask: made by the model over the unpruned sequence, not None.
         rows: [B, R] positions of the unpruned sequence; None = the mask's own rows.
         columns: [B, P] positions of the unpruned sequence, -1 for columns that nothing may see.
         hides: whether there is any -1 among them (known to the host without asking the device).
-    Raises:
-        VlmpruneError: a mask of an unknown type.
     """
     if isinstance(mask, BlockMask):
         return _take_block(mask, rows, columns)

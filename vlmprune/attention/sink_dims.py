@@ -33,12 +33,10 @@ _lock = threading.Lock()
 
 
 class SinkDims:
-    """The sink dimensions of one model: given ones, or found ones.
+    """The sink dimensions of one model whose visual tokens have a residual stream: given ones, or found ones.
 
     Args:
         tau: threshold on phi, None for the model's own. dims: given sink dimensions, None to find them.
-    Raises:
-        VlmpruneError: tau or dims do not fit the model, or its visual tokens have no residual stream.
     """
 
     def __init__(self, family: Family, model: Any, *, tau: float | None, dims: Any = None, what: str) -> None:
