@@ -26,7 +26,6 @@ from .settings import BASELINES, SGL_EXIT, Settings
 
 TASKS = ("scenes", "easy-vqa")
 KEEPS = ("0.35", "0.18", "0.09")
-IN_README = ("0.18", "0.09")
 LIMIT = 2112  # all questions on scenes, as many of easy-VQA's 9,673
 
 
@@ -36,12 +35,6 @@ def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ..
     return Settings(
         tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size, share=True
     )
-
-
-def readme_table(folder: Path) -> str:
-    """The scenes' rows that README.md shows (`python -m eval.pages` puts them there)."""
-    rows = [row for row in tables.read(folder) if row["task"] == "scenes" and row["keep"] in (None, *IN_README)]
-    return tables.short_table(rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
