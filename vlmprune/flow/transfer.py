@@ -68,7 +68,8 @@ def onto(scores: Tensor, source: ImageSpan, target: ImageSpan) -> Tensor:
         return scores
     low, high, placed = (t.to(scores.device) for t in _boxes(source))
     mass = torch.where(placed, scores, 0.0)
-    density = mass / (high - low).prod(dim=1)
+    area = (high - low).prod(dim=1)
+    density = mass / area
     to_low, to_high, to_placed = (t.to(scores.device) for t in _boxes(target))
     parts = []
     for at in range(0, target.count, _CHUNK):
