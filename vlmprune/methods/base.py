@@ -174,6 +174,9 @@ class Pruner(Method):
     floor: float | int = field(default=1, kw_only=True)
     # Whether `PruningContext.sinks` is filled in for a method that reads attention. No field: it may be made an option.
     exclude_sinks = False
+    # Whether `PruningContext.vision` is of the tower's last layer, its heads as one; by default it is of the layer
+    # whose output the model uses, its heads averaged. No field either.
+    vision_as_one = False
     # What the method reads in addition to the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
