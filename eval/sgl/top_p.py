@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     large, small, processor = vlmprune.load_tiny()
-    samples = [one for one in islice(ScenesValidation().samples(Path("data")), args.questions) if isinstance(one, Sample)]
+    first = islice(ScenesValidation().samples(Path("data")), args.questions)
+    samples = [one for one in first if isinstance(one, Sample)]
     with vlmprune.wrap(large, KeepsImportance(small, keep=1), processor=processor) as pruned:
         for sample in samples:
             pruned.ask(sample.load_image(), sample.prompt, max_new_tokens=ScenesValidation.max_new_tokens)

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before pruning, C after, V visual tokens of a sample, H heads, D head width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

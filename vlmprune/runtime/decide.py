@@ -19,7 +19,7 @@ from ..flow.returned import checked_query_positions, checked_selection, readable
 from ..flow.select import Selection, with_last
 from ..flow.stage import Stage
 from ..hf.arguments import host_copies
-from ..hf.cache_state import PrunedPrompt
+from ..hf.cache_state import PrunedPrompt, remember
 from ..methods.base import Pruner, PruningContext
 
 
@@ -90,6 +90,8 @@ class Decider:
             if state.chosen is not None:
                 stage.inner = state.inverse().gather(1, stage.on_host.index).to(hidden.device)
         state.stages.append(stage)
+        if state.cache is not None and stage.chosen is not None:
+            remember(state.cache, pruned_prompt(state, stage))
         return stage
 
     def _context(self, layer: int, hidden: Tensor) -> PruningContext:

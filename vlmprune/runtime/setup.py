@@ -1,7 +1,5 @@
 """A method made ready for a model: where it drops tokens, whose attention is read, and whether the two fit at all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +13,15 @@ from ..methods.base import Method, Pruner
 from ..methods.combined import parts_of
 from .decide import Decider
 from .fit import check_backbone, check_fit, drop_layers, read_layers
-from .locate import Locator
 
 
 class Setup:
-    """What a session knows of its model and method before any call; nothing on the model is touched.
+    """What a session knows of its model and method before any call, refused where they do not fit; the model is not
+    touched.
 
     `base`, `text`: the base model and the language model. `layers`: before which the pruner drops tokens. `read`: the
     layers whose attention or keys it reads. `observed`: the layers of each of the `observers`. `probed`: the attention
     modules of all of these. `tower`: reads the vision tower, where the pruner asks for it.
-
-    Raises:
-        VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
     def __init__(self, model: Any, family: Family, method: Method, observers: Sequence[AttentionObserver]) -> None:
@@ -38,7 +33,6 @@ class Setup:
         self.layers = drop_layers(self.pruner, len(self.text.layers)) if self.pruner else (0,)
         self.cost = model_cost(family, model)
         self.windows = [layer.window for layer in self.cost.layers]
-        self.locator = Locator(family, model)
         for observer in observers:
             check_observer(observer, self.seeing)
         if self.pruner is not None:
