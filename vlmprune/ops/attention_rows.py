@@ -70,8 +70,9 @@ def attention_rows(
     scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    seen = visible_keys(mask, rows, queries, keys, causal=causal, window=window)
-    scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen.float()
+    if mask is not None or window is not None or queries > 1:  # else a single row, which sees every key
+        seen = visible_keys(mask, rows, queries, keys, causal=causal, window=window)
+        scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen.float()
     if learned_sinks is None:
         return torch.softmax(scores, dim=-1)
     beside = learned_sinks.float().view(1, heads, 1, 1).expand(batch, -1, rows.shape[1], -1)
