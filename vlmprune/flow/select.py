@@ -31,7 +31,7 @@ class Selection:
     merged: list[Tensor] | None = None
 
 
-def check_keep(keep: float | int) -> float | int:
+def check_keep(keep: float | int, name: str = "keep") -> float | int:
     """Validate a budget: a fraction in (0, 1] as float, or a number of tokens >= 1 as int.
 
     Raises:
@@ -39,10 +39,10 @@ def check_keep(keep: float | int) -> float | int:
     """
     remedy = "use a float in (0, 1] for a fraction of each image's visual tokens or an int >= 1 for tokens per image"
     if isinstance(keep, bool) or not isinstance(keep, int | float):
-        raise VlmpruneError(f"keep={keep!r} is no number; {remedy}.")
+        raise VlmpruneError(f"{name}={keep!r} is no number; {remedy}.")
     in_range = keep >= 1 if isinstance(keep, int) else 0.0 < keep <= 1.0
     if not in_range:  # NaN fails both comparisons
-        raise VlmpruneError(f"keep={keep!r} is out of range; {remedy}.")
+        raise VlmpruneError(f"{name}={keep!r} is out of range; {remedy}.")
     return keep
 
 
