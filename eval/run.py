@@ -28,7 +28,7 @@ from vlmprune.harness.models import method_class, quiet
 from .provenance import provenance
 from .record import Record, write_json
 from .scorers.boxes import UNITS
-from .settings import BASELINES, ROWS, SGL_EXIT, Run, Settings, registered
+from .settings import BASELINES, ROWS, SGL_EXIT, SHORTCUTS, Run, Settings, registered
 from .summary import summarise
 from .tasks.registry import TASKS, task_class
 from .worker import Worker, sha
@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     )
     rows = "; ".join(f"{name}: {what}" for name, what in ROWS.items())
     rows += f"; {SGL_EXIT}: SGL whose small model answers alone where it is sure enough"
+    for name, options in SHORTCUTS.items():
+        rows += f"; {name}: SGL with " + ", ".join(f"{option}={value}" for option, value in options.items())
     out.add_argument("--task", nargs="+", required=True, metavar="NAME", help=", ".join(TASKS))
     out.add_argument("--method", nargs="+", default=[], metavar="NAME", help=f"a method's name, or {rows}")
     out.add_argument(

@@ -22,7 +22,7 @@ from typing import Any
 from eval.plots import prefill_flops
 from eval.provenance import provenance, write_record
 from eval.run import BAD_INPUT, evaluate
-from eval.settings import SGL_EXIT, SMALL, Run, Settings
+from eval.settings import SGL_EXIT, SHORTCUTS, SMALL, Run, Settings
 from eval.stats import paired, standard_error
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.baselines import scored_families
@@ -32,7 +32,12 @@ from vlmprune.harness.models import quiet
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 LAYERS = 6  # of the bundled large model
 QUESTIONS, CHOICE_QUESTIONS = 2112, 400  # of the test split, of the validation split
-NAMES = {SMALL: "small alone", SGL_EXIT: "sgl + exit"}  # run's name -> the page's
+# Run's name -> the page's.
+NAMES = {
+    SMALL: "small alone",
+    SGL_EXIT: "sgl + exit",
+    **dict(zip(SHORTCUTS, ("sgl, guide_steps=1", "sgl, guide pruned"), strict=True)),
+}
 CHOICE = Path(__file__).parent / "results/fastv_layers.json"
 
 
@@ -91,6 +96,8 @@ def rows(fastv_layers: Mapping[str, int]) -> list[StudyRow]:
             out.append(StudyRow(name, fraction(retention, depth), depth, (retention,), () if depth else (retention,)))
             if depth:
                 out.append(StudyRow(name, retention, 0, (), (retention,)))
+        for name in SHORTCUTS:
+            out.append(StudyRow(name, fraction(retention, depth), depth, (retention,), () if depth else (retention,)))
     return out
 
 
