@@ -32,7 +32,7 @@ class Selection:
 
 
 def check_keep(keep: float | int, name: str = "keep") -> float | int:
-    """Validate a budget: a fraction in (0, 1] as float, or a number of tokens >= 1 as int.
+    """Validate a budget, called `name`: a fraction in (0, 1] as float, or a number of tokens >= 1 as int.
 
     Raises:
         VlmpruneError: anything else.
