@@ -31,8 +31,8 @@ class VAR(Intervention):
 
     In layers 2..L-2, for text rows after the sample's last visual token and for every decoded row. A sink is a token
     whose residual stream entering the layer has phi = max over sink dimensions of |x[d] / RMS(x)| >= tau; sinks are
-    decided when the prompt runs. No attention map is made: the fused kernel's output is corrected in those rows; on a CPU
-    a step's edited row takes its place.
+    decided when the prompt runs. No attention map is made: the fused kernel's output is corrected in those rows, or on
+    a CPU, where a step's row changes, computed instead.
 
     Args:
         p: fraction of every sink's weight that is moved, visual and text sinks alike. The paper's p; the released code
