@@ -22,7 +22,7 @@ from vlmprune.harness.models import quiet
 
 from . import tables
 from .run import BAD_INPUT, evaluate
-from .settings import BASELINES, DIVERSE, SGL_EXIT, Settings
+from .settings import BASELINES, DIVERSE, DIVERSE_EXIT, SGL_EXIT, Settings
 
 TASKS = ("scenes", "easy-vqa")
 KEEPS = ("0.18", "0.09", "0.05")
@@ -32,7 +32,7 @@ LIMIT = 2112  # all questions on scenes, as many of easy-VQA's 9,673
 def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
     """The grid: the baselines, every registered method, and SGL with exits, with diversity and with both."""
     registered = (name for name in vlmprune.list_methods() if name not in BASELINES)
-    methods = (*BASELINES, *registered, SGL_EXIT, DIVERSE, f"{DIVERSE}+exit")
+    methods = (*BASELINES, *registered, SGL_EXIT, DIVERSE, DIVERSE_EXIT)
     return Settings(
         tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size, share=True
     )

@@ -53,10 +53,17 @@ STEPS = {
         Step("calibration", "eval.sgl.calibrate --out {out}", "eval/sgl/results/calibration.json"),
         Step(
             "fastv",
-            "eval.sgl.study --choose-fastv --records {records} --out {out}",
+            "eval.sgl.study --choose fastv --records {records} --out {out}",
             "eval/sgl/results/fastv_layers.json",
             2,
         ),
+        Step(
+            "diversity",
+            "eval.sgl.study --choose diversity --records {records} --out {out}",
+            "eval/sgl/results/diversity.json",
+            2,
+        ),
+        Step("top_p", "eval.sgl.top_p --out {out}", "eval/sgl/results/top_p.json"),
         Step("tune", "eval.captions.tune"),
     ),
     "tables": (

@@ -15,6 +15,9 @@ from vlmprune.harness.parse import number
 SMALL, BLIND = "small-alone", "blind"
 SGL_EXIT = "sgl+exit"  # SGL whose small model answers alone where it is sure enough
 DIVERSE = "sgl+diversity=1"  # guided diversity; the exponent was chosen on validation scenes
+DIVERSE_EXIT = f"{DIVERSE}+exit"
+# What makes the guide cheaper: it reads the prompt alone, and drops visual tokens of its own too.
+SHORTCUTS = ("sgl+guide_steps=1", "sgl+guide_steps=1+guide_keep=0.25")
 ROWS = {
     SMALL: "the small model unpruned: what a pruned large model has to beat",
     BLIND: "the large model without the image: what the words alone give",
@@ -80,9 +83,7 @@ class Settings:
             return make("none")
         takes = options_of(registered(run.method))
         given: dict[str, Any] = {"seed": self.seed} if "seed" in takes else {}
-        for extra in run.method.split("+")[1:]:
-            name, _, value = extra.partition("=")
-            given |= {"exit_at": self.exit_at} if extra == "exit" else {name: plain(value, extra)}
+        given |= extras(run.method, self.exit_at)
         if run.keep is not None:
             given["keep"] = number(run.keep, "--keep")
         if run.layer is not None:
@@ -98,11 +99,20 @@ def registered(method: str) -> str:
     return method.partition("+")[0]
 
 
-def plain(value: str, what: str) -> bool | float:
+def extras(method: str, exit_at: float) -> dict[str, Any]:
+    """The options behind a run's method; `exit` stands for `exit_at`."""
+    out: dict[str, Any] = {}
+    for part in method.split("+")[1:]:
+        name, _, value = part.partition("=")
+        out |= {"exit_at": exit_at} if part == "exit" else {name: plain(value, name)}
+    return out
+
+
+def plain(value: str, name: str) -> bool | float:
     """The value of an option.
 
     Raises:
         VlmpruneError: neither true, false nor a number.
     """
     words = {"true": True, "false": False}
-    return words[value] if value in words else number(value, f"--method ...+{what}:")
+    return words[value] if value in words else number(value, f"--method ...+{name}:")

@@ -193,6 +193,35 @@ def test_image_rows_and_layers_without_sinks_are_not_touched():
     assert same == [True, True, False, False, False, False]
 
 
+def test_a_step_reads_its_keys_once(monkeypatch):
+    """Where VAR changes a step's row its weights make the output, and the fused kernel does not run as well."""
+    model = shared_planted("llava")
+    inputs = row(make_inputs(model, text_lengths=LONG), 0)
+    more = {"input_ids": torch.tensor([[20]]), "attention_mask": torch.ones(1, inputs["input_ids"].shape[1] + 1)}
+    kernel, ran = torch.nn.functional.scaled_dot_product_attention, []
+
+    def step(*args, **kwargs):
+        ran.append(1)
+        return kernel(*args, **kwargs)
+
+    def run() -> Tensor:
+        cache = model(**inputs, use_cache=True).past_key_values
+        ran.clear()
+        return model(**more, past_key_values=cache).logits
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", step)
+    with torch.no_grad():
+        plain = run()
+        assert len(ran) == LAYERS
+        with vlmprune.wrap(model, vlmprune.VAR()):
+            changed = run()
+            assert len(ran) == LAYERS - 3  # layers 2 to 4 have sinks
+        with vlmprune.wrap(model, vlmprune.VAR(gate=1.0)):
+            assert torch.equal(run(), plain)
+            assert len(ran) == LAYERS
+    assert not torch.allclose(changed, plain, rtol=0, atol=1e-3)
+
+
 def test_every_model_has_its_own_sink_dimensions():
     """An official defect: a table of two models, of which the second got the first one's dimensions."""
     for dims in ((5, 40), (17,)):

@@ -1,12 +1,13 @@
 """What SGL keeps of the bundled pair's accuracy: every method at equal layer-averaged retention, in one run.
 
-    python -m eval.sgl.study --choose-fastv --out eval/sgl/results/fastv_layers.json     # validation questions only
+    python -m eval.sgl.study --choose fastv --out eval/sgl/results/fastv_layers.json      # validation questions only
+    python -m eval.sgl.study --choose diversity --out eval/sgl/results/diversity.json     # these too
     torchrun --nproc-per-node 2 -m eval.sgl.study --out eval/sgl/results/study.json
 
 Questions, records, sharing of the guide's run and going on after a kill are those of `eval.grid`; here methods are
 compared at equal cost instead of at equal `keep`. Seconds are measured in `eval.speed.sgl`. Whatever is free is chosen
-on validation scenes: the layer from which FastV drops tokens by the first command, the exit's threshold by
-`eval.sgl.calibrate`.
+on validation scenes: the layer from which FastV drops tokens and the exponent of guided diversity by the first two
+commands, the exit's threshold by `eval.sgl.calibrate`, the adaptive budgets' fraction by `eval.sgl.top_p`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from demos.tiny_vlm.questions import SCORED
 from eval.plots import prefill_flops
 from eval.provenance import provenance, write_record
 from eval.run import BAD_INPUT, evaluate
-from eval.settings import SGL_EXIT, SMALL, Run, Settings
+from eval.settings import DIVERSE, DIVERSE_EXIT, SGL_EXIT, SHORTCUTS, SMALL, Run, Settings
+from eval.sgl.top_p import bounds
 from eval.stats import paired, standard_error
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import note
@@ -31,9 +34,19 @@ from vlmprune.harness.models import quiet
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 LAYERS = 6  # of the bundled large model
-QUESTIONS, CHOICE_QUESTIONS = 2112, 400  # of the test split, of the validation split
-NAMES = {SMALL: "small alone", SGL_EXIT: "sgl + exit"}  # run's name -> the page's
-CHOICE = Path(__file__).parent / "results/fastv_layers.json"
+QUESTIONS = 2112  # of the test split
+CHOICES = {"fastv": 400, "diversity": 960}  # what is chosen here, and on how many questions of the validation split
+EXPONENTS, SMALL_BUDGETS = (0.5, 1.0, 2.0), (0.18, 0.09, 0.05)
+# Run's name -> the page's.
+NAMES = {
+    SMALL: "small alone",
+    SGL_EXIT: "sgl + exit",
+    DIVERSE: "sgl + diversity",
+    DIVERSE_EXIT: "sgl + diversity + exit",
+    **dict(zip(SHORTCUTS, ("sgl, guide_steps=1", "sgl, guide pruned"), strict=True)),
+}
+ADAPTIVE = "sgl + diversity + top-p"
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -79,18 +92,44 @@ def fastv_candidates() -> list[StudyRow]:
     ]
 
 
+def depth_of(retention: float) -> int:
+    """The paper's rule K = int(keep x L), or the next shallower K that can give this retention."""
+    return next(k for k in (2, 1, 0) if (r := fraction(retention, k)) is not None and int(r * LAYERS) >= k)
+
+
+def diversity_candidates() -> list[StudyRow]:
+    """Guided diversity with every exponent at the small budgets."""
+    return [
+        StudyRow(f"sgl+diversity={exponent:g}", fraction(at, depth_of(at)), depth_of(at), (at,))
+        for exponent in EXPONENTS
+        for at in SMALL_BUDGETS
+    ]
+
+
+def adaptive(budgets: Mapping[str, Mapping[str, float]]) -> list[StudyRow]:
+    """Guided diversity whose images keep as many tokens as they need, on average the budget."""
+    out = []
+    for name, chosen in budgets.items():
+        budget = float(name)
+        floor, keep = bounds(budget)
+        method = f"{DIVERSE}+top_p={chosen['top_p']:g}+floor={floor:g}"
+        out.append(StudyRow(method, keep, 0, () if depth_of(budget) else (budget,), (budget,)))
+    return out
+
+
 def rows(fastv_layers: Mapping[str, int]) -> list[StudyRow]:
-    """Every row of the study; `fastv_layers` says FastV's layer for each retention that it can reach."""
+    """Every fixed budget of the study; `fastv_layers` says FastV's layer for each retention that it can reach."""
     out = [StudyRow(name) for name in ("none", SMALL, "blind")]
     out += [StudyRow(name, r, 0, (r,), (r,)) for name in ("random", "uniform", "downsample") for r in RETENTION]
     out += [one for one in fastv_candidates() if fastv_layers.get(f"{one.at[0]:g}") == one.layer]
     for retention in RETENTION:
-        # The paper's rule K = int(keep x L), or the next shallower K that can give this retention.
-        depth = next(k for k in (2, 1, 0) if (r := fraction(retention, k)) is not None and int(r * LAYERS) >= k)
-        for name in ("fastv-oracle", "sgl", SGL_EXIT):
+        depth = depth_of(retention)
+        for name in ("fastv-oracle", "sgl", SGL_EXIT, DIVERSE, DIVERSE_EXIT):
             out.append(StudyRow(name, fraction(retention, depth), depth, (retention,), () if depth else (retention,)))
             if depth:
                 out.append(StudyRow(name, retention, 0, (), (retention,)))
+        for name in SHORTCUTS:
+            out.append(StudyRow(name, fraction(retention, depth), depth, (retention,), () if depth else (retention,)))
     return out
 
 
@@ -104,12 +143,23 @@ def summaries(table: Sequence[StudyRow], task: str, limit: int, folder: Path) ->
     return [json.loads(path.read_text()) for path in paths] if all(path.exists() for path in paths) else None
 
 
+def chosen_exponent(table: Sequence[StudyRow], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The method with the best mean accuracy over the budgets, and what all of them gave."""
+    tried: dict[str, dict[str, float]] = {}
+    for row, one in zip(table, found, strict=True):
+        tried.setdefault(row.method, {})[f"{row.at[0]:g}"] = one["value"]
+    return {"method": max(tried, key=lambda name: mean(tried[name].values())), "tried": tried}
+
+
 def chosen(table: Sequence[StudyRow], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """For each retention the layer with the best accuracy, the shallower of equals, and what all of them gave."""
     tried: dict[str, dict[int, float]] = {}
     for row, one in zip(table, found, strict=True):
         tried.setdefault(f"{row.at[0]:g}", {})[row.layer] = one["value"]
     return {"layers": {at: max(layers, key=lambda k: (layers[k], -k)) for at, layers in tried.items()}, "tried": tried}
+
+
+CHOSEN = {"fastv": chosen, "diversity": chosen_exponent}
 
 
 def records(table: Sequence[StudyRow], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -125,7 +175,7 @@ def records(table: Sequence[StudyRow], found: Sequence[Mapping[str, Any]]) -> li
         costs, whole = one["costs"], none["costs"]
         out.append(
             {
-                "name": NAMES.get(row.method, row.method),
+                "name": ADAPTIVE if "+top_p=" in row.method else NAMES.get(row.method, row.method),
                 "keep": row.keep,
                 "layer": row.layer,
                 "at_retention": list(row.at),
@@ -168,30 +218,32 @@ def parts(scores: Sequence[float], small: Sequence[float]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Choose FastV's layers, or run the study; bad input is one line on stderr and status 2."""
+    """Choose, or run the study; bad input is one line on stderr and status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.sgl.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--choose-fastv", action="store_true", help="pick FastV's layers on validation questions")
+    parser.add_argument("--choose", choices=CHOICES, help="pick this on validation questions")
     parser.add_argument("--limit", type=int, help="only the first N questions")
     parser.add_argument("--records", type=Path, default=Path("runs/sgl_study"), help="what is finished, to go on from")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
-    choosing = args.choose_fastv
-    task, limit = ("scenes-validation", CHOICE_QUESTIONS) if choosing else ("scenes", QUESTIONS)
+    task, limit = ("scenes-validation", CHOICES[args.choose]) if args.choose else ("scenes", QUESTIONS)
     try:
-        choice = {} if choosing else json.loads(CHOICE.read_text())
-        table = fastv_candidates() if choosing else rows(choice["layers"])
+        if args.choose:
+            table = fastv_candidates() if args.choose == "fastv" else diversity_candidates()
+        else:
+            choices = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("fastv_layers", "top_p")}
+            table = [*rows(choices["fastv_layers"]["layers"]), *adaptive(choices["top_p"]["budgets"])]
         found = summaries(table, task, args.limit or limit, args.records)
         if found is None:
             return 0  # the process that finishes last writes the record
         about = provenance(
             model="the bundled pair", backend=found[0]["backend"], questions=found[0]["questions"], task=task
         )
-        if choosing:
-            write_record({"about": about, **chosen(table, found)}, args.out)
+        if args.choose:
+            write_record({"about": about, **CHOSEN[args.choose](table, found)}, args.out)
         else:
-            about |= {"exit_at": StudySettings((), (), (), "").exit_at, "fastv_chosen_on_validation": choice}
+            about |= {"exit_at": StudySettings((), (), (), "").exit_at, "chosen_on_validation": choices}
             write_record({"about": about, "rows": records(table, found)}, args.out)
     except VlmpruneError as error:
         note(str(error))

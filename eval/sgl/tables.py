@@ -7,11 +7,17 @@ from typing import Any
 
 from eval import markdown
 from eval.markdown import bullets, paragraph, points
-from eval.sgl.study import RETENTION
+from eval.settings import DIVERSE, DIVERSE_EXIT, SHORTCUTS
+from eval.sgl.study import ADAPTIVE, NAMES, RETENTION
 
 Row = dict[str, Any]
 MODELS = ("none", "small alone", "blind")  # rows without a budget
-METHODS = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", "sgl + exit")
+METHODS = (
+    *("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", "sgl + exit"),
+    *(NAMES[name] for name in (DIVERSE, DIVERSE_EXIT)),
+    ADAPTIVE,
+    *(NAMES[name] for name in SHORTCUTS),
+)
 
 
 def find(rows: list[Row], name: str, at: float | None = None, where: str = "at_retention") -> Row | None:
@@ -90,7 +96,7 @@ def measured(record: Row) -> str:
     """What was measured, on what."""
     about = record["about"]
     text = f"The bundled pair, {about['questions']:,} questions of the test split, {about['backend']}, seed 0, one run."
-    if choice := about.get("fastv_chosen_on_validation"):
+    if choice := about.get("chosen_on_validation", {}).get("fastv_layers"):
         said = ", ".join(f"{layer} at {float(at):.0%}" for at, layer in choice["layers"].items())
         text += f" FastV drops before layer {said}: the best on {choice['about']['questions']} validation questions."
     return paragraph(text)
@@ -180,11 +186,15 @@ def clock(record: Row) -> str:
     sgl, vision = random["sgl"], random["none"]["vision"]
     again = [record[pair]["speed_up"]["none again"] for pair in ("random", "bundled")]
     small, saved = bundled["sgl"], bundled["none"]["prefill"] - bundled["sgl"]["prefill"]
+    # What a guide that costs nothing leaves: the shared vision pass, the kept tokens' prefill, and decoding.
+    least = random["none"]["vision"] + sgl["prefill"] + sgl["decode"]
     return paragraph(
         f"The unpruned model measured a second time gives {again[0]:.2f} (random pair) and {again[1]:.2f}. FastV keeps "
         f"{record['about']['keep']:.0%} from layer 2 on: it saves less of the prompt and has no guide to pay. Of "
         f"SGL's {sgl['total']:.2f} s on the random pair the guide takes {sgl['guide']:.2f} s, some {vision:.1f} of "
-        f"them the vision pass that both share; prefill {sgl['prefill']:.2f}, decoding {sgl['decode']:.2f}. On the "
+        f"them the vision pass that both share; prefill {sgl['prefill']:.2f}, decoding {sgl['decode']:.2f}. With a "
+        f"guide that cost nothing beside that pass it would be {random['none']['total'] / least:.2f} times as fast as "
+        "unpruned: the rest is vision, the kept tokens and the text, and steps that read the same weights. On the "
         f"bundled pair the guide takes {1000 * small['guide']:.0f} ms, {1000 * bundled['none']['vision']:.0f} of them "
         f"the shared vision pass, and pruning saves {1000 * saved:.0f} ms of prefill."
     )

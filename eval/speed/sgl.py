@@ -21,6 +21,8 @@ from demos.tiny_vlm.questions import benchmark
 from demos.tiny_vlm.vocabulary import GRID
 from eval import markdown
 from eval.provenance import provenance, write_record
+from eval.settings import DIVERSE, DIVERSE_EXIT, SHORTCUTS, extras
+from eval.sgl.study import NAMES
 from eval.speed.models import random_llava, random_prompt
 from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.inputs.chat import prepare
@@ -60,9 +62,9 @@ def bundled_pair(prompts: int) -> tuple[Any, Any, list[dict[str, Any]]]:
     return large, small, [dict(prepare(processor, s.image(), q.text)) for s, q in asked]
 
 
-def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: float, rounds: int) -> dict[str, Any]:
-    """Seconds of every method on the same prompts, in turns; medians, ratios to `none`, and stages."""
-    ways = {
+def compared(small: Any, exit_at: float) -> dict[str, Any]:
+    """The methods, and the small model alone."""
+    return {
         "none": vlmprune.Unpruned(),
         "random": vlmprune.Random(keep=RETENTION),
         "uniform": vlmprune.Uniform(keep=RETENTION),
@@ -70,22 +72,47 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
         "fastv": vlmprune.FastV(keep=RETENTION, layer=2),
         "sgl": vlmprune.SGL(small, keep=RETENTION, layer=0),
         "sgl + exit": vlmprune.SGL(small, keep=RETENTION, layer=0, exit_at=exit_at),
+        **{
+            NAMES[name]: vlmprune.SGL(small, keep=RETENTION, layer=0, **extras(name, exit_at))
+            for name in (*SHORTCUTS, DIVERSE, DIVERSE_EXIT)
+        },
         "small alone": vlmprune.Unpruned(),
         "none again": vlmprune.Unpruned(),
     }
+
+
+def summed(parts: dict[str, list[float]], *names: str) -> float:
+    """Median seconds of some stages of a call together; one that a method does not have counts nothing."""
+    return statistics.median(map(sum, zip(*(parts[name] for name in names if name in parts), strict=True)))
+
+
+def faster(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """How many times as fast as the unpruned model in the same round; medians."""
+    none = seconds["none"]
+    return {name: statistics.median(n / s for n, s in zip(none, own, strict=True)) for name, own in seconds.items()}
+
+
+def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: float, rounds: int) -> dict[str, Any]:
+    """Seconds of every method on the same prompts, in turns; medians, ratios to `none`, and stages.
+
+    Processor time, so that others on the machine do not count, is beside the clock's.
+    """
+    ways = compared(small, exit_at)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    busy: dict[str, list[float]] = {name: [] for name in ways}
     stages: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     flops = dict.fromkeys(ways, 0)
     exits = 0
     for turn in range(rounds + 1):
-        spent = dict.fromkeys(ways, 0.0)
+        spent, worked = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
         for prompt in prompts:
             for name, way in ways.items():
                 model = small if name == "small alone" else large
                 with vlmprune.wrap(model, way) as pruned:
-                    start = time.perf_counter()
+                    start, before = time.perf_counter(), time.process_time()
                     model.generate(**prompt, max_new_tokens=GENERATED, do_sample=False)
                     spent[name] += time.perf_counter() - start
+                    worked[name] += time.process_time() - before
                 if turn:
                     flops[name] += pruned.report.prefill_flops + (pruned.report.guide_flops or 0)
                     exits += sum(pruned.report.exited or []) if name == "sgl + exit" else 0
@@ -94,20 +121,18 @@ def measure(large: Any, small: Any, prompts: list[dict[str, Any]], exit_at: floa
         for name, value in spent.items():
             if turn:  # the first round warms up
                 seconds[name].append(value / len(prompts))
-    language = {  # prefill and decode, without the vision tower
-        name: statistics.median(map(sum, zip(parts["prefill"], parts["decode"], strict=True)))
-        for name, parts in stages.items()
-        if len(parts.get("prefill", [])) == rounds * len(prompts)
-    }
+                busy[name].append(worked[name] / len(prompts))
+    whole = {name: one for name, one in stages.items() if len(one.get("prefill", [])) == rounds * len(prompts)}
+    first = {name: summed(parts, "guide", "vision", "prefill") for name, parts in whole.items()}
+    language = {name: summed(parts, "prefill", "decode") for name, parts in whole.items()}
     return {
         "prompts": len(prompts),
         "exits": exits / (rounds * len(prompts)),
         "flops_share": {name: spent / flops["none"] for name, spent in flops.items()},
         "median_seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "speed_up": {
-            name: statistics.median(n / s for n, s in zip(seconds["none"], values, strict=True))
-            for name, values in seconds.items()
-        },
+        "speed_up": faster(seconds),
+        "processor_speed_up": faster(busy),
+        "first_token_speed_up": {name: first["none"] / value for name, value in first.items()},
         "language_model_seconds": language,
         "language_model_speed_up": {name: language["none"] / value for name, value in language.items()},
         "stages": {
@@ -128,6 +153,8 @@ def table(record: dict[str, Any]) -> str:
         # With exits there is a language model's time for some of the prompts only.
         alone = [f"{x:.2f}" if (x := found["language_model_speed_up"].get(one)) else "-" for one in names]
         lines += [[f"{name}: end to end", *ends.values()], ["its language model alone", *alone]]
+        if firsts := found.get("first_token_speed_up"):
+            lines.append(["until its first token", *(f"{firsts[one]:.2f}" if one in firsts else "-" for one in names)])
         if "flops_share" in found:
             lines.append(["its prefill FLOPs", *(f"{found['flops_share'][one]:.0%}" for one in names)])
     return markdown.table(["pair", *names], lines)

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from demos.tiny_vlm.questions import SCORED
-from eval.sgl import study, tables
+from eval.settings import DIVERSE, extras
+from eval.sgl import study, tables, top_p
 from eval.tasks.registry import TASKS
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
+from vlmprune.flow.locate import ImageSpan, SampleLayout, plain_grid
 
 CHOICE = {"0.64": 3, "0.5": 1, "0.35": 1, "0.18": 1}
 
@@ -51,8 +54,49 @@ def test_the_best_layer_on_validation_is_chosen() -> None:
     assert study.chosen(table, found)["layers"] == {"0.64": 2, "0.5": 2, "0.35": 2, "0.18": 1}
 
 
+def test_the_best_exponent_over_the_small_budgets_is_chosen() -> None:
+    table = study.diversity_candidates()
+    assert all(average(row) == pytest.approx(row.at[0]) for row in table)
+    right = {
+        "sgl+diversity=0.5": (0.9, 0.9, 0.6),
+        "sgl+diversity=1": (0.8, 0.8, 0.85),
+        "sgl+diversity=2": (0.9, 0.7, 0.7),
+    }
+    found = [{"value": right[row.method][study.SMALL_BUDGETS.index(row.at[0])]} for row in table]
+    assert study.chosen_exponent(table, found)["method"] == "sgl+diversity=1"
+
+
+def test_adaptive_rows_stand_for_their_mean() -> None:
+    (row,) = study.adaptive({"0.09": {"top_p": 0.25}})
+    assert (row.method, row.keep, row.layer, row.at) == ("sgl+diversity=1+top_p=0.25+floor=0.045", 0.18, 0, (0.09,))
+    options = extras(row.method, 0.9)
+    assert options == {"diversity": 1, "top_p": 0.25, "floor": 0.045}
+
+
+def test_top_p_is_the_largest_that_keeps_no_more_than_the_budget() -> None:
+    """Of 100 tokens one holds half of all and the others equal parts: 10 hold 0.5 + 9 / 198."""
+    grid = plain_grid(10, 10)
+    layout = SampleLayout(torch.arange(100), (ImageSpan(0, torch.arange(100), 100, grid.grid, grid.xy),))
+    scores = torch.tensor([99.0] + [1.0] * 99)
+    found, kept = top_p.chosen([(scores, layout)], 0.1)
+    assert kept == 0.1
+    assert found == pytest.approx(0.5 + 9 / 198, abs=1e-4)
+
+
+def test_the_committed_choices_of_guided_diversity() -> None:
+    choice = json.loads((study.RESULTS / "diversity.json").read_text())
+    assert choice["about"]["task"] == "scenes-validation"
+    means = {name: sum(found.values()) / len(found) for name, found in choice["tried"].items()}
+    assert choice["method"] == DIVERSE
+    assert means[DIVERSE] == max(means.values())
+    adaptive = json.loads((study.RESULTS / "top_p.json").read_text())
+    assert adaptive["about"]["split"] == "validation"
+    for budget, found in adaptive["budgets"].items():
+        assert 0.97 * float(budget) <= found["kept"] <= float(budget)
+
+
 def test_the_committed_choice_saw_validation_questions_and_is_the_best() -> None:
-    choice = json.loads(study.CHOICE.read_text())
+    choice = json.loads((study.RESULTS / "fastv_layers.json").read_text())
     assert choice["about"]["task"] == "scenes-validation"
     assert TASKS["scenes-validation"].split == "validation"
     for at, layer in choice["layers"].items():

@@ -8,7 +8,7 @@ from torch import nn
 
 import vlmprune
 from tests.support.grid import grid
-from tests.support.guides import naive_guide
+from tests.support.guides import naive_guide, naive_halved_guide
 from tests.support.planted import counts
 from tests.support.reference import masked_logits, visual_slots
 from tests.support.running import assert_near, generate, outside
@@ -73,6 +73,51 @@ def test_steps_of_the_ranking_are_limited():
         expected = naive_guide(eager, row(inputs, i), 2).importance
         close(short.importance[i], expected)
         close(whole.importance[i], expected)
+    prompt = Guide(small, SGL(small, guide_steps=1))
+    for one, other in zip(
+        prompt.answer(dict(inputs), settings, whole=False).importance, prompt.rank(dict(inputs)).importance, strict=True
+    ):
+        close(one, other)
+
+
+@grid(family=["llava", "qwen3_vl", "gemma3", "smolvlm", "mllama"], attn=["sdpa", "eager"])
+def test_a_guide_drops_its_own_tokens_halfway_and_ranks_as_plain_loops_do(family, attn):
+    layers = 6 if family == "mllama" else 4
+    small, eager = (build(family, layers=layers, seed=1, attn=one) for one in (attn, "eager"))
+    for model in (small, eager):
+        with torch.no_grad():
+            head = model.get_output_embeddings().weight
+            head[min(model.config.image_token_id, len(head) - 1)] = 0
+    inputs = make_inputs(small)
+    guide = Guide(small, SGL(small, guide_keep=3))
+    settings = {"max_new_tokens": STEPS, "eos_token_id": None, "pad_token_id": 0}
+    batch = guide.answer(prompt_inputs(dict(inputs)), settings, whole=True)
+    plain = Guide(small).answer(prompt_inputs(dict(inputs)), settings, whole=True)
+    for i in range(3):
+        expected = naive_halved_guide(eager, row(inputs, i), STEPS, 3)
+        alone = guide.answer(prompt_inputs(dict(row(inputs, i))), settings, whole=True)
+        for found, at in ((batch, i), (alone, 0)):
+            close(found.importance[at], expected.importance)
+            assert torch.equal(found.answers[at], expected.answer)
+            assert found.confidence[at] == pytest.approx(expected.confidence, rel=1e-4)
+        assert not torch.allclose(plain.importance[i], batch.importance[i], rtol=1e-3)
+    assert batch.flops < plain.flops
+
+
+def test_a_guide_that_drops_tokens_ranks_for_the_model():
+    """The model's logits are those of the masked model that keeps what plain loops rank best."""
+    model, small, eager = build("llava"), *(build("llava", layers=4, seed=1, attn=one) for one in ("sdpa", "eager"))
+    inputs = make_inputs(model)
+    plan = []
+    for i in range(3):
+        scores = naive_halved_guide(eager, row(inputs, i), 1, 5).importance
+        plan.append(torch.tensor(sorted(sorted(range(len(scores)), key=lambda v: -float(scores[v]))[:3])))
+    with vlmprune.wrap(model, SGL(small, keep=3, layer=0, guide_steps=1, guide_keep=5)) as pruned:
+        logits, out = generate(model, inputs, steps=STEPS)
+        assert all(torch.equal(a, b) for a, b in zip(pruned.report.kept, plan, strict=True))
+        assert len(pruned.report.consistency) == len(pruned.report.confidence) == 3
+        assert pruned.report.method["guide_keep"] == 5
+    assert_near(logits, masked_logits(model, inputs, plan, 0, STEPS, out.sequences[:, -STEPS:]))
 
 
 def test_the_guides_flops_are_its_prompt_its_steps_and_its_second_look():

@@ -136,6 +136,7 @@ def test_a_guide_of_another_family_with_another_grid(ours, theirs):
         ({"exit_at": True}, "exit_at must be", "True"),
         ({"exit_at": "high"}, "exit_at must be", "'high'"),
         ({"guide_steps": 0}, "guide_steps must be", "0"),
+        ({"guide_keep": 1.5}, "guide_keep=1.5 is out of range", "1.5"),
         ({"guide_steps": 1.5}, "guide_steps must be", "1.5"),
         ({"keep": 0.0}, "keep=", "0.0"),
         ({"layer": 1.0}, "layer must be", "1.0"),

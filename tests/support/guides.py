@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.support.reference import masked_logits, visual_slots
+from tests.support.reference import all_logits, language_model, masked_logits, visual_slots
 
 Prompt = dict[str, Tensor]
 
@@ -55,6 +55,44 @@ def naive_guide(model: PreTrainedModel, prompt: Prompt, steps: int, end: int | N
     logits = masked_logits(model, prompt, [sorted(best)], 0, len(answer), tokens)[0]
     logs = torch.stack([logits[i].float().log_softmax(-1)[token] for i, token in enumerate(answer)])
     return Found(importance, tokens[0], confidence, float(logs.sum().exp()), float(logs.mean().exp()))
+
+
+@torch.no_grad()
+def naive_halved_guide(model: PreTrainedModel, prompt: Prompt, steps: int, keep: int) -> Found:
+    """`naive_guide` whose visual tokens, all but the `keep` most important so far, are masked from the middle of the
+    layers that see them on; without its second look."""
+    (slots,) = visual_slots(model, prompt)
+    layers = list(language_model(model).layers)
+    cross = [i for i, layer in enumerate(layers) if hasattr(layer, "cross_attn")]
+    seeing = cross or list(range(len(layers)))
+    cut = seeing[len(seeing) // 2]
+    image = model.config.image_token_id
+    first_text = int((prompt["input_ids"][0] == image).nonzero()[-1]) + 1
+    maps: dict[int, Tensor] = {}
+
+    def importance(kept: list[int], tokens: Tensor, watched: list[int]) -> Tensor:
+        hooks = []
+        for i in watched:
+            module = layers[i].cross_attn if cross else layers[i].self_attn
+            hooks.append(module.register_forward_hook(lambda m, a, out, i=i: maps.__setitem__(i, out[1][0].float())))
+        all_logits(model, prompt, [kept], cut, tokens)
+        for hook in hooks:
+            hook.remove()
+        total = torch.zeros(len(slots))
+        for i in watched:
+            for head in maps[i]:
+                for row in range(first_text, head.shape[0]):
+                    for v, slot in enumerate(slots.tolist()):
+                        total[v] += head[row, slot] * (i < cut or v in kept)
+        return total
+
+    every, nothing = list(range(len(slots))), prompt["input_ids"][:, :0]
+    so_far = importance(every, nothing, [i for i in seeing if i < cut])
+    kept = sorted(sorted(every, key=lambda v: -float(so_far[v]))[:keep])
+    logits = masked_logits(model, prompt, [kept], cut, steps)[0].float()
+    answer = logits.argmax(-1)
+    confidence = float(logits.log_softmax(-1).amax(-1).mean().exp())
+    return Found(importance(kept, answer[None, :-1], seeing), answer, confidence, 0.0, 0.0)
 
 
 def extended(prompt: Prompt, tokens: list[int]) -> Prompt:

@@ -165,8 +165,12 @@ class AttentionEditor(AttentionObserver):
             return None
         sink_mask = self.sink_masks[layer]
         if columns is None:
-            sink_mask = repeated(sink_mask, len(output)).to(output.device)[..., self.offsets[layer] :]
+            sink_mask = self.step_mask(layer, output)
         return self.edit(layer, call, output, sink_mask, columns) if sink_mask.shape[-1] else None
+
+    def step_mask(self, layer: int, rows: Tensor) -> Tensor:
+        """The sink mask as a step with these rows [B, ...] finds the layer's columns."""
+        return repeated(self.sink_masks[layer], len(rows)).to(rows.device)[..., self.offsets[layer] :]
 
     # -- what an intervention defines ---------------------------------------------------------------------------
 

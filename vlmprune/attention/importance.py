@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flow.compact import Compaction
 from ..flow.locate import SampleLayout
 from ..flow.prompt_state import PromptState
 from ..flow.score import visual_columns
@@ -24,7 +25,8 @@ class ImportanceObserver(AttentionObserver):
     """Sums, over every watched layer and all heads, the attention of text rows to each key, in fp32.
 
     Rows of the prompt: the text tokens after the sample's last visual token, or that token where no text follows. Rows
-    of the steps: one each, until the sample has generated one of `ends`; the last generated token has no row.
+    of the steps: one each, until the sample has generated one of `ends`; the last generated token has no row. Where a
+    pruner drops visual tokens, these get nothing from there on.
 
     Args:
         visual_ids: token ids that stand for visual tokens. causal: False for cross attention.
@@ -68,18 +70,32 @@ class ImportanceObserver(AttentionObserver):
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
         if self._steps is not None and self._taken > self._steps:
             return
+        assert self._state is not None, "a prompt came first"
+        stage = self._state.stage_at(layer)
+        chosen, rows = stage.chosen if stage is not None else None, self._rows
+        if chosen is not None and self._causal and not self._taken:
+            # The last row is real in every sample: it stands in for those that do not count, which may be gone.
+            where = self._state.inverse().to(rows.device).gather(1, rows)
+            rows = torch.where(self._weight > 0, where, call.query.shape[2] - 1)
         batch, heads = call.query.shape[:2]
         chunk = max(1, _LARGEST_MAP // (batch * heads * call.key.shape[2]))
-        for at in range(0, self._rows.shape[1], chunk):
-            rows = self._rows[:, at : at + chunk]
-            self._add(call.received(rows, self._weight[:, at : at + chunk], causal=self._causal))
+        for at in range(0, rows.shape[1], chunk):
+            part = call.received(rows[:, at : at + chunk], self._weight[:, at : at + chunk], causal=self._causal)
+            self._add(part, chosen)
 
-    def _add(self, received: Tensor) -> None:
-        """Add what was received by keys [B, T]: a sliding window's cache holds the last of them only."""
+    def _add(self, received: Tensor, chosen: Compaction | None) -> None:
+        """Add what was received by keys [B, T], of a pruned prompt those `chosen`: a sliding window's cache holds the
+        last of them only."""
         if self._sums is None:
             self._sums = received
             return
-        first = max(0, self._seen - received.shape[1]) if self._causal else 0
+        gone = 0 if chosen is None else self._sums.shape[1] - chosen.index.shape[1]
+        first = max(0, self._seen - gone - received.shape[1]) if self._causal else 0
+        if chosen is not None:
+            index, real = chosen.index[:, first:].to(self._sums.device), chosen.real[:, first:].to(self._sums.device)
+            own = received[:, : index.shape[1]].to(self._sums.device)
+            self._sums.scatter_add_(1, index[:, : own.shape[1]], own * real[:, : own.shape[1]])
+            return
         last = min(self._sums.shape[1], first + received.shape[1])
         self._sums[:, first:last] += received[:, : last - first].to(self._sums.device)
 

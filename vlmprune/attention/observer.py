@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, H heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +20,8 @@ class AttentionObserver:
 
     A session calls `begin` as the forward of a prompt begins, `prompt` when its visual tokens were located and its
     decoder layers are next, `begin_decode` when a step (or a later turn) on a filled cache begins, `before_layer`
-    before every decoder layer, and `attention` after every attention call of the chosen layers in either. `notes` goes
-    into the prompt's report.
+    before every decoder layer, and `attention` after every attention call of the chosen layers in either, unless `step`
+    has answered it. `notes` goes into the prompt's report.
     """
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
@@ -45,6 +45,10 @@ class AttentionObserver:
 
     def attention(self, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
         """An attention call of a chosen layer and its output [B, S, H, D]; return what takes its place, or None."""
+        return None
+
+    def step(self, layer: int, call: AttentionCall, kernel: Callable[[], Tensor]) -> Tensor | None:
+        """An attention call of a single row whose fused kernel has not run yet: its output, or None to let it run."""
         return None
 
     def notes(self) -> list[str]:

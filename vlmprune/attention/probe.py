@@ -113,6 +113,8 @@ def _heads(states: Tensor, heads: list[int]) -> Tensor:
 
 # Gets the call and its output [B, S, H, D]; what it returns, unless None, takes the output's place.
 Observer = Callable[[AttentionCall, Tensor], Tensor | None]
+# Gets a call of a single row and its kernel, not run yet; what it returns, unless None, is the output.
+StepObserver = Callable[[AttentionCall, Callable[[], Tensor]], Tensor | None]
 
 class _Reached(Exception):
     """An attention call that is looked at ahead of the layer's run, which ends with it."""
@@ -122,7 +124,7 @@ class _Reached(Exception):
 
 
 _ahead: PerThread[set[nn.Module]] = PerThread(set)
-_observers: PerThread[dict[nn.Module, list[Observer]]] = PerThread(dict)
+_observers: PerThread[dict[nn.Module, list[tuple[Observer, StepObserver | None]]]] = PerThread(dict)
 _attached = 0
 _attached_lock = threading.Lock()
 
@@ -138,22 +140,27 @@ def _dispatch(
     own: Any = module.config
     eager = sys.modules[type(module).__module__].eager_attention_forward
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own.vlmprune_original._attn_implementation, eager)
-    out, weights = kernel(module, query, key, value, attention_mask, **kwargs)
-    observers = _observers.own.get(module)
-    if observers:
-        call = AttentionCall(query, key, value, attention_mask, kwargs)
-        for observer in observers:
-            edited = observer(call, out)
-            out = out if edited is None else edited
+    run = functools.partial(kernel, module, query, key, value, attention_mask, **kwargs)
+    observers = _observers.own.get(module, [])
+    call = AttentionCall(query, key, value, attention_mask, kwargs)
+    step = observers[0][1] if len(observers) == 1 and query.shape[2] == 1 and kernel is not eager else None
+    if step is not None and (made := step(call, lambda: run()[0])) is not None:
+        return made, None
+    out, weights = run()
+    for observer, _ in observers:
+        edited = observer(call, out)
+        out = out if edited is None else edited
     return out, weights
 
 
-def observe(module: nn.Module, observer: Observer) -> None:
+def observe(module: nn.Module, observer: Observer, step: StepObserver | None = None) -> None:
     """Let `observer` read (and edit) the attention calls of `module` made by this thread, until `clear_observers()`.
+
+    One that is alone is asked by `step` first, before the fused kernel of a single row runs.
 
     Several observers of a module see its calls in the order in which they came, each the output of the one before.
     """
-    _observers.own.setdefault(module, []).append(observer)
+    _observers.own.setdefault(module, []).append((observer, step))
 
 
 def look_ahead(module: nn.Module, run: Callable[[], Any]) -> AttentionCall:

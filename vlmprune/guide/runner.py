@@ -23,6 +23,7 @@ from ..errors import VlmpruneError
 from ..families import family_of, inner_model
 from ..flow.locate import SampleLayout
 from ..hf.arguments import padding_mask, to_device
+from ..methods.base import Method, PruningContext
 from ..methods.guided import Guided, GuideOptions
 from ..methods.none import Unpruned
 from ..runtime.call_lock import attached, bare
@@ -41,6 +42,19 @@ _GREEDY = {
     "cache_implementation": None,
     "return_dict_in_generate": False,
 }
+
+
+@dataclass(frozen=True)
+class _Halfway(Guided):
+    """Keeps the visual tokens of a guide that are the most important so far."""
+
+    observer: Any = None
+
+    def score(self, prompt: PruningContext) -> list[Tensor]:
+        scores: list[Tensor] = self.observer.importance()
+        return scores
+
+
 CONSISTENCY_KEEP = 0.05  # the paper's fraction of visual tokens for the second look at the answer
 
 
@@ -120,9 +134,18 @@ class Guide:
         self._tower = self.family.vision_tower(model)
         self.observer = ImportanceObserver(self.family.visual_ids(model.config), causal=not self.family.cross_attention)
         self._sinks = VisualSinkObserver(self.family, model) if self.options.exclude_sinks else None
-        observers = [self.observer, self._sinks] if self._sinks else [self.observer]
-        self._first = Session(model, self.family, Unpruned(), observers)
+        observers, keep = [self.observer, self._sinks] if self._sinks else [self.observer], self.options.guide_keep
         self._second = Session(model, self.family, Guided(keep=CONSISTENCY_KEEP, layer=0))
+        seeing = self._second.setup.seeing
+        own: Method = Unpruned()
+        if keep is not None:
+            if len(seeing) < 2:
+                raise VlmpruneError(
+                    f"guide_keep={keep} drops tokens halfway through the guide's layers that see the image, and it has "
+                    "one; leave guide_keep out."
+                )
+            own = _Halfway(keep=keep, layer=seeing[len(seeing) // 2], observer=self.observer)
+        self._first = Session(model, self.family, own, observers)
 
     @contextmanager
     def _observed(self, ends: Sequence[int], steps: int | None) -> Iterator[VisionMemo]:
@@ -222,12 +245,15 @@ class Guide:
 
     def _answer_flops(self, inputs: dict[str, Any], answers: list[Tensor], layouts: list[SampleLayout]) -> int:
         """The steps after the prompt, and the second look."""
-        cost = self._first.setup.cost
+        cost, cut, report = self._first.setup.cost, self._first.setup.layers[0], self._first.calls.report
+        assert report is not None, "a prompt has just run"
         lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1).tolist()
         total = self._prefill_flops(self._second) if self.check else 0
-        for rows, answer, layout in zip(lengths, answers, layouts, strict=True):
+        for rows, answer, layout, kept in zip(lengths, answers, layouts, report.kept_tokens, strict=True):
             for step in range(1, len(answer)):
-                total += cost.step_flops(cost.lengths(rows + step, layout.count))
+                whole = cost.lengths(rows + step, layout.count)
+                left = cost.lengths(rows + step - layout.count + kept, kept)
+                total += cost.step_flops(whole[:cut] + left[cut:])
             total += 2 * cost.head * (len(answer) - 1) if self.check else 0
         return total
 

@@ -20,6 +20,7 @@ class GuideOptions:
     guide_processor: Any = None  # where it is not the model's
     exit_at: float | None = None  # exit score from which the guide's answer is taken; None: never
     guide_steps: int | None = None  # rank from at most this many of its tokens; None: all
+    guide_keep: float | int | None = None  # drop the guide's own visual tokens halfway; None: none
     normalise_consistency: bool = True
     measure_consistency: bool = True
     exclude_sinks: bool = False  # give the guide's visual sinks no importance

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..errors import VlmpruneError
-from ..flow.select import Selection
+from ..flow.select import Selection, check_keep
 from .base import Pruner, PruningContext
 from .declared import number
 from .guided import Guided
@@ -47,6 +47,8 @@ class SGL(Guided, PerImage, GuideFirst):
         diversity: exponent of the importance as the weight of a token's coverage (1 fits; towards 0 the question counts
             less); None is the paper: the most important tokens.
         guide_steps: rank from the prompt and at most `guide_steps - 1` steps; without `exit_at` the guide stops there.
+        guide_keep: drop the guide's own visual tokens too (ours): halfway through its layers so many, as in `keep`, go
+            on, the most important so far, and only they gain more. None: none are dropped.
     Raises:
         VlmpruneError: an option out of range.
     """
@@ -58,11 +60,14 @@ class SGL(Guided, PerImage, GuideFirst):
     normalise_consistency: bool = True
     guide_steps: int | None = field(default=None, metadata=number(int, 1))
     diversity: float | None = field(default=None, metadata=number(float, 0))
+    guide_keep: float | int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guide is None or isinstance(self.guide, str):
             raise VlmpruneError(f"guide must be a loaded small vision-language model, got {self.guide!r}.")
+        if self.guide_keep is not None:
+            check_keep(self.guide_keep, "guide_keep")
 
     def select(self, prompt: PruningContext) -> Selection:
         return Pruner.select(self, prompt) if self.diversity is None else PerImage.select(self, prompt)

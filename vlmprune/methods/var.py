@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..attention.editor import AttentionEditor, KeyColumns
+from ..attention.editor import AttentionEditor, KeyColumns, check_readable
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import check_dims, check_tau, phi, separation
 from ..hf.arguments import host_copies
-from ..ops.correction import own_copy
+from ..ops.correction import marks_of, own_copy, redistribution, weighted_values
 from .base import Intervention
 from .declared import number
 
@@ -31,7 +31,8 @@ class VAR(Intervention):
 
     In layers 2..L-2, for text rows after the sample's last visual token and for every decoded row. A sink is a token
     whose residual stream entering the layer has phi = max over sink dimensions of |x[d] / RMS(x)| >= tau; sinks are
-    decided when the prompt runs. No attention map is made: the fused kernel's output is corrected in those rows.
+    decided when the prompt runs. No attention map is made: the fused kernel's output is corrected in those rows, or on
+    a CPU, where a step's row changes, computed instead.
 
     Args:
         p: fraction of every sink's weight that is moved, visual and text sinks alike. The paper's p; the released code
@@ -100,6 +101,24 @@ class VarEditor(AttentionEditor):
         sinks, visual = sink_mask.unbind(1)
         rows, var = columns.rows if columns is not None else every, self.method
         return call.redistribute(own_copy(output), rows, sinks, visual, p=var.p, rho=var.rho, gate=var.gate)
+
+    def step(self, layer: int, call: AttentionCall, kernel: Callable[[], Tensor]) -> Tensor | None:
+        # The kernel of a single row is as fast as keys and values are read: a correction after it costs as much again.
+        # But asking a GPU whether anything changes would wait for it, and gradients are the kernel's business.
+        direct = call.query.device.type == "cpu" and not torch.is_grad_enabled()
+        if self.state is not None or layer not in self.sink_masks or not direct:
+            return None
+        check_readable(call, self.name)
+        sinks, visual = self.step_mask(layer, call.query).unbind(1)
+        weights, var = call.weights(torch.zeros(len(call.query), 1, dtype=torch.long)), self.method
+        marks = marks_of(sinks, visual)
+        changes = redistribution(weights[..., : marks.shape[2]], marks, p=var.p, rho=var.rho, gate=var.gate)
+        changed = changes.flatten(1).any(dim=1)
+        if bool(changed.all()):
+            weights[..., : marks.shape[2]] += changes
+            return weighted_values(weights, call.value).to(call.query.dtype)
+        out = kernel()  # samples without a change stay as it writes them
+        return (out + weighted_values(changes, call.value)).to(out.dtype) if bool(changed.any()) else out
 
     def notes(self) -> list[str]:
         if self.state is None or not any(layout.count for layout in self.state.layouts):

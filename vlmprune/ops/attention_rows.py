@@ -77,8 +77,9 @@ def attention_rows(query: Tensor, key: Tensor, rows: Tensor, seen: Visibility) -
     scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    mask = visible_keys(rows, queries, keys, seen)
-    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
+    if seen.mask is not None or seen.window is not None or queries > 1:  # else a single row, which sees every key
+        mask = visible_keys(rows, queries, keys, seen)
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
     if seen.learned_sinks is None:
         return torch.softmax(scores, dim=-1)
     beside = seen.learned_sinks.float().view(1, heads, 1, 1).expand(batch, -1, rows.shape[1], -1)

@@ -74,7 +74,8 @@ class BaseForward:
         """Let the observers see the attention calls of this forward."""
         for observer, layers in zip(self.setup.observers, self.setup.observed, strict=True):
             for i in layers:
-                observe(self.setup.probed[i], functools.partial(edited, observer, i))
+                see, step = functools.partial(edited, observer, i), functools.partial(observer.step, i)
+                observe(self.setup.probed[i], see, step)
 
     def enter_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """The vision stage is over and the decoder layers are next: locate the visual tokens of a new prompt."""
