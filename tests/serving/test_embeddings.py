@@ -33,10 +33,8 @@ from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.payload import (
     BadEmbeddings,
     Bounds,
-    check_grid,
     check_image,
     check_images,
-    check_kept,
     check_rows,
     checked_parts,
     decoded,
@@ -93,9 +91,9 @@ def test_images_of_one_size_have_one_number_of_tokens() -> None:
     ],
 )  # fmt: skip
 def test_a_grid_has_the_patches_of_its_tokens(grid: tuple[int, int, int]) -> None:
-    assert check_grid(torch.tensor([1, 8, 8]), 16, 2) is not None
+    check_image({**fields(QWEN), "image_grid_thw": torch.tensor([1, 8, 8])}, QWEN)
     with pytest.raises(BadEmbeddings, match="is not the grid") as error:
-        check_grid(torch.tensor(grid), 16, 2)
+        check_image({**fields(QWEN), "image_grid_thw": torch.tensor(grid)}, QWEN)
     sentence(error)
 
 
@@ -104,7 +102,7 @@ def test_indices_whose_differences_overflow() -> None:
     kept = torch.tensor([0, 2**63 - 1, -(2**63) + 6, 5])
     assert bool((torch.diff(kept) > 0).all())
     with pytest.raises(BadEmbeddings, match="ascending"):
-        check_kept(kept, 4, 16)
+        check_image({**fields(LLAVA), "kept": kept}, LLAVA)
 
 
 # --- what a tensor may be ---------------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VlmpruneError
 from ..flow.select import check_keep
-from ..inputs.images import decoded, size_of
+from ..inputs.images import size_of
 from .fields import FIELDS, Refused, is_number, message, read_json, rebuilt
 
 if TYPE_CHECKING:
@@ -162,15 +162,21 @@ class Chat:
 
 
 def read_chat(
-    raw: bytes | bytearray, limits: Limits, exit_at: float | None = None, *, embeddings: bool = False
+    raw: bytes | bytearray,
+    limits: Limits,
+    exit_at: float | None = None,
+    *,
+    embeddings: bool = False,
+    urls: bool = False,
 ) -> Chat:
     """Check a request's body.
 
     Args:
         raw: a bytearray is emptied when it was read, so that images are not held twice. exit_at: the server's own,
             where the request names none. embeddings: whether clients may send images that they encoded themselves.
+            urls: whether images may be on the web.
     Raises:
-        Refused: anything in it that is not understood or not allowed.
+        VlmpruneError: anything in it that is not understood or not allowed.
     """
     body = read_json(raw)
     if isinstance(raw, bytearray):
@@ -194,8 +200,8 @@ def read_chat(
         if embedded:
             images.append(ImagePart(embeddings=part["image_embeds"]))
         else:
-            images.append(_image_part(part["image_url"], limits))
-            check_pixels(sum(image.pixels for image in images), limits)
+            images.append(_image_part(part["image_url"], limits, urls))
+            check_pixels(images, limits)
     plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
     return Chat({**fields, "messages": messages}, tuple(images), embedded, keep, exit_at, longest, plain)
 
@@ -252,8 +258,12 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image_part(url: str, limits: Limits) -> ImagePart:
+def _image_part(url: str, limits: Limits, urls: bool) -> ImagePart:
     if url.startswith(("http://", "https://")):
+        if not urls:
+            raise Refused(
+                "Images on the web are not fetched by this server; send the image itself as a data URL.", 403
+            )
         return ImagePart(url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
@@ -269,35 +279,17 @@ def pixels_of(content: bytes, limits: Limits) -> int:
     """How many pixels an image's file says it has.
 
     Raises:
-        Refused: more than an image may have, or it is not an image.
+        VlmpruneError: more than an image may have, or it is not an image.
     """
-    try:
-        width, height = size_of(io.BytesIO(content), "the image")
-    except VlmpruneError as error:
-        raise Refused(_sentence(error)) from None
+    width, height = size_of(io.BytesIO(content), "the image")
     if width * height > limits.pixels:
         raise Refused(f"An image has {width * height:,} pixels; send at most {limits.pixels:,}.")
     return width * height
 
 
-def check_pixels(total: int, limits: Limits) -> None:
+def check_pixels(images: Sequence[ImagePart], limits: Limits) -> None:
     """Refuse a request whose images have too many pixels together."""
+    total = sum(image.pixels for image in images)
     if total > limits.request_pixels:
         most = f"{limits.request_pixels:,}"
         raise Refused(f"The request's images have {total:,} pixels together; send at most {most}.", 413)
-
-
-def unpacked(content: bytes, limits: Limits) -> Image.Image:
-    """The image in a file's bytes.
-
-    Raises:
-        Refused: it is not an image, damaged, or too large.
-    """
-    try:
-        return decoded(io.BytesIO(content), "the image", most_pixels=limits.pixels)
-    except VlmpruneError as error:
-        raise Refused(_sentence(error)) from None
-
-
-def _sentence(error: VlmpruneError) -> str:
-    return f"{error}.".replace("..", ".")
