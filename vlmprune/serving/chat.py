@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VlmpruneError
-from ..flow.select import check_keep
 from ..inputs.images import size_of
-from .fields import FIELDS, Refused, is_number, message, read_json, rebuilt
+from .fields import Refused, read_json, rebuilt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -181,11 +180,9 @@ def read_chat(
     body = read_json(raw)
     if isinstance(raw, bytearray):
         raw.clear()
-    if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
-        raise Refused("The request has no messages; send an object with a list 'messages'.")
-    keep, exit_at = _own_options(body.pop("vlmprune", None), exit_at)
-    messages = [message(one) for one in body.pop("messages")]
-    fields = rebuilt(body, FIELDS, "The request")
+    fields = rebuilt(body)
+    del body
+    own, messages = fields.pop("vlmprune", {}), fields.pop("messages")
     longest = _max_tokens(fields, limits)
     found = _images(messages, limits)
     kinds = {part["type"] for part in found}
@@ -200,10 +197,18 @@ def read_chat(
         if embedded:
             images.append(ImagePart(embeddings=part["image_embeds"]))
         else:
-            images.append(_image_part(part["image_url"], limits, urls))
+            images.append(_image_part(part["image_url"]["url"], limits, urls))
             check_pixels(images, limits)
     plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
-    return Chat({**fields, "messages": messages}, tuple(images), embedded, keep, exit_at, longest, plain)
+    return Chat(
+        {**fields, "messages": messages},
+        tuple(images),
+        embedded,
+        keep=own.get("keep"),
+        exit_at=own.get("exit_at", exit_at),
+        max_tokens=longest,
+        plain=plain,
+    )
 
 
 def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
@@ -225,25 +230,6 @@ def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, An
     if len(found) > limits.images:
         raise Refused(f"The request has {len(found)} images; send at most {limits.images}.")
     return found
-
-
-def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, float | None]:
-    if own is None:
-        return None, exit_at
-    if not isinstance(own, dict) or not own.keys() <= {"keep", "exit_at"}:
-        raise Refused(f"vlmprune={own!r:.80} is not understood; send an object with 'keep', 'exit_at' or both.")
-    keep, exit_at = own.get("keep"), own.get("exit_at", exit_at)
-    if keep is not None:
-        try:
-            check_keep(keep)
-        except VlmpruneError as error:
-            raise Refused(f"vlmprune: {error}") from None
-        if keep > 2**31:
-            raise Refused("vlmprune: keep is larger than any number of visual tokens; send a smaller one.")
-    given = own.get("exit_at")
-    if given is not None and not (is_number(given) and 0 <= given <= 1):
-        raise Refused(f"vlmprune: exit_at must be a number from 0 to 1 or null, got {given!r:.40}.")
-    return keep, exit_at
 
 
 def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
