@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -130,10 +129,6 @@ class Chat:
     plain: bool = True
 
     @property
-    def stream(self) -> bool:
-        return self.body.get("stream") is True
-
-    @property
     def pixels(self) -> int:
         return sum(image.pixels for image in self.images)
 
@@ -181,7 +176,7 @@ def read_chat(
     if isinstance(raw, bytearray):
         raw.clear()
     fields = rebuilt(body)
-    del body
+    del body  # the text of images goes as soon as it was decoded
     own, messages = fields.pop("vlmprune", {}), fields.pop("messages")
     longest = _max_tokens(fields, limits)
     found = _images(messages, limits)
@@ -193,22 +188,14 @@ def read_chat(
         raise Refused("The request has images and finished embeddings; send either of them.")
     images: list[ImagePart] = []
     while found:
-        part = found.pop(0)  # its text goes as soon as it was decoded
-        if embedded:
-            images.append(ImagePart(embeddings=part["image_embeds"]))
-        else:
-            images.append(_image_part(part["image_url"]["url"], limits, urls))
-            check_pixels(images, limits)
+        part = found.pop(0)
+        images.append(
+            ImagePart(embeddings=part["image_embeds"]) if embedded else _image_part(part["image_url"], limits, urls)
+        )
+        check_pixels(images, limits)
     plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
-    return Chat(
-        {**fields, "messages": messages},
-        tuple(images),
-        embedded,
-        keep=own.get("keep"),
-        exit_at=own.get("exit_at", exit_at),
-        max_tokens=longest,
-        plain=plain,
-    )
+    body = {**fields, "messages": messages}
+    return Chat(body, tuple(images), embedded, own.get("keep"), own.get("exit_at", exit_at), longest, plain)
 
 
 def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
@@ -244,7 +231,8 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image_part(url: str, limits: Limits, urls: bool) -> ImagePart:
+def _image_part(given: dict[str, Any], limits: Limits, urls: bool) -> ImagePart:
+    url: str = given["url"]
     if url.startswith(("http://", "https://")):
         if not urls:
             raise Refused(
@@ -256,7 +244,7 @@ def _image_part(url: str, limits: Limits, urls: bool) -> ImagePart:
         raise Refused("An image must be a data URL of the form data:image/png;base64,...; send the image itself.")
     try:
         content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise Refused("An image's base64 text is damaged; encode the file again.") from None
     return ImagePart(content, pixels=pixels_of(content, limits))
 

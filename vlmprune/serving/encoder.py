@@ -1,6 +1,6 @@
 """From an image and a question to what an engine is handed: the prompt's ids and the kept visual tokens.
 
-Two steps that may run side by side for different prompts: `rank_inputs` asks the guide, `embed_inputs` runs the tower
+Two steps that may run side by side for different prompts: `rank_inputs` asks the guide, `encode_inputs` runs the tower
 and chooses.
 Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, R width of a row (`tower`).
 """
@@ -116,7 +116,7 @@ class Encoder:
         else:
             size = self._needed(self.processor).image_processor.size
             largest = max(1, size["longest_edge"] // (vision.patch_size * merge) ** 2)  # so many pixels are a token
-        return Bounds(self.tower.row_width, largest, self.tower.longest, merge)
+        return Bounds(self.tower.row_width, largest, self.tower.longest, merge, self.rows_of_an_image)
 
     # -- one question ------------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class Encoder:
         return self.encode_many([(image, question)], keep=keep)[0].parts()[0]
 
     def encode_many(
-        self, asked: Sequence[tuple[Any, str]], *, keep: float | int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+        self, asked: Sequence[tuple[Any, str]], *, keep: float | int | None = None
     ) -> list[Encoded]:
         """A batch of (image or list of images, question): the guide and the tower see it at once.
 
@@ -151,28 +151,8 @@ class Encoder:
             VlmpruneError: as `encode`.
         """
         talks = [build_messages(image, question) for image, question in asked]
-        guide_inputs = self.inputs(talks, guide=True) if self.guided else None
-        return self.encode_inputs(self.inputs(talks), guide_inputs, keep=keep, max_new_tokens=max_new_tokens)
-
-    def encode_inputs(
-        self,
-        inputs: Mapping[str, Any],
-        guide_inputs: Mapping[str, Any] | None = None,
-        *,
-        keep: float | int | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-    ) -> list[Encoded]:
-        """The same of what the processors returned for a batch.
-
-        Raises:
-            VlmpruneError: the guide needs inputs of its own.
-        """
-        rankings = None
-        if self.guided:
-            if guide_inputs is None and not self._same:
-                raise VlmpruneError("The guide reads other token ids or pixels than the model; pass guide_inputs=.")
-            rankings = self.rank_inputs(inputs if guide_inputs is None else guide_inputs, max_new_tokens=max_new_tokens)
-        return self.embed_inputs(inputs, rankings, [keep] * len(inputs["input_ids"]))
+        rankings = self.rank_inputs(self.inputs(talks, guide=True)) if self.guided else None
+        return self.encode_inputs(self.inputs(talks), rankings, [keep] * len(talks))
 
     # -- the two steps -----------------------------------------------------------------------------------------
 
@@ -228,19 +208,23 @@ class Encoder:
         ]
 
     @torch.no_grad()
-    def embed_inputs(
-        self, inputs: Mapping[str, Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
+    def encode_inputs(
+        self,
+        inputs: Mapping[str, Any],
+        rankings: Sequence[Ranking] | None = None,
+        keeps: Sequence[float | int | None] | None = None,
     ) -> list[Encoded]:
         """Run the tower and choose.
 
         Args:
-            inputs: what `inputs` returned. rankings: one per prompt, of a guided method. keeps: one per prompt, None
-                for the method's.
+            inputs: what `inputs` or the model's processor returned. rankings: one per prompt, of a guided method.
+            keeps: one per prompt, None for the method's.
         """
         layouts = self.tower.layouts(inputs)
         importance = None
         if rankings is not None:
             importance = transfer([one.importance for one in rankings], [one.layout for one in rankings], layouts)
+        keeps = keeps or [None] * len(layouts)
         budgets = [self.method.keep if keep is None else check_keep(keep) for keep in keeps]
         valid = padding_mask(inputs.get("attention_mask"), inputs["input_ids"])
         length, longest = int(valid.sum(dim=1).max()), self.tower.longest

@@ -43,13 +43,14 @@ class Bounds:
 
     `width`: R. `visual`: V of the family's largest image. `prompt`: the tokens that a prompt may have before pruning,
     which its images share. `merge`: patches of the grid that a token has on a side, None for families without grids,
-    whose images all have V tokens.
+    whose images all have V tokens. `rows`: the K that every image must have, None for any.
     """
 
     width: int
     visual: int
     prompt: int
     merge: int | None = None
+    rows: int | None = None
 
 
 def _is_plain(value: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
@@ -77,7 +78,8 @@ def check_rows(rows: Any, width: int, most: int | None = None) -> Tensor:
         )
     if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
         raise BadEmbeddings(
-            f"The image embeddings have the shape {_shape(rows)}; send one row of {width} numbers for every token."
+            f"The image embeddings have the shape {tuple(rows.shape)!s:.80}; send one row of {width} numbers for "
+            "every token."
         )
     if most is not None and len(rows) > most:
         raise BadEmbeddings(f"The image has {len(rows)} rows, and this model's largest image has {most} tokens.")
@@ -105,6 +107,8 @@ def check_image(fields: Mapping[str, Any], bounds: Bounds, whole: bool = False) 
             f"An image's embeddings have the fields {sorted(map(str, given))!s:.80}; send {', '.join(sorted(needed))}."
         )
     rows = visual = len(check_rows(fields[ROWS], bounds.width, bounds.visual))
+    if bounds.rows not in (None, rows):
+        raise BadEmbeddings(f"The image has {rows} rows, and this server's engine takes {bounds.rows} of every image.")
     if VISUAL in fields:
         number, kept = fields[VISUAL], fields[KEPT]
         if not _is_plain(number, WHOLE) or number.dim() > 1 or number.numel() != 1:
@@ -243,25 +247,18 @@ _OPCODES = {
 }  # fmt: skip
 
 
-def _shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape[:6]))}{', ...' if tensor.dim() > 6 else ''})"
-
-
 def part(fields: Mapping[str, Tensor]) -> dict[str, Any]:
     """The content part of one image: its fields by name, or its rows alone where there are no others."""
     texts: Any = {name: encoded(value) for name, value in fields.items()}
     return {"type": ROWS, ROWS: texts if len(texts) > 1 else texts[ROWS]}
 
 
-def checked_parts(
-    contents: Iterable[Any], bounds: Bounds, positions: str, count: int | None = None
-) -> list[dict[str, Any]]:
+def checked_parts(contents: Iterable[Any], bounds: Bounds, positions: str) -> list[dict[str, Any]]:
     """The parts of images that a client encoded itself (`Encoder.chat_part` on its own machine), written again from
     what was read of them.
 
     Args:
-        contents: what the parts hold, of all images of a prompt. count: how many rows each must have, None for any
-            number.
+        contents: what the parts hold, of all images of a prompt.
     Raises:
         BadEmbeddings: one does not hold what an engine with these positions takes.
     """
@@ -274,9 +271,4 @@ def checked_parts(
         given = {ROWS: content} if compact else content
         images.append({name: decoded(text) for name, text in given.items()})
     check_images(images, bounds, compact)
-    for fields in images:
-        if count is not None and len(fields[ROWS]) != count:
-            raise BadEmbeddings(
-                f"The image has {len(fields[ROWS])} rows, and this server's engine takes {count} of every image."
-            )
     return [part(fields) for fields in images]

@@ -81,7 +81,7 @@ class Pipeline:
     def _embed(self, jobs: list[_Job]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]
         inputs = self._inputs([job.chat for job in jobs], False)
-        return self.encoder.embed_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
+        return self.encoder.encode_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
 
     async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Ranking:
         """What the engine is handed for a request with images, or the guide's answer where that stands.

@@ -117,7 +117,7 @@ class Proxy:
             parts = ready.parts() if ready is not None else []
             if chat.embedded:
                 given = [image.embeddings for image in chat.images]
-                parts = checked_parts(given, encoder.bounds, encoder.positions, encoder.rows_of_an_image)
+                parts = checked_parts(given, encoder.bounds, encoder.positions)
             try:
                 return json.dumps(chat.with_parts(parts), allow_nan=False).encode()
             except ValueError:  # a number such as 1e999 in a schema
