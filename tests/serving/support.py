@@ -162,6 +162,6 @@ def two_hundred(encoder: Encoder, engine: str, pair: Any) -> None:
         assert metric(client, 'vlmprune_requests_total{status="200"}') == 200
         assert metric(client, "vlmprune_exits_total") == sum(exited for _, exited in got)
         assert metric(client, "vlmprune_visual_tokens_kept_total") == 39 * sum(not exited for _, exited in got)
-        assert state.busy == 0
+        assert state.requests.used == 0
     wrong = [(i, one, expected[i % len(ASKED)]) for i, one in enumerate(got) if one != expected[i % len(ASKED)]]
     assert not wrong, wrong[:5]

@@ -239,7 +239,7 @@ def test_an_engine_killed_in_the_middle_of_a_stream(any_encoder: Encoder) -> Non
         # What needs no engine still goes.
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0), vlmprune={"exit_at": 0.0})))
         assert metric(client, 'vlmprune_broken_streams_total{by="engine"}') == 1
-        eventually(lambda: state.busy == 0)
+        eventually(lambda: state.requests.used == 0)
 
 
 @contextmanager
@@ -298,7 +298,7 @@ def test_a_client_that_hangs_up_ends_the_engines_work(any_encoder: Encoder, slow
                 connection.sendall(head.encode() + content)
                 eventually(lambda: seen(slow)["requests"] == before["requests"] + 1)
         eventually(lambda: seen(slow)["broken"] == before["broken"] + 1)
-        eventually(lambda: state.busy == 0)
+        eventually(lambda: state.requests.used == 0)
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0))))
 
 
@@ -318,7 +318,7 @@ def test_more_requests_than_there_is_room_for(any_encoder: Encoder, slow: str) -
                 assert answer.status_code == 200
             got = list(pool.map(lambda _: client.post("/v1/chat/completions", json=body), range(4)))
         assert {(one.status_code, one.headers.get("retry-after")) for one in got} == {(503, "1")}
-        eventually(lambda: state.busy == 0)
+        eventually(lambda: state.requests.used == 0)
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0))))
 
 

@@ -8,14 +8,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import VlmpruneError
-from ..inputs.images import size_of
+from ..inputs.images import decoded, size_of
 from .fields import Refused, read_json, rebuilt
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 # Where every field is one of these, an answer that the guide gave greedily is what was asked for.
 _PLAIN = {
@@ -132,8 +129,10 @@ class Chat:
     def pixels(self) -> int:
         return sum(image.pixels for image in self.images)
 
-    def talk(self, images: list[Image.Image]) -> list[dict[str, Any]]:
-        """The conversation as Hugging Face processors take it, with the images in their places."""
+    def talk(self, most_pixels: int) -> list[dict[str, Any]]:
+        """The conversation as Hugging Face processors take it, with the images unpacked in their places."""
+        files = [io.BytesIO(image.content) for image in self.images]
+        images = [decoded(file, "the image", most_pixels=most_pixels) for file in files]
         talk = []
         for one in self._messages([{"type": "image", "image": image} for image in images]):
             content = one.get("content") or ""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -15,7 +14,6 @@ import jinja2
 from prometheus_client import Histogram
 
 from ..errors import VlmpruneError
-from ..inputs.images import decoded
 from .batch_worker import BatchWorker
 from .chat import Chat, Claim, ImagePart, Limits, check_pixels, pixels_of
 from .encoded import Encoded, Ranking
@@ -61,26 +59,18 @@ class Pipeline:
         self._guide: BatchWorker[_Job, Ranking] = BatchWorker("guide", self._rank, **options)
         self._vision: BatchWorker[_Job, Encoded] = BatchWorker("vision tower", self._embed, **options)
 
-    def _inputs(self, chats: Sequence[Chat], guide: bool) -> Mapping[str, Any]:
-        """What a processor makes of these conversations. Only here images are unpacked, by one stage at a time."""
+    def _inputs(self, jobs: list[_Job], guide: bool) -> Mapping[str, Any]:
+        """What a processor makes of their conversations. Only here images are unpacked, by one stage at a time."""
         with self._unpacking:
-            talks = [
-                chat.talk([
-                    decoded(io.BytesIO(image.content), "the image", most_pixels=self.limits.pixels)
-                    for image in chat.images
-                ])
-                for chat in chats
-            ]
-            return self.encoder.inputs(talks, guide=guide)
+            return self.encoder.inputs([job.chat.talk(self.limits.pixels) for job in jobs], guide=guide)
 
     def _rank(self, jobs: list[_Job]) -> list[Ranking]:
-        first = jobs[0]
-        inputs = self._inputs([job.chat for job in jobs], True)
+        inputs, first = self._inputs(jobs, True), jobs[0]
         return self.encoder.rank_inputs(inputs, max_new_tokens=first.max_new_tokens, exits=first.exits)
 
     def _embed(self, jobs: list[_Job]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]
-        inputs = self._inputs([job.chat for job in jobs], False)
+        inputs = self._inputs(jobs, False)
         return self.encoder.encode_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
 
     async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Ranking:

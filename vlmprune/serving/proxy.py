@@ -59,8 +59,8 @@ class Proxy:
         self.encoder, self.settings, self.limits = encoder, settings, settings.limits
         self.exit_at = settings.exit_at if settings.exit_at is not None else encoder.exit_at
         self.metrics = Metrics()
-        self.busy = 0
-        self.metrics.in_flight.set_function(lambda: self.busy)
+        self.requests = Quota(self.limits.requests, "The server has as many requests as it may")
+        self.metrics.in_flight.set_function(lambda: self.requests.used)
         self.bodies = Quota(self.limits.open_bodies, "The server holds as many bytes of requests as it may")
         self.pixels = Quota(self.limits.open_pixels, "The server has as many pixels waiting as it may")
         self._reading = asyncio.Semaphore(1)  # a request's text is held three times while it is read
@@ -197,7 +197,8 @@ class Proxy:
             engine = (await self.engine.get("/health", timeout=2.0)).status_code == 200
         except httpx.HTTPError:
             engine = False
-        return JSONResponse({"proxy": True, "engine": engine, "requests": self.busy}, 200 if engine else 503)
+        state = {"proxy": True, "engine": engine, "requests": self.requests.used}
+        return JSONResponse(state, 200 if engine else 503)
 
     async def counted(self, request: Request) -> Response:
         """GET /metrics, in Prometheus' text format."""
@@ -214,32 +215,25 @@ class Proxy:
 
 
 class ConcurrencyLimit:
-    """ASGI middleware that counts the open chat requests, from their first byte to the last of their answer, and
-    refuses those that are too many."""
+    """ASGI middleware that counts the open requests, from their first byte to the last of their answer, and refuses
+    those that are too many."""
 
     def __init__(self, app: Any, proxy: Proxy) -> None:
         self.app, self.proxy = app, proxy
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["path"] != "/v1/chat/completions":
-            await self.app(scope, receive, send)
-            return
-        proxy = self.proxy
-
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
-                proxy.metrics.requests.labels(message["status"]).inc()
+                self.proxy.metrics.requests.labels(message["status"]).inc()
             await send(message)
 
-        if proxy.busy >= proxy.limits.requests:
-            full = Refused(f"The server has {proxy.busy} requests already; come back in a second.", 503)
-            await refusal(full)(scope, receive, counted)
-            return
-        proxy.busy += 1
-        try:
-            await self.app(scope, receive, counted)
-        finally:
-            proxy.busy -= 1
+        with self.proxy.requests.claim() as place:
+            try:
+                place.add(1)
+            except Refused as full:
+                await refusal(full)(scope, receive, counted)
+            else:
+                await self.app(scope, receive, counted)
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
@@ -263,6 +257,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, Response]
 def create_app(encoder: Encoder, settings: ProxySettings) -> FastAPI:
     """The proxy as an application: `/v1/chat/completions`, `/v1/models`, `/health`, `/metrics`."""
     proxy = Proxy(encoder, settings)
+    limited = Middleware(ConcurrencyLimit, proxy=proxy)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -274,10 +269,9 @@ def create_app(encoder: Encoder, settings: ProxySettings) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         lifespan=lifespan,
-        middleware=[Middleware(ConcurrencyLimit, proxy=proxy)],
         exception_handlers=dict.fromkeys((VlmpruneError, httpx.HTTPError), proxy.refuse),
         routes=[
-            Route("/v1/chat/completions", proxy.chat, methods=["POST"]),
+            Route("/v1/chat/completions", proxy.chat, methods=["POST"], middleware=[limited]),
             Route("/v1/models", proxy.forward),
             Route("/health", proxy.health),
             Route("/metrics", proxy.counted),
