@@ -220,8 +220,8 @@ def sent(url: str) -> Image.Image:
     """What the proxy unpacks of a chat request with this image."""
     part = {"type": "image_url", "image_url": {"url": url}}
     body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
-    (given,) = read_chat(json.dumps(body).encode(), Limits()).images
-    return decoded(io.BytesIO(given.content), "the image", most_pixels=Limits().pixels)
+    (message,) = read_chat(json.dumps(body).encode(), Limits()).talk(Limits().pixels)
+    return message["content"][0]["image"]
 
 
 # -- every way in ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import json
 import re
@@ -50,6 +51,32 @@ def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: 
             pass
         time.sleep(0.1)
     raise AssertionError(f"{url} did not answer in {seconds} seconds")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as a function wants it, and writes no log."""
+
+    def reply(self, content: bytes = b"", status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@contextmanager
+def served(handler: type[Handler]) -> Iterator[str]:
+    """The address of a server in this process."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager

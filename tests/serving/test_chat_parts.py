@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-import vlmprune
 from tests.serving.mutants import counting_site, requests
-from tests.serving.support import chat, data_url, image_part, message_of, proxy
+from tests.serving.support import Handler, chat, data_url, image_part, message_of, proxy, served
 from tests.support.engines import picture
 from vlmprune.serving.chat import Limits, read_chat
 from vlmprune.serving.encoder import Encoder
@@ -211,7 +208,7 @@ def curious() -> Iterator[tuple[str, list[Any]]]:
     """An engine that fetches every address it is sent, wherever it stands, and what it was sent."""
     got: list[Any] = []
 
-    class Engine(http.server.BaseHTTPRequestHandler):
+    class Engine(Handler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             got.append(body)
@@ -220,29 +217,17 @@ def curious() -> Iterator[tuple[str, list[Any]]]:
                     urllib.request.urlopen(address.lower(), timeout=5).close()
                 except OSError:
                     continue
-            said = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "seen"}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(said)))
-            self.end_headers()
-            self.wfile.write(said)
+            said = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "seen"}}]}
+            self.reply(json.dumps(said).encode(), **{"Content-Type": "application/json"})
 
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", got
-    server.shutdown()
-    server.server_close()
+    with served(Engine) as address:
+        yield address, got
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
-def test_three_hundred_mutated_requests_visit_nobody(curious: Any, embeddings: bool) -> None:
+def test_three_hundred_mutated_requests_visit_nobody(curious: Any, uniform: Encoder, embeddings: bool) -> None:
     engine, got = curious
-    large, _, processor = vlmprune.load_tiny()
-    encoder = Encoder(large, "uniform", keep=0.2, processor=processor)
-    with counting_site() as (site, hits), proxy(encoder, engine, embeddings=embeddings) as (client, _):
+    with counting_site() as (site, hits), proxy(uniform, engine, embeddings=embeddings) as (client, _):
         client.post("/v1/chat/completions", json=chat("x", metadata={"a": site}))
         assert hits == ["/"]  # the engine is as curious as it is meant to be
         hits.clear()

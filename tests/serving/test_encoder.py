@@ -23,11 +23,6 @@ QUESTION = "What colour is the star?"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def pair() -> Any:
-    return vlmprune.load_tiny()
-
-
 @pytest.fixture(scope="module", params=sorted(SERVED))
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
     model = build(request.param)

@@ -22,7 +22,6 @@ import httpx
 import pytest
 from PIL import Image
 
-import vlmprune
 from tests.serving.support import (
     QUESTIONS,
     ROOT,
@@ -147,11 +146,9 @@ def test_what_is_shared_is_given_back() -> None:
     assert shared.used == 0
 
 
-def test_who_finds_nothing_left_is_told_to_come_back() -> None:
+def test_who_finds_nothing_left_is_told_to_come_back(uniform: Encoder) -> None:
     """No engine is there: what is let in gets as far as that."""
-    large, _, processor = vlmprune.load_tiny()
-    encoder = Encoder(large, "uniform", keep=0.2, processor=processor)
-    with proxy(encoder, "http://127.0.0.1:9") as (client, state):
+    with proxy(uniform, "http://127.0.0.1:9") as (client, state):
 
         def post() -> tuple[int, str, str | None]:
             got = client.post("/v1/chat/completions", json=chat("x", picture(0)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -26,12 +24,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import vlmprune
 from tests.serving.support import (
     ASKED,
     KEEP,
     QUESTIONS,
     ROOT,
+    Handler,
     chat,
     data_url,
     events,
@@ -41,6 +39,7 @@ from tests.serving.support import (
     message_of,
     metric,
     proxy,
+    served,
     streamed,
     text_of,
     tiny_engine,
@@ -66,11 +65,6 @@ def slow() -> Iterator[str]:
     """Fifty milliseconds a token."""
     with tiny_engine(0.05) as (address, _):
         yield address
-
-
-@pytest.fixture(scope="module")
-def pair() -> Any:
-    return vlmprune.load_tiny()
 
 
 @pytest.fixture(scope="module", params=["original", "compact"])
@@ -242,6 +236,23 @@ def test_an_engine_killed_in_the_middle_of_a_stream(any_encoder: Encoder) -> Non
         eventually(lambda: state.requests.used == 0)
 
 
+def test_a_stream_is_relayed_as_it_came(any_encoder: Encoder) -> None:
+    """U+2028 and U+0085 are line ends for str.splitlines and letters in JSON; [DONE] in a text ends nothing."""
+    delta = {"content": "a\u2028b\x85 data: [DONE]"}
+    said = json.dumps({"choices": [{"index": 0, "delta": delta}]}, ensure_ascii=False)
+
+    class Engine(Handler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.reply(f"data: {said}\n\n{ending}".encode(), **{"Content-Type": "text/event-stream"})
+
+    with served(Engine) as address, proxy(any_encoder, address) as (client, _):
+        for ending in ("data: [DONE]\n\n", ""):
+            content = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], stream=True)).content.decode()
+            assert content.startswith(f"data: {said}\n\n{ending}")
+            assert ("broke off" in content) == (not ending)
+
+
 @contextmanager
 def failing(module: Any, fails: Any) -> Iterator[None]:
     handle = module.register_forward_hook(fails)
@@ -363,34 +374,21 @@ def test_malformed_requests(any_encoder: Encoder, engine: str, body: bytes) -> N
     assert seen(engine)["requests"] == before
 
 
-class _Site(http.server.BaseHTTPRequestHandler):
-    """Serves the picture 0, and an address that leads there."""
-
-    hits: list[str]
-
-    def do_GET(self) -> None:
-        self.hits.append(self.path)
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/picture.png")
-            self.end_headers()
-            return
-        content = base64.b64decode(data_url(picture(0)).partition(",")[2])
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
 @pytest.fixture
 def site() -> Iterator[tuple[str, list[str]]]:
+    """A site with the picture 0 and an address that leads there, and the paths that were asked of it."""
     hits: list[str] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Site", (_Site,), {"hits": hits}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", hits
-    server.shutdown()
+
+    class Site(Handler):
+        def do_GET(self) -> None:
+            hits.append(self.path)
+            if self.path == "/moved":
+                self.reply(status=302, Location="/picture.png")
+            else:
+                self.reply(base64.b64decode(data_url(picture(0)).partition(",")[2]))
+
+    with served(Site) as address:
+        yield address, hits
 
 
 def test_nothing_is_fetched_unless_allowed(any_encoder: Encoder, engine: str, site: Any, tmp_path: Any) -> None:

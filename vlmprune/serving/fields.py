@@ -11,7 +11,7 @@ import json
 import reprlib
 from typing import Annotated, Any, Literal, Required
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from ..errors import VlmpruneError
@@ -115,9 +115,8 @@ def _having(required: dict[str, Any] | None = None, **others: Any) -> Any:
     """Objects of these keys and no others; those that are not required may be null."""
     made: Any = {name: Required[kind] for name, kind in (required or {}).items()}
     made |= {name: kind | None for name, kind in others.items()}
-    known: Any = TypedDict("Known", made, total=False)  # type: ignore[misc]
-    known.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
-    return known
+    known = TypedDict("Known", made, total=False)  # type: ignore[misc]
+    return with_config(ConfigDict(extra="forbid", strict=True))(known)
 
 
 _FUNCTION = _having(name=Text, description=Text, parameters=Schema, strict=bool)
@@ -130,7 +129,7 @@ def _part(kind: str, content: Any) -> Any:
     return _having({"type": Literal[kind], kind: content})
 
 
-_PART = Annotated[
+_PART: Any = Annotated[
     _part("text", Text) | _part("image_url", _having({"url": Text}, detail=Text)) | _part("image_embeds", Any),
     Field(discriminator="type"),
 ]
@@ -140,7 +139,7 @@ def _message(*roles: str, **more: Any) -> Any:
     return _having({"role": Literal[roles]}, content=Text | _list_of(_PART), name=Text, **more)
 
 
-_MESSAGE = Annotated[
+_MESSAGE: Any = Annotated[
     _message("system", "developer", "user")
     | _message("assistant", tool_calls=_list_of(_CALL), reasoning=Text, reasoning_content=Text)
     | _message("tool", tool_call_id=Text),
