@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from ..errors import VlmpruneError
 from .answers import SSE, engine_failure, exit_response, refusal
-from .chat import Claim, Limits, Quota, read_chat
+from .chat import Chat, Claim, Limits, Quota, read_chat
 from .encoded import Encoded, Ranking
 from .encoder import Encoder
 from .fields import Refused
@@ -80,27 +80,15 @@ class Proxy:
             return await until_disconnect(request, self._answer(request, raw, held))
 
     async def _answer(self, request: Request, raw: bytearray, held: Claim) -> Response:
-        headers: dict[str, str] = {}
-        content = await self._prepared(raw, held, headers)
-        if isinstance(content, Response):
-            return content
-        held.keep(len(content))  # while the engine answers, only what it was sent is kept
-        return await self.forward(request, content, headers)
-
-    async def _prepared(self, raw: bytearray, held: Claim, headers: dict[str, str]) -> bytes | Response:
-        """The request as the engine gets it, written again with what stands for its images, or the guide's answer.
-
-        Args:
-            headers: those of the engine's answer, which are added to.
-        """
-        settings, encoder = self.settings, self.encoder
+        settings = self.settings
         async with self._reading:
             chat = await asyncio.to_thread(
                 read_chat, raw, self.limits, self.exit_at, embeddings=settings.embeddings, urls=settings.image_urls
             )
-        if chat.keep is not None and encoder.rows_of_an_image is not None:
+        if chat.keep is not None and self.encoder.rows_of_an_image is not None:
             raise Refused("vlmprune: keep cannot be chosen here, since the engine takes as many rows of every image.")
         ready: Encoded | None = None
+        headers: dict[str, str] = {}
         if chat.images and not chat.embedded:
             with self.pixels.claim() as pixels:
                 prepared = await self.pipeline.prepare(chat, held, pixels)
@@ -108,22 +96,26 @@ class Proxy:
                 self.metrics.exits.inc()
                 return exit_response(chat.body, prepared)
             ready = prepared
+            del prepared
             self.metrics.tokens_in.inc(ready.visual_tokens)
             self.metrics.tokens_kept.inc(ready.kept_tokens)
             headers["x-vlmprune-visual-tokens"] = str(ready.visual_tokens)
             headers["x-vlmprune-kept-tokens"] = str(ready.kept_tokens)
+        content = await asyncio.to_thread(self._content, chat, ready)
+        del chat, ready  # while the engine answers, only what it was sent is kept
+        held.keep(len(content))
+        return await self.forward(request, content, headers)
 
-        def written() -> bytes:
-            parts = ready.parts() if ready is not None else []
-            if chat.embedded:
-                given = [image.embeddings for image in chat.images]
-                parts = checked_parts(given, encoder.bounds, encoder.positions)
-            try:
-                return json.dumps(chat.with_parts(parts), allow_nan=False).encode()
-            except ValueError:  # a number such as 1e999 in a schema
-                raise Refused("The request holds a number that is not finite; leave it out.") from None
-
-        return await asyncio.to_thread(written)
+    def _content(self, chat: Chat, ready: Encoded | None) -> bytes:
+        """The request as the engine gets it, written again with what stands for its images."""
+        parts = ready.parts() if ready is not None else []
+        if chat.embedded:
+            given = [image.embeddings for image in chat.images]
+            parts = checked_parts(given, self.encoder.bounds, self.encoder.positions)
+        try:
+            return json.dumps(chat.with_parts(parts), allow_nan=False).encode()
+        except ValueError:  # a number such as 1e999 in a schema
+            raise Refused("The request holds a number that is not finite; leave it out.") from None
 
     async def _body(self, request: Request, held: Claim) -> bytearray:
         too_large = Refused(f"The request has more than {self.limits.body:,} bytes; send smaller images.", 413)
