@@ -6,6 +6,7 @@ import base64
 import http.server
 import io
 import json
+import os
 import re
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import uvicorn
@@ -90,6 +91,26 @@ def tiny_engine(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[byte
     finally:
         process.kill()
         process.wait()
+
+
+class Command:
+    """The command `vlmprune serve-proxy` in a process of its own, with its limits as they come."""
+
+    def __init__(self, engine: str, *arguments: str) -> None:
+        self.address = f"http://127.0.0.1:{(port := free_port())}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", engine, "--port", str(port), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def __enter__(self) -> Self:
+        wait_for(f"{self.address}/health", self.process)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 @contextmanager

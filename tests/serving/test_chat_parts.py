@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.serving.mutants import counting_site, requests
 from tests.serving.support import Handler, chat, data_url, image_part, message_of, proxy, served
 from tests.support.engines import picture
 from vlmprune.serving.chat import Limits, read_chat
 from vlmprune.serving.encoder import Encoder
-from vlmprune.serving.fields import Refused
+from vlmprune.serving.fields import REQUEST, Refused
 
 GOOD = data_url(picture(0))
 
@@ -166,10 +167,26 @@ def test_fields_of_the_request(name: str, value: Any) -> None:
     assert f"{name}" in refused({**chat("x"), name: value})
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tools": [{"function": {f"k{number}": 1 for number in range(999)}}]},
+        {"logit_bias": {f"{number}": "a" for number in range(999)}},
+        {"stop_token_ids": ["a"] * 200},
+        {f"k{number}": 1 for number in range(999)},
+    ],
+)
+def test_the_first_fault_ends_the_reading(wrong: dict[str, Any]) -> None:
+    """An error for each of half a million values would fill the memory and hold everybody up for seconds."""
+    with pytest.raises(ValidationError) as caught:
+        REQUEST.validate_python({**chat("x"), **wrong})
+    assert caught.value.error_count() == 1
+
+
 def test_json_that_two_readers_may_take_differently() -> None:
     plain = json.dumps(chat("x"))
     assert "twice" in refused(plain.replace('"text": "x"', '"text": "x", "text": "y"').encode())
-    assert "NaN" in refused(plain.replace('"temperature": 0', '"temperature": NaN').encode())
+    assert "temperature=nan" in refused(plain.replace('"temperature": 0', '"temperature": NaN').encode())
     assert "temperature=inf" in refused(plain.replace('"temperature": 0', '"temperature": 1e999').encode())
     assert "nested" in refused({**chat("x"), "metadata": json.loads("[" * 500 + "]" * 500)})
     assert "no JSON" in refused(b"[" * 100_000 + b"]" * 100_000)

@@ -6,10 +6,7 @@ import asyncio
 import base64
 import gc
 import json
-import os
 import struct
-import subprocess
-import sys
 import threading
 import weakref
 import zlib
@@ -24,16 +21,14 @@ from PIL import Image
 
 from tests.serving.support import (
     QUESTIONS,
-    ROOT,
+    Command,
     chat,
     data_url,
-    free_port,
     image_part,
     message_of,
     proxy,
     text_of,
     tiny_engine,
-    wait_for,
 )
 from tests.support.engines import picture
 from tests.support.grid import only_full
@@ -210,17 +205,8 @@ def test_what_clients_give_up_is_let_go_while_a_batch_runs() -> None:
     asyncio.run(run())
 
 
-class Process:
-    """The command `vlmprune serve-proxy` in a process of its own, with its limits as they come."""
-
-    def __init__(self, engine: str, *arguments: str) -> None:
-        self.address = f"http://127.0.0.1:{(port := free_port())}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", engine, "--port", str(port), *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        wait_for(f"{self.address}/health", self.process)
+class Process(Command):
+    """The proxy, and what it takes of the machine."""
 
     def memory(self, name: str) -> float:
         """In MB: "VmRSS" now, "VmHWM" the most since `forget`."""
@@ -239,14 +225,9 @@ class Process:
 def server() -> Iterator[Process]:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process is read from Linux' /proc")
-    with tiny_engine() as (engine, _):
-        server = Process(engine)
-        try:
-            text_of(server.post(chat(QUESTIONS[0], picture(0))))
-            yield server
-        finally:
-            server.process.kill()
-            server.process.wait()
+    with tiny_engine() as (engine, _), Process(engine) as server:
+        text_of(server.post(chat(QUESTIONS[0], picture(0))))
+        yield server
 
 
 @only_full

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -28,12 +25,11 @@ from tests.serving.support import (
     ASKED,
     KEEP,
     QUESTIONS,
-    ROOT,
+    Command,
     Handler,
     chat,
     data_url,
     events,
-    free_port,
     here,
     image_part,
     message_of,
@@ -44,7 +40,6 @@ from tests.serving.support import (
     text_of,
     tiny_engine,
     two_hundred,
-    wait_for,
 )
 from tests.support.engines import picture
 from tests.support.grid import either, only_full
@@ -421,27 +416,15 @@ def refuses(address: str) -> bool:
 
 @only_full
 def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", slow, "--port", str(port)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{address}/health", process)
-        with httpx.Client(base_url=address, timeout=600, trust_env=False) as client:
-            body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=40)
-            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-                lines = answer.iter_lines()
-                next(lines)
-                process.send_signal(signal.SIGTERM)
-                eventually(lambda: refuses(address))  # nobody new is let in
-                assert events(lines)[-1] == "[DONE]"
-        assert process.wait(timeout=300) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.wait()
+    with Command(slow) as server, httpx.Client(base_url=server.address, timeout=600, trust_env=False) as client:
+        body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=40)
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            eventually(lambda: refuses(server.address))  # nobody new is let in
+            assert events(lines)[-1] == "[DONE]"
+        assert server.process.wait(timeout=300) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import json
 import reprlib
 from typing import Annotated, Any, Literal, Required
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from ..errors import VlmpruneError
@@ -42,7 +42,7 @@ def read_json(raw: bytes | bytearray) -> Any:
     if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
         raise Refused(f"The request's JSON has more than {MOST_VALUES:,} values; send a smaller one.", 413)
     try:
-        body = json.loads(raw, object_pairs_hook=_object, parse_constant=_constant)
+        body = json.loads(raw, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if isinstance(error, Refused):
             raise
@@ -56,10 +56,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise Refused("An object in the request has the same key twice; send each once.")
     return made
-
-
-def _constant(name: str) -> Any:
-    raise Refused(f"The request holds {name}, which is not a number in JSON; leave it out.")
 
 
 def _check_depth(value: Any, left: int) -> None:
@@ -111,12 +107,30 @@ def _list_of(kind: Any, most: int = MOST_VALUES) -> Any:
     return Annotated[list[kind], Field(fail_fast=True, max_length=most)]
 
 
+def _map_of(kind: Any) -> Any:
+    values = TypeAdapter(_list_of(kind), config=ConfigDict(strict=True))
+
+    def checked(given: dict[str, Any]) -> dict[str, Any]:
+        values.validate_python(list(given.values()))
+        return given
+
+    return Annotated[dict[str, Any], AfterValidator(checked)]
+
+
 def _having(required: dict[str, Any] | None = None, **others: Any) -> Any:
     """Objects of these keys and no others; those that are not required may be null."""
     made: Any = {name: Required[kind] for name, kind in (required or {}).items()}
     made |= {name: kind | None for name, kind in others.items()}
     known = TypedDict("Known", made, total=False)  # type: ignore[misc]
-    return with_config(ConfigDict(extra="forbid", strict=True))(known)
+
+    def named(given: Any) -> Any:
+        """The first unknown key ends it: the schema would collect an error for each of them."""
+        unknown = next((name for name in given if name not in made), None) if isinstance(given, dict) else None
+        if unknown is not None:
+            raise ValueError(f"{unknown!r:.60} is unknown")
+        return given
+
+    return Annotated[with_config(ConfigDict(extra="forbid", strict=True))(known), BeforeValidator(named)]
 
 
 _FUNCTION = _having(name=Text, description=Text, parameters=Schema, strict=bool)
@@ -149,7 +163,7 @@ _MESSAGE: Any = Annotated[
 # OpenAI's fields, vLLM's for sampling, and our own. Not among them: chat_template, chat_template_kwargs, documents,
 # mm_processor_kwargs, media_io_kwargs, kv_transfer_params, ec_transfer_params, vllm_xargs, logits_processors, priority,
 # request_id, functions, audio, prediction, web_search_options.
-_REQUEST = TypeAdapter(_having(
+REQUEST = TypeAdapter(_having(
     {"messages": Annotated[_list_of(_MESSAGE), Field(min_length=1)]},
     vlmprune=_having(
         keep=Annotated[int | float, Field(le=2**31), AfterValidator(check_keep)],
@@ -184,8 +198,8 @@ _REQUEST = TypeAdapter(_having(
     modalities=_list_of(Literal["text"], 1),
     stop_token_ids=_list_of(Whole, MOST_STOPS),
     allowed_token_ids=_list_of(Whole),
-    logit_bias=dict[str, Number],
-    metadata=dict[str, Text],
+    logit_bias=_map_of(Number),
+    metadata=_map_of(Text),
     stream_options=_having(include_usage=bool, continuous_usage_stats=bool, include_obfuscation=bool),
     response_format=_having(type=Text, json_schema=_FORMAT),
     structured_outputs=_having(json=Schema, regex=Text, choice=_list_of(Text), grammar=Text, json_object=bool),
@@ -207,11 +221,11 @@ def rebuilt(body: Any) -> dict[str, Any]:
         if isinstance(message, dict) and isinstance(message.get("content"), list):
             message["content"] = [_filled(part) for part in message["content"]]
     try:
-        made: dict[str, Any] = _REQUEST.validate_python({**_filled(body), "messages": messages})
+        made: dict[str, Any] = REQUEST.validate_python({**_filled(body), "messages": messages})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         at = ".".join(str(one) for one in first["loc"] if "[" not in str(one))  # such name the kinds of a union
-        said = f"{at:.80}={reprlib.repr(first['input'])} is not taken by this server ({first['msg']:.120})"
+        said = f"{at or 'request':.80}={reprlib.repr(first['input'])} is not taken by this server ({first['msg']:.120})"
         raise Refused(f"{' '.join(said.split())}; correct it or leave it out.") from None
     for message in made["messages"]:
         # Left out where it may be: templates of Hugging Face differ in what they make of null.

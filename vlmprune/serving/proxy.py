@@ -114,7 +114,7 @@ class Proxy:
             parts = checked_parts(given, self.encoder.bounds, self.encoder.positions)
         try:
             return json.dumps(chat.with_parts(parts), allow_nan=False).encode()
-        except ValueError:  # a number such as 1e999 in a schema
+        except ValueError:  # NaN or 1e999 in a schema
             raise Refused("The request holds a number that is not finite; leave it out.") from None
 
     async def _body(self, request: Request, held: Claim) -> bytearray:
