@@ -19,7 +19,6 @@ from tests.support.running import STEPS, assert_near, generate, reference, share
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 from vlmprune import VlmpruneError
 from vlmprune.methods.base import Pruner
-from vlmprune.methods.prumerge import outliers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 FIXED_GRID = ("llava", "qwen2_vl")
@@ -148,72 +147,6 @@ class Tower:
         attention = out.attentions[layer][0].mean(dim=0)
         self.received = attention[0, 1:] if llava else attention.mean(dim=0)  # SigLIP has no class token
         self.keys = keys[1:] if llava else keys
-
-
-def groups(keys, kept, others):
-    """Each of the others by the kept token whose key is most similar."""
-    out = {a: [a] for a in kept}
-    for b in others:
-        out[max(kept, key=lambda a: float(cosine_similarity(keys[a], keys[b], dim=0)))].append(b)
-    return out
-
-
-def twin_visionzip(eager, tower, count, contextual=10 / 64):
-    few = min(count - 1, round(count * contextual))
-    order = sorted(range(len(tower.received)), key=lambda a: -float(tower.received[a]))
-    dominant, rest = order[: count - few], sorted(order[count - few :])
-    targets = [rest[int((i + 0.5) * len(rest) / few)] for i in range(few)]
-    merged = groups(tower.keys, targets, [a for a in rest if a not in targets]) if few else {}
-    kept = sorted(dominant + targets)
-    states = [eager.visual[0][merged.get(a, [a])].mean(dim=0) for a in kept]
-    return kept, torch.stack(states)
-
-
-def twin_prumerge(eager, tower, count, plus=False):
-    values = sorted(tower.received.tolist())
-
-    def quartile(q):
-        at = q * (len(values) - 1)
-        low = int(at)
-        return values[low] + (at - low) * (values[min(low + 1, len(values) - 1)] - values[low])
-
-    fence = quartile(0.75) + 1.5 * (quartile(0.75) - quartile(0.25))
-    order = sorted(range(len(values)), key=lambda a: -float(tower.received[a]))
-    kept = order[: max(1, min(count, sum(v > fence for v in values)))]
-    if plus:
-        rest, more = sorted(set(order) - set(kept)), count - len(kept)
-        kept = kept + [rest[int((i + 0.5) * len(rest) / more)] for i in range(more)]
-    kept = sorted(kept)
-    states = []
-    for group in groups(tower.keys, kept, [a for a in order if a not in kept]).values():
-        weights = tower.received[group]
-        states.append((eager.visual[0][group] * weights[:, None]).sum(dim=0) / weights.sum())
-    return kept, torch.stack(states)
-
-
-MERGING = {
-    "visionzip": (twin_visionzip, {}),
-    "visionzip+": (twin_visionzip, {"contextual": 0.5}),  # with one target, all others go to it
-    "prumerge": (twin_prumerge, {}),
-    "prumerge+": (twin_prumerge, {"plus": True}),
-}
-
-
-@grid(name=MERGING, family=["llava", "paligemma"], keep=[4, 7])
-def test_merging_equals_its_twin(name, keep, family):
-    """The merged states stand in for the kept tokens' before layer 0, the others are masked."""
-    model = shared(family, "eager")
-    inputs = make_inputs(model)
-    twin, options = MERGING[name]
-    eager = [Eager(model, inputs, sample) for sample in range(3)]
-    found = [twin(one, Tower(model, one), keep, **options) for one in eager]
-    with vlmprune.wrap(model, name.rstrip("+"), keep=keep, **options) as pruned:
-        logits, out = generate(model, inputs)
-        assert [kept.tolist() for kept in pruned.report.kept] == [kept for kept, _ in found]
-    stages = [(0, [kept for kept, _ in found], [states for _, states in found])]
-    start = inputs["input_ids"].shape[1] - 1
-    expected = staged_logits(model, inputs, stages, out.sequences[:, -STEPS:-1])[:, start:]
-    assert_near(logits, expected)
 
 
 @grid(family=["llava", "paligemma"], keep=[1, 3, 6], alpha=[1.0, 0.0, 0.5])
@@ -456,7 +389,8 @@ UNSUPPORTED = {
     "pyramiddrop": ("mllama",),
     "sparsevlm": ("mllama",),
 }
-PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *MERGING, *STAGED, "scope")]
+OTHERS = ("scope", "visionzip", "prumerge")
+PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *STAGED, *OTHERS)]
 
 
 @grid(family=FAMILIES, cls=PEERS)
@@ -506,13 +440,3 @@ def test_bad_options():
         vlmprune.list_methods()["dart"](visual_pivots=0, text_pivots=0)
     with pytest.raises(VlmpruneError, match="Dart reads the attention of the layer before"):
         vlmprune.wrap(shared("llava"), "dart", layer=0)
-
-
-def test_prumerges_outliers_lie_beyond_one_and_a_half_interquartile_ranges():
-    """Tukey's fence of the paper (arXiv 2403.15388, section 3.2): quartiles 3.25 and 7.75, so the fence is at 14.5."""
-    received = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 14.4, 20.0])
-    assert outliers(received, 5, fill=False).tolist() == [9]
-    received[8] = 14.6
-    assert outliers(received, 5, fill=False).tolist() == [8, 9]
-    assert outliers(received, 1, fill=False).tolist() == [9]  # no more than the budget, the highest first
-    assert outliers(torch.ones(10), 5, fill=False).tolist() == [0]  # one at least

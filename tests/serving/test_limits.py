@@ -27,9 +27,10 @@ from tests.serving.support import (
     image_part,
     message_of,
     proxy,
+    serving,
     text_of,
-    tiny_engine,
 )
+from tests.serving.tiny_engine import create
 from tests.support.engines import picture
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
@@ -225,7 +226,7 @@ class Process(Command):
 def server() -> Iterator[Process]:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process is read from Linux' /proc")
-    with tiny_engine() as (engine, _), Process(engine) as server:
+    with serving(create()) as engine, Process(engine) as server:
         text_of(server.post(chat(QUESTIONS[0], picture(0))))
         yield server
 

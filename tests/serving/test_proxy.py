@@ -1,4 +1,4 @@
-"""The proxy in front of a real engine process, and everything that may go wrong between a client and it."""
+"""The proxy in front of a real engine, and everything that may go wrong between a client and it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from tests.serving.support import (
     Handler,
     chat,
     data_url,
+    engine_process,
     events,
     here,
     image_part,
@@ -36,11 +37,12 @@ from tests.serving.support import (
     metric,
     proxy,
     served,
+    serving,
     streamed,
     text_of,
-    tiny_engine,
     two_hundred,
 )
+from tests.serving.tiny_engine import create
 from tests.support.engines import picture
 from tests.support.grid import either, only_full
 from vlmprune.apps.cli import app
@@ -51,14 +53,14 @@ from vlmprune.serving.payload import encoded
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[str]:
-    with tiny_engine() as (address, _):
+    with serving(create()) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[str]:
     """Fifty milliseconds a token."""
-    with tiny_engine(0.05) as (address, _):
+    with serving(create(0.05)) as address:
         yield address
 
 
@@ -212,7 +214,7 @@ def test_parts_that_a_client_encoded(encoder: Encoder, engine: str) -> None:
 
 @only_full
 def test_an_engine_killed_in_the_middle_of_a_stream(any_encoder: Encoder) -> None:
-    with tiny_engine(0.05) as (address, process), proxy(any_encoder, address) as (client, state):
+    with engine_process(0.05) as (address, process), proxy(any_encoder, address) as (client, state):
         body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=200)
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()

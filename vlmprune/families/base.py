@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import VlmpruneError, nearest
 from ..flow.locate import ImageGrid, SampleLayout
@@ -95,9 +95,16 @@ class Family:
         """The model that encodes pixels."""
         return getattr(model.base_model, self.vision)
 
-    def tower_attention(self, model: Any) -> Any:
-        """The attention module of the tower's layer whose output becomes visual tokens, or None."""
-        layer = self.tower_layer(model.config, self.vision_tower(model)) if self.tower_layer else None
+    def tower_attention(self, model: Any, *, last: bool = False) -> Any:
+        """The attention module of the tower's layer whose output becomes visual tokens, or None.
+
+        Args:
+            last: of the layer that comes last among this one's siblings, also where the model does not use its output.
+        """
+        tower = self.vision_tower(model)
+        layer = self.tower_layer(model.config, tower) if self.tower_layer else None
+        if layer is not None and last:
+            layer = next((m[-1] for m in tower.modules() if isinstance(m, nn.ModuleList) and layer in list(m)), layer)
         return None if layer is None else layer.self_attn
 
     def class_token(self, model: Any) -> bool:

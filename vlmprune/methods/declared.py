@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import VlmpruneError
 
 FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question")  # those of Pruner
-SWITCHES = (*FLAGS, "exclude_sinks")
+SWITCHES = (*FLAGS, "exclude_sinks", "vision_as_one")
 _NEAR = 0.85  # "scores" is near "score"; "selection" is another word than "select"
 
 

@@ -53,8 +53,7 @@ class Setup:
         self.observed = [list(observer.layers(self.seeing)) for observer in self.observers]
         self.tower: TowerReader | None = None
         if self.pruner and self.pruner.reads_vision:
-            name = type(self.pruner).__name__
-            self.tower = TowerReader(family.tower_attention(model), family.class_token(model), name, family.model_type)
+            self.tower = TowerReader(family, model, type(self.pruner).__name__, as_one=self.pruner.vision_as_one)
         probed = {i for layers in self.observed for i in layers} | set(self.read)
         self.probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
 
