@@ -83,8 +83,7 @@ class Pipeline:
         """
         try:
             async with asyncio.timeout(self.limits.prepare):
-                if any(image.url is not None for image in chat.images):
-                    chat = await self._fetched(chat, held)
+                chat = await self._fetched(chat, held)
                 pixels.add(chat.pixels)
                 ranking = None
                 if self.encoder.guided:

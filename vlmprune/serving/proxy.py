@@ -198,11 +198,12 @@ class Proxy:
 
     async def refuse(self, request: Request, error: Any) -> Response:
         """The answer to a request that failed, here or on its way to the engine."""
+        cause = error.__cause__
         if isinstance(error, httpx.HTTPError):
-            error = engine_failure(error, self.limits.engine)
+            cause, error = error, engine_failure(error, self.limits.engine)
         answer = refusal(error)
         if answer.status_code >= 500:
-            _log.warning("%s: %s", answer.status_code, error, exc_info=error.__cause__)
+            _log.warning("%s: %s", answer.status_code, error, exc_info=cause)
         return answer
 
 
