@@ -21,7 +21,7 @@ from vlmprune import VlmpruneError
 from vlmprune.captioner.pipeline import checked_image
 from vlmprune.inputs.images import as_rgb, decoded, read_image
 from vlmprune.integrations.ray import read
-from vlmprune.serving.chat import Limits, read_chat, unpacked
+from vlmprune.serving.chat import Limits, read_chat
 
 # 0 to 65,535 in 256 steps from left to right, four rows of it; in 8 bits the steps are 0, 1, ..., 255.
 RAMP = np.tile(np.arange(256) * 257, (4, 1))
@@ -220,8 +220,8 @@ def sent(url: str) -> Image.Image:
     """What the proxy unpacks of a chat request with this image."""
     part = {"type": "image_url", "image_url": {"url": url}}
     body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
-    (given,) = read_chat(json.dumps(body).encode(), Limits()).images
-    return unpacked(given.content, Limits())
+    (message,) = read_chat(json.dumps(body).encode(), Limits()).talk(Limits().pixels)
+    return message["content"][0]["image"]
 
 
 # -- every way in ------------------------------------------------------------------------------------------------------

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.serving.support import chat, image_part
+from tests.serving.support import Handler, chat, image_part, served
 
 KEYS = (
     "image_url", "video_url", "audio_url", "input_audio", "input_image", "file", "file_url", "image", "image_pil",
@@ -119,22 +117,12 @@ def counting_site() -> Iterator[tuple[str, list[str]]]:
     """A site on the loopback address, and the paths that were asked of it."""
     hits: list[str] = []
 
-    class Site(http.server.BaseHTTPRequestHandler):
+    class Site(Handler):
         def do_GET(self) -> None:
             hits.append(self.path)
-            self.send_response(404)
-            self.end_headers()
+            self.reply(status=404)
 
         do_HEAD = do_POST = do_GET
 
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", hits
-    finally:
-        server.shutdown()
-        server.server_close()
+    with served(Site) as address:
+        yield address, hits

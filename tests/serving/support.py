@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import json
+import os
 import re
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import uvicorn
@@ -53,6 +55,32 @@ def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: 
     raise AssertionError(f"{url} did not answer in {seconds} seconds")
 
 
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as a function wants it, and writes no log."""
+
+    def reply(self, content: bytes = b"", status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@contextmanager
+def served(handler: type[Handler]) -> Iterator[str]:
+    """The address of a server in this process."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """The address of an application that a thread of this process serves."""
@@ -82,6 +110,26 @@ def engine_process(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[b
     finally:
         process.kill()
         process.wait()
+
+
+class Command:
+    """The command `vlmprune serve-proxy` in a process of its own, with its limits as they come."""
+
+    def __init__(self, engine: str, *arguments: str) -> None:
+        self.address = f"http://127.0.0.1:{(port := free_port())}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", engine, "--port", str(port), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def __enter__(self) -> Self:
+        wait_for(f"{self.address}/health", self.process)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 @contextmanager
@@ -169,6 +217,6 @@ def two_hundred(encoder: Encoder, engine: str, pair: Any) -> None:
         assert metric(client, 'vlmprune_requests_total{status="200"}') == 200
         assert metric(client, "vlmprune_exits_total") == sum(exited for _, exited in got)
         assert metric(client, "vlmprune_visual_tokens_kept_total") == 39 * sum(not exited for _, exited in got)
-        assert state.busy == 0
+        assert state.requests.used == 0
     wrong = [(i, one, expected[i % len(ASKED)]) for i, one in enumerate(got) if one != expected[i % len(ASKED)]]
     assert not wrong, wrong[:5]

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-import vlmprune
 from tests.serving.mutants import counting_site, requests
-from tests.serving.support import chat, data_url, image_part, message_of, proxy
+from tests.serving.support import Handler, chat, data_url, image_part, message_of, proxy, served
 from tests.support.engines import picture
 from vlmprune.serving.chat import Limits, read_chat
 from vlmprune.serving.encoder import Encoder
-from vlmprune.serving.fields import Refused
+from vlmprune.serving.fields import REQUEST, Refused
 
 GOOD = data_url(picture(0))
 
@@ -169,10 +167,26 @@ def test_fields_of_the_request(name: str, value: Any) -> None:
     assert f"{name}" in refused({**chat("x"), name: value})
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tools": [{"function": {f"k{number}": 1 for number in range(999)}}]},
+        {"logit_bias": {f"{number}": "a" for number in range(999)}},
+        {"stop_token_ids": ["a"] * 200},
+        {f"k{number}": 1 for number in range(999)},
+    ],
+)
+def test_the_first_fault_ends_the_reading(wrong: dict[str, Any]) -> None:
+    """An error for each of half a million values would fill the memory and hold everybody up for seconds."""
+    with pytest.raises(ValidationError) as caught:
+        REQUEST.validate_python({**chat("x"), **wrong})
+    assert caught.value.error_count() == 1
+
+
 def test_json_that_two_readers_may_take_differently() -> None:
     plain = json.dumps(chat("x"))
     assert "twice" in refused(plain.replace('"text": "x"', '"text": "x", "text": "y"').encode())
-    assert "NaN" in refused(plain.replace('"temperature": 0', '"temperature": NaN').encode())
+    assert "temperature=nan" in refused(plain.replace('"temperature": 0', '"temperature": NaN').encode())
     assert "temperature=inf" in refused(plain.replace('"temperature": 0', '"temperature": 1e999').encode())
     assert "nested" in refused({**chat("x"), "metadata": json.loads("[" * 500 + "]" * 500)})
     assert "no JSON" in refused(b"[" * 100_000 + b"]" * 100_000)
@@ -211,7 +225,7 @@ def curious() -> Iterator[tuple[str, list[Any]]]:
     """An engine that fetches every address it is sent, wherever it stands, and what it was sent."""
     got: list[Any] = []
 
-    class Engine(http.server.BaseHTTPRequestHandler):
+    class Engine(Handler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             got.append(body)
@@ -220,29 +234,17 @@ def curious() -> Iterator[tuple[str, list[Any]]]:
                     urllib.request.urlopen(address.lower(), timeout=5).close()
                 except OSError:
                     continue
-            said = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "seen"}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(said)))
-            self.end_headers()
-            self.wfile.write(said)
+            said = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "seen"}}]}
+            self.reply(json.dumps(said).encode(), **{"Content-Type": "application/json"})
 
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", got
-    server.shutdown()
-    server.server_close()
+    with served(Engine) as address:
+        yield address, got
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
-def test_three_hundred_mutated_requests_visit_nobody(curious: Any, embeddings: bool) -> None:
+def test_three_hundred_mutated_requests_visit_nobody(curious: Any, uniform: Encoder, embeddings: bool) -> None:
     engine, got = curious
-    large, _, processor = vlmprune.load_tiny()
-    encoder = Encoder(large, "uniform", keep=0.2, processor=processor)
-    with counting_site() as (site, hits), proxy(encoder, engine, embeddings=embeddings) as (client, _):
+    with counting_site() as (site, hits), proxy(uniform, engine, embeddings=embeddings) as (client, _):
         client.post("/v1/chat/completions", json=chat("x", metadata={"a": site}))
         assert hits == ["/"]  # the engine is as curious as it is meant to be
         hits.clear()

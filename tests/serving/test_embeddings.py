@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-import vlmprune
 from tests.serving.payloads import (
     archive,
     as_text,
@@ -33,10 +32,8 @@ from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.payload import (
     BadEmbeddings,
     Bounds,
-    check_grid,
     check_image,
     check_images,
-    check_kept,
     check_rows,
     checked_parts,
     decoded,
@@ -93,9 +90,9 @@ def test_images_of_one_size_have_one_number_of_tokens() -> None:
     ],
 )  # fmt: skip
 def test_a_grid_has_the_patches_of_its_tokens(grid: tuple[int, int, int]) -> None:
-    assert check_grid(torch.tensor([1, 8, 8]), 16, 2) is not None
+    check_image({**fields(QWEN), "image_grid_thw": torch.tensor([1, 8, 8])}, QWEN)
     with pytest.raises(BadEmbeddings, match="is not the grid") as error:
-        check_grid(torch.tensor(grid), 16, 2)
+        check_image({**fields(QWEN), "image_grid_thw": torch.tensor(grid)}, QWEN)
     sentence(error)
 
 
@@ -104,7 +101,7 @@ def test_indices_whose_differences_overflow() -> None:
     kept = torch.tensor([0, 2**63 - 1, -(2**63) + 6, 5])
     assert bool((torch.diff(kept) > 0).all())
     with pytest.raises(BadEmbeddings, match="ascending"):
-        check_kept(kept, 4, 16)
+        check_image({**fields(LLAVA), "kept": kept}, LLAVA)
 
 
 # --- what a tensor may be ---------------------------------------------------------------------------------------------
@@ -166,10 +163,8 @@ def test_the_forger_can_write_what_is_read() -> None:
 # --- of the served families, through the proxy ------------------------------------------------------------------------
 
 
-def test_bounds_are_those_of_the_model() -> None:
-    large, _, processor = vlmprune.load_tiny()
-    encoder = Encoder(large, "uniform", keep=KEEP, processor=processor)
-    assert encoder.bounds == Bounds(192, 196, 2048)
+def test_bounds_are_those_of_the_model(uniform: Encoder) -> None:
+    assert uniform.bounds == Bounds(192, 196, 2048)
     model = build("qwen2_5_vl")
     patch = model.config.vision_config.patch_size
     size = {"shortest_edge": 64, "longest_edge": 4096}
@@ -180,9 +175,9 @@ def test_bounds_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("positions", ["original", "compact"])
-def test_what_a_client_encoded_is_written_again(positions: str) -> None:
+def test_what_a_client_encoded_is_written_again(pair: Any, positions: str) -> None:
     """Nothing of the client's own file goes on, only the numbers that were read in it."""
-    large, _, processor = vlmprune.load_tiny()
+    large, _, processor = pair
     encoder = Encoder(large, "uniform", keep=KEEP, processor=processor, positions=positions)
     part = encoder.chat_part(picture(0), QUESTIONS[0])
     assert checked_parts([part["image_embeds"]], encoder.bounds, positions) == [part]
@@ -191,11 +186,9 @@ def test_what_a_client_encoded_is_written_again(positions: str) -> None:
         checked_parts([other], encoder.bounds, positions)
 
 
-def test_three_hundred_mutated_payloads_do_not_pass_the_proxy() -> None:
-    large, _, processor = vlmprune.load_tiny()
-    encoder = Encoder(large, "uniform", keep=KEEP, processor=processor)
-    good = encoder.chat_part(picture(0), QUESTIONS[0])
-    with proxy(encoder, "http://127.0.0.1:9", embeddings=True) as (client, _):
+def test_three_hundred_mutated_payloads_do_not_pass_the_proxy(uniform: Encoder) -> None:
+    good = uniform.chat_part(picture(0), QUESTIONS[0])
+    with proxy(uniform, "http://127.0.0.1:9", embeddings=True) as (client, _):
 
         def post(made: Any) -> Any:
             body = chat(QUESTIONS[0], {"type": "image_embeds", "image_embeds": made})

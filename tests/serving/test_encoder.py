@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,6 @@ from vlmprune.serving.tower import SERVED, load_vision
 
 QUESTION = "What colour is the star?"
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Any:
-    return vlmprune.load_tiny()
 
 
 @pytest.fixture(scope="module", params=sorted(SERVED))
@@ -147,13 +143,16 @@ def test_stages_work_on_different_requests_at_once() -> None:
             meeting.wait()
         return [item * 10 for item in items]
 
-    first: BatchWorker[int, int] = BatchWorker("first", guide, most=1)
-    second: BatchWorker[int, int] = BatchWorker("second", vision, most=1)
-    one = second.submit(first.submit(1).result(300))
-    two = second.submit(first.submit(2).result(300))
-    assert (one.result(300), two.result(300)) == (10, 20)
-    first.close()
-    second.close()
+    async def run() -> list[int]:
+        first: BatchWorker[int, int] = BatchWorker("first", guide, most=1)
+        second: BatchWorker[int, int] = BatchWorker("second", vision, most=1)
+
+        async def both(item: int) -> int:
+            return await second.result(await first.result(item))
+
+        return await asyncio.gather(both(1), both(2))
+
+    assert asyncio.run(run()) == [10, 20]
 
 
 def test_a_stage_takes_what_waits_as_a_batch_and_leaves_out_the_cancelled() -> None:
@@ -167,18 +166,20 @@ def test_a_stage_takes_what_waits_as_a_batch_and_leaves_out_the_cancelled() -> N
             raise RuntimeError("unlucky")
         return items
 
-    stage: BatchWorker[int, int] = BatchWorker("test", work, most=4, alike=lambda item: item % 2)
-    futures = [stage.submit(0)]
-    started.wait(300)
-    futures += [stage.submit(item) for item in (1, 2, 3, 13, 4, 5)]
-    futures[3].cancel()
-    go.set()
-    stage.close()
+    async def run() -> list[Any]:
+        stage: BatchWorker[int, int] = BatchWorker("test", work, most=4, alike=lambda item: item % 2)
+        tasks = [asyncio.create_task(stage.result(0))]
+        await asyncio.to_thread(started.wait, 300)
+        tasks += [asyncio.create_task(stage.result(item)) for item in (1, 2, 3, 13, 4, 5)]
+        await asyncio.sleep(0)  # all wait
+        tasks[3].cancel()
+        go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = asyncio.run(run())
     assert batches == [[0], [1, 13, 5], [1], [13], [5], [2, 4]]
-    assert [future.result() for future in futures if not future.cancelled() and future.exception() is None] == [
-        0, 1, 2, 4, 5
-    ]  # fmt: skip
-    assert not stage.alive
+    assert [one for one in found if isinstance(one, int)] == [0, 1, 2, 4, 5]
+    assert [type(one) for one in found if not isinstance(one, int)] == [asyncio.CancelledError, RuntimeError]
 
 
 def test_the_table_of_the_page_is_the_scripts() -> None:

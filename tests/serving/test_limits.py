@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gc
 import json
-import os
 import struct
-import subprocess
-import sys
 import threading
 import weakref
 import zlib
@@ -21,19 +19,16 @@ import httpx
 import pytest
 from PIL import Image
 
-import vlmprune
 from tests.serving.support import (
     QUESTIONS,
-    ROOT,
+    Command,
     chat,
     data_url,
-    free_port,
     image_part,
     message_of,
     proxy,
     serving,
     text_of,
-    wait_for,
 )
 from tests.serving.tiny_engine import create
 from tests.support.engines import picture
@@ -92,7 +87,7 @@ def test_one_header_that_lies_about_its_size_unpacks_nothing() -> None:
     content = bytearray(base64.b64decode(data_url(Image.new("1", (8, 8))).partition(",")[2]))
     content[16:24] = struct.pack(">II", 60_000, 60_000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    with pytest.raises(Refused, match="pixels") as caught:
+    with pytest.raises(VlmpruneError, match="pixels") as caught:
         read(chat("x", image_part("data:image/png;base64," + base64.b64encode(content).decode())))
     assert "\n" not in str(caught.value)
 
@@ -147,11 +142,9 @@ def test_what_is_shared_is_given_back() -> None:
     assert shared.used == 0
 
 
-def test_who_finds_nothing_left_is_told_to_come_back() -> None:
+def test_who_finds_nothing_left_is_told_to_come_back(uniform: Encoder) -> None:
     """No engine is there: what is let in gets as far as that."""
-    large, _, processor = vlmprune.load_tiny()
-    encoder = Encoder(large, "uniform", keep=0.2, processor=processor)
-    with proxy(encoder, "http://127.0.0.1:9") as (client, state):
+    with proxy(uniform, "http://127.0.0.1:9") as (client, state):
 
         def post() -> tuple[int, str, str | None]:
             got = client.post("/v1/chat/completions", json=chat("x", picture(0)))
@@ -168,22 +161,17 @@ def test_who_finds_nothing_left_is_told_to_come_back() -> None:
 
 def test_a_batch_weighs_no_more_than_it_may() -> None:
     batches: list[list[int]] = []
-    entered, go_on = threading.Event(), threading.Event()
 
     def work(items: list[int]) -> list[int]:
         batches.append(items)
-        entered.set()
-        assert go_on.wait(60)
         return items
 
-    stage: BatchWorker[int, int] = BatchWorker("test", work, most=8, weight=lambda item: item, heaviest=10)
-    stage.submit(1)
-    assert entered.wait(60)  # the others wait together
-    for item in (6, 5, 4, 20, 1):
-        stage.submit(item)
-    go_on.set()
-    stage.close()
-    assert batches == [[1], [6, 4], [5, 1], [20]]
+    async def run() -> list[int]:
+        stage: BatchWorker[int, int] = BatchWorker("test", work, most=8, weight=lambda item: item, heaviest=10)
+        return await asyncio.gather(*map(stage.result, (6, 5, 4, 20, 1)))
+
+    assert asyncio.run(run()) == [6, 5, 4, 20, 1]
+    assert batches == [[6, 4], [5, 1], [20]]
 
 
 class Body:
@@ -199,33 +187,27 @@ def test_what_clients_give_up_is_let_go_while_a_batch_runs() -> None:
         assert go_on.wait(60)
         return [1] * len(items)
 
-    stage: BatchWorker[Body, int] = BatchWorker("test", work)
-    first = stage.submit(Body())
-    assert entered.wait(60)
-    bodies = [Body() for _ in range(5)]
-    seen = [weakref.ref(one) for one in bodies]
-    futures = [stage.submit(one) for one in bodies]
-    bodies.clear()
-    assert all(future.cancel() for future in futures[:4])
-    gc.collect()
-    assert [one() is None for one in seen] == [True] * 4 + [False]
-    go_on.set()
-    assert first.result(60) == futures[4].result(60) == 1
-    stage.close()
-    assert not stage.alive
+    async def run() -> None:
+        stage: BatchWorker[Body, int] = BatchWorker("test", work)
+        first = asyncio.create_task(stage.result(Body()))
+        assert await asyncio.to_thread(entered.wait, 60)
+        bodies = [Body() for _ in range(5)]
+        seen = [weakref.ref(one) for one in bodies]
+        tasks = [asyncio.create_task(stage.result(one)) for one in bodies]
+        bodies.clear()
+        await asyncio.sleep(0)  # all wait
+        assert all(task.cancel() for task in tasks[:4])
+        await asyncio.wait(tasks[:4])
+        gc.collect()
+        assert [one() is None for one in seen] == [True] * 4 + [False]
+        go_on.set()
+        assert await first == await tasks[4] == 1
+
+    asyncio.run(run())
 
 
-class Process:
-    """The command `vlmprune serve-proxy` in a process of its own, with its limits as they come."""
-
-    def __init__(self, engine: str, *arguments: str) -> None:
-        self.address = f"http://127.0.0.1:{(port := free_port())}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", engine, "--port", str(port), *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        wait_for(f"{self.address}/health", self.process)
+class Process(Command):
+    """The proxy, and what it takes of the machine."""
 
     def memory(self, name: str) -> float:
         """In MB: "VmRSS" now, "VmHWM" the most since `forget`."""
@@ -244,14 +226,9 @@ class Process:
 def server() -> Iterator[Process]:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process is read from Linux' /proc")
-    with serving(create()) as engine:
-        server = Process(engine)
-        try:
-            text_of(server.post(chat(QUESTIONS[0], picture(0))))
-            yield server
-        finally:
-            server.process.kill()
-            server.process.wait()
+    with serving(create()) as engine, Process(engine) as server:
+        text_of(server.post(chat(QUESTIONS[0], picture(0))))
+        yield server
 
 
 @only_full

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import io
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -26,27 +21,26 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import vlmprune
 from tests.serving.support import (
     ASKED,
     KEEP,
     QUESTIONS,
-    ROOT,
+    Command,
+    Handler,
     chat,
     data_url,
     engine_process,
     events,
-    free_port,
     here,
     image_part,
     message_of,
     metric,
     proxy,
+    served,
     serving,
     streamed,
     text_of,
     two_hundred,
-    wait_for,
 )
 from tests.serving.tiny_engine import create
 from tests.support.engines import picture
@@ -68,11 +62,6 @@ def slow() -> Iterator[str]:
     """Fifty milliseconds a token."""
     with serving(create(0.05)) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def pair() -> Any:
-    return vlmprune.load_tiny()
 
 
 @pytest.fixture(scope="module", params=["original", "compact"])
@@ -241,7 +230,24 @@ def test_an_engine_killed_in_the_middle_of_a_stream(any_encoder: Encoder) -> Non
         # What needs no engine still goes.
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0), vlmprune={"exit_at": 0.0})))
         assert metric(client, 'vlmprune_broken_streams_total{by="engine"}') == 1
-        eventually(lambda: state.busy == 0)
+        eventually(lambda: state.requests.used == 0)
+
+
+def test_a_stream_is_relayed_as_it_came(any_encoder: Encoder) -> None:
+    """U+2028 and U+0085 are line ends for str.splitlines and letters in JSON; [DONE] in a text ends nothing."""
+    delta = {"content": "a\u2028b\x85 data: [DONE]"}
+    said = json.dumps({"choices": [{"index": 0, "delta": delta}]}, ensure_ascii=False)
+
+    class Engine(Handler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.reply(f"data: {said}\n\n{ending}".encode(), **{"Content-Type": "text/event-stream"})
+
+    with served(Engine) as address, proxy(any_encoder, address) as (client, _):
+        for ending in ("data: [DONE]\n\n", ""):
+            content = client.post("/v1/chat/completions", json=chat(QUESTIONS[0], stream=True)).content.decode()
+            assert content.startswith(f"data: {said}\n\n{ending}")
+            assert ("broke off" in content) == (not ending)
 
 
 @contextmanager
@@ -300,7 +306,7 @@ def test_a_client_that_hangs_up_ends_the_engines_work(any_encoder: Encoder, slow
                 connection.sendall(head.encode() + content)
                 eventually(lambda: seen(slow)["requests"] == before["requests"] + 1)
         eventually(lambda: seen(slow)["broken"] == before["broken"] + 1)
-        eventually(lambda: state.busy == 0)
+        eventually(lambda: state.requests.used == 0)
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0))))
 
 
@@ -320,7 +326,7 @@ def test_more_requests_than_there_is_room_for(any_encoder: Encoder, slow: str) -
                 assert answer.status_code == 200
             got = list(pool.map(lambda _: client.post("/v1/chat/completions", json=body), range(4)))
         assert {(one.status_code, one.headers.get("retry-after")) for one in got} == {(503, "1")}
-        eventually(lambda: state.busy == 0)
+        eventually(lambda: state.requests.used == 0)
         text_of(client.post("/v1/chat/completions", json=chat(QUESTIONS[0], picture(0))))
 
 
@@ -365,34 +371,21 @@ def test_malformed_requests(any_encoder: Encoder, engine: str, body: bytes) -> N
     assert seen(engine)["requests"] == before
 
 
-class _Site(http.server.BaseHTTPRequestHandler):
-    """Serves the picture 0, and an address that leads there."""
-
-    hits: list[str]
-
-    def do_GET(self) -> None:
-        self.hits.append(self.path)
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/picture.png")
-            self.end_headers()
-            return
-        content = base64.b64decode(data_url(picture(0)).partition(",")[2])
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-
 @pytest.fixture
 def site() -> Iterator[tuple[str, list[str]]]:
+    """A site with the picture 0 and an address that leads there, and the paths that were asked of it."""
     hits: list[str] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Site", (_Site,), {"hits": hits}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", hits
-    server.shutdown()
+
+    class Site(Handler):
+        def do_GET(self) -> None:
+            hits.append(self.path)
+            if self.path == "/moved":
+                self.reply(status=302, Location="/picture.png")
+            else:
+                self.reply(base64.b64decode(data_url(picture(0)).partition(",")[2]))
+
+    with served(Site) as address:
+        yield address, hits
 
 
 def test_nothing_is_fetched_unless_allowed(any_encoder: Encoder, engine: str, site: Any, tmp_path: Any) -> None:
@@ -425,27 +418,15 @@ def refuses(address: str) -> bool:
 
 @only_full
 def test_the_command_finishes_what_is_open_before_it_ends(slow: str) -> None:
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlmprune", "serve-proxy", "--engine", slow, "--port", str(port)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(f"{address}/health", process)
-        with httpx.Client(base_url=address, timeout=600, trust_env=False) as client:
-            body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=40)
-            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-                lines = answer.iter_lines()
-                next(lines)
-                process.send_signal(signal.SIGTERM)
-                eventually(lambda: refuses(address))  # nobody new is let in
-                assert events(lines)[-1] == "[DONE]"
-        assert process.wait(timeout=300) in (0, -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.wait()
+    with Command(slow) as server, httpx.Client(base_url=server.address, timeout=600, trust_env=False) as client:
+        body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=40)
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            eventually(lambda: refuses(server.address))  # nobody new is let in
+            assert events(lines)[-1] == "[DONE]"
+        assert server.process.wait(timeout=300) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

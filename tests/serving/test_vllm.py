@@ -111,7 +111,7 @@ def test_batches_of_different_budgets(llava: Engine) -> None:
     asked = [(picture(i), QUESTIONS[i % 3]) for i in range(5)]
     # Stock vLLM's LLaVA ends its process where the images of a step have different numbers of rows.
     keeps = [6, 0.25, 3, 1.0, 0.5] if llava.positions == "original" else [0.25] * 5
-    encoded = encoder.embed_inputs(encoder.inputs([build_messages(*one) for one in asked]), None, keeps)
+    encoded = encoder.encode_inputs(encoder.inputs([build_messages(*one) for one in asked]), None, keeps)
     got = llava.answers([one.prompt() for one in encoded])
     for answer, (image, question), keep in zip(got, asked, keeps, strict=True):
         method = vlmprune.DivPrune(keep=keep, positions=llava.positions)

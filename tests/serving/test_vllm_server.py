@@ -14,7 +14,6 @@ import httpx
 import pytest
 import torch
 
-import vlmprune
 from tests.serving.mutants import counting_site, requests
 from tests.serving.payloads import mutated
 from tests.serving.support import (
@@ -42,11 +41,6 @@ from vlmprune.serving.payload import encoded
 
 pytest.importorskip("vllm", reason="vLLM is not installed; .ci/vllm makes an environment that has it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Any:
-    return vlmprune.load_tiny()
 
 
 @pytest.fixture(scope="module", params=either(["original"], ["original", "compact"]))

@@ -58,12 +58,7 @@ class GuidedSession(Session):
         super().__init__(model, family, method, observers)
         self.guide, self.processor = guide, processor
         self.guide_processor, self.exit_at = guide.options.guide_processor, guide.options.exit_at
-        self.same = same_inputs(model, self.guide.model) and same_vocabulary(processor, self.guide_processor)
-        if not self.same and self.guide_processor is None:
-            raise VlmpruneError(
-                f"The guide ({self.guide.model.config.model_type}) reads other token ids or pixels than the model "
-                f"({model.config.model_type}); pass guide_processor=, the guide's processor."
-            )
+        self.same = same_prompts(model, guide, processor)
         if not self.same and self.exit_at is not None and processor is None:
             raise VlmpruneError(
                 "With exit_at the guide's answers are rewritten for the model's tokenizer; pass wrap(..., "
@@ -233,6 +228,22 @@ class GuidedSession(Session):
         seconds, exited = call.clock.now() - start, [False] * len(layouts)
         call.complete = lambda report: self._note(report, found, exited, seconds)
         return changed
+
+
+def same_prompts(model: Any, guide: Guide, processor: Any) -> bool:
+    """Whether guide and model read the same token ids and pixels; `processor` is the model's, where known.
+
+    Raises:
+        VlmpruneError: they do not, and the guide's processor is missing.
+    """
+    theirs = guide.options.guide_processor
+    same = same_inputs(model, guide.model) and same_vocabulary(processor, theirs)
+    if not same and theirs is None:
+        raise VlmpruneError(
+            f"The guide ({guide.model.config.model_type}) reads other token ids or pixels than the model "
+            f"({model.config.model_type}); pass guide_processor=, the guide's processor."
+        )
+    return same
 
 
 def same_vocabulary(ours: Any, theirs: Any) -> bool:

@@ -9,23 +9,9 @@ Read `tower` (the large model's vision tower alone), `encoder` (an image and a q
 (original positions inside vLLM).
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
 from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 
-if TYPE_CHECKING:
-    from .encoded import Encoded, KeptImage
-    from .encoder import Encoder
-    from .options import engine_arguments, engine_options
-
-__all__ = ["Encoded", "Encoder", "KeptImage", "engine_arguments", "engine_options"]
-
-
-def __getattr__(name: str) -> Any:
-    """The public names, imported when first asked for: the plugin inside vLLM needs none of them (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'options' if name.startswith('engine') else 'encoder'}"), name)
+# Imported when first asked for: the plugin inside vLLM needs none of them (PEP 562).
+__getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from ..errors import VlmpruneError
 from .encoded import Ranking
@@ -27,17 +26,11 @@ def engine_failure(error: httpx.HTTPError, seconds: float) -> Refused:
     return Refused(f"The engine broke off its answer ({type(error).__name__}); try again.", 502)
 
 
-def error_body(error: VlmpruneError) -> dict[str, Any]:
+def refusal(error: VlmpruneError) -> JSONResponse:
     """An error as OpenAI's clients read it; what is not `Refused` is the request's fault."""
     status = error.status if isinstance(error, Refused) else 400
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": str(error), "type": kind, "code": status}}
-
-
-def refusal(error: VlmpruneError) -> JSONResponse:
-    """The answer to a request that failed."""
-    body = error_body(error)
-    status = body["error"]["code"]
+    body = {"error": {"message": f"{str(error).rstrip('.')}.", "type": kind, "code": status}}
     return JSONResponse(body, status, {"Retry-After": "1"} if status == 503 else None)
 
 
@@ -55,15 +48,13 @@ def exit_response(body: dict[str, Any], ranking: Ranking) -> Response:
         message = {"role": "assistant", "content": ranking.text}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage}, 200, headers)
-    chunk = {**head, "object": "chat.completion.chunk"}
-
-    async def pieces() -> AsyncIterator[bytes]:
-        deltas = [({"role": "assistant", "content": ""}, None), ({"content": ranking.text}, None), ({}, reason)]
-        for delta, ending in deltas:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}
-            yield f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
-        if (body.get("stream_options") or {}).get("include_usage"):
-            yield f"data: {json.dumps({**chunk, 'choices': [], 'usage': usage})}\n\n".encode()
-        yield b"data: [DONE]\n\n"
-
-    return StreamingResponse(pieces(), 200, headers, SSE)
+    deltas = [({"role": "assistant", "content": ""}, None), ({"content": ranking.text}, None), ({}, reason)]
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": ending}]}
+        for delta, ending in deltas
+    ]
+    if (body.get("stream_options") or {}).get("include_usage"):
+        chunks.append({"choices": [], "usage": usage})
+    head["object"] = "chat.completion.chunk"
+    events = [*(json.dumps({**head, **chunk}) for chunk in chunks), "[DONE]"]
+    return Response("".join(f"data: {event}\n\n" for event in events), 200, headers, SSE)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import VlmpruneError
-from ..flow.select import check_keep
 from ..inputs.images import decoded, size_of
-from .fields import FIELDS, Refused, is_number, message, read_json, rebuilt
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .fields import Refused, read_json, rebuilt
 
 # Where every field is one of these, an answer that the guide gave greedily is what was asked for.
 _PLAIN = {
@@ -131,15 +126,13 @@ class Chat:
     plain: bool = True
 
     @property
-    def stream(self) -> bool:
-        return self.body.get("stream") is True
-
-    @property
     def pixels(self) -> int:
         return sum(image.pixels for image in self.images)
 
-    def talk(self, images: list[Image.Image]) -> list[dict[str, Any]]:
-        """The conversation as Hugging Face processors take it, with the images in their places."""
+    def talk(self, most_pixels: int) -> list[dict[str, Any]]:
+        """The conversation as Hugging Face processors take it, with the images unpacked in their places."""
+        files = [io.BytesIO(image.content) for image in self.images]
+        images = [decoded(file, "the image", most_pixels=most_pixels) for file in files]
         talk = []
         for one in self._messages([{"type": "image", "image": image} for image in images]):
             content = one.get("content") or ""
@@ -162,24 +155,28 @@ class Chat:
 
 
 def read_chat(
-    raw: bytes | bytearray, limits: Limits, exit_at: float | None = None, *, embeddings: bool = False
+    raw: bytes | bytearray,
+    limits: Limits,
+    exit_at: float | None = None,
+    *,
+    embeddings: bool = False,
+    urls: bool = False,
 ) -> Chat:
     """Check a request's body.
 
     Args:
         raw: a bytearray is emptied when it was read, so that images are not held twice. exit_at: the server's own,
             where the request names none. embeddings: whether clients may send images that they encoded themselves.
+            urls: whether images may be on the web.
     Raises:
-        Refused: anything in it that is not understood or not allowed.
+        VlmpruneError: anything in it that is not understood or not allowed.
     """
     body = read_json(raw)
     if isinstance(raw, bytearray):
         raw.clear()
-    if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
-        raise Refused("The request has no messages; send an object with a list 'messages'.")
-    keep, exit_at = _own_options(body.pop("vlmprune", None), exit_at)
-    messages = [message(one) for one in body.pop("messages")]
-    fields = rebuilt(body, FIELDS, "The request")
+    fields = rebuilt(body)
+    del body  # the text of images goes as soon as it was decoded
+    own, messages = fields.pop("vlmprune", {}), fields.pop("messages")
     longest = _max_tokens(fields, limits)
     found = _images(messages, limits)
     kinds = {part["type"] for part in found}
@@ -190,14 +187,14 @@ def read_chat(
         raise Refused("The request has images and finished embeddings; send either of them.")
     images: list[ImagePart] = []
     while found:
-        part = found.pop(0)  # its text goes as soon as it was decoded
-        if embedded:
-            images.append(ImagePart(embeddings=part["image_embeds"]))
-        else:
-            images.append(_image_part(part["image_url"], limits))
-            check_pixels(sum(image.pixels for image in images), limits)
+        part = found.pop(0)
+        images.append(
+            ImagePart(embeddings=part["image_embeds"]) if embedded else _image_part(part["image_url"], limits, urls)
+        )
+        check_pixels(images, limits)
     plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
-    return Chat({**fields, "messages": messages}, tuple(images), embedded, keep, exit_at, longest, plain)
+    body = {**fields, "messages": messages}
+    return Chat(body, tuple(images), embedded, own.get("keep"), own.get("exit_at", exit_at), longest, plain)
 
 
 def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
@@ -221,25 +218,6 @@ def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, An
     return found
 
 
-def _own_options(own: Any, exit_at: float | None) -> tuple[float | int | None, float | None]:
-    if own is None:
-        return None, exit_at
-    if not isinstance(own, dict) or not own.keys() <= {"keep", "exit_at"}:
-        raise Refused(f"vlmprune={own!r:.80} is not understood; send an object with 'keep', 'exit_at' or both.")
-    keep, exit_at = own.get("keep"), own.get("exit_at", exit_at)
-    if keep is not None:
-        try:
-            check_keep(keep)
-        except VlmpruneError as error:
-            raise Refused(f"vlmprune: {error}") from None
-        if keep > 2**31:
-            raise Refused("vlmprune: keep is larger than any number of visual tokens; send a smaller one.")
-    given = own.get("exit_at")
-    if given is not None and not (is_number(given) and 0 <= given <= 1):
-        raise Refused(f"vlmprune: exit_at must be a number from 0 to 1 or null, got {given!r:.40}.")
-    return keep, exit_at
-
-
 def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
     """The longest answer that was asked for."""
     asked = [fields[name] for name in ("max_completion_tokens", "max_tokens") if name in fields]
@@ -252,15 +230,20 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image_part(url: str, limits: Limits) -> ImagePart:
+def _image_part(given: dict[str, Any], limits: Limits, urls: bool) -> ImagePart:
+    url: str = given["url"]
     if url.startswith(("http://", "https://")):
+        if not urls:
+            raise Refused(
+                "Images on the web are not fetched by this server; send the image itself as a data URL.", 403
+            )
         return ImagePart(url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
         raise Refused("An image must be a data URL of the form data:image/png;base64,...; send the image itself.")
     try:
         content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise Refused("An image's base64 text is damaged; encode the file again.") from None
     return ImagePart(content, pixels=pixels_of(content, limits))
 
@@ -269,35 +252,17 @@ def pixels_of(content: bytes, limits: Limits) -> int:
     """How many pixels an image's file says it has.
 
     Raises:
-        Refused: more than an image may have, or it is not an image.
+        VlmpruneError: more than an image may have, or it is not an image.
     """
-    try:
-        width, height = size_of(io.BytesIO(content), "the image")
-    except VlmpruneError as error:
-        raise Refused(_sentence(error)) from None
+    width, height = size_of(io.BytesIO(content), "the image")
     if width * height > limits.pixels:
         raise Refused(f"An image has {width * height:,} pixels; send at most {limits.pixels:,}.")
     return width * height
 
 
-def check_pixels(total: int, limits: Limits) -> None:
+def check_pixels(images: Sequence[ImagePart], limits: Limits) -> None:
     """Refuse a request whose images have too many pixels together."""
+    total = sum(image.pixels for image in images)
     if total > limits.request_pixels:
         most = f"{limits.request_pixels:,}"
         raise Refused(f"The request's images have {total:,} pixels together; send at most {most}.", 413)
-
-
-def unpacked(content: bytes, limits: Limits) -> Image.Image:
-    """The image in a file's bytes.
-
-    Raises:
-        Refused: it is not an image, damaged, or too large.
-    """
-    try:
-        return decoded(io.BytesIO(content), "the image", most_pixels=limits.pixels)
-    except VlmpruneError as error:
-        raise Refused(_sentence(error)) from None
-
-
-def _sentence(error: VlmpruneError) -> str:
-    return f"{error}.".replace("..", ".")

@@ -28,12 +28,10 @@ class KeptImage:
     visual: int
     grid: Tensor | None = None
 
-    def fields(self, positions: str) -> dict[str, Tensor] | Tensor:
+    def fields(self, positions: str) -> dict[str, Tensor]:
         """The rows alone for stock vLLM, or with what the plugin needs to place them."""
-        if positions == "compact":
-            return self.rows
-        named = {ROWS: self.rows, KEPT: self.kept, VISUAL: torch.tensor([self.visual])}
-        return named if self.grid is None else {**named, GRID: self.grid}
+        places = {KEPT: self.kept, VISUAL: torch.tensor([self.visual])} if positions == "original" else {}
+        return {ROWS: self.rows, **places, **({GRID: self.grid} if self.grid is not None else {})}
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,11 @@ class Encoded:
 
     def prompt(self) -> dict[str, Any]:
         """What `vllm.LLM.generate` takes."""
-        each: list[Any] = [image.fields(self.positions) for image in self.images]
-        if self.positions == "compact":
-            data: Any = each
-        else:
-            data = {name: [fields[name] for fields in each] for name in each[0]}
-            data |= {name: torch.stack(data[name]) for name in (VISUAL, GRID) if name in data}
-        return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": data}}
+        each = [image.fields(self.positions) for image in self.images]
+        data: dict[str, Any] = {name: [fields[name] for fields in each] for name in each[0]}
+        data |= {name: torch.stack(data[name]) for name in (VISUAL, GRID) if name in data}
+        image = data if len(data) > 1 else data[ROWS]
+        return {"prompt_token_ids": list(self.token_ids), "multi_modal_data": {"image": image}}
 
     def parts(self) -> list[dict[str, Any]]:
         """One content part an image, as the OpenAI-compatible server takes it in a chat message."""

@@ -1,6 +1,6 @@
 """From an image and a question to what an engine is handed: the prompt's ids and the kept visual tokens.
 
-Two steps that may run side by side for different prompts: `rank_inputs` asks the guide, `embed_inputs` runs the tower
+Two steps that may run side by side for different prompts: `rank_inputs` asks the guide, `encode_inputs` runs the tower
 and chooses.
 Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, R width of a row (`tower`).
 """
@@ -11,6 +11,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,15 +21,15 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from ..api import unwrap_peft
 from ..errors import VlmpruneError
 from ..flow.locate import SampleLayout
-from ..flow.select import Selection, check_keep, count_for
+from ..flow.select import check_keep, count_for
 from ..flow.transfer import transfer
-from ..guide.inputs import end_ids, prompt_inputs, same_inputs
+from ..guide.inputs import end_ids, prompt_inputs
 from ..guide.runner import guide_for
-from ..guide.session import same_vocabulary
+from ..guide.session import same_prompts
 from ..hf.arguments import padding_mask
 from ..inputs.chat import batched, build_messages
 from ..inputs.processor import load_processor
-from ..methods.base import Method, Pruner, PruningContext
+from ..methods.base import Method, Pruner
 from ..methods.guided import Guided
 from ..methods.registry import make_method
 from ..methods.sgl import SGL
@@ -66,20 +67,21 @@ class Encoder:
         load: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.processor = processor
+        load = {"dtype": "auto", **(load or {})}
         if isinstance(model, str | os.PathLike):
             folder = str(model)
-            model = load_vision(folder, **(load or {}))
+            model = load_vision(folder, **load)
             self._generation = GenerationConfig.from_pretrained(folder)
-            self.processor = processor if processor is not None else load_processor(folder)
+            processor = load_processor(folder) if processor is None else processor
         else:
             model = unwrap_peft(model)
             self._generation = model.generation_config
         if isinstance(guide, str | os.PathLike):
-            guide_processor = guide_processor if guide_processor is not None else load_processor(str(guide))
-            guide = AutoModelForImageTextToText.from_pretrained(str(guide), **{"dtype": "auto", **(load or {})}).eval()
+            guide_processor = load_processor(str(guide)) if guide_processor is None else guide_processor
+            guide = AutoModelForImageTextToText.from_pretrained(str(guide), **load).eval()
         if guide is not None:
             options |= {"guide": guide, "guide_processor": guide_processor}
+        self.processor = processor
         self.method = before_the_model(make_method(method, **options))
         self.tower = Tower(model, self.method)
         self.positions = self.method.positions
@@ -91,14 +93,8 @@ class Encoder:
             self._guide = guide_for(self.method, model)
             self._ranker = copy.copy(self._guide)  # the same guide without the second look that only exits need
             self._ranker.check = False
-            given = self.method.guide_processor
-            self._guide_processor = given if given is not None else self.processor
-            self._same = same_inputs(model, self._guide.model) and same_vocabulary(self.processor, given)
-            if not self._same and given is None:
-                raise VlmpruneError(
-                    f"The guide ({self._guide.model.config.model_type}) reads other token ids or pixels than the model "
-                    f"({model.config.model_type}); pass guide_processor=, the guide's processor."
-                )
+            self._guide_processor = self.method.guide_processor or processor
+            self._same = same_prompts(model, self._guide, processor)
 
     @property
     def rows_of_an_image(self) -> int | None:
@@ -113,14 +109,14 @@ class Encoder:
     @property
     def bounds(self) -> Bounds:
         """How large what a client encoded itself can be."""
-        config = self.tower.config
-        longest = int(config.get_text_config().max_position_embeddings)
-        merge = getattr(config.vision_config, "spatial_merge_size", None)
+        vision = self.tower.config.vision_config
+        merge = getattr(vision, "spatial_merge_size", None)
         if merge is None:
-            return Bounds(self.tower.row_width, self.tower.image_tokens(), longest)
-        size = self._needed(self.processor).image_processor.size
-        cell = (config.vision_config.patch_size * merge) ** 2  # pixels that become one token
-        return Bounds(self.tower.row_width, max(1, size["longest_edge"] // cell), longest, merge)
+            largest = self.tower.image_tokens()
+        else:
+            size = self._needed(self.processor).image_processor.size
+            largest = max(1, size["longest_edge"] // (vision.patch_size * merge) ** 2)  # so many pixels are a token
+        return Bounds(self.tower.row_width, largest, self.tower.longest, merge, self.rows_of_an_image)
 
     # -- one question ------------------------------------------------------------------------------------------
 
@@ -147,7 +143,7 @@ class Encoder:
         return self.encode_many([(image, question)], keep=keep)[0].parts()[0]
 
     def encode_many(
-        self, asked: Sequence[tuple[Any, str]], *, keep: float | int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+        self, asked: Sequence[tuple[Any, str]], *, keep: float | int | None = None
     ) -> list[Encoded]:
         """A batch of (image or list of images, question): the guide and the tower see it at once.
 
@@ -155,28 +151,8 @@ class Encoder:
             VlmpruneError: as `encode`.
         """
         talks = [build_messages(image, question) for image, question in asked]
-        guide_inputs = self.inputs(talks, guide=True) if self.guided else None
-        return self.encode_inputs(self.inputs(talks), guide_inputs, keep=keep, max_new_tokens=max_new_tokens)
-
-    def encode_inputs(
-        self,
-        inputs: Mapping[str, Any],
-        guide_inputs: Mapping[str, Any] | None = None,
-        *,
-        keep: float | int | None = None,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-    ) -> list[Encoded]:
-        """The same of what the processors returned for a batch.
-
-        Raises:
-            VlmpruneError: the guide needs inputs of its own.
-        """
-        rankings = None
-        if self.guided:
-            if guide_inputs is None and not self._same:
-                raise VlmpruneError("The guide reads other token ids or pixels than the model; pass guide_inputs=.")
-            rankings = self.rank_inputs(inputs if guide_inputs is None else guide_inputs, max_new_tokens=max_new_tokens)
-        return self.embed_inputs(inputs, rankings, [keep] * len(inputs["input_ids"]))
+        rankings = self.rank_inputs(self.inputs(talks, guide=True)) if self.guided else None
+        return self.encode_inputs(self.inputs(talks), rankings, [keep] * len(talks))
 
     # -- the two steps -----------------------------------------------------------------------------------------
 
@@ -207,10 +183,9 @@ class Encoder:
             inputs: what `inputs(..., guide=True)` returned. exits: whether the guide's answers may be used, so that how
                 sure it is has to be measured.
         """
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
-        if self._same:
-            own = {name: getattr(self._generation, name, None) for name in ("eos_token_id", "pad_token_id")}
-            settings |= {name: value for name, value in own.items() if value is not None}
+        own = {"eos_token_id": self._generation.eos_token_id, "pad_token_id": self._generation.pad_token_id}
+        settings = {name: value for name, value in own.items() if self._same and value is not None}
+        settings["max_new_tokens"] = max_new_tokens
         found = (self._guide if exits else self._ranker).answer(prompt_inputs(dict(inputs)), settings, whole=exits)
         ends = end_ids(settings.get("eos_token_id", self._guide.model.generation_config.eos_token_id))
         lengths = padding_mask(inputs.get("attention_mask"), inputs["input_ids"]).sum(dim=1).tolist()
@@ -232,44 +207,42 @@ class Encoder:
             )
         ]
 
-    def embed_inputs(
-        self, inputs: Mapping[str, Any], rankings: Sequence[Ranking] | None, keeps: Sequence[float | int | None]
+    @torch.no_grad()
+    def encode_inputs(
+        self,
+        inputs: Mapping[str, Any],
+        rankings: Sequence[Ranking] | None = None,
+        keeps: Sequence[float | int | None] | None = None,
     ) -> list[Encoded]:
         """Run the tower and choose.
 
         Args:
-            inputs: what `inputs` returned. rankings: one per prompt, of a guided method. keeps: one per prompt, None
-                for the method's.
+            inputs: what `inputs` or the model's processor returned. rankings: one per prompt, of a guided method.
+            keeps: one per prompt, None for the method's.
         """
         layouts = self.tower.layouts(inputs)
         importance = None
         if rankings is not None:
             importance = transfer([one.importance for one in rankings], [one.layout for one in rankings], layouts)
-        methods = [self.method if keep is None else replace(self.method, keep=check_keep(keep)) for keep in keeps]
-
-        def choose(prompt: PruningContext) -> Selection:
-            """Each prompt's own budget: a selection for every distinct one, of which it takes its row."""
-            distinct = {repr(method.keep): method for method in methods}
-            by_keep = {keep: method.select(prompt) for keep, method in distinct.items()}
-            own = [by_keep[repr(method.keep)] for method in methods]
-            merged = [one.merged[row] for row, one in enumerate(own) if one.merged is not None]
-            return Selection([one.kept[row] for row, one in enumerate(own)], merged or None)
-
+        keeps = keeps or [None] * len(layouts)
+        budgets = [self.method.keep if keep is None else check_keep(keep) for keep in keeps]
         valid = padding_mask(inputs.get("attention_mask"), inputs["input_ids"])
-        length = int(valid.sum(dim=1).max())
-        longest = getattr(self.tower.config.get_text_config(), "max_position_embeddings", None)
+        length, longest = int(valid.sum(dim=1).max()), self.tower.longest
         # Kept tokens at original positions reach as far as the unpruned prompt.
-        if self.positions == "original" and longest is not None and length >= longest:
+        if self.positions == "original" and length >= longest:
             raise VlmpruneError(
                 f"The prompt has {length} tokens before pruning, and the model's positions end at {longest}; shorten "
                 "it or send fewer images."
             )
-        features, selection = self.tower.see(inputs, layouts, choose, importance)
+        features, context = self.tower.see(inputs, layouts, importance)
+        # A selection of the batch for every distinct budget, and each prompt takes its row; 1 is one token, 1.0 all.
+        select = lru_cache(None, typed=True)(lambda keep: replace(self.method, keep=keep).select(context))
         grids = inputs.get(GRID)
         left = iter(grids) if isinstance(grids, Tensor) else None
         out = []
-        for row, (layout, kept) in enumerate(zip(layouts, selection.kept, strict=True)):
-            kept = kept.cpu()
+        for row, (layout, keep) in enumerate(zip(layouts, budgets, strict=True)):
+            selection = select(keep)
+            kept = selection.kept[row].cpu()
             rows = features[row][kept.to(features[row].device)]
             if selection.merged is not None:  # DeepStack's levels are those of the tokens that stand for the merged
                 rows = torch.cat([selection.merged[row].to(rows.dtype), rows[:, self.tower.width :]], dim=-1)

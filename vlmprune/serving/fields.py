@@ -8,11 +8,14 @@ a part for an image, whatever its `type`, where it has a `uuid`. So an unknown k
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
-from typing import Any
+import reprlib
+from typing import Annotated, Any, Literal, Required
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from ..errors import VlmpruneError
+from ..flow.select import check_keep
 
 
 class Refused(VlmpruneError):
@@ -39,7 +42,7 @@ def read_json(raw: bytes | bytearray) -> Any:
     if sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
         raise Refused(f"The request's JSON has more than {MOST_VALUES:,} values; send a smaller one.", 413)
     try:
-        body = json.loads(raw, object_pairs_hook=_object, parse_constant=_constant)
+        body = json.loads(raw, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         if isinstance(error, Refused):
             raise
@@ -55,10 +58,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _constant(name: str) -> Any:
-    raise Refused(f"The request holds {name}, which is not a number in JSON; leave it out.")
-
-
 def _check_depth(value: Any, left: int) -> None:
     if not isinstance(value, dict | list):
         return
@@ -71,188 +70,170 @@ def _check_depth(value: Any, left: int) -> None:
 # -- kinds of values ---------------------------------------------------------------------------------------------------
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+def _writable(text: str) -> str:
+    text.encode()  # JSON's escapes may leave half a surrogate pair
+    return text
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number, of at most 64 bits where it is whole."""
-    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _text(value: Any) -> bool:
-    """A text that can be written; JSON's escapes may leave half a surrogate pair."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _list_of(kind: Callable[[Any], bool], most: int = MOST_VALUES) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and len(value) <= most and all(map(kind, value))
-
-
-def _map_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
-
-
-def _having(**kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Objects of these keys and no others."""
-    return lambda value: (
-        isinstance(value, dict)
-        and value.keys() <= kinds.keys()
-        and all(one is None or kinds[name](one) for name, one in value.items())
-    )
-
-
-def _any_of(*kinds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: any(kind(value) for kind in kinds)
-
-
-def _up_to(most: int) -> Callable[[Any], bool]:
-    """Whole numbers that the engine can take at their word: it makes as many of something."""
-    return lambda value: _whole(value) and -1 <= value <= most
-
-
-def _schema(value: Any) -> bool:
+def _closed(schema: Any) -> Any:
     """A JSON schema, an object or its text, that refers to nothing outside of itself."""
-    if not isinstance(value, str):
-        return isinstance(value, dict | bool) and _closed(value)
-    try:
-        return _schema(read_json(value.encode()))
-    except (Refused, UnicodeEncodeError):
-        return False
+    left = [read_json(schema.encode()) if isinstance(schema, str) else schema]
+    if not isinstance(left[0], dict | bool):
+        raise ValueError("a JSON schema is an object")
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            left += one.values()
+            outside = [one.get(name, "#") for name in ("$ref", "$dynamicRef", "$recursiveRef")]
+            if not all(isinstance(ref, dict | list) or str(ref).startswith("#") for ref in outside):
+                raise ValueError("a JSON schema must not refer to the outside")
+    return schema
 
 
-def _closed(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_closed, value))
-    if not isinstance(value, dict):
-        return True
-    outside = [value[name] for name in ("$ref", "$dynamicRef", "$recursiveRef") if name in value]
-    return all(isinstance(one, dict | list) or str(one).startswith("#") for one in outside) and all(
-        map(_closed, value.values())
-    )
+Text = Annotated[str, AfterValidator(_writable)]
+Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Schema = Annotated[Any, AfterValidator(_closed)]
 
 
-_FUNCTION = _having(name=_text, description=_text, parameters=_schema, strict=_flag)
-_FORMAT = _having(name=_text, description=_text, schema=_schema, strict=_flag)
+def _up_to(most: int) -> Any:
+    """Whole numbers that the engine can take at their word: it makes as many of something."""
+    return Annotated[int, Field(ge=-1, le=most)]
 
-# OpenAI's fields, and vLLM's for sampling. Not among them: chat_template, chat_template_kwargs, documents,
+
+def _list_of(kind: Any, most: int = MOST_VALUES) -> Any:
+    return Annotated[list[kind], Field(fail_fast=True, max_length=most)]
+
+
+def _map_of(kind: Any) -> Any:
+    values = TypeAdapter(_list_of(kind), config=ConfigDict(strict=True))
+
+    def checked(given: dict[str, Any]) -> dict[str, Any]:
+        values.validate_python(list(given.values()))
+        return given
+
+    return Annotated[dict[str, Any], AfterValidator(checked)]
+
+
+def _having(required: dict[str, Any] | None = None, **others: Any) -> Any:
+    """Objects of these keys and no others; those that are not required may be null."""
+    made: Any = {name: Required[kind] for name, kind in (required or {}).items()}
+    made |= {name: kind | None for name, kind in others.items()}
+    known = TypedDict("Known", made, total=False)  # type: ignore[misc]
+
+    def named(given: Any) -> Any:
+        """The first unknown key ends it: the schema would collect an error for each of them."""
+        unknown = next((name for name in given if name not in made), None) if isinstance(given, dict) else None
+        if unknown is not None:
+            raise ValueError(f"{unknown!r:.60} is unknown")
+        return given
+
+    return Annotated[with_config(ConfigDict(extra="forbid", strict=True))(known), BeforeValidator(named)]
+
+
+_FUNCTION = _having(name=Text, description=Text, parameters=Schema, strict=bool)
+_FORMAT = _having(name=Text, description=Text, schema=Schema, strict=bool)
+_CALL = _having(id=Text, type=Text, function=_having(name=Text, arguments=Text), index=Whole)
+
+
+def _part(kind: str, content: Any) -> Any:
+    """What a part holds stands in the field of its own type."""
+    return _having({"type": Literal[kind], kind: content})
+
+
+_PART: Any = Annotated[
+    _part("text", Text) | _part("image_url", _having({"url": Text}, detail=Text)) | _part("image_embeds", Any),
+    Field(discriminator="type"),
+]
+
+
+def _message(*roles: str, **more: Any) -> Any:
+    return _having({"role": Literal[roles]}, content=Text | _list_of(_PART), name=Text, **more)
+
+
+_MESSAGE: Any = Annotated[
+    _message("system", "developer", "user")
+    | _message("assistant", tool_calls=_list_of(_CALL), reasoning=Text, reasoning_content=Text)
+    | _message("tool", tool_call_id=Text),
+    Field(discriminator="role"),
+]
+
+# OpenAI's fields, vLLM's for sampling, and our own. Not among them: chat_template, chat_template_kwargs, documents,
 # mm_processor_kwargs, media_io_kwargs, kv_transfer_params, ec_transfer_params, vllm_xargs, logits_processors, priority,
 # request_id, functions, audio, prediction, web_search_options.
-FIELDS: dict[str, Callable[[Any], bool]] = {
+REQUEST = TypeAdapter(_having(
+    {"messages": Annotated[_list_of(_MESSAGE), Field(min_length=1)]},
+    vlmprune=_having(
+        keep=Annotated[int | float, Field(le=2**31), AfterValidator(check_keep)],
+        exit_at=Annotated[float, Field(ge=0, le=1)],
+    ),
     **dict.fromkeys(
         ("temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
          "length_penalty"),
-        is_number,
+        Number,
     ),
     **dict.fromkeys(
         ("max_tokens", "max_completion_tokens", "seed", "top_k"),
-        _whole,
+        Whole,
     ),
-    "n": _up_to(MOST_ANSWERS),
+    n=_up_to(MOST_ANSWERS),
     **dict.fromkeys(("top_logprobs", "prompt_logprobs"), _up_to(MOST_LOGPROBS)),
-    "min_tokens": _up_to(2**20),
+    min_tokens=_up_to(2**20),
     **dict.fromkeys(
         ("stream", "logprobs", "parallel_tool_calls", "store", "ignore_eos", "include_stop_str_in_output",
          "skip_special_tokens", "spaces_between_special_tokens", "use_beam_search", "echo", "add_generation_prompt",
          "continue_final_message", "add_special_tokens", "include_reasoning", "return_tokens_as_token_ids",
          "return_token_ids"),
-        _flag,
+        bool,
     ),
     **dict.fromkeys(
         ("model", "user", "reasoning_effort", "service_tier", "cache_salt", "safety_identifier", "prompt_cache_key",
          "verbosity"),
-        _text,
+        Text,
     ),
-    "stop": _any_of(_text, _list_of(_text, MOST_STOPS)),
-    "bad_words": _list_of(_text, MOST_STOPS),
-    "modalities": lambda value: value == ["text"],
-    "stop_token_ids": _list_of(_whole, MOST_STOPS),
-    "allowed_token_ids": _list_of(_whole),
-    "logit_bias": _map_of(is_number),
-    "metadata": _map_of(_text),
-    "stream_options": _having(include_usage=_flag, continuous_usage_stats=_flag, include_obfuscation=_flag),
-    "response_format": _having(type=_text, json_schema=_FORMAT),
-    "structured_outputs": _having(
-        json=_schema, regex=_text, choice=_list_of(_text), grammar=_text, json_object=_flag
-    ),
-    "tools": _list_of(_having(type=_text, function=_FUNCTION)),
-    "tool_choice": _any_of(_text, _having(type=_text, function=_having(name=_text))),
-}  # fmt: skip
-
-_CALL = _having(id=_text, type=_text, function=_having(name=_text, arguments=_text), index=_whole)
-_MESSAGE: dict[str, Callable[[Any], bool]] = {"role": _text, "name": _text}
-MESSAGES: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "system": _MESSAGE,
-    "developer": _MESSAGE,
-    "user": _MESSAGE,
-    "assistant": {**_MESSAGE, "tool_calls": _list_of(_CALL), "reasoning": _text, "reasoning_content": _text},
-    "tool": {**_MESSAGE, "tool_call_id": _text},
-}
-# What a part holds stands in the field of its own type.
-PARTS: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "text": {"type": _text, "text": _text},
-    "image_url": {"type": _text, "image_url": lambda value: isinstance(value, dict)},
-    "image_embeds": {"type": _text, "image_embeds": lambda value: True},
-}
+    stop=Text | _list_of(Text, MOST_STOPS),
+    bad_words=_list_of(Text, MOST_STOPS),
+    modalities=_list_of(Literal["text"], 1),
+    stop_token_ids=_list_of(Whole, MOST_STOPS),
+    allowed_token_ids=_list_of(Whole),
+    logit_bias=_map_of(Number),
+    metadata=_map_of(Text),
+    stream_options=_having(include_usage=bool, continuous_usage_stats=bool, include_obfuscation=bool),
+    response_format=_having(type=Text, json_schema=_FORMAT),
+    structured_outputs=_having(json=Schema, regex=Text, choice=_list_of(Text), grammar=Text, json_object=bool),
+    tools=_list_of(_having(type=Text, function=_FUNCTION)),
+    tool_choice=Text | _having(type=Text, function=_having(name=Text)),
+))  # fmt: skip
 
 
-def rebuilt(given: dict[str, Any], kinds: dict[str, Callable[[Any], bool]], what: str) -> dict[str, Any]:
-    """An object of a request, made of its known fields without the empty ones; `what` is its name in messages.
+def rebuilt(body: Any) -> dict[str, Any]:
+    """A request made of the fields that are known; its messages and parts are too.
 
     Raises:
         Refused: an unknown field, or a value that its field does not take.
     """
-    made = {}
-    for name, value in given.items():
-        if value is None or value == [] or value == {}:
-            continue
-        if name not in kinds:
-            raise Refused(f"{what} has the field {name!r:.60}, which this server does not pass on; leave it out.")
-        if not kinds[name](value):
-            raise Refused(f"{what} has {name}={value!r:.60}, which this field does not take; correct or leave it out.")
-        made[name] = value
-    return made
-
-
-def message(given: Any) -> dict[str, Any]:
-    """A message whose content is a text, a list of parts (`part`) or absent.
-
-    Raises:
-        Refused: as `rebuilt`.
-    """
-    role = given.get("role") if isinstance(given, dict) else None
-    if not isinstance(role, str) or role not in MESSAGES:
-        raise Refused(f"A message has the role {role!r:.40}; use {', '.join(MESSAGES)}.")
-    content = given.pop("content", None)
-    made = rebuilt(given, MESSAGES[role], "A message")
-    if content is None:
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+        raise Refused("The request has no messages; send an object with a list 'messages'.")
+    messages = [_filled(message) for message in body["messages"]]
+    for message in messages:
+        if isinstance(message, dict) and isinstance(message.get("content"), list):
+            message["content"] = [_filled(part) for part in message["content"]]
+    try:
+        made: dict[str, Any] = REQUEST.validate_python({**_filled(body), "messages": messages})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = ".".join(str(one) for one in first["loc"] if "[" not in str(one))  # such name the kinds of a union
+        said = f"{at or 'request':.80}={reprlib.repr(first['input'])} is not taken by this server ({first['msg']:.120})"
+        raise Refused(f"{' '.join(said.split())}; correct it or leave it out.") from None
+    for message in made["messages"]:
         # Left out where it may be: templates of Hugging Face differ in what they make of null.
-        return made if made.get("tool_calls") else {**made, "content": ""}
-    if not isinstance(content, list) and not _text(content):
-        raise Refused("A message's content must be a text or a list of parts; send one of these.")
-    return {**made, "content": [part(one) for one in content] if isinstance(content, list) else content}
-
-
-def part(given: Any) -> dict[str, Any]:
-    """A content part of a kind that cannot make an engine fetch anything; `image_url` is the address alone.
-
-    Raises:
-        Refused: another kind, an empty part, or as `rebuilt`.
-    """
-    kind = given.get("type") if isinstance(given, dict) else None
-    if not isinstance(kind, str) or kind not in PARTS:
-        raise Refused(f"A content part has the type {kind!r:.40}; send {', '.join(PARTS)}.")
-    made = rebuilt(given, PARTS[kind], "A content part")
-    if kind == "image_url" and kind in made:
-        address = rebuilt(made[kind], {"url": _text, "detail": _text}, "An image's address")
-        made[kind] = address.get("url")
-    if made.get(kind) is None:
-        raise Refused(f"A content part of type {kind!r} is empty; send {kind!r} with its content.")
+        if message.get("content") is None and not message.get("tool_calls"):
+            message["content"] = ""
     return made
+
+
+def _filled(given: Any) -> Any:
+    """An object without its empty fields."""
+    return {name: one for name, one in given.items() if one not in (None, [], {})} if isinstance(given, dict) else given

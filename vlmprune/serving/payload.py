@@ -9,11 +9,12 @@ Shapes: K kept tokens of an image, V all of them, R width of a row (`tower`).
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
+import pickle
 import pickletools
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,18 +29,8 @@ ROWS, KEPT, VISUAL, GRID = "image_embeds", "kept", "visual", "image_grid_thw"
 WHOLE = (torch.int32, torch.int64)
 FLOATING = (torch.float32, torch.float16, torch.bfloat16)
 
-# What torch.save writes of one plain tensor. Everything else that its reader knows makes something of a few bytes that
-# is larger than they are (bytearray, sparse and meta tensors), or no plain tensor (nested, quantised, Parameter).
-_GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"} | {
-    f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Int", "Long")
-}
-_OPCODES = {
-    "PROTO", "GLOBAL", "MARK", "REDUCE", "STOP", "BINPERSID", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE",
-    "BINPUT", "BINGET", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWTRUE", "NEWFALSE",
-}  # fmt: skip
 _LONGEST_PICKLE = 10_000  # bytes; that of a plain tensor has about 200
 _MOST_FILES = 64  # in its archive; that of a plain tensor has 6 to 10
-_SEND = "send base64 of torch.save(tensor)"
 
 
 class BadEmbeddings(VlmpruneError):
@@ -52,13 +43,14 @@ class Bounds:
 
     `width`: R. `visual`: V of the family's largest image. `prompt`: the tokens that a prompt may have before pruning,
     which its images share. `merge`: patches of the grid that a token has on a side, None for families without grids,
-    whose images all have V tokens.
+    whose images all have V tokens. `rows`: the K that every image must have, None for any.
     """
 
     width: int
     visual: int
     prompt: int
     merge: int | None = None
+    rows: int | None = None
 
 
 def _is_plain(value: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
@@ -86,7 +78,8 @@ def check_rows(rows: Any, width: int, most: int | None = None) -> Tensor:
         )
     if rows.dim() != 2 or not len(rows) or rows.shape[1] != width:
         raise BadEmbeddings(
-            f"The image embeddings have the shape {_shape(rows)}; send one row of {width} numbers for every token."
+            f"The image embeddings have the shape {tuple(rows.shape)!s:.80}; send one row of {width} numbers for "
+            "every token."
         )
     if most is not None and len(rows) > most:
         raise BadEmbeddings(f"The image has {len(rows)} rows, and this model's largest image has {most} tokens.")
@@ -98,52 +91,6 @@ def check_rows(rows: Any, width: int, most: int | None = None) -> Tensor:
     return rows
 
 
-def check_kept(kept: Any, rows: int, visual: int) -> Tensor:
-    """Which of an image's V tokens its rows are: [K], ascending in 0..V-1.
-
-    Raises:
-        BadEmbeddings: anything else.
-    """
-    if not _is_plain(kept, WHOLE) or kept.dim() != 1 or len(kept) != rows or visual < rows:
-        raise BadEmbeddings(
-            f"The kept indices do not fit: {rows} rows of {visual} tokens need {rows} whole numbers below {visual}."
-        )
-    # The range first: differences of numbers outside of it can overflow and come out positive.
-    inside = not bool(((kept < 0) | (kept >= visual)).any())
-    if not inside or bool((torch.diff(kept) < 1).any()):
-        raise BadEmbeddings(f"The kept indices are not ascending within 0..{visual - 1}; send what Encoder returns.")
-    return kept
-
-
-def check_grid(grid: Any, visual: int, merge: int) -> Tensor:
-    """The patches (t, h, w) of an image of V tokens.
-
-    Raises:
-        BadEmbeddings: not three whole numbers, or those of an image with another number of tokens.
-    """
-    if not _is_plain(grid, WHOLE) or tuple(grid.shape) != (3,):
-        raise BadEmbeddings(f"{GRID} is not a tensor of three whole numbers (t, h, w); send what Encoder returns.")
-    t, h, w = grid.tolist()  # Python's numbers, whose product does not overflow
-    if t != 1 or min(h, w) < merge or h % merge or w % merge or h * w != visual * merge**2:
-        raise BadEmbeddings(f"{GRID}=({t}, {h}, {w}) is not the grid of an image with {visual} visual tokens.")
-    return grid
-
-
-def check_names(names: Iterable[Any], bounds: Bounds, whole: bool = False) -> None:
-    """The names of an image's fields; `whole` as in `check_image`.
-
-    Raises:
-        BadEmbeddings: one is missing or unknown.
-    """
-    given = set(names)
-    places = set() if whole and given <= {ROWS, GRID} else {KEPT, VISUAL}
-    needed = {ROWS} | places | ({GRID} if bounds.merge is not None else set())
-    if given != needed:
-        raise BadEmbeddings(
-            f"An image's embeddings have the fields {sorted(map(str, given))!s:.80}; send {', '.join(sorted(needed))}."
-        )
-
-
 def check_image(fields: Mapping[str, Any], bounds: Bounds, whole: bool = False) -> int:
     """One image's fields, each by itself and with the others; returns V.
 
@@ -152,9 +99,18 @@ def check_image(fields: Mapping[str, Any], bounds: Bounds, whole: bool = False) 
     Raises:
         BadEmbeddings: a field is missing or unknown, or does not fit.
     """
-    check_names(fields, bounds, whole)
+    given = set(fields)
+    needed = {ROWS} if whole and given <= {ROWS, GRID} else {ROWS, KEPT, VISUAL}
+    needed |= {GRID} if bounds.merge is not None else set()
+    if given != needed:
+        raise BadEmbeddings(
+            f"An image's embeddings have the fields {sorted(map(str, given))!s:.80}; send {', '.join(sorted(needed))}."
+        )
+    rows = visual = len(check_rows(fields[ROWS], bounds.width, bounds.visual))
+    if bounds.rows not in (None, rows):
+        raise BadEmbeddings(f"The image has {rows} rows, and this server's engine takes {bounds.rows} of every image.")
     if VISUAL in fields:
-        number = fields[VISUAL]
+        number, kept = fields[VISUAL], fields[KEPT]
         if not _is_plain(number, WHOLE) or number.dim() > 1 or number.numel() != 1:
             raise BadEmbeddings("The number of visual tokens is not a tensor of one int; send what Encoder returns.")
         visual = int(number)
@@ -163,11 +119,22 @@ def check_image(fields: Mapping[str, Any], bounds: Bounds, whole: bool = False) 
             raise BadEmbeddings(
                 f"The image has {visual} visual tokens; images of this model have {least} to {bounds.visual}."
             )
-        check_kept(fields[KEPT], len(check_rows(fields[ROWS], bounds.width, visual)), visual)
-    else:
-        visual = len(check_rows(fields[ROWS], bounds.width, bounds.visual))
+        if not _is_plain(kept, WHOLE) or kept.dim() != 1 or len(kept) != rows or visual < rows:
+            raise BadEmbeddings(
+                f"The kept indices do not fit: {rows} rows of {visual} tokens need {rows} whole numbers below {visual}."
+            )
+        # Compared and not subtracted: differences of numbers far outside of the range overflow.
+        if int(kept[0]) < 0 or int(kept[-1]) >= visual or bool((kept[1:] <= kept[:-1]).any()):
+            raise BadEmbeddings(
+                f"The kept indices are not ascending within 0..{visual - 1}; send what Encoder returns."
+            )
     if bounds.merge is not None:
-        check_grid(fields[GRID], visual, bounds.merge)
+        grid, merge = fields[GRID], bounds.merge
+        if not _is_plain(grid, WHOLE) or tuple(grid.shape) != (3,):
+            raise BadEmbeddings(f"{GRID} is not a tensor of three whole numbers (t, h, w); send what Encoder returns.")
+        t, h, w = grid.tolist()  # Python's numbers, whose product does not overflow
+        if t != 1 or min(h, w) < merge or h % merge or w % merge or h * w != visual * merge**2:
+            raise BadEmbeddings(f"{GRID}=({t}, {h}, {w}) is not the grid of an image with {visual} visual tokens.")
     return visual
 
 
@@ -198,85 +165,100 @@ def decoded(text: Any) -> Tensor:
     Raises:
         BadEmbeddings: there is none.
     """
-    if not isinstance(text, str):
-        raise BadEmbeddings(f"The image embeddings are not text; {_SEND}.")
     try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise BadEmbeddings(f"The image embeddings are not base64 text; {_SEND}.") from None
-    try:
-        clean, size = _repacked(content)
-        value = torch.load(clean, weights_only=True, map_location="cpu")
+        value = _unpickled(base64.b64decode(text, validate=True))
     except BadEmbeddings:
         raise
     except Exception as error:  # UnpicklingError and whatever else a forged archive brings about
-        raise BadEmbeddings(f"The image embeddings cannot be read ({type(error).__name__}); {_SEND}.") from None
+        raise _unlike(f"cannot be read ({type(error).__name__})") from None
     if type(value) is not Tensor:
-        raise BadEmbeddings(f"The image embeddings are not a tensor; {_SEND}.")
-    # A stride of 0 shows one number as often as one likes, and torch believes the pickle about the storage's length.
-    if math.prod(value.shape) * value.element_size() > size or value.untyped_storage().nbytes() != size:
-        raise BadEmbeddings(
-            f"The image embeddings have the shape {_shape(value)}, and their file holds {size:,} bytes; {_SEND}."
-        )
+        raise _unlike("are not a tensor")
     return value
 
 
-def _repacked(content: bytes) -> tuple[io.BytesIO, int]:
-    """The archive of one plain tensor, written again, and the bytes of its numbers. Written again, because torch reads
-    archives in another way than this check, and what was checked has to be what is read."""
-    clean, size = io.BytesIO(), None
+def _unlike(what: str) -> BadEmbeddings:
+    return BadEmbeddings(f"The image embeddings {what}; send base64 of torch.save(tensor).")
+
+
+def _unpickled(content: bytes) -> Any:
+    """What the archive of one plain tensor holds. It is read here and not by torch, whose reader takes archives in
+    another way than zipfile, and knows much that makes something large of a few bytes (sparse and meta tensors) or no
+    plain tensor (nested, quantised, Parameter)."""
     if content.count(b"PK\x01\x02") > _MOST_FILES:  # before the directory is read, an object an entry
-        raise BadEmbeddings(f"The image embeddings have more files than the archive of a tensor; {_SEND}.")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(clean, "w") as again:
+        raise _unlike("have more files than the archive of a tensor")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         # torch.save does not compress; an archive that does is meant to fill the memory.
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         if not stored or sum(entry.file_size for entry in entries) > len(content):
-            raise BadEmbeddings(f"The image embeddings are compressed, or larger than their file; {_SEND}.")
-        for entry in entries:
-            if entry.filename.endswith("/data.pkl"):
-                _check_pickle(archive.read(entry) if entry.file_size <= _LONGEST_PICKLE else b"")
-            elif "/data/" in entry.filename:
-                if size is not None:
-                    raise BadEmbeddings(f"The image embeddings are more than one tensor; {_SEND}.")
-                size = entry.file_size
-            again.writestr(entry.filename, archive.read(entry))
-    if size is None:
-        raise BadEmbeddings(f"The image embeddings hold no numbers; {_SEND}.")
-    clean.seek(0)
-    return clean, size
-
-
-def _check_pickle(pickled: bytes) -> None:
+            raise _unlike("are compressed, or larger than their file")
+        files = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
+    pickled = files["data.pkl"][:_LONGEST_PICKLE]
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name not in _OPCODES or (opcode.name == "GLOBAL" and argument not in _GLOBALS):
             what = str(argument if opcode.name == "GLOBAL" else opcode.name).replace(" ", ".")
-            raise BadEmbeddings(
-                f"The image embeddings hold {what!r:.60}, which is not part of a plain tensor of float32, float16, "
-                f"bfloat16, int32 or int64; {_SEND}."
+            raise _unlike(
+                f"hold {what!r:.60}, which is not part of a plain tensor of float32, float16, bfloat16, int32 or int64"
             )
+    numbers = [data for name, data in files.items() if name.startswith("data/")]
+    if len(numbers) != 1 or files.get("byteorder", b"little") != b"little":
+        raise _unlike("are not the numbers of one tensor, the lowest byte first")
+    return _Unpickler(pickled, bytearray(numbers[0])).load()
 
 
-def _shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape[:6]))}{', ...' if tensor.dim() > 6 else ''})"
+class _Unpickler(pickle.Unpickler):
+    """Reads a pickle that consists of `_OPCODES` and `_GLOBALS`."""
+
+    def __init__(self, pickled: bytes, numbers: bytearray) -> None:
+        super().__init__(io.BytesIO(pickled))
+        self._numbers = numbers
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _GLOBALS[f"{module} {name}"]
+
+    def persistent_load(self, key: Any) -> Tensor:
+        """The storage of a tensor: all numbers of the file."""
+        _, dtype, _, _, count = key
+        if count * dtype.itemsize != len(self._numbers):
+            raise _unlike(f"have {count} numbers, and their file holds {len(self._numbers):,} bytes")
+        return torch.frombuffer(self._numbers, dtype=dtype)
 
 
-def part(fields: dict[str, Tensor] | Tensor) -> dict[str, Any]:
-    """The content part of one image: its rows alone, or with the fields that the plugin reads."""
-    if isinstance(fields, Tensor):
-        return {"type": "image_embeds", "image_embeds": encoded(fields)}
-    return {"type": "image_embeds", "image_embeds": {name: encoded(value) for name, value in fields.items()}}
+def _rebuilt(numbers: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """A view of a storage. A stride of 0 shows one number as often as one likes."""
+    if math.prod(shape) > len(numbers):
+        raise _unlike(f"have the shape {shape!s:.80}, and their file holds {numbers.nbytes:,} bytes")
+    return numbers.as_strided(shape, stride, offset)
 
 
-def checked_parts(
-    contents: Iterable[Any], bounds: Bounds, positions: str, count: int | None = None
-) -> list[dict[str, Any]]:
+# What torch.save writes of one plain tensor.
+_GLOBALS = {
+    "torch._utils _rebuild_tensor_v2": _rebuilt,
+    "collections OrderedDict": OrderedDict,  # of hooks, empty
+    "torch FloatStorage": torch.float32,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch IntStorage": torch.int32,
+    "torch LongStorage": torch.int64,
+}
+_OPCODES = {
+    "PROTO", "GLOBAL", "MARK", "REDUCE", "STOP", "BINPERSID", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE",
+    "BINPUT", "BINGET", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "NEWFALSE",
+}  # fmt: skip
+
+
+def part(fields: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The content part of one image: its fields by name, or its rows alone where there are no others."""
+    texts: Any = {name: encoded(value) for name, value in fields.items()}
+    return {"type": ROWS, ROWS: texts if len(texts) > 1 else texts[ROWS]}
+
+
+def checked_parts(contents: Iterable[Any], bounds: Bounds, positions: str) -> list[dict[str, Any]]:
     """The parts of images that a client encoded itself (`Encoder.chat_part` on its own machine), written again from
     what was read of them.
 
     Args:
-        contents: what the parts hold, of all images of a prompt. count: how many rows each must have, None for any
-            number.
+        contents: what the parts hold, of all images of a prompt.
     Raises:
         BadEmbeddings: one does not hold what an engine with these positions takes.
     """
@@ -287,10 +269,6 @@ def checked_parts(
             wanted = "a base64 text" if compact else f"an object with {ROWS!r}, {KEPT!r} and {VISUAL!r}"
             raise BadEmbeddings(f"This server keeps {positions} positions, so image_embeds must be {wanted}.")
         given = {ROWS: content} if compact else content
-        check_names(given, bounds, compact)  # before any of them is read
         images.append({name: decoded(text) for name, text in given.items()})
     check_images(images, bounds, compact)
-    for rows in [len(fields[ROWS]) for fields in images]:
-        if rows != (count or rows):
-            raise BadEmbeddings(f"The image has {rows} rows, and this server's engine takes {count} of every image.")
-    return [part(fields[ROWS] if compact else fields) for fields in images]
+    return [part(fields) for fields in images]

@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import httpx
 import jinja2
+from prometheus_client import Histogram
 
 from ..errors import VlmpruneError
 from .batch_worker import BatchWorker
-from .chat import Chat, Claim, ImagePart, Limits, check_pixels, pixels_of, unpacked
+from .chat import Chat, Claim, ImagePart, Limits, check_pixels, pixels_of
 from .encoded import Encoded, Ranking
 from .encoder import MAX_NEW_TOKENS, Encoder
 from .fields import Refused
+from .metrics import Metrics
 from .payload import BadEmbeddings
-
-if TYPE_CHECKING:
-    import httpx
-    from prometheus_client import Histogram
-
-    from .metrics import Metrics
 
 R = TypeVar("R")
 
@@ -43,19 +40,13 @@ class Pipeline:
     """An encoder behind two stages.
 
     Args:
-        fetch: a client for images on the web; None allows none. batch: the largest batch.
+        fetch: a client for images on the web. batch: the largest batch.
 
     Where a client asks for more than `MAX_NEW_TOKENS` and the guide does not end by then, it does not exit.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        limits: Limits,
-        metrics: Metrics,
-        *,
-        fetch: httpx.AsyncClient | None = None,
-        batch: int = 8,
+        self, encoder: Encoder, limits: Limits, metrics: Metrics, fetch: httpx.AsyncClient, batch: int
     ) -> None:
         self.encoder, self.limits, self.metrics, self.fetch = encoder, limits, metrics, fetch
         self._unpacking = threading.Lock()
@@ -68,30 +59,19 @@ class Pipeline:
         self._guide: BatchWorker[_Job, Ranking] = BatchWorker("guide", self._rank, **options)
         self._vision: BatchWorker[_Job, Encoded] = BatchWorker("vision tower", self._embed, **options)
 
-    @property
-    def alive(self) -> bool:
-        return self._guide.alive and self._vision.alive
-
-    def close(self) -> None:
-        """Finish what is queued."""
-        self._guide.close()
-        self._vision.close()
-
-    def _inputs(self, chats: Sequence[Chat], guide: bool) -> Mapping[str, Any]:
-        """What a processor makes of these conversations. Only here images are unpacked, by one stage at a time."""
+    def _inputs(self, jobs: list[_Job], guide: bool) -> Mapping[str, Any]:
+        """What a processor makes of their conversations. Only here images are unpacked, by one stage at a time."""
         with self._unpacking:
-            talks = [chat.talk([unpacked(image.content, self.limits) for image in chat.images]) for chat in chats]
-            return self.encoder.inputs(talks, guide=guide)
+            return self.encoder.inputs([job.chat.talk(self.limits.pixels) for job in jobs], guide=guide)
 
     def _rank(self, jobs: list[_Job]) -> list[Ranking]:
-        first = jobs[0]
-        inputs = self._inputs([job.chat for job in jobs], True)
+        inputs, first = self._inputs(jobs, True), jobs[0]
         return self.encoder.rank_inputs(inputs, max_new_tokens=first.max_new_tokens, exits=first.exits)
 
     def _embed(self, jobs: list[_Job]) -> list[Encoded]:
         rankings = [job.ranking for job in jobs if job.ranking is not None]
-        inputs = self._inputs([job.chat for job in jobs], False)
-        return self.encoder.embed_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
+        inputs = self._inputs(jobs, False)
+        return self.encoder.encode_inputs(inputs, rankings or None, [job.chat.keep for job in jobs])
 
     async def prepare(self, chat: Chat, held: Claim, pixels: Claim) -> Encoded | Ranking:
         """What the engine is handed for a request with images, or the guide's answer where that stands.
@@ -103,8 +83,7 @@ class Pipeline:
         """
         try:
             async with asyncio.timeout(self.limits.prepare):
-                if any(image.url is not None for image in chat.images):
-                    chat = await self._fetched(chat, held)
+                chat = await self._fetched(chat, held)
                 pixels.add(chat.pixels)
                 ranking = None
                 if self.encoder.guided:
@@ -122,10 +101,10 @@ class Pipeline:
             ) from None
 
     async def _result(self, stage: BatchWorker[_Job, R], job: _Job, timer: Histogram) -> R:
-        """A stage's result; whoever gives up waiting takes the work out of the queue."""
+        """A stage's result, its failures as answers for the client."""
         start = time.perf_counter()
         try:
-            result = await asyncio.wrap_future(stage.submit(job))
+            result = await stage.result(job)
         except BadEmbeddings as error:
             raise Refused(f"The {stage.name} failed: {error}", 500) from error
         except VlmpruneError:
@@ -147,18 +126,12 @@ class Pipeline:
                 content = await self._web_file(image.url, left)
                 held.add(len(content))
                 left -= len(content)
-                image = replace(image, content=content, url=None, pixels=pixels_of(content, self.limits))
+                image = ImagePart(content, pixels=pixels_of(content, self.limits))
             images.append(image)
-            check_pixels(sum(one.pixels for one in images), self.limits)
+            check_pixels(images, self.limits)
         return replace(chat, images=tuple(images))
 
     async def _web_file(self, url: str, most: int) -> bytes:
-        if self.fetch is None:
-            raise Refused(
-                "Images on the web are not fetched by this server; send the image itself as a data URL.", 403
-            )
-        import httpx
-
         content = bytearray()
         try:
             async with self.fetch.stream("GET", url) as answer:

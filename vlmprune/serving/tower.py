@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,7 +22,6 @@ from ..attention.tower import TowerReader
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import FAMILIES, Family, Media
 from ..flow.locate import SampleLayout, layouts_from_mask
-from ..flow.select import Selection
 from ..hf.arguments import image_metadata, padding_mask, to_device
 from ..methods.base import Pruner, PruningContext
 
@@ -89,7 +88,8 @@ class Tower:
     def __init__(self, model: Any, method: Pruner) -> None:
         self.family = served_family(model.config)
         self.model, self.config, self.method = model.base_model, model.config, method
-        self.width = int(self.config.get_text_config().hidden_size)
+        text = self.config.get_text_config()
+        self.width, self.longest = int(text.hidden_size), int(text.max_position_embeddings)
         levels = len(self.config.vision_config.deepstack_visual_indexes) if self.family.deepstack else 0
         self.row_width = self.width * (1 + levels)
         self._arguments = frozenset(inspect.signature(self.model.get_image_features).parameters)
@@ -115,20 +115,16 @@ class Tower:
         grids = self.family.grids(self.config, Media(image_metadata(dict(inputs)), ids, visual))
         return layouts_from_mask(visual, grids)
 
-    def features(self, inputs: Mapping[str, Any], layouts: Sequence[SampleLayout]) -> list[Tensor]:
-        """What the language model is given of the images: per sample [V, R].
-
-        Raises:
-            VlmpruneError: the tower makes another number of tokens than the prompt has.
-        """
+    def _features(self, inputs: Mapping[str, Any], counts: list[int]) -> list[Tensor]:
+        """What the language model is given of the images: per sample [V, R], of which V are expected."""
         given = {name: value for name, value in inputs.items() if name in self._arguments}
         if given.get("pixel_values") is None:
             raise VlmpruneError("The prompt has no pixel_values; pass everything the processor returns for an image.")
         out = self.model.get_image_features(**to_device(self.family.vision_tower(self.model), given))
-        rows = _rows(out.pooler_output)
-        if self.family.deepstack:
-            rows = torch.cat([rows, *map(_rows, out.deepstack_features)], dim=-1)
-        counts = [layout.count for layout in layouts]
+        levels = [out.pooler_output, *(out.deepstack_features if self.family.deepstack else ())]
+        # The rows of all images, which families give as one tensor or one an image.
+        flat = [level.flatten(0, -2) if isinstance(level, Tensor) else torch.cat(list(level)) for level in levels]
+        rows = torch.cat(flat, dim=-1)
         if len(rows) != sum(counts):
             raise VlmpruneError(
                 f"The vision tower makes {len(rows)} visual tokens and the prompt has {sum(counts)}; prepare text and "
@@ -138,43 +134,33 @@ class Tower:
 
     @torch.no_grad()
     def see(
-        self,
-        inputs: Mapping[str, Any],
-        layouts: Sequence[SampleLayout],
-        choose: Callable[[PruningContext], Selection],
-        importance: list[Tensor] | None = None,
-    ) -> tuple[list[Tensor], Selection]:
-        """The rows of every sample [V, R], and what was chosen of them.
+        self, inputs: Mapping[str, Any], layouts: list[SampleLayout], importance: list[Tensor] | None = None
+    ) -> tuple[list[Tensor], PruningContext]:
+        """The rows of every sample [V, R], and the prompt as a pruner sees it before decoder layer 0.
 
         Args:
-            choose: gets the prompt as a pruner sees it before decoder layer 0. importance: a guide's, per sample [V].
+            importance: a guide's, per sample [V].
+        Raises:
+            VlmpruneError: no pixels, or the tower makes another number of tokens than the prompt has.
         """
-        layouts = list(layouts)
         with self._lock, ExitStack() as after:
             if self._reader is not None:
                 after.callback(ProbedLayer(self._reader.module).remove)
                 self._reader.begin()
                 after.callback(self._reader.end)
-            features = self.features(inputs, layouts)
+            features = self._features(inputs, [layout.count for layout in layouts])
         vision = self._reader.take(layouts, 1) if self._reader is not None else None
         ids: Tensor = inputs["input_ids"]
         hidden = torch.zeros(*ids.shape, self.width, dtype=features[0].dtype, device=features[0].device)
         for row, (layout, own) in enumerate(zip(layouts, features, strict=True)):
             hidden[row, layout.slots.to(hidden.device)] = own[:, : self.width]
-        valid = padding_mask(inputs.get("attention_mask"), ids)
-        context = PruningContext(
+        return features, PruningContext(
             layouts=layouts,
             hidden=hidden,
             input_ids=ids,
-            valid=valid,
+            valid=padding_mask(inputs.get("attention_mask"), ids),
             layer=0,
             importance=importance,
             vision=vision,
             unpruned=layouts,
         )
-        return features, choose(context)
-
-
-def _rows(images: Tensor | Sequence[Tensor]) -> Tensor:
-    """The rows of all images, which families give as one tensor or one an image."""
-    return images.flatten(0, -2) if isinstance(images, Tensor) else torch.cat(list(images))
