@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
+from PIL import Image
 
+from ...api import Answer
 from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
@@ -14,11 +16,6 @@ from .draw import overlay
 from .engine import AskResult, Engine, MethodChoice
 from .examples import inputs
 from .page import html, offer, on_input, on_start, redraw
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ...api import Answer
 
 TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"

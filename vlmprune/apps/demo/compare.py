@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from ...errors import VlmpruneError
 from ...harness.baselines import WITH_EXIT, compared
@@ -17,9 +18,6 @@ from .draw import overlay
 from .engine import GREEDY, Engine, Send
 from .examples import inputs
 from .page import html, offer, on_start
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 TITLE = "Compare"
 SMALL_SIDE = 220  # pixels of an overlay in the grid

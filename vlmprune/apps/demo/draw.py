@@ -6,17 +6,15 @@ Shapes: V visual tokens of the image.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...accounting.report import pixel_boxes
+from ...flow.locate import ImageSpan
 from ...inputs.images import as_rgb
-
-if TYPE_CHECKING:
-    from ...flow.locate import ImageSpan
 
 SIDE = 420  # pixels of the longer side; the bundled pair's images have 112
 DARK = (16, 18, 26)

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL import Image
+from torch import Tensor
 from transformers import TextStreamer
 
 import vlmprune
@@ -23,17 +25,12 @@ from ...accounting.scores import sureness
 from ...api import Answer, unwrap_peft, wrap
 from ...errors import VlmpruneError
 from ...families import family_of
+from ...flow.locate import ImageSpan
 from ...guide.runner import Guide
 from ...harness.models import Models, make, options_of
 from ...inputs.chat import prepare, unknown_words, unknown_words_note
 from ...tiny import example
 from .attention_maps import attention_maps
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
-    from ...flow.locate import ImageSpan
 
 LONGEST_QUESTION = 2000  # characters
 MAX_NEW_TOKENS = 64

@@ -7,17 +7,15 @@ import io
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from jinja2 import Environment, FileSystemLoader
+from PIL import Image
 
 from ...errors import VlmpruneError
 from .engine import last
 from .upload import checked
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 OUR_FAULT = "Something went wrong on the server, and its log says what; try again, or with another image."
 log = logging.getLogger(__name__)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import torch
+from PIL import Image
 
 import vlmprune
 
@@ -16,16 +17,12 @@ from ...api import Answer, wrap
 from ...flow.sinks import eligible_layers
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare
+from ...sinks.report import SinkReport
+from ...sinks.sample import SampleSinks
 from .draw import overlay
 from .engine import GREEDY, Engine
 from .examples import inputs
 from .page import html, offer, on_start, redraw
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ...sinks.report import SinkReport
-    from ...sinks.sample import SampleSinks
 
 TITLE = "Sinks"
 P, RHO = 0.4, 0.5  # VAR's own defaults

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from ...errors import VlmpruneError
 from ...inputs.images import decoded
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LARGEST_FILE = 20 * 2**20  # bytes
 MOST_PIXELS = 24_000_000  # a phone's camera has 12 to 24 million
