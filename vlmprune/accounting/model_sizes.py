@@ -44,11 +44,7 @@ def read_config(path: Path) -> Any:
 
 
 def build(config: Any, dtype: torch.dtype) -> Any:
-    """The model of a config on the meta device.
-
-    Raises:
-        VlmpruneError: the config is not that of a supported vision-language model.
-    """
+    """The model of a config on the meta device; the config must be that of a supported vision-language model."""
     from transformers import AutoModelForImageTextToText
 
     try:

@@ -97,11 +97,7 @@ def identity(method: ACT, model: Any, questions: Sequence[Any]) -> dict[str, Any
 
 
 def known_scores(path: Path | None, run: dict[str, Any]) -> dict[str, float]:
-    """Scores by "none" or "layer.head" that an earlier run left in a file.
-
-    Raises:
-        VlmpruneError: the file cannot be read, or belongs to another run.
-    """
+    """Scores by "none" or "layer.head" that an earlier run with the same identity left in a file."""
     if path is None or not path.exists():
         return {}
     try:

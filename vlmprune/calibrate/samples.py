@@ -14,11 +14,7 @@ T = TypeVar("T")
 
 
 def triples(data: Iterable[Any]) -> list[Any]:
-    """Calibration data as a list of (image, question, answers).
-
-    Raises:
-        VlmpruneError: no data, or a sample of another form.
-    """
+    """Calibration data as a list of (image, question, answers); no data and samples of another form are refused."""
     samples = list(data)
     if not samples:
         raise VlmpruneError("The calibration data is empty; pass (image, question, answers) tuples.")

@@ -48,11 +48,7 @@ def planned(
     new: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """The whole plan, JSON-serialisable.
-
-    Raises:
-        VlmpruneError: a method, a budget or a config that cannot be planned.
-    """
+    """The whole plan, JSON-serialisable; methods, budgets and configs that cannot be planned are refused."""
     if dtype == "fp32" and machine.half_only:
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
     # Report bad budgets and methods before models are built.

@@ -40,11 +40,7 @@ def opened(image: Any) -> Any:
 
 
 def prepare(processor: Any, image: Any, question: str) -> Any:
-    """Model inputs for one question about one or several images.
-
-    Raises:
-        VlmpruneError: as `build_messages` and `tokenize`.
-    """
+    """Model inputs for one question about one or several images, by `build_messages` and `tokenize`."""
     talk = build_messages(image, question)
     warn_unknown_words(processor, question)
     return tokenize(processor, talk)

@@ -28,11 +28,7 @@ def suffixes() -> set[str]:
 
 
 def size_of(source: Path | IO[bytes], name: str) -> tuple[int, int]:
-    """Width and height as the header of a file says; nothing is unpacked.
-
-    Raises:
-        VlmpruneError: it is no image of an allowed format.
-    """
+    """Width and height as the header of a file of an allowed format says; nothing is unpacked."""
     with _reading(name), Image.open(source, formats=FORMATS) as opened:
         return opened.size
 

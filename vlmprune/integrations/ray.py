@@ -68,13 +68,7 @@ def map_images(
 def map_actors(
     dataset: Any, actor: type, arguments: tuple[Any, ...], *, workers: int = 1, batch_size: int | None = 1
 ) -> Any:
-    """Batches of rows through a pool of `actor(*arguments)`, each called with a batch of columns.
-
-    Args:
-        dataset: a Ray Dataset, or an iterable of rows.
-    Raises:
-        VlmpruneError: Ray is not installed.
-    """
+    """Batches of a Ray Dataset, or of an iterable of rows, through a pool of `actor(*arguments)` that take columns."""
     try:
         import ray
         import ray.data
@@ -148,11 +142,7 @@ class Asker:
 
 
 def read(value: Any) -> Any:
-    """A row's image.
-
-    Raises:
-        VlmpruneError: it is not an image, or it cannot be read.
-    """
+    """A row's image; anything else, or one that cannot be read, is refused."""
     from PIL import Image
 
     from ..inputs.images import as_rgb, decoded, read_image

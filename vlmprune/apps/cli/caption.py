@@ -104,11 +104,7 @@ def caption(
 
 
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
-    """Print the captions of a folder and the images that failed.
-
-    Raises:
-        VlmpruneError: no image could be captioned.
-    """
+    """Print the captions of a folder and the images that failed; an error if all of them did."""
     failed = [record for record in records if "error" in record]
     if len(failed) == len(records):
         raise VlmpruneError(f"none of {len(records)} images could be captioned; the first: {failed[0]['error']}")

@@ -30,11 +30,7 @@ def methods(engine: Engine) -> list[str]:
 
 
 def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> Iterator[Any]:
-    """Progress, then the image with the runs of the unpruned model, the small one alone and every method.
-
-    Raises:
-        VlmpruneError: a bad question or budget.
-    """
+    """Progress, then the image with the runs of the unpruned model, the small one alone and every method."""
     question = engine.asked(question)
     runs = compared(engine.models, methods(engine), [float(keep)])
     runs[0].name = "unpruned"

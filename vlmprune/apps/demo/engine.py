@@ -180,11 +180,7 @@ class Engine:
             gone.set()
 
     def asked(self, question: str | None) -> str:
-        """The question with its whitespace normalised.
-
-        Raises:
-            VlmpruneError: empty, or too long.
-        """
+        """The question with its whitespace normalised; an empty or too long one is refused."""
         text = " ".join((question or "").split())
         if not text:
             raise VlmpruneError("There is no question; write one about the image.")
@@ -193,11 +189,7 @@ class Engine:
         return text
 
     def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[dict[str, str] | AskResult]:
-        """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`.
-
-        Raises:
-            VlmpruneError: a bad question or setting.
-        """
+        """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`."""
         question = self.asked(question)
         method = setting.made(self.models)
 

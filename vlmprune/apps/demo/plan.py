@@ -34,11 +34,7 @@ def pairs(engine: Engine) -> dict[str, tuple[Named, Named | None]]:
 
 
 def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, words: float, new: float) -> Any:
-    """The plan of `vlmprune plan --json`, for one budget.
-
-    Raises:
-        VlmpruneError: a bad budget or number; Gradio refuses an unknown model or hardware.
-    """
+    """The plan of `vlmprune plan --json`, for one budget. (Gradio refuses an unknown model or hardware.)"""
     for what, value, least in (("Visual tokens", visual, 0), ("Text tokens", words, 1), ("New tokens", new, 1)):
         if not isinstance(value, int | float) or not least <= value <= MOST:
             raise VlmpruneError(f"{what}: {value!r} is out of range; give a number from {least} to {MOST:,}.")

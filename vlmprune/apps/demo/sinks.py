@@ -58,11 +58,7 @@ class SinkResult:
 
 
 def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> Iterator[Any]:
-    """Progress, then the sinks and the answers without and with VAR.
-
-    Raises:
-        VlmpruneError: a bad question or option.
-    """
+    """Progress, then the sinks and the answers without and with VAR."""
     question = engine.asked(question)
     method = vlmprune.VAR(p=float(p), rho=float(rho))
     yield "Reading every layer, without and with VAR"
