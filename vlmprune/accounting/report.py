@@ -5,6 +5,7 @@ Shapes: B batch, V visual tokens of a sample, K kept, L decoder layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,13 +114,18 @@ class Report:
             ) from None
         bright = as_rgb(image)
         dim = Image.blend(bright, Image.new("RGB", bright.size, (18, 18, 24)), 0.78)
-        mask = Image.new("L", bright.size)
-        pen = ImageDraw.Draw(mask)
         stays = torch.ones(span.count) if span.kept is None else torch.isin(span.positions, span.kept)
-        for box, stay in zip(pixel_boxes(span, bright.size), stays.tolist(), strict=True):
-            if stay and box is not None:
-                pen.rectangle(box, fill=255)
+        mask = painted(Image.new("L", bright.size), span, [255 if stay else None for stay in stays.tolist()])
         return Image.composite(bright, dim, mask)
+
+
+def painted(canvas: Image.Image, span: ImageSpan, colours: Iterable[Any], *, frame: int = 0) -> Image.Image:
+    """The canvas with each token's pixels in its colour, or in frames of this width; tokens of colour None are left."""
+    pen = ImageDraw.Draw(canvas)
+    for box, colour in zip(pixel_boxes(span, canvas.size), colours, strict=True):
+        if box is not None and colour is not None:
+            pen.rectangle(box, fill=None if frame else colour, outline=colour, width=frame)
+    return canvas
 
 
 def pixel_boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:

@@ -10,8 +10,8 @@ import math
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..accounting.report import painted
 from ..flow.sinks import FIRST_LAYER
-from ..flow.transfer import cell_sizes
 from ..inputs.images import as_rgb
 from .sample import SampleSinks
 
@@ -63,23 +63,10 @@ def heat_map(
     if image is not None:
         grey = as_rgb(image).convert("L").resize((SIDE, SIDE)).convert("RGB")
         canvas = Image.blend(grey, canvas, 0.35)
-    heat = Image.new("RGB", (SIDE, SIDE), LOW)
-    pen, frames = ImageDraw.Draw(heat), []
     # Finer grids come after the base grid and are drawn over it, as they show the same places in more detail.
-    for (x, y), (dx, dy), value, sink in zip(
-        span.xy.tolist(), cell_sizes(span).tolist(), values.tolist(), sinks.tolist(), strict=True
-    ):
-        if x != x:  # NaN: a newline or class token has no place
-            continue
-        box = tuple(round(v * SIDE) for v in (x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2))
-        pen.rectangle(box, fill=_colour(value / tau / 2))
-        if sink:
-            frames.append(box)
+    heat = painted(Image.new("RGB", (SIDE, SIDE), LOW), span, [_colour(value / tau / 2) for value in values.tolist()])
     heat = Image.blend(canvas, heat, 0.75) if image is not None else heat
-    pen = ImageDraw.Draw(heat)
-    for box in frames:
-        pen.rectangle(box, outline=VISUAL, width=2)
-    return heat
+    return painted(heat, span, [VISUAL if sink else None for sink in sinks.tolist()], frame=2)
 
 
 def _colour(fraction: float) -> tuple[int, ...]:
