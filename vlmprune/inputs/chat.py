@@ -114,21 +114,18 @@ def batched(processor: Any, talks: list[Any]) -> Any:
     return tokenize(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
 
 
-def unknown_words(processor: Any, question: str) -> list[str]:
-    """The words of a question that the tokenizer can only read as "unknown"."""
+def unknown_words(processor: Any, question: str) -> str:
+    """What to tell a user about words that the tokenizer can only read as "unknown"; "" where it knows all."""
     tokenizer = getattr(processor, "tokenizer", None)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if tokenizer is None or unknown is None:
-        return []
-    return [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+        return ""
+    words = [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    named = ", ".join(map(repr, words))
+    return f"The tokenizer does not know {named}; the model cannot see these words." if words else ""
 
 
 def warn_unknown_words(processor: Any, question: str) -> None:
     """Warn about words that the tokenizer does not know."""
-    if words := unknown_words(processor, question):
-        warnings.warn(unknown_words_note(words), stacklevel=5)
-
-
-def unknown_words_note(words: Sequence[str]) -> str:
-    """What to tell a user about words that the tokenizer does not know."""
-    return f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot see these words."
+    if note := unknown_words(processor, question):
+        warnings.warn(note, stacklevel=5)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 import vlmprune
-from vlmprune.apps.demo.engine import MAX_NEW_TOKENS, MethodChoice
+from vlmprune.apps.demo.engine import MAX_NEW_TOKENS, Engine, MethodChoice, last
 
 # "exit" is at any confidence.
 SETTINGS = {
@@ -32,6 +32,11 @@ def names() -> list[str]:
     from vlmprune.apps.demo.examples import examples
 
     return list(examples())
+
+
+def result(engine: Engine, *asked: Any) -> Any:
+    """What the page shows in the end."""
+    return last(engine.ask(*asked))
 
 
 @dataclass(frozen=True)

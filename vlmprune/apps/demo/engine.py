@@ -28,7 +28,7 @@ from ...families import family_of
 from ...flow.locate import ImageSpan
 from ...guide.runner import Guide
 from ...harness.models import Models, make, options_of
-from ...inputs.chat import prepare, unknown_words, unknown_words_note
+from ...inputs.chat import prepare, unknown_words
 from ...tiny import example
 from .attention_maps import attention_maps
 
@@ -147,7 +147,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Answer a bundled question, so that the first visitor does not wait for one-time set-up."""
-        self.run(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv"))
+        last(self.ask(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv")))
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
         """Yield what `work(send)` sends, as it is sent; `work` runs in its own thread and holds the lock.
@@ -202,17 +202,11 @@ class Engine:
                     listener = Listener(models.processor, side, said, send)
                     answers.append(pruned.ask(image, question, streamer=listener, **GREEDY))
             attention = attention_maps(models.model, prepare(models.processor, image, question))
-            words = unknown_words(models.processor, question)
-            notes = [unknown_words_note(words)] if words else []
-            notes += answers[1].report.notes
+            unknown = unknown_words(models.processor, question)
+            notes = [*([unknown] if unknown else []), *answers[1].report.notes]
             send(AskResult(image, question, answers[0], answers[1], self._small(image, question), attention, notes))
 
         return self.stream(work)
-
-    def run(self, image: Image.Image, question: str, setting: MethodChoice) -> AskResult:
-        """The result of `ask`, without the answers so far."""
-        found: AskResult = last(self.ask(image, question, setting))
-        return found
 
     def _small(self, image: Image.Image, question: str) -> Small | None:
         """Ask the small model alone, if there is one."""
