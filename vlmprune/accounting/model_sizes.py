@@ -19,11 +19,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def read_config(path: Path) -> Any:
-    """A transformers config from a folder with a config.json, or from that file.
-
-    Raises:
-        VlmpruneError: no such file, not JSON, or a config that transformers does not know.
-    """
+    """A transformers config from a folder with a config.json, or from that file."""
     from transformers import CONFIG_MAPPING
 
     file = path / "config.json" if path.is_dir() else path

@@ -10,19 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..accounting.scores import exact_match
 from ..api import PrunedModel, unwrap_peft, wrap
 from ..errors import VlmpruneError
 from ..families import family_of
 from ..hf.hooks import HANDLE
-from ..methods.act import ActEditor
+from ..methods.act import ACT, ActEditor
 from ..methods.none import Unpruned
 from .samples import progress, triples
-
-if TYPE_CHECKING:
-    from ..methods.act import ACT
 
 
 def calibrate(
@@ -50,9 +47,8 @@ def calibrate(
     Raises:
         VlmpruneError: no data, no processor, or a file of another run.
     """
-    handle = model if isinstance(model, PrunedModel) else None
-    if handle is not None:
-        model, processor = handle.model, processor if processor is not None else handle.processor
+    if isinstance(model, PrunedModel):
+        model, processor = model.model, model.processor if processor is None else processor
     if processor is None:
         raise VlmpruneError("calibrate() asks the model questions; pass processor=, the model's processor.")
     questions = triples(data)

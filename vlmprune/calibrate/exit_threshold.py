@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from torch import Tensor
 from ..accounting.scores import exact_match, sureness
 from ..api import wrap
 from ..errors import VlmpruneError
+from ..methods.sgl import SGL
 from .samples import progress, triples
-
-if TYPE_CHECKING:
-    from ..methods.sgl import SGL
 
 MOST_THRESHOLDS = 100  # of a curve, at evenly spaced fractions of exits
 _Z = 1.96  # of a 95 % interval
@@ -129,11 +127,7 @@ def calibrate(
 def _ask(
     model: Any, processor: Any, sample: Any, ways: Sequence[Any], score: Any, cost: str, generation: dict[str, Any]
 ) -> tuple[float, list[tuple[float, float]]]:
-    """A sample's exit score, and for each way how right the answer is and what it cost.
-
-    Args:
-        ways: unpruned, the guide alone, then budgets, whose cost includes the guide's.
-    """
+    """A sample's exit score, and how right and how costly each way is; that of a budget includes the guide."""
     image, question, truths = sample
     answers = []
     for way in ways:

@@ -22,9 +22,6 @@ def opened(image: Any) -> Any:
     """Images read from their paths; anything that is not a path is left to `build_messages`.
 
     Only for what the caller's own program passes: a path that a stranger sent would be read too.
-
-    Raises:
-        VlmpruneError: a file that is missing or no image, a video, or a web address.
     """
     if isinstance(image, list | tuple):
         return [opened(one) for one in image]
@@ -47,11 +44,7 @@ def prepare(processor: Any, image: Any, question: str) -> Any:
 
 
 def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
-    """One question about one or several images, as chat templates take it.
-
-    Raises:
-        VlmpruneError: no image, something else in its place, or an empty question.
-    """
+    """One question about one or several images, as chat templates take it; anything else in their place is refused."""
     images = list(image) if isinstance(image, list | tuple) else [image]
     for one in images:
         if not isinstance(one, Image.Image):

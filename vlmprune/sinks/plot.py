@@ -26,12 +26,7 @@ Box = tuple[int, int, int, int]
 def draw(
     one: SampleSinks, dims: tuple[int, ...], tau: float, image: Image.Image | None, number: int, layer: int | None
 ) -> Image.Image:
-    """The three panels side by side, RGB.
-
-    Args:
-        one: what was found in the sample. dims, tau: of the report.
-        image, number, layer: those of `SinkReport.plot`, checked.
-    """
+    """The three panels side by side, RGB; `image`, `number` and `layer` are those of `SinkReport.plot`, checked."""
     sheet = Image.new("RGB", (MARGIN * 4 + SIDE + 2 * PANEL, SIDE + TITLE + MARGIN + 8), PAPER)
     pen = ImageDraw.Draw(sheet)
     first = min(FIRST_LAYER, one.layers - 1)
