@@ -6,7 +6,7 @@ The paper keeps the heads in which calibration helps; its code holds only the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,13 @@ def calibrate(
         scores = [(score or exact_match)(text, right) for text, (_, _, right) in zip(answers, questions, strict=True)]
         return sum(scores) / len(scores)
 
-    run = identity(method, plain, questions)
+    run = {  # what a run must have in common with the one it goes on from
+        "beta": method.beta,
+        "threshold": method.threshold,
+        "model": plain.config.model_type,
+        "layers": plain.config.get_text_config().num_hidden_layers,
+        "questions": [question for _, question, _ in questions],
+    }
     path = Path(path) if path is not None else None
     scores = known_scores(path, run)
     tried = {"none": Unpruned()} | {f"{layer}.{head}": replace(method, heads=((layer, head),)) for layer, head in heads}
@@ -79,17 +85,6 @@ def calibrate(
                     part.write_text(json.dumps({"run": run, "scores": scores}, indent=2) + "\n")
                     part.replace(path)
     return replace(method, heads=[head for head in heads if scores[f"{head[0]}.{head[1]}"] > scores["none"]])
-
-
-def identity(method: ACT, model: Any, questions: Sequence[Any]) -> dict[str, Any]:
-    """What a run must have in common with the one it goes on from."""
-    return {
-        "beta": method.beta,
-        "threshold": method.threshold,
-        "model": model.config.model_type,
-        "layers": model.config.get_text_config().num_hidden_layers,
-        "questions": [question for _, question, _ in questions],
-    }
 
 
 def known_scores(path: Path | None, run: dict[str, Any]) -> dict[str, float]:

@@ -103,7 +103,10 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         if image.mode == "F" or image.mode.startswith("I"):
             return _grey(turned, image, name)
         if image.mode == "LAB":
-            return _from_lab(turned)
+            profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(turned, *profiles, outputMode="RGB")
+            assert converted is not None  # only a transform in place gives nothing
+            return converted
         return _on_white(turned)
 
 
@@ -150,10 +153,3 @@ def _grey(image: Image.Image, opened: Image.Image, name: str) -> Image.Image:
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
-    assert converted is not None  # only a transform in place gives nothing
-    return converted

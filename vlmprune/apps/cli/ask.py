@@ -50,8 +50,7 @@ def ask(
     shown, text = prompt(image, question)
     method = method or default_method(model, guide)
     budget: dict[str, Any] = {"keep": keep, "layer": layer, "exit_at": exit_at}
-    if overlay is not None:
-        writable_image(overlay, source=image)
+    writable_image(overlay, source=image)
     with quiet():
         make(method, guide=guide, **budget)  # report bad options before loading anything
         with spinner("loading"):

@@ -66,10 +66,9 @@ def caption(
     folder = image is not None and image.is_dir()
     if not folder and out is not None:
         raise VlmpruneError("--out is for the captions of a folder; leave it out, or name a folder")
-    if overlay is not None:
-        if folder:
-            raise VlmpruneError("--overlay is for one image; leave it out, or name an image instead of the folder")
-        writable_image(overlay, source=image)
+    if folder and overlay is not None:
+        raise VlmpruneError("--overlay is for one image; leave it out, or name an image instead of the folder")
+    writable_image(overlay, source=image)
     if (aggregator is None) != (aggregator_model is None):
         raise VlmpruneError("--aggregator and --aggregator-model belong together; give both or neither")
     shown: Any = None if folder else prompt(image, "Describe it.")[0]

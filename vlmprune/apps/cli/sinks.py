@@ -35,8 +35,7 @@ def sinks(
 ) -> None:
     """Find the attention sinks of an image: how many, in which layers, and how much attention they take."""
     shown, text = prompt(image, question or (None if image is None else DEFAULT_QUESTION))
-    if plot is not None:
-        writable_image(plot, source=image)
+    writable_image(plot, source=image)
     import vlmprune
 
     from ...hf.arguments import to_device

@@ -15,7 +15,7 @@ from ...harness.format import milliseconds, percent
 from ...harness.measure import MethodRun, interleaved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import GREEDY, Engine, Send
+from .engine import GREEDY, Engine
 from .examples import inputs
 from .page import html, offer, on_start
 
@@ -34,17 +34,14 @@ def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> I
     question = engine.asked(question)
     runs = compared(engine.models, methods(engine), [float(keep)])
     runs[0].name = "unpruned"
-
-    def work(send: Send) -> None:
-        for done, run in enumerate(runs):
-            send(f"{done} of {len(runs)} methods have answered")
-            try:
+    for done, run in enumerate(runs):
+        yield f"{done} of {len(runs)} methods have answered"
+        try:
+            with engine.alone:
                 interleaved([run], [([image], [question])], **GREEDY)
-            except VlmpruneError as error:
-                run.error = str(error)
-        send((image, runs))
-
-    return engine.stream(work)
+        except VlmpruneError as error:
+            run.error = str(error)
+    yield image, runs
 
 
 def build(engine: Engine) -> None:

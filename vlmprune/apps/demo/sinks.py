@@ -145,9 +145,9 @@ def by_layer(found: SinkResult) -> str:
     taken = [(f"layer {i}", fraction, f"{fraction:.1%}") for i, fraction in enumerate(fractions)]
     heads = [(f"layer {i}", float(len(found)), str(len(found))) for i, found in enumerate(one.gated_heads)]
     dims = ", ".join(map(str, found.report.dims)) or "none"
-    titles = (
-        f"Sinks a layer (sink dimensions: {dims})",
-        "Of the attention to the image, fraction on visual sinks (mean over heads)",
-        "Heads that VAR changes",
-    )
-    return str(html.grid([html.bars(title, rows) for title, rows in zip(titles, (sinks, taken, heads), strict=True)]))
+    bars = [
+        html.bars(f"Sinks a layer (sink dimensions: {dims})", sinks),
+        html.bars("Of the attention to the image, fraction on visual sinks (mean over heads)", taken),
+        html.bars("Heads that VAR changes", heads),
+    ]
+    return str(html.grid(bars))
