@@ -22,7 +22,7 @@ import vlmprune
 from tests.support.grid import only_full
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
-from vlmprune.apps.demo.engine import Engine, MethodChoice
+from vlmprune.apps.demo.engine import Engine
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
 from vlmprune.inputs.chat import prepare
@@ -220,7 +220,7 @@ def test_every_way_to_ask_refuses_it() -> None:
         "captioner": lambda: VisionModel(large, processor).probability([RED], [bad], yes="yes", no="no"),
         "sinks": lambda: vlmprune.find_sinks(large, **prepare(processor, RED, bad)),
         "demo": lambda: list(
-            Engine(load_models(None, None, trust_remote_code=False)).ask(RED, bad, MethodChoice("uniform", 0.5))
+            Engine(load_models(None, None, trust_remote_code=False)).ask(RED, bad, "uniform", 0.5)
         ),
     }
     for way in ways.values():

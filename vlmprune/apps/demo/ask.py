@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from ...api import Answer
 from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import AskResult, Engine, MethodChoice
+from .engine import AskResult, Engine
 from .examples import inputs
 from .page import html, offer, on_input, on_start, redraw
 
@@ -55,13 +54,9 @@ def build(engine: Engine) -> None:
     state = gr.State(None)
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
-    def asked(image: Image.Image, question: str, method: str, keep: float, exit_at: float | None) -> Iterator[Any]:
-        # float: the slider's 1 means all tokens, not one token.
-        return engine.ask(image, question, MethodChoice(method, float(keep), exit_at))
-
     on_start(
         go,
-        lambda image, text, method, keep, early, sure: asked(image, text, method, keep, sure if early else None),
+        lambda image, text, method, keep, early, sure: engine.ask(image, text, method, keep, sure if early else None),
         shown,
         [*given, method, keep, early, sure],
         [alert, answers, cost, images, state],
@@ -70,7 +65,7 @@ def build(engine: Engine) -> None:
         show_progress_on=answers,
     )
     redraw(looked, state, [layer, heat], images)
-    offer("ask", asked, AskResult.to_dict, [*given, method, keep, gr.Number(None, visible=False)], ABOUT)
+    offer("ask", engine.ask, AskResult.to_dict, [*given, method, keep, gr.Number(None, visible=False)], ABOUT)
 
 
 def shown(news: dict[str, str] | AskResult, layer: int, heat: str) -> tuple[Any, ...]:

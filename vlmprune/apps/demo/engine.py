@@ -43,20 +43,6 @@ class _Gone(BaseException):
 
 
 @dataclass(frozen=True)
-class MethodChoice:
-    """A method with its options; options that the method does not take are left out."""
-
-    method: str
-    keep: float | int | None = None
-    exit_at: float | None = None
-
-    def made(self, models: Models) -> Any:
-        """The method object."""
-        takes = options_of(self.method)
-        return make(self.method, models, **{name: getattr(self, name) for name in ("keep", "exit_at") if name in takes})
-
-
-@dataclass(frozen=True)
 class Small:
     """The small model alone: its answer, confidence and consistency, and its attention (SGL's ranking).
 
@@ -147,7 +133,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Answer a bundled question, so that the first visitor does not wait for one-time set-up."""
-        last(self.ask(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv")))
+        last(self.ask(*example(), "sgl" if self.models.small is not None else "fastv", keep=0.25))
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
         """Yield what `work(send)` sends, as it is sent; `work` runs in its own thread and holds the lock.
@@ -188,16 +174,22 @@ class Engine:
             raise VlmpruneError(f"The question has {len(text):,} characters; use at most {LONGEST_QUESTION:,}.")
         return text
 
-    def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[dict[str, str] | AskResult]:
-        """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`."""
-        question = self.asked(question)
-        method = setting.made(self.models)
+    def ask(
+        self, image: Image.Image, question: str, method: str, keep: float, exit_at: float | None = None
+    ) -> Iterator[dict[str, str] | AskResult]:
+        """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`.
+
+        Options that the method does not take are left out.
+        """
+        question, takes = self.asked(question), options_of(method)
+        given = {"keep": float(keep), "exit_at": exit_at}  # float: the slider's 1 means all tokens, not one token
+        pruner = make(method, self.models, **{name: value for name, value in given.items() if name in takes})
 
         def work(send: Send) -> None:
             models, answers = self.models, []
             said = {"unpruned": "", "pruned": ""}
             send(dict(said))
-            for side, made in zip(said, (make("none"), method), strict=True):
+            for side, made in zip(said, (make("none"), pruner), strict=True):
                 with wrap(models.model, made, processor=models.processor) as pruned:
                     listener = Listener(models.processor, side, said, send)
                     answers.append(pruned.ask(image, question, streamer=listener, **GREEDY))
