@@ -92,8 +92,8 @@ def _square(vision: Any) -> int | None:
 def tokens_per_image(config: Any) -> int:
     """Visual tokens of an image of the usual size (a tile, where images are cut into tiles)."""
     for name in ("image_seq_length", "image_seq_len", "mm_tokens_per_image", "num_image_tokens"):
-        if isinstance(getattr(config, name, None), int):
-            return int(getattr(config, name))
+        if isinstance(tokens := getattr(config, name, None), int):
+            return tokens
     if getattr(config.vision_config, "spatial_merge_size", None):
         return 1024  # of an image of 896 x 896 pixels, in patches of 14 merged by 2 x 2
     patches = _square(config.vision_config) or 576

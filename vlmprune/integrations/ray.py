@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
 from ..errors import VlmpruneError
+from ..harness.measure import MethodRun
+from ..harness.models import load_models, make
+from ..inputs.images import as_rgb, decoded, read_image
+from ..methods.base import Method
+from ..methods.guided import Guided
 
 PASSED = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HUB_OFFLINE")  # of this process's environment, to the actors
 
@@ -48,10 +56,6 @@ def map_images(
     Raises:
         VlmpruneError: Ray is not installed, or the method and its options do not fit.
     """
-    from ..harness.models import make
-    from ..methods.base import Method
-    from ..methods.guided import Guided
-
     if isinstance(method, str):
         make(method, **options)  # errors are raised here and not by an actor
     elif not isinstance(method, Method) or options:
@@ -74,8 +78,6 @@ def map_actors(
         import ray.data
     except ImportError:
         raise VlmpruneError("This needs the package ray; install vlmprune[ray].") from None
-    import torch
-
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise VlmpruneError(f"workers must be an int >= 1, got {workers!r}.")
     if not ray.is_initialized():
@@ -110,9 +112,6 @@ class Asker:
     """One actor of `map_images`: loads the models on its own machine, then answers batch after batch."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        from ..harness.measure import MethodRun
-        from ..harness.models import load_models, make
-
         self.settings = settings
         models = load_models(settings["model"], settings["guide"], trust_remote_code=settings["trust_remote_code"])
         method = settings["method"]
@@ -143,10 +142,6 @@ class Asker:
 
 def read(value: Any) -> Any:
     """A row's image; anything else, or one that cannot be read, is refused."""
-    from PIL import Image
-
-    from ..inputs.images import as_rgb, decoded, read_image
-
     if isinstance(value, str):
         return read_image(Path(value))
     if isinstance(value, bytes):
