@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from ..errors import VlmpruneError
-
-T = TypeVar("T")
 
 
 def triples(data: Iterable[Any]) -> list[Any]:
@@ -26,7 +24,7 @@ def triples(data: Iterable[Any]) -> list[Any]:
     return samples
 
 
-def progress(items: Collection[T], what: str) -> Iterable[T]:
+def progress(items: Collection[Any], what: str) -> Iterable[Any]:
     """A bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     return track(items, what, console=console, transient=True, disable=not console.is_terminal)

@@ -82,8 +82,7 @@ def user_turn(images: Sequence[Image.Image], question: str) -> list[dict[str, An
 def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
     """Model inputs of a conversation, or of a list of them with the `options` that batches need.
 
-    Raises:
-        VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
+    Texts with a token that marks an image or a video, and what the processor refuses, raise.
     """
     if not hasattr(processor, "apply_chat_template"):
         raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")

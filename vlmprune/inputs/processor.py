@@ -47,10 +47,9 @@ class MissingVideo(PushToHubMixin):
 
 
 def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
-    """A model's processor, from a folder or the Hub.
+    """A model's processor, from a folder or the Hub; where torchvision does not load, without its video part.
 
-    Where torchvision is missing or broken, a processor with a video part is put together without it: from the
-    tokenizer, the image processor that works on Pillow, and the chat template. It asks about images as the whole one.
+    Such a processor is put together from the tokenizer, the image processor that works on Pillow, and the template.
 
     Raises:
         VlmpruneError: it cannot be loaded; where a package is missing, the sentence names it and how to install it.

@@ -79,7 +79,7 @@ def served(
 ) -> Iterator[tuple[str, str | None]]:
     """Serve the page within the block; yields its local address, and the public one with `share`."""
     check_gradio()
-    from .theme import CSS, SCRIPT, theme
+    from .page import CSS, SCRIPT, theme
     from .upload import LARGEST_FILE
 
     with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as uploads:

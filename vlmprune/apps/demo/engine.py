@@ -1,7 +1,7 @@
 """The engine owns the models: one visitor at a time uses them, and results come out as a stream.
 
 A wrapped model carries the method of whoever wrapped it last, and SGL runs two models for one answer: one lock stands
-before all of them, so that no user ever meets another's method or state.
+before all of them, so that no user ever meets another's method or state. Shapes: V visual tokens of an image.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import TextStreamer
@@ -23,14 +24,21 @@ import vlmprune
 
 from ...accounting.scores import sureness
 from ...api import Answer, unwrap_peft, wrap
+from ...attention.observer import AttentionObserver
+from ...attention.probe import AttentionCall
 from ...errors import VlmpruneError
 from ...families import family_of
-from ...flow.locate import ImageSpan
+from ...flow.locate import ImageSpan, last_valid
+from ...flow.prompt_state import PromptState
+from ...flow.score import visual_columns
 from ...guide.runner import Guide
 from ...harness.models import Models, make, options_of
+from ...hf.arguments import to_device
 from ...inputs.chat import prepare, unknown_words
+from ...methods.none import Unpruned
+from ...runtime.call_lock import attached
+from ...runtime.session import Session
 from ...tiny import example
-from .attention_maps import attention_maps
 
 LONGEST_QUESTION = 2000  # characters
 MAX_NEW_TOKENS = 64
@@ -44,10 +52,7 @@ class _Gone(BaseException):
 
 @dataclass(frozen=True)
 class Small:
-    """The small model alone: its answer, confidence and consistency, and its attention (SGL's ranking).
-
-    `importance` [V] lies on `span`, the small model's own grid.
-    """
+    """The small model alone: answer, confidence, consistency, and SGL's ranking: `importance` [V] on its own `span`."""
 
     text: str
     confidence: float
@@ -98,6 +103,32 @@ class AskResult:
         if self.small is not None:
             record["small"] = {name: getattr(self.small, name) for name in ("text", "confidence", "consistency")}
         return record | {"notes": self.notes}
+
+
+class AttentionRecorder(AttentionObserver):
+    """Keeps, by layer, the attention of the last prompt token to each visual token, mean over heads: [V]."""
+
+    def __init__(self, *, causal: bool) -> None:
+        self.causal = causal
+        self.found: dict[int, Tensor] = {}
+
+    def prompt(self, state: PromptState) -> None:
+        self.state = state
+
+    def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
+        rows = last_valid(self.state.valid).to(call.query.device)[:, None]
+        received = call.weights(rows, causal=self.causal).mean(dim=1)[:, 0]
+        self.found[layer] = visual_columns(received, self.state.layouts)[0].cpu()
+
+
+def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
+    """By decoder layer that sees the image: attention of the last prompt token to the visual tokens [V]."""
+    plain = unwrap_peft(model)
+    family = family_of(plain)
+    recorder = AttentionRecorder(causal=not family.cross_attention)
+    with attached(Session(plain, family, Unpruned(), [recorder])), torch.no_grad():
+        plain(**to_device(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
+    return recorder.found
 
 
 class Listener(TextStreamer):

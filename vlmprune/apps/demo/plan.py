@@ -10,7 +10,7 @@ import gradio as gr
 from ...accounting.hardware import HARDWARE
 from ...errors import VlmpruneError
 from ...harness.format import amount, percent
-from ...harness.plan_rows import Named, llava_config, planned, usual_methods, verdict_in_words
+from ...harness.plan_rows import Named, in_ms, llava_config, planned, usual_methods, verdict_in_words
 from .engine import Engine
 from .page import html, offer, on_start
 
@@ -80,7 +80,7 @@ def shown(made: dict[str, Any]) -> tuple[str]:
             str(row["kept"]),
             percent(row["prefill_flops"], rows[0]["prefill_flops"]),
             amount(row["kv_bytes"], "B"),
-            f"{row['total'] * 1000:.3g} ms",
+            f"{in_ms(row['total'])} ms",
         )
         for row in rows
     ]

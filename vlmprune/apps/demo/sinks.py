@@ -31,9 +31,9 @@ WORDS = 4  # how many of the likeliest first tokens are shown
 
 @dataclass(frozen=True)
 class SinkResult:
-    """The sinks of one image and question, and the model with and without VAR.
+    """The sinks of an image and question, and the answers without and with VAR.
 
-    `words`: the likeliest first tokens of the answer, each with its probability without and with VAR.
+    `words`: the likeliest first tokens, each with its probability without and with VAR.
     """
 
     image: Image.Image
