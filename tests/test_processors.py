@@ -26,7 +26,7 @@ from vlmprune.apps.demo.engine import Engine
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
 from vlmprune.inputs.chat import prepare
-from vlmprune.inputs.placeholders import check_question, placeholders
+from vlmprune.inputs.placeholders import check_texts, placeholders
 from vlmprune.inputs.processor import load_processor, reason
 
 QUESTION = "What colour is the star?"
@@ -125,7 +125,7 @@ def test_smolvlm_needs_nothing_else(folders: dict[str, Path], monkeypatch: pytes
     with vlmprune.wrap(models.model, "uniform", keep=0.5, processor=models.processor) as pruned:
         assert pruned.ask(RED, QUESTION, max_new_tokens=1).report.kept_tokens == [5]
     with pytest.raises(VlmpruneError, match="The question holds '<video>'"):
-        check_question(models.processor, "What is <video>?")
+        check_texts(models.processor, "What is <video>?")
 
 
 @only_full

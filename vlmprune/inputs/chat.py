@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import PromptError, VlmpruneError
 from .images import as_rgb, read_image
-from .placeholders import check_conversation
+from .placeholders import check_texts
 from .processor import reason
 
 
@@ -86,7 +86,7 @@ def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
     """
     if not hasattr(processor, "apply_chat_template"):
         raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
-    check_conversation(processor, talk)
+    check_texts(processor, talk)
     try:
         # Tokenizing the rendered text apart would put a second BOS in front of the template's.
         return processor.apply_chat_template(
