@@ -14,6 +14,7 @@ from typing import Any
 
 from ..accounting.scores import exact_match
 from ..api import PrunedModel, unwrap_peft, wrap
+from ..captioner.folder import write_whole
 from ..errors import VlmpruneError
 from ..families import family_of
 from ..hf.hooks import HANDLE
@@ -36,8 +37,7 @@ def calibrate(
 
     Args:
         model: a loaded model, or a wrapped model's handle; off meanwhile and wrapped again at the end.
-        data: (image, question, answers) triples, held apart from what is reported later; answers is one right
-            answer or a list of them.
+        data: (image, question, right answer or answers), held apart from what is reported later.
         processor: the model's processor; a handle brings its own.
         path: a JSON file that keeps each head's score as it comes, so that a stopped run goes on there.
         score: (answer, answers) -> number, higher is better; None is exact match.
@@ -80,10 +80,7 @@ def calibrate(
             if name not in scores:
                 scores[name] = ask(one)
                 if path is not None:
-                    # Beside it and moved into place: a run stopped while writing leaves the older file whole.
-                    part = path.with_name(path.name + ".part")
-                    part.write_text(json.dumps({"run": run, "scores": scores}, indent=2) + "\n")
-                    part.replace(path)
+                    write_whole(path, json.dumps({"run": run, "scores": scores}, indent=2) + "\n")
     return replace(method, heads=[head for head in heads if scores[f"{head[0]}.{head[1]}"] > scores["none"]])
 
 

@@ -92,7 +92,7 @@ def _without_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
         return type(part) if isinstance(part, MissingVideo) else kind.check_argument_for_proper_class(self, name, part)
 
     saved, _ = kind.get_processor_dict(source)
-    video = _json(source, CONFIGS[0]).get("video_processor")
+    video = _json(source, CONFIGS[0]).get("video_processor", {})
     for name in VIDEO_CONFIGS:
         video = video or _json(source, name)
     loaders = {

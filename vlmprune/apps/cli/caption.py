@@ -28,15 +28,9 @@ def caption(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            show_default=str(OUT),
-            help="Where the captions of a folder go; a run that was stopped goes on there.",
-        ),
+        options.text("DIR", "Where the captions of a folder go; a run that was stopped goes on there.", shown=str(OUT)),
     ] = None,
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
-    ] = "none",
+    method: Annotated[str, options.text("NAME", options.HOW)] = "none",
     keep: options.Keep = None,
     layer: options.Layer = None,
     model: options.Model = None,
@@ -50,13 +44,13 @@ def caption(
     ] = None,
     aggregator: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL",
-            show_default="by words, without a language model",
-            help=f"An OpenAI-compatible endpoint that merges sentences; its key is read from {KEY}.",
+        options.text(
+            "URL",
+            f"An OpenAI-compatible endpoint that merges sentences; its key is read from {KEY}.",
+            shown="by words, without a language model",
         ),
     ] = None,
-    aggregator_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask there.")] = None,
+    aggregator_model: Annotated[str | None, options.text("NAME", "The model to ask there.")] = None,
     overlay: options.Overlay = None,
     seed: Annotated[int, typer.Option(help="Draws the descriptions.")] = 0,
     trust_remote_code: options.Trust = False,

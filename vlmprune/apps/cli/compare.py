@@ -6,8 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
-import typer
-
 from ...accounting.hardware import machine
 from ...accounting.scores import exact_match
 from ...errors import VlmpruneError
@@ -37,9 +35,7 @@ def compare(
         int | None,
         options.count("Instead of one question: N held-out ones made for the bundled pair, with accuracy."),
     ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A method beside the baselines; may be repeated.")
-    ] = None,
+    method: Annotated[list[str] | None, options.text("NAME", "A method beside the baselines; may be repeated.")] = None,
     keep: Annotated[
         list[float] | None,
         options.amount(

@@ -21,16 +21,14 @@ def plan(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="A model's folder or config.json; none: the bundled pair's.")
     ] = None,
-    guide: Annotated[Path | None, typer.Option(metavar="CONFIG", help="The small model's, for the row of sgl.")] = None,
-    hardware: Annotated[
-        str, typer.Option(metavar="NAME", help="h100, a100, 4090, l4, or custom with the three peaks.")
-    ] = "h100",
+    guide: Annotated[Path | None, options.text("CONFIG", "The small model's, for the row of sgl.")] = None,
+    hardware: Annotated[str, options.text("NAME", "h100, a100, 4090, l4, or custom with the three peaks.")] = "h100",
     flops: Annotated[float | None, typer.Option(help="With custom: FLOPs a second, as 989e12.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="With custom: bytes a second, as 3.35e12.")] = None,
     memory: Annotated[float | None, typer.Option(help="With custom: bytes, as 80e9.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", show_default="random, fastv, sgl", help="May be given several times."),
+        options.text("NAME", "May be given several times.", shown="random, fastv, sgl"),
     ] = None,
     keep: Annotated[
         list[float] | None,

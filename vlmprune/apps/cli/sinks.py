@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ...harness.format import console, print_json, spinner
 from ...harness.models import load_models, quiet
 from ...harness.parse import writable_image
@@ -21,7 +19,7 @@ def sinks(
     question: options.Question = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Save the heat map, the norm curve and the sinks per layer."),
+        options.text("FILE.png", "Save the heat map, the norm curve and the sinks per layer."),
     ] = None,
     layer: Annotated[
         int | None, options.count("Layer whose phi the heat map shows.", shown="the highest of all", least=0)
