@@ -22,26 +22,20 @@ from vlmprune.harness.models import quiet
 
 from . import tables
 from .run import BAD_INPUT, evaluate
-from .settings import BASELINES, SGL_EXIT, Settings
+from .settings import BASELINES, DIVERSE, SGL_EXIT, Settings
 
 TASKS = ("scenes", "easy-vqa")
-KEEPS = ("0.35", "0.18", "0.09")
-IN_README = ("0.18", "0.09")
+KEEPS = ("0.18", "0.09", "0.05")
 LIMIT = 2112  # all questions on scenes, as many of easy-VQA's 9,673
 
 
 def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
-    """The grid: the baselines, every registered method, and SGL with exits."""
-    methods = (*BASELINES, *(name for name in vlmprune.list_methods() if name not in BASELINES), SGL_EXIT)
+    """The grid: the baselines, every registered method, and SGL with exits, with diversity and with both."""
+    registered = (name for name in vlmprune.list_methods() if name not in BASELINES)
+    methods = (*BASELINES, *registered, SGL_EXIT, DIVERSE, f"{DIVERSE}+exit")
     return Settings(
         tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size, share=True
     )
-
-
-def readme_table(folder: Path) -> str:
-    """The scenes' rows that README.md shows (`python -m eval.pages` puts them there)."""
-    rows = [row for row in tables.read(folder) if row["task"] == "scenes" and row["keep"] in (None, *IN_README)]
-    return tables.short_table(rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from demos.tiny_vlm import evaluate
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import note
 
-from . import grid, sinks_study
+from . import results_page, sinks_study
 from . import tables as all_tables
 from .captions import tables as captions
 from .record import write_text
@@ -35,7 +35,8 @@ from .speed import sgl as speed
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- (table|text): (\S+) -->\n).*?(<!-- end of \2 -->)", flags=re.DOTALL)
 
-GRID = "eval/results/tables.md"  # is made whole
+_WHOLE = "all"  # a page without marks, which is made whole
+_GRID = "eval/results"
 _STUDY = "eval/sgl/results/study.json"
 _CAPTIONS = "eval/captions/results/scenes.json"
 _SINKS = "eval/results/sinks_study.json"
@@ -44,7 +45,7 @@ _SPEED = "eval/speed/results"
 # Page -> name of a table or text -> its record, and what makes it; a folder stands for the grid's summaries.
 PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
     "README.md": {
-        "scenes": ("eval/results", grid.readme_table),
+        "which": (_GRID, results_page.in_readme),
         "captions": (_CAPTIONS, captions.in_readme),
         "overhead": (f"{_SPEED}/overhead.json", sentences.overhead),
         "imports": (f"{_SPEED}/imports.json", sentences.imports),
@@ -53,7 +54,8 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
         "pair": (_PAIR, evaluate.in_readme),
     },
     "demos/tiny_vlm/README.md": {"accuracy": (_PAIR, evaluate.table), "gaps": (_PAIR, evaluate.findings)},
-    GRID: {"all": ("eval/results", lambda folder: all_tables.markdown(all_tables.read(folder)))},
+    "docs/results.md": {_WHOLE: (_GRID, results_page.page)},
+    "eval/results/tables.md": {_WHOLE: (_GRID, lambda folder: all_tables.markdown(all_tables.read(folder)))},
     "eval/serving/README.md": {"fleet": ("eval/speed/results/sgl.json", lambda _: fleet.table())},
     "eval/sgl/README.md": {
         "measured": (_STUDY, sgl.measured),
@@ -63,7 +65,6 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
         "entering": (_STUDY, lambda record: sgl.table(record, "at_entering")),
         "threshold": ("eval/sgl/results/calibration.json", sgl.threshold),
         "findings": (_STUDY, sgl.findings),
-        "diversity": ("eval/results", lambda folder: sgl.diversity(all_tables.read(folder))),
         "by-guide": (_STUDY, sgl.by_guide),
         "wrong": (_STUDY, sgl.ranking_of_wrong),
         "families": (_STUDY, sgl.by_family),
@@ -98,8 +99,8 @@ def filled(page: str, text: str) -> str:
         VlmpruneError: the page marks other tables than those that can be made for it.
     """
     tables = PAGES[page]
-    if page == GRID:
-        return made_of(GRID, "all")
+    if _WHOLE in tables:
+        return made_of(page, _WHOLE)
     if sorted(name for _, _, name, _ in MARKED.findall(text)) != sorted(tables):
         raise VlmpruneError(f"{page} has to mark each of these tables and texts once: {', '.join(tables)}.")
     return MARKED.sub(lambda marks: f"{marks[1]}{made_of(page, marks[3])}\n{marks[4]}", text)
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     stale = 0
     try:
         for page in PAGES:
-            shown = (ROOT / page).read_text()
+            shown = (ROOT / page).read_text() if (ROOT / page).exists() else ""
             text = filled(page, shown)
             if text != shown:
                 stale += 1

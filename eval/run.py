@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     rows = "; ".join(f"{name}: {what}" for name, what in ROWS.items())
-    rows += f"; {SGL_EXIT}: SGL whose small model answers alone where it is sure enough"
+    rows += f"; {SGL_EXIT}: SGL whose small model answers alone where it is sure enough; NAME+OPTION=VALUE: its options"
     out.add_argument("--task", nargs="+", required=True, metavar="NAME", help=", ".join(TASKS))
     out.add_argument("--method", nargs="+", default=[], metavar="NAME", help=f"a method's name, or {rows}")
     out.add_argument(

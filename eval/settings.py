@@ -14,6 +14,7 @@ from vlmprune.harness.parse import number
 
 SMALL, BLIND = "small-alone", "blind"
 SGL_EXIT = "sgl+exit"  # SGL whose small model answers alone where it is sure enough
+DIVERSE = "sgl+diversity=1"  # guided diversity; the exponent was chosen on validation scenes
 ROWS = {
     SMALL: "the small model unpruned: what a pruned large model has to beat",
     BLIND: "the large model without the image: what the words alone give",
@@ -79,8 +80,9 @@ class Settings:
             return make("none")
         takes = options_of(registered(run.method))
         given: dict[str, Any] = {"seed": self.seed} if "seed" in takes else {}
-        if run.method == SGL_EXIT:
-            given["exit_at"] = self.exit_at
+        for extra in run.method.split("+")[1:]:
+            name, _, value = extra.partition("=")
+            given |= {"exit_at": self.exit_at} if extra == "exit" else {name: plain(value, extra)}
         if run.keep is not None:
             given["keep"] = number(run.keep, "--keep")
         if run.layer is not None:
@@ -92,5 +94,15 @@ class Settings:
 
 
 def registered(method: str) -> str:
-    """The registered name of a run's method."""
-    return "sgl" if method == SGL_EXIT else method
+    """The registered name of a run's method: options may stand behind it, as in `sgl+diversity=1+exit`."""
+    return method.partition("+")[0]
+
+
+def plain(value: str, what: str) -> bool | float:
+    """The value of an option.
+
+    Raises:
+        VlmpruneError: neither true, false nor a number.
+    """
+    words = {"true": True, "false": False}
+    return words[value] if value in words else number(value, f"--method ...+{what}:")

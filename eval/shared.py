@@ -21,7 +21,8 @@ from vlmprune.methods.base import Pruner
 from vlmprune.methods.combined import parts_of
 from vlmprune.methods.guided import Guided
 
-_NOT_THE_GUIDES = ("keep", "layer", "positions", "exit_at")  # options that change nothing about its run
+# Options that change nothing about the guide's run.
+_NOT_THE_GUIDES = ("keep", "layer", "positions", "exit_at", "diversity", "top_p", "floor")
 
 
 class BatchCache:

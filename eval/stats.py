@@ -7,6 +7,7 @@ they are added up to clusters first: G clusters of U units. References: the line
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
@@ -21,13 +22,12 @@ Clusters = Sequence[Hashable] | None  # [U], which cluster a unit is in; None: e
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The difference of two metrics on the same units: value, 95 % interval and two-sided p."""
+class Interval:
+    """The difference of two metrics on the same units and its 95 % interval."""
 
     difference: float
     low: float
     high: float
-    p: float
 
     @property
     def excludes_zero(self) -> bool:
@@ -39,21 +39,41 @@ class Paired:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Paired(Interval):
+    """The same with its two-sided p."""
+
+    p: float
+
+
 def standard_error(metric: Ratio, clusters: Clusters = None) -> float:
     """Of sum(numerators) / sum(denominators); 0 where there are fewer than two clusters."""
     return _spread(_influence(*_summed(metric, clusters)))
 
 
-def paired(a: Ratio, b: Ratio, clusters: Clusters = None, *, seed: int = 0, rounds: int = ROUNDS) -> Paired:
-    """`a` minus `b`, both of the same units in the same order.
+def interval(a: Ratio, b: Ratio, clusters: Clusters = None) -> Interval:
+    """`a` minus `b`, both of the same units in the same order; Student's with G - 1 degrees of freedom.
 
-    The interval is Student's with G - 1 degrees of freedom. p comes from swapping the two results of random clusters:
-    (1 + rounds in which the difference was at least as large) / (1 + rounds).
+    One cluster says nothing about others: its interval is everything.
+    """
+    return _interval(_summed(a, clusters), _summed(b, clusters))
+
+
+def paired(a: Ratio, b: Ratio, clusters: Clusters = None, *, seed: int = 0, rounds: int = ROUNDS) -> Paired:
+    """`interval` with p, which comes from swapping the two results of random clusters.
+
+    p is (1 + rounds in which the difference was at least as large) / (1 + rounds).
     """
     first, second = _summed(a, clusters), _summed(b, clusters)
+    return Paired(**_interval(first, second).record(), p=_swapped(first, second, seed, rounds))
+
+
+def _interval(first: np.ndarray, second: np.ndarray) -> Interval:
     difference = _ratio(*first.sum(1)) - _ratio(*second.sum(1))
+    if first.shape[1] < 2:
+        return Interval(difference, -math.inf, math.inf)
     reach = _student(first.shape[1] - 1) * _spread(_influence(*first) - _influence(*second))
-    return Paired(difference, difference - reach, difference + reach, _swapped(first, second, seed, rounds))
+    return Interval(difference, difference - reach, difference + reach)
 
 
 def _summed(metric: Ratio, clusters: Clusters) -> np.ndarray:

@@ -8,7 +8,7 @@ from statistics import mean, median
 from typing import Any
 
 from .stats import standard_error
-from .tasks.base import Task, incomplete
+from .tasks.base import Task, by, incomplete
 from .tasks.load import Data
 from .worker import LATTICE
 
@@ -28,8 +28,9 @@ def summarise(
     """The summary of one run.
 
     `scores` are per question in the data's order (null: bad or unscored); `units` hold numerators and denominators of
-    the main metric, from which tables compute significance; `incomplete` are the units left out of every metric since
-    not all of their questions are there and answered: [answered, wanted] by name.
+    the main metric, from which tables compute significance, `parts` the same for each value of the task's `by`;
+    `incomplete` are the units left out of every metric since not all of their questions are there and answered:
+    [answered, wanted] by name.
     """
     bad = [{"where": one.where, "why": one.why} for one in data.bad]
     bad += [{"where": line["id"], "why": line["error"]} for line in lines if "error" in line]
@@ -42,9 +43,7 @@ def summarise(
         cut = incomplete([line for line in lines if "error" not in line], every)
     answered = [line for line in lines if "error" not in line]
     scored = [line for line in answered if line["score"] is not None]
-    units = task.units(scored) if scored else {}
-    above, below = [unit[0] for unit in units.values()], [unit[1] for unit in units.values()]
-    weights = below if any(value != 1 for value in below) else None  # null: every unit weighs 1
+    units = recorded(task.units(scored) if scored else {})
     metrics = task.metrics(scored) if scored else {}
     return {
         **identity,
@@ -55,15 +54,22 @@ def summarise(
         "incomplete": cut,
         "main": task.main,
         "value": rounded(metrics.get(task.main)),
-        "standard_error": rounded(standard_error((above, below))) if units else None,
+        "standard_error": rounded(standard_error((units["above"], units["below"]))) if units["above"] else None,
         "metrics": {name: rounded(value) for name, value in metrics.items()},
         "costs": costs([line["report"] for line in answered]),
         "positions": positions([line["report"]["cells"] for line in answered]),
         "data": {"sha256": data.sha256, "ids_sha256": ids_hash([line["id"] for line in lines])},
         "scores": [None if line.get("score") is None else rounded(line["score"]) for line in lines],
-        "units": {"ids_sha256": ids_hash(list(units)), "above": [rounded(v) for v in above], "below": weights},
+        "units": units,
+        "parts": {name: recorded(task.units(part)) for name, part in by(scored, task.by).items()} if task.by else {},
         "provenance": dict(provenance),
     }
+
+
+def recorded(units: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Units as a summary holds them; `below` is null where every unit weighs 1."""
+    above, below = ([rounded(unit[at]) for unit in units.values()] for at in (0, 1))
+    return {"ids_sha256": ids_hash(list(units)), "above": above, "below": below if set(below) - {1} else None}
 
 
 def costs(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -99,5 +105,8 @@ def ids_hash(ids: Sequence[str]) -> str:
 
 
 def rounded(value: float | None) -> float | None:
-    """Six significant digits are more than any of these numbers carries."""
-    return None if value is None else float(f"{value:.6g}")
+    """Six significant digits, more than any of these numbers carries; most are whole and need no ".0"."""
+    if value is None:
+        return None
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() else short

@@ -24,7 +24,7 @@ from .plots import draw, prefill_flops
 from .record import write_text
 from .run import BAD_INPUT
 from .settings import BASELINES
-from .stats import Paired, paired
+from .stats import Interval, Paired, Ratio, interval, paired
 
 Summary = Mapping[str, Any]
 TIMES = {"prefill": "prefill", "a token": "decode_a_token", "total": "total"}  # heading -> stage
@@ -82,12 +82,23 @@ def label(row: Summary) -> str:
 
 def against(row: Summary, other: Summary | None) -> Paired | None:
     """A row minus another over the same units, None where there is nothing to compare."""
-    if other is None or row is other or row["value"] is None or other["value"] is None:
+    found = None if row is other else _both(row, other)
+    return None if found is None else paired(*found)
+
+
+def change(row: Summary, other: Summary | None, part: str | None = None) -> Interval | None:
+    """The same without p, which takes long, of all questions or of one part of them."""
+    found = _both(row, other, part)
+    return None if found is None else interval(*found)
+
+
+def _both(row: Summary, other: Summary | None, part: str | None = None) -> tuple[Ratio, Ratio] | None:
+    if other is None or row["value"] is None or other["value"] is None:
         return None
-    if row["units"]["ids_sha256"] != other["units"]["ids_sha256"]:
+    first, second = (one["units"] if part is None else one.get("parts", {}).get(part) for one in (row, other))
+    if first is None or second is None or first["ids_sha256"] != second["ids_sha256"]:
         return None
-    first, second = ((one["units"]["above"], one["units"]["below"]) for one in (row, other))
-    return paired(first, second)
+    return (first["above"], first["below"]), (second["above"], second["below"])
 
 
 def where_downsampling_fails(row: Summary, rows: Sequence[Summary]) -> tuple[float, int] | None:
@@ -116,25 +127,15 @@ def where_downsampling_fails(row: Summary, rows: Sequence[Summary]) -> tuple[flo
 
 def table(rows: Sequence[Summary]) -> str:
     """One task's table with its caption."""
-    return _table(rows) + "\n\n" + caption(rows)
-
-
-def short_table(rows: Sequence[Summary]) -> str:
-    """One task's table for a page that has room for little: tokens, FLOPs, the main number, its difference."""
-    return _table(rows, leave_out=("tokens into LM", "KV cache", *TIMES, "p", "where downsampling fails"))
-
-
-def _table(rows: Sequence[Summary], leave_out: Sequence[str] = ()) -> str:
     found = [cells(row, rows) for row in rows]
-    heading = [name for name in found[0] if name not in leave_out]
-    lines = [heading, ["---", "---"] + ["---:"] * (len(heading) - 2)]
-    return markdown_lines(lines + [[one[name] for name in heading] for one in found])
+    lines = [list(found[0]), ["---", "---"] + ["---:"] * (len(found[0]) - 2)]
+    return markdown_lines(lines + [list(one.values()) for one in found]) + "\n\n" + caption(rows)
 
 
 def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
     """A row's cells by heading; that of exits is there in tables that have any."""
     unpruned, hard = named(rows, "none"), where_downsampling_fails(row, rows)
-    change = against(row, unpruned)
+    versus = against(row, unpruned)
     costs, seconds = row["costs"], row["costs"].get("seconds", {})
     out = {
         "method": row["method"],
@@ -144,9 +145,9 @@ def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
         "prefill FLOPs": _part(prefill_flops(row), None if unpruned is None else prefill_flops(unpruned)),
         "KV cache": _part(costs.get("kv_bytes"), None if unpruned is None else unpruned["costs"].get("kv_bytes")),
         **{name: _cell(seconds.get(stage), milliseconds) for name, stage in TIMES.items()},
-        row["main"]: "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}",
-        "vs. unpruned": "" if change is None else points(change.record()),
-        "p": "" if change is None else p_value(change.p),
+        row["main"]: accuracy(row),
+        "vs. unpruned": "" if versus is None else points(versus.record()),
+        "p": "" if versus is None else p_value(versus.p),
         "where downsampling fails": "" if hard is None else f"{hard[0]:.3f} (n={hard[1]})",
     }
     if any(one["costs"].get("exited_share") for one in rows):
@@ -158,14 +159,23 @@ def cells(row: Summary, rows: Sequence[Summary]) -> dict[str, str]:
 def caption(rows: Sequence[Summary]) -> str:
     """What a table must say about itself, faults included."""
     first = rows[0]
-    questions = sorted({row["questions"] for row in rows})
-    counted = " or ".join(f"{count:,}" for count in questions)
+    return (
+        f"{first['task']}: {first['main']} ± its standard error; the paired difference from the unpruned model in"
+        " points with its 95 % interval, and p from swapping results in pairs, all clustered by image; FLOPs (a guide's"
+        " included) and KV cache in percent of the unpruned model's; times are medians"
+        + (", shared work measured once and charged to every row. " if first.get("share") else ". ")
+        + about(rows)
+    )
+
+
+def about(rows: Sequence[Summary]) -> str:
+    """Where a table's numbers come from, and what is wrong with them."""
+    questions = " or ".join(f"{count:,}" for count in sorted({row["questions"] for row in rows}))
+    images = " or ".join(f"{count:,}" for count in sorted({len(row["units"]["above"]) for row in rows}))
     said = [
-        f"{first['task']}: {counted} questions; {first['main']} ± its standard error; the paired difference from the"
-        " unpruned model in points with its 95 % interval, and p from swapping results in pairs, all clustered by"
-        " image; FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
-        + (", shared work measured once and charged to every row." if first.get("share") else "."),
+        f"{questions} questions on {images} images.",
         _every("Model", [row["model"] for row in rows]),
+        _every("seed", [row["provenance"].get("seed", "unknown") for row in rows]),
         _every("backend", [row["backend"] for row in rows]),
         _every("batch size", [row["batch_size"] for row in rows]),
         _every("machine", [row["provenance"]["machine"] for row in rows]),
@@ -213,6 +223,11 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "" if value is None else form(value)
+
+
+def accuracy(row: Summary) -> str:
+    """The main number with its standard error."""
+    return "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}"
 
 
 def p_value(p: float) -> str:

@@ -159,20 +159,6 @@ def ranking_of_wrong(record: Row) -> str:
     )
 
 
-def diversity(summaries: list[Row]) -> str:
-    """SGL beside methods that need no guide, from the grid."""
-    rows = {row["method"]: row for row in summaries if row["task"] == "scenes" and row["keep"] in (None, "0.09")}
-    return bullets(
-        [
-            "Methods that look at how alike the tokens are lose less on these images: in the [table of all "
-            f"methods](../results/tables.md), with 9 % from layer 0, `cdpruner` has {rows['cdpruner']['value']:.3f} "
-            f"and `divprune` {rows['divprune']['value']:.3f} where `sgl` has {rows['sgl']['value']:.3f} "
-            f"({rows['sgl']['questions']:,} questions; the unpruned model {rows['none']['value']:.3f}). Large even "
-            "backgrounds suit them."
-        ]
-    )
-
-
 def threshold(record: Row) -> str:
     """What the exit's threshold does on validation questions, from the calibration."""
     exit_at = 0.9

@@ -86,6 +86,11 @@ def test_of_nothing_and_of_one() -> None:
     assert standard_error(([1.0, 0.0], None), ["same", "same"]) == 0.0
 
 
+def test_one_image_makes_no_method_better() -> None:
+    found = paired(([1.0] * 8, None), ([0.0] * 8, None), ["same"] * 8)
+    assert (found.difference, found.p, found.excludes_zero) == (1.0, 1.0, False)
+
+
 def test_a_difference_is_the_mean_of_pairs_with_the_sandwich_s_error() -> None:
     clusters, a = nested(80, 4, 0.3, 1)
     b = [float(random.Random(at).random() < 0.6) for at in range(len(a))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from vlmprune import VlmpruneError
 from vlmprune.flow.locate import ImageSpan, plain_grid
-from vlmprune.flow.select import check_keep, coarser_grid, count_for, every_nth, top_k_per_image
+from vlmprune.flow.select import check_keep, coarser_grid, count_for, every_nth, top_k_per_image, top_p_counts
 
 
 def spans(*counts: int) -> list[ImageSpan]:
@@ -88,3 +89,35 @@ def test_a_coarser_grid_keeps_the_aspect() -> None:
     assert coarser_grid(24, 24, 58) == (7, 8)  # not 3 x 19, which has a token more
     assert coarser_grid(14, 14, 1) == (1, 1)
     assert coarser_grid(24, 12, 72) == (12, 6)
+
+
+def smallest(scores: list[float], top_p: float, least: int, most: int) -> int:
+    """The definition in words: the smallest k whose k largest hold `top_p` of the whole, between the bounds."""
+    whole = sum(Fraction(max(0.0, one)) for one in scores)
+    best = sorted((Fraction(max(0.0, one)) for one in scores), reverse=True)
+    found = next(k for k in range(1, len(best) + 1) if sum(best[:k]) >= Fraction(top_p) * whole)
+    return min(most, max(least, found))
+
+
+@given(
+    st.lists(st.integers(-3, 40), min_size=2, max_size=40).filter(
+        lambda one: max(one[:2]) > 0 and max(one[2:], default=1) > 0
+    ),
+    st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.875, 1.0]),
+    st.integers(1, 5),
+    st.sampled_from([0.25, 0.5, 1.0, 7]),
+)
+def test_top_p_keeps_the_smallest_set_that_holds_so_much(
+    weights: list[int], top_p: float, floor: int, keep: float | int
+) -> None:
+    scores = [float(one) for one in weights]
+    images = spans(2, len(scores) - 2) if len(scores) > 2 else spans(2)
+    found = top_p_counts(torch.tensor(scores), images, top_p, floor, keep)
+    for span, count in zip(images, found, strict=True):
+        own = [scores[i] for i in span.positions.tolist()]
+        assert count == smallest(own, top_p, min(floor, len(own)), count_for(keep, len(own)))
+
+
+def test_scores_without_weight_are_no_top_p() -> None:
+    with pytest.raises(VlmpruneError, match=r"top_p=0.5 takes the scores as weights, and none of image 1 is above zero"):
+        top_p_counts(torch.tensor([1.0, 2.0, -1.0, 0.0]), spans(2, 2), 0.5, 1, 1.0)

@@ -351,7 +351,8 @@ def test_numbers_of_numpy(number):
         report = model(**make_inputs(model)).report
     assert report.kept_tokens == [5, 5, 5]
     assert json.loads(json.dumps(report.to_dict()))["method"] == {
-        "name": "fastv", "keep": 0.5, "layer": 2, "positions": "original", "exclude_sinks": False
+        "name": "fastv", "keep": 0.5, "layer": 2, "positions": "original", "top_p": None, "floor": 1,
+        "exclude_sinks": False,
     }  # fmt: skip
     assert vlmprune.Random(keep=np.int32(3), seed=np.uint8(7)) == vlmprune.Random(keep=3, seed=7)
     assert vlmprune.VAR(p=np.float32(0.5)).describe() == vlmprune.VAR(p=0.5).describe()

@@ -56,7 +56,10 @@ def test_redistribute_leaves_other_rows_alone() -> None:
     assert not changed[0, :20].any() and not changed[1, :21].any()
 
 
-@pytest.mark.parametrize(("family", "attention"), [("llava", "sdpa"), ("qwen2_5_vl", "eager"), ("gemma3", "sdpa")])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    either([("qwen2_5_vl", "sdpa")], [("llava", "sdpa"), ("qwen2_5_vl", "eager"), ("gemma3", "sdpa")]),
+)
 @pytest.mark.parametrize("method", either(["fastv"], ["fastv", "uniform"]))
 def test_a_wrapped_model_runs_on_the_kernels(family: str, attention: str, method: str) -> None:
     model = build(family, attn=attention)

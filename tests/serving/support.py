@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
 import vlmprune
@@ -53,8 +54,26 @@ def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: 
 
 
 @contextmanager
-def tiny_engine(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The address and process of a `tiny_engine`."""
+def serving(app: FastAPI) -> Iterator[str]:
+    """The address of an application that a thread of this process serves."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    end = time.monotonic() + 600
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < end, "the server did not start"
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def engine_process(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address and process of a `tiny_engine`, for tests that end it."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "tests.serving.tiny_engine", str(port), str(delay)], cwd=ROOT)
     try:
@@ -69,20 +88,8 @@ def tiny_engine(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[byte
 def proxy(encoder: Encoder, engine: str, **settings: Any) -> Iterator[tuple[httpx.Client, Any]]:
     """A proxy in this process, on a port of its own: a client for it, and its state."""
     app = create_app(encoder, ProxySettings(engine, **settings))
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    end = time.monotonic() + 600
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < end, "the proxy did not start"
-        time.sleep(0.02)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False) as client:
-            yield client, app.state.proxy
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serving(app) as address, httpx.Client(base_url=address, timeout=600, trust_env=False) as client:
+        yield client, app.state.proxy
 
 
 def data_url(image: Image.Image, kind: str = "png") -> str:

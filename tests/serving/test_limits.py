@@ -31,10 +31,11 @@ from tests.serving.support import (
     image_part,
     message_of,
     proxy,
+    serving,
     text_of,
-    tiny_engine,
     wait_for,
 )
+from tests.serving.tiny_engine import create
 from tests.support.engines import picture
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
@@ -243,7 +244,7 @@ class Process:
 def server() -> Iterator[Process]:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the memory of a process is read from Linux' /proc")
-    with tiny_engine() as (engine, _):
+    with serving(create()) as engine:
         server = Process(engine)
         try:
             text_of(server.post(chat(QUESTIONS[0], picture(0))))

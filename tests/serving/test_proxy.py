@@ -1,4 +1,4 @@
-"""The proxy in front of a real engine process, and everything that may go wrong between a client and it."""
+"""The proxy in front of a real engine, and everything that may go wrong between a client and it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from tests.serving.support import (
     ROOT,
     chat,
     data_url,
+    engine_process,
     events,
     free_port,
     here,
@@ -41,12 +42,13 @@ from tests.serving.support import (
     message_of,
     metric,
     proxy,
+    serving,
     streamed,
     text_of,
-    tiny_engine,
     two_hundred,
     wait_for,
 )
+from tests.serving.tiny_engine import create
 from tests.support.engines import picture
 from tests.support.grid import either, only_full
 from vlmprune.apps.cli import app
@@ -57,14 +59,14 @@ from vlmprune.serving.payload import encoded
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[str]:
-    with tiny_engine() as (address, _):
+    with serving(create()) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[str]:
     """Fifty milliseconds a token."""
-    with tiny_engine(0.05) as (address, _):
+    with serving(create(0.05)) as address:
         yield address
 
 
@@ -223,7 +225,7 @@ def test_parts_that_a_client_encoded(encoder: Encoder, engine: str) -> None:
 
 @only_full
 def test_an_engine_killed_in_the_middle_of_a_stream(any_encoder: Encoder) -> None:
-    with tiny_engine(0.05) as (address, process), proxy(any_encoder, address) as (client, state):
+    with engine_process(0.05) as (address, process), proxy(any_encoder, address) as (client, state):
         body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=200)
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()

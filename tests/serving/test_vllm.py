@@ -16,6 +16,7 @@ import vlmprune
 from tests.serving.payloads import odd_grid, odd_kept, odd_rows, odd_visual
 from tests.serving.support import QUESTIONS
 from tests.support.engines import picture, qwen_for_engine, save_for_engine
+from tests.support.grid import either
 from tests.support.tiny_families import make_inputs, row
 from vlmprune.inputs.chat import batched, build_messages, prepare
 from vlmprune.serving.encoder import Encoder
@@ -96,7 +97,7 @@ def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     engine.stop()
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=either(["qwen3_vl"], ["qwen2_5_vl", "qwen3_vl"]))
 def qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     folder = tmp_path_factory.mktemp(request.param)
     model = qwen_for_engine(request.param, folder)

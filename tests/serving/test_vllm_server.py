@@ -35,6 +35,7 @@ from tests.serving.support import (
     wait_for,
 )
 from tests.support.engines import picture, save_for_engine
+from tests.support.grid import either
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_arguments
 from vlmprune.serving.payload import encoded
@@ -48,7 +49,7 @@ def pair() -> Any:
     return vlmprune.load_tiny()
 
 
-@pytest.fixture(scope="module", params=["original", "compact"])
+@pytest.fixture(scope="module", params=either(["original"], ["original", "compact"]))
 def server(
     request: pytest.FixtureRequest, pair: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, Encoder, subprocess.Popen[bytes]]]:

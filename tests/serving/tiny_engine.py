@@ -84,7 +84,7 @@ class Model:
             positions = positions[:, -1:] + 1
 
 
-def create(delay: float) -> FastAPI:
+def create(delay: float = 0.0) -> FastAPI:
     app, model = FastAPI(), Model()
     seen = {"requests": 0, "broken": 0, "done": 0}
 

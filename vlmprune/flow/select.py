@@ -31,18 +31,18 @@ class Selection:
     merged: list[Tensor] | None = None
 
 
-def check_keep(keep: float | int) -> float | int:
-    """Validate a budget: a fraction in (0, 1] as float, or a number of tokens >= 1 as int.
+def check_keep(keep: float | int, name: str = "keep") -> float | int:
+    """Validate a budget, called `name`: a fraction in (0, 1] as float, or a number of tokens >= 1 as int.
 
     Raises:
         VlmpruneError: anything else.
     """
     remedy = "use a float in (0, 1] for a fraction of each image's visual tokens or an int >= 1 for tokens per image"
     if isinstance(keep, bool) or not isinstance(keep, int | float):
-        raise VlmpruneError(f"keep={keep!r} is no number; {remedy}.")
+        raise VlmpruneError(f"{name}={keep!r} is no number; {remedy}.")
     in_range = keep >= 1 if isinstance(keep, int) else 0.0 < keep <= 1.0
     if not in_range:  # NaN fails both comparisons
-        raise VlmpruneError(f"keep={keep!r} is out of range; {remedy}.")
+        raise VlmpruneError(f"{name}={keep!r} is out of range; {remedy}.")
     return keep
 
 
@@ -55,6 +55,32 @@ def count_for(keep: float | int, visual: int) -> int:
         return min(keep, visual)
     # 0.29 * 50 is 14.499999999999998 in binary: round the product to 9 digits so that half-up sees 14.5.
     return min(visual, max(1, math.floor(round(keep * visual, 9) + 0.5)))
+
+
+def top_p_counts(
+    scores: Tensor, images: Sequence[ImageSpan], top_p: float, floor: float | int, keep: float | int
+) -> list[int]:
+    """How many of each image's best tokens it takes to hold `top_p` of its scores' sum, from `floor` to `keep`.
+
+    Args:
+        scores: [V], one sample's; those below zero add nothing.
+    Raises:
+        VlmpruneError: no score of an image is above zero, so they are no weights.
+    """
+    counts = []
+    for span in images:
+        weights = scores[span.positions.to(scores.device)].double().clamp(min=0).sort(descending=True).values
+        held = weights.cumsum(0)
+        least, most = count_for(floor, span.count), count_for(keep, span.count)
+        # One wait for a GPU; the margin is for sums whose rounding differs from that of the whole.
+        total, enough = torch.stack([held[-1], (held < top_p * held[-1] * (1 - 1e-9)).sum() + 1.0]).tolist()
+        if not total > 0:
+            raise VlmpruneError(
+                f"top_p={top_p!r} takes the scores as weights, and none of image {span.image} is above zero; use a "
+                "method whose scores are, such as one that ranks by attention, or keep alone."
+            )
+        counts.append(min(most, max(least, int(enough))))
+    return counts
 
 
 def with_last(selection: Selection, layouts: Sequence[SampleLayout], hidden: Tensor) -> Selection:

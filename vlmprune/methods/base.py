@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +18,8 @@ from ..flow.locate import SampleLayout, last_valid
 from ..flow.prompt_state import VisionStats
 from ..flow.returned import checked_scores
 from ..flow.score import visual_columns
-from ..flow.select import Selection, check_keep, count_for, top_k_per_image
-from .declared import check_layer, check_names, check_options, checked_option
+from ..flow.select import Selection, check_keep, count_for, top_k_per_image, top_p_counts
+from .declared import check_layer, check_names, check_options, checked_option, number
 
 if TYPE_CHECKING:
     from ..attention.observer import AttentionObserver
@@ -158,6 +159,10 @@ class Pruner(Method):
         layer: int k = just before 0-based decoder layer k (0 = before the language model); float f = int(f * L).
         positions: "original" (kept tokens keep their position ids) or "compact" (re-indexed, as stock serving
             engines do).
+        top_p: of a method whose scores rank the tokens: keep of each image only the best ones that together hold this
+            fraction of its scores' sum, at most `keep` and at least `floor` of them, so that images where few tokens
+            matter keep fewer (as Sparse VideoGen2, arXiv 2505.18875, chooses keys). None keeps `keep`.
+        floor: budget in the form of `keep` below which `top_p` does not go.
     Raises:
         VlmpruneError: an option out of range.
     """
@@ -165,6 +170,8 @@ class Pruner(Method):
     keep: float | int = 0.25
     layer: int | float = 0
     positions: str = field(default="original", kw_only=True)
+    top_p: float | None = field(default=None, kw_only=True, metadata=number(float, 0, 1))
+    floor: float | int = field(default=1, kw_only=True)
     # Whether `PruningContext.sinks` is filled in for a method that reads attention. No field: it may be made an option.
     exclude_sinks = False
     # What the method reads in addition to the hidden states of the visual tokens.
@@ -182,6 +189,14 @@ class Pruner(Method):
             check_layer(self.layer)
         if not isinstance(self.positions, str) or self.positions not in ("original", "compact"):
             raise VlmpruneError(f"positions={self.positions!r:.60} is unknown; use 'original' or 'compact'.")
+        check_keep(self.floor, "floor")
+        if self.top_p is not None and not self.ranks:
+            raise VlmpruneError(
+                f"top_p={self.top_p!r} needs a method that chooses once and by one score a token, which {self.title!r} "
+                "does not; use keep alone."
+            )
+        if self.top_p is None and self.floor != 1:
+            raise VlmpruneError(f"floor={self.floor!r} is the least that top_p keeps; give top_p too.")
 
     @property
     def asks(self) -> bool:
@@ -189,9 +204,15 @@ class Pruner(Method):
         return self.reads_question or self.reads_text or self.reads_attention
 
     @property
+    def ranks(self) -> bool:
+        """Whether scores alone decide what stays, so that they can decide how much too."""
+        own, base = type(self), Pruner
+        return own.score is not base.score and (own.select, own._counts) == (base.select, base._counts)
+
+    @property
     def keeps_all(self) -> bool:
         """Whether the budget is everything, so that the model runs untouched."""
-        return isinstance(self.keep, float) and self.keep == 1.0
+        return isinstance(self.keep, float) and self.keep == 1.0 and self.top_p is None
 
     def layer_for(self, layers: int, layouts: list[SampleLayout]) -> int:
         """The decoder layer before which this prompt's tokens are dropped; most methods do not look at the prompt."""
@@ -238,9 +259,14 @@ class Pruner(Method):
     def select(self, prompt: PruningContext) -> Selection:
         """Which visual tokens stay; the best-scored of every image by default."""
         scores = checked_scores(self.score(prompt), prompt.layouts, type(self).__name__)
-        samples = zip(scores, prompt.layouts, self._counts(prompt), strict=True)
+        samples = zip(scores, prompt.layouts, self._counts(prompt, scores), strict=True)
         return Selection([top_k_per_image(own, layout.images, counts) for own, layout, counts in samples])
 
-    def _counts(self, prompt: PruningContext) -> list[list[int]]:
-        """How many tokens of each image of each sample stay."""
-        return [[count_for(self.keep, span.count) for span in layout.images] for layout in prompt.layouts]
+    def _counts(self, prompt: PruningContext, scores: Sequence[Tensor] = ()) -> list[list[int]]:
+        """How many tokens of each image of each sample stay; with `top_p` by their scores, per sample [V]."""
+        if self.top_p is None:
+            return [[count_for(self.keep, span.count) for span in layout.images] for layout in prompt.layouts]
+        return [
+            top_p_counts(own, layout.images, self.top_p, self.floor, self.keep)
+            for own, layout in zip(scores, prompt.layouts, strict=True)
+        ]

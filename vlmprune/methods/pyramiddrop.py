@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -46,7 +47,7 @@ class PyramidDrop(Pruner):
     def score(self, prompt: PruningContext) -> list[Tensor]:
         return prompt.received
 
-    def _counts(self, prompt: PruningContext) -> list[list[int]]:
+    def _counts(self, prompt: PruningContext, scores: Sequence[Tensor] = ()) -> list[list[int]]:
         return staged_counts(self.keep, prompt)
 
 

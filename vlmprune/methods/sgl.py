@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any, ClassVar
@@ -66,6 +66,13 @@ class SGL(Guided, PerImage, GuideFirst):
 
     def select(self, prompt: PruningContext) -> Selection:
         return Pruner.select(self, prompt) if self.diversity is None else PerImage.select(self, prompt)
+
+    @property
+    def ranks(self) -> bool:
+        return True  # with `diversity` the importance still says how many
+
+    def _counts(self, prompt: PruningContext, scores: Sequence[Tensor] = ()) -> list[list[int]]:
+        return super()._counts(prompt, scores or self.score(prompt))
 
     def choose(self, image: ImageContext) -> Tensor:
         assert self.diversity is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,7 +61,7 @@ class SparseVLM(PerImage):
             out.append(words)
         return out
 
-    def _counts(self, prompt: PruningContext) -> list[list[int]]:
+    def _counts(self, prompt: PruningContext, scores: Sequence[Tensor] = ()) -> list[list[int]]:
         return staged_counts(self.keep, prompt)
 
     def choose(self, image: ImageContext) -> tuple[Tensor, Tensor]:

@@ -210,6 +210,7 @@ def test_bare_command_shows_help() -> None:
     assert run("--version").strip() == f"vlmprune {vlmprune.__version__}"
 
 
+@only_full
 def test_python_m_vlmprune_in_a_real_process() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vlmprune", "ask", "--json", *QUICK], capture_output=True, text=True, check=True

@@ -141,6 +141,7 @@ def test_plan_says_what_would_be_saved(visitor: Visitor, engine: Any) -> None:
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
+@only_full
 def test_bad_uploads_are_a_sentence(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "words.png").write_bytes(b"no picture at all")
     whole = ROOT.joinpath("vlmprune/tiny/example.png").read_bytes()
@@ -165,6 +166,7 @@ def test_bad_uploads_are_a_sentence(visitor: Visitor, tmp_path: Path) -> None:
     assert visitor.page.locator("#ask-alert [role=alert]").count() == 0
 
 
+@only_full
 def test_a_huge_upload_is_refused(visitor: Visitor, tmp_path: Path, demo: Served) -> None:
     huge = tmp_path / "huge.png"
     with huge.open("wb") as file:
@@ -175,6 +177,7 @@ def test_a_huge_upload_is_refused(visitor: Visitor, tmp_path: Path, demo: Served
     assert "Traceback" not in visitor.page.locator("body").inner_text()
 
 
+@only_full
 def test_a_wrong_type_is_refused(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     visitor.clear()
@@ -216,6 +219,7 @@ def test_a_question_is_text_and_nothing_else(visitor: Visitor, evil: str) -> Non
 # -- looks -------------------------------------------------------------------------------------------------------------
 
 
+@only_full
 def test_it_is_used_with_the_keyboard_alone(visitor: Visitor) -> None:
     page = visitor.page
     page.keyboard.press("Tab")
@@ -236,6 +240,7 @@ def test_it_is_used_with_the_keyboard_alone(visitor: Visitor) -> None:
     page.wait_for_selector('#ask-images img[alt*="star?!"]')
 
 
+@only_full
 def test_every_picture_has_words_and_every_input_a_name(visitor: Visitor) -> None:
     visitor.ask(questions()[0][1])
     page = visitor.page
@@ -252,7 +257,8 @@ def test_every_picture_has_words_and_every_input_a_name(visitor: Visitor) -> Non
     assert unnamed == []
 
 
-@pytest.mark.parametrize("scheme", either(["dark"], ["light", "dark"]))
+@only_full
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_and_dark(browser: Any, demo: Served, scheme: str) -> None:
     context = browser.new_context(viewport={"width": 375, "height": 720}, color_scheme=scheme, is_mobile=True)
     page = context.new_page()
