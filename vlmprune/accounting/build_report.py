@@ -84,7 +84,7 @@ def exited_report(
     """The report of a batch of which only some samples ran: the others kept nothing and cost nothing.
 
     Args:
-        part: of the samples that ran, None where none did. running: which these are. layouts, valid: of the batch.
+        part: of the samples that ran, which `running` names; None where none did. layouts, valid: of the batch.
         columns: keys of a sample in a cross-attention layer.
     """
     batch, layers = len(layouts), len(cost.layers)

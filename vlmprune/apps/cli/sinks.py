@@ -11,8 +11,6 @@ from ...harness.parse import writable_image
 from . import options
 from .ask import prompt, save
 
-DEFAULT_QUESTION = "What is in the picture?"
-
 
 def sinks(
     image: options.Image = None,
@@ -32,7 +30,7 @@ def sinks(
     json: options.Json = False,
 ) -> None:
     """Find the attention sinks of an image: how many, in which layers, and how much attention they take."""
-    shown, text = prompt(image, question or (None if image is None else DEFAULT_QUESTION))
+    shown, text = prompt(image, question or ("What is in the picture?" if image else None))
     writable_image(plot, source=image)
     import vlmprune
 

@@ -18,7 +18,6 @@ from .page import html, offer, on_input, on_start, redraw
 
 TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"
-FIRST_KEEP = 0.25
 ABOUT = (
     "Answer a question about an image, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
     "prints them. The last argument is SGL's exit_at, null for never."
@@ -39,7 +38,7 @@ def build(engine: Engine) -> None:
             alert, given = inputs("ask")
             with gr.Row():
                 method = gr.Dropdown(names, value=first, label="Method", elem_id="ask-method", filterable=False)
-                keep = gr.Slider(0.02, 1.0, FIRST_KEEP, step=0.01, label="Keep (fraction)", elem_id="ask-keep")
+                keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (fraction)", elem_id="ask-keep")
             with gr.Group(visible="exit_at" in options_of(first)) as leaving:
                 early = gr.Checkbox(False, label="Early exit: the small model may answer alone", elem_id="ask-early")
                 sure = gr.Slider(0.0, 1.0, EXIT_AT, step=0.01, label="... when this sure", elem_id="ask-sure")
