@@ -25,6 +25,6 @@ def triples(data: Iterable[Any]) -> list[Any]:
 
 
 def progress(items: Collection[Any], what: str) -> Iterable[Any]:
-    """A bar on stderr where that is a terminal."""
+    """The items, with a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     return track(items, what, console=console, transient=True, disable=not console.is_terminal)

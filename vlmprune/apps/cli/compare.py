@@ -70,11 +70,9 @@ def compare(
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
         rows = compared(models, *asked, layer=layer, seed=seed)
-        from rich.progress import track
+        from ...calibrate.samples import progress
 
-        screen = console(stderr=True)
-        bar = partial(track, description="comparing", console=screen, transient=True, disable=not screen.is_terminal)
-        interleaved(rows, batches, bar, max_new_tokens=max_new_tokens)
+        interleaved(rows, batches, partial(progress, what="comparing"), max_new_tokens=max_new_tokens)
     how = f"{len(batches)} runs" if truths is None else f"{len(batches)} batches of up to {batch_size}"
     about = {
         "model": models.name,
