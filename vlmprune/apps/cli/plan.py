@@ -42,10 +42,10 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Estimate FLOPs, cache, time and requests that fit, by roofline, without weights or a GPU."""
+    machine = known_hardware(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
     from ...accounting.model_sizes import read_config
     from ...harness.plan_rows import in_ms, planned, usual_methods, verdict_in_words
 
-    machine = known_hardware(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
     if config is None:
         config, guide = BUNDLED / "large", guide or BUNDLED / "small"
     settings = list(itertools.product(method or usual_methods(guide), keep or BUDGETS))
