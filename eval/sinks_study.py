@@ -28,10 +28,10 @@ from eval.record import Record
 from eval.shared import BatchCache
 from eval.stats import Paired, paired, standard_error
 from eval.tables import p_value
+from eval.tasks.scenes import in_turns
 from eval.worker import weights_hash
 from vlmprune.accounting.scores import plain
 from vlmprune.flow.sinks import separation
-from vlmprune.harness.baselines import held_out, scene_questions
 from vlmprune.harness.format import note
 from vlmprune.harness.measure import MethodRun
 from vlmprune.inputs.chat import prepare
@@ -40,6 +40,7 @@ SEED = 0
 BATCH = 16
 SETTINGS = {"max_new_tokens": 12}
 KEEP = 0.25
+APART = 125_000  # scenes of one family never meet those of another
 
 
 def sinks(model: Any, processor: Any, prompts: list[tuple[Any, str]], tau: float | None) -> dict[str, Any]:
@@ -125,12 +126,16 @@ def study(questions: int, prompts: int, calibration: int, folder: Path) -> dict[
     identity = {"weights": [weights_hash(large), weights_hash(small)], "questions": questions, "seed": SEED,
                 "calibration": calibration}  # fmt: skip
     done = Record(folder, identity, option="--records")
-    batches, right = held_out(questions, SEED, BATCH)
-    truths = [plain(truth) for truth in right]
+    asked = list(in_turns(questions, "test", apart=APART))
+    batches = [
+        ([scene.image() for scene, _ in part], [question.text for _, question in part])
+        for part in (asked[at : at + BATCH] for at in range(0, questions, BATCH))
+    ]
+    truths = [plain(question.answer) for _, question in asked]
     looked_at = [pair for images, texts in batches for pair in zip(images, texts, strict=True)][:prompts]
     found = {name: sinks(model, processor, looked_at, None) for name, model in (("large", large), ("small", small))}
     lower = reachable_tau(large, processor, looked_at)
-    data = [(image, question.text, question.answer) for image, question in scene_questions(calibration, "validation")]
+    data = [(scene.image(), one.text, one.answer) for scene, one in in_turns(calibration, "validation")]
     heads = vlmprune.ACT().calibrate(large, data, processor=processor, path=folder / "act.json")
     variants: dict[str, Any] = {
         "none": vlmprune.Unpruned(),

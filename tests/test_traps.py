@@ -135,7 +135,8 @@ def test_2_sliding_windows_count_original_positions(layer, monkeypatch):
     def compact(self: Decode, i: int, state: Any, mask: Any, hidden: Tensor, sizes: Any, empty: bool) -> Any:
         before, length, offset = sizes
         valid = None if state is None else later_valid(state, self.mask, before + 1 - state.columns.shape[1])
-        return own_mask(self.text_model.config, hidden, valid, Sizes(length, offset, before), i, self.windows[i])
+        config, window = self.setup.text.config, self.setup.windows[i]
+        return own_mask(config, hidden, valid, Sizes(length, offset, before), i, window)
 
     monkeypatch.setattr(Decode, "_cut", compact)
     assert decoding_error(model, inputs, layer, "ragged") > FAR_OFF
@@ -158,11 +159,11 @@ def test_3_gaps_in_position_ids_are_no_packed_sequences(monkeypatch):
     tokens = inputs["input_ids"][:, :0]
     assert error_of(last_row, model, inputs, plan, 1, tokens) < NEAR
 
-    def built_from_positions(self: Prefill, i: int, stage: Any, mask: Any, hidden: Tensor, cache: Any) -> Any:
-        ids = next(value for (what, *_), value in self._gathered.items() if what == "ids")
+    def built_from_positions(self: Prefill, i: int, stage: Any, chosen: Any, mask: Any, hidden: Tensor) -> Any:
+        ids = next(value for (what, *_), (_, value) in self._gathered.items() if what == "ids")
         assert find_packed_sequence_indices(ids) is not None
         return create_causal_mask(
-            config=self.text_model.config,
+            config=self.setup.text.config,
             inputs_embeds=hidden,
             attention_mask=None,
             past_key_values=None,

@@ -16,9 +16,9 @@ from typing import Any
 from eval import markdown
 from eval.provenance import provenance, write_record
 from vlmprune.tiny import load_tiny
-from vlmprune.tiny.questions import FAMILIES, Question
 
 from .language import enlarged
+from .questions import FAMILIES, Question
 from .scoring import Asked, measure, scene_questions
 
 GOALS = dict.fromkeys(("colour", "shape", "existence"), 0.95) | {"count": 0.85}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlmprune.tiny.scenes import Scene, coverage
-from vlmprune.tiny.vocabulary import PATCH
+from .scenes import Scene, coverage
+from .vocabulary import PATCH
 
 LEAST = 0.12  # of a patch that a thing must cover
 

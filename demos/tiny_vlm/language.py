@@ -18,17 +18,16 @@ from torch import Tensor
 
 from vlmprune.inputs.images import read_image
 from vlmprune.tiny import WEIGHTS
-from vlmprune.tiny.questions import Question, ask
-from vlmprune.tiny.scenes import make_scene, render
-from vlmprune.tiny.vocabulary import COLOURS, GRID, SHAPES, SUPERLATIVES
 
 from .common import State, log
 from .labels import patch_cover
 from .packing import Packed, drop_uniformly, early_loss, encode_text, gap_loss, pack, run, spot_loss
 from .pair import build_model
+from .questions import Question, ask
+from .scenes import make_scene, render
 from .scoring import measure, scene_questions
 from .tower import encode, pixels, random_windows, window_places
-from .vocabulary import IDS
+from .vocabulary import COLOURS, GRID, IDS, SHAPES, SUPERLATIVES
 
 # Questions asked about each image until the token budget is used up, drawn by weight.
 MIX = {

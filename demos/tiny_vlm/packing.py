@@ -19,10 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlmprune.tiny.questions import Question
-from vlmprune.tiny.vocabulary import CANVAS, GRID
-
-from .vocabulary import IDS
+from .questions import Question
+from .vocabulary import CANVAS, GRID, IDS
 
 _PIECES = re.compile(r"[a-z]+|\d|[^\sa-z\d]")
 EARLY = 3  # words before the answer that should say how it begins

@@ -19,10 +19,8 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from vlmprune.tiny.vocabulary import CANVAS, GRID, PATCH
-
 from .tower import init_tower, tower_config
-from .vocabulary import IDS
+from .vocabulary import CANVAS, GRID, IDS, PATCH
 
 TEXT: dict[str, dict[str, int]] = {
     "large": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6},

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from eval.stats import standard_error
-from vlmprune.tiny.questions import FAMILIES, Question, benchmark
-from vlmprune.tiny.scenes import Scene, render
-from vlmprune.tiny.vocabulary import GRID
 
 from .packing import answer_logits, encode_text, pack, right_answers
+from .questions import FAMILIES, Question, benchmark
+from .scenes import Scene, render
 from .tower import encode, pixels
+from .vocabulary import GRID
 
 BATCH = 8
 Asked = tuple[np.ndarray, list[Question]]  # a picture and its questions

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlmprune.tiny.scenes import Scene, make_scene, render
-from vlmprune.tiny.vocabulary import COLOURS, GRID, PATCH, SHAPES, SIZES, TEXTURES
-
 from .common import State, log
 from .labels import patch_cover
+from .scenes import Scene, make_scene, render
+from .vocabulary import COLOURS, GRID, PATCH, SHAPES, SIZES, TEXTURES
 
 WIDTH = 128
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # of the CLIP image processor

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from demos.tiny_vlm.questions import caption
+from demos.tiny_vlm.scenes import Scene
 from eval.captions.metrics import Counts, count, summary
 from eval.captions.text_metrics import text_metrics
 from vlmprune.captioner.vlm import CaptionCost
-from vlmprune.tiny.questions import caption
-from vlmprune.tiny.scenes import Scene
 
 
 @dataclass

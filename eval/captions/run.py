@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import vlmprune
+from demos.tiny_vlm.scenes import Scene, make_scene
 from eval.captions import tables
 from eval.captions.metrics import Counts, difference
 from eval.captions.rows import CaptionRow
@@ -36,7 +37,6 @@ from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
 from vlmprune.captioner.vlm import CaptionCost
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.scenes import Scene, make_scene
 
 FEW, MANY = 3, 13  # samples of the whole image: as many as of a patch, and as Patch Matters takes in all
 KEEPS = (0.35, 0.18, 0.09)

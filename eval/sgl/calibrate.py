@@ -11,12 +11,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import vlmprune
+from demos.tiny_vlm.questions import SCORED, benchmark
 from eval.provenance import provenance, write_record
 from eval.tasks.scenes import Scenes
 from vlmprune.calibrate.exit_threshold import Calibration
-from vlmprune.harness.baselines import scored_families
 from vlmprune.harness.measure import backend
-from vlmprune.tiny.questions import benchmark
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
     large, small, processor = vlmprune.load_tiny()
     data = [
         (scene.image(), question.text, question.answer)
-        for family in scored_families()
+        for family in SCORED
         for scene, question in benchmark(family, args.questions, "validation")
     ]
     found = vlmprune.SGL(small, keep=0.18, layer=0).calibrate(

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from demos.tiny_vlm.questions import SCORED
 from eval.plots import prefill_flops
 from eval.provenance import provenance, write_record
 from eval.run import BAD_INPUT, evaluate
 from eval.settings import SGL_EXIT, SMALL, Run, Settings
 from eval.stats import paired, standard_error
 from vlmprune.errors import VlmpruneError
-from vlmprune.harness.baselines import scored_families
 from vlmprune.harness.format import note
 from vlmprune.harness.models import quiet
 
@@ -152,7 +152,7 @@ def ratio(summary: Mapping[str, Any]) -> tuple[list[float], list[float] | None]:
 
 def parts(scores: Sequence[float], small: Sequence[float]) -> dict[str, Any]:
     """Accuracy by family, and by whether the small model alone was right, each with its standard error."""
-    names = scored_families()  # they take turns
+    names = SCORED  # they take turns
 
     def of(chosen: Sequence[float]) -> dict[str, Any]:
         mean = sum(chosen) / max(1, len(chosen))

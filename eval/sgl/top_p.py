@@ -18,6 +18,7 @@ from torch import Tensor
 
 import vlmprune
 from eval.provenance import provenance, write_record
+from eval.tasks.base import Sample
 from eval.tasks.scenes import ScenesValidation
 from vlmprune.flow.locate import SampleLayout
 from vlmprune.flow.select import top_p_counts
@@ -35,7 +36,7 @@ def bounds(budget: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Remembered(vlmprune.SGL):
+class KeepsImportance(vlmprune.SGL):
     """SGL that keeps the importance of every prompt."""
 
     found: ClassVar[list[tuple[Tensor, SampleLayout]]] = []
@@ -69,13 +70,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     large, small, processor = vlmprune.load_tiny()
-    samples = list(islice(ScenesValidation().samples(Path("data")), args.questions))
-    with vlmprune.wrap(large, Remembered(small, keep=1), processor=processor) as pruned:
+    first = islice(ScenesValidation().samples(Path("data")), args.questions)
+    samples = [one for one in first if isinstance(one, Sample)]
+    with vlmprune.wrap(large, KeepsImportance(small, keep=1), processor=processor) as pruned:
         for sample in samples:
             pruned.ask(sample.load_image(), sample.prompt, max_new_tokens=ScenesValidation.max_new_tokens)
     rows = {}
     for budget in BUDGETS:
-        top_p, kept = chosen(Remembered.found, budget)
+        top_p, kept = chosen(KeepsImportance.found, budget)
         rows[f"{budget:g}"] = {"top_p": top_p, "kept": kept}
     about = provenance(model="the bundled pair", backend=backend(large), split="validation", questions=len(samples))
     write_record({"about": about, "budgets": rows}, args.out)

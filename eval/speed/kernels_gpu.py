@@ -23,6 +23,7 @@ from eval.provenance import provenance, write_record
 from vlmprune import VlmpruneError, ops
 from vlmprune.accounting.hardware import HARDWARE
 from vlmprune.flow.compact import Compaction, compaction
+from vlmprune.ops.attention_rows import Visibility
 from vlmprune.ops.column_sums import column_sums
 from vlmprune.ops.gather import compact, gather_positions, gather_rows
 
@@ -143,7 +144,7 @@ def columns_of(batch: int, rows: int, sizes: KernelSizes) -> dict[str, Any]:
     scaling = sizes.head**-0.5
 
     def run() -> Tensor:
-        return column_sums(query, key, chosen, scaling=scaling)
+        return column_sums(query, key, chosen, Visibility(scaling))
 
     def eager() -> Tensor:
         scores = (query @ key.transpose(-1, -2)).float() * scaling

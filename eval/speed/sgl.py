@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 import vlmprune
+from demos.tiny_vlm.questions import benchmark
+from demos.tiny_vlm.vocabulary import GRID
 from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.speed.models import random_llava, random_prompt
 from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.inputs.chat import prepare
-from vlmprune.tiny.questions import benchmark
-from vlmprune.tiny.vocabulary import GRID
 
 SIDE, PATCH, TEXT, GENERATED = 24, 14, 40, 8
 TOWER = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import ClassVar
 
-from vlmprune.harness.baselines import scored_families
-from vlmprune.tiny.questions import benchmark
+from demos.tiny_vlm.questions import SCORED, Question, benchmark
+from demos.tiny_vlm.scenes import Scene
 
 from .base import Sample, Task
 from .readers import Bad, Folder
 
 EACH = 264  # questions a family; eight families give 2,112
 APART = 100_000  # scenes of one family never meet those of another, so the answers are independent
+
+
+def in_turns(count: int, split: str, *, start: int = 0, apart: int = 0) -> Iterator[tuple[Scene, Question]]:
+    """`count` questions with their scenes, the scored families in turn, at most one question per family and scene.
+
+    Args:
+        start: the first scene's seed. apart: how many seeds further on each family starts than the one before it.
+    """
+    streams = [benchmark(one, count, split, start=start + i * apart, per_scene=1) for i, one in enumerate(SCORED)]
+    return (next(stream) for stream in islice(cycle(streams), count))
 
 
 class Scenes(Task):
@@ -24,15 +35,10 @@ class Scenes(Task):
     split: ClassVar[str] = "test"
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        families = scored_families()
-        streams = [
-            benchmark(family, EACH, self.split, start=APART * i, per_scene=1) for i, family in enumerate(families)
-        ]
-        for several in zip(*streams, strict=True):
-            for family, (scene, question) in zip(families, several, strict=True):
-                name = f"{family}/{scene.seed}"
-                group = str(scene.seed)
-                yield Sample(name, question.text, scene.image, question.answer, group, {"family": family})
+        for scene, question in in_turns(EACH * len(SCORED), self.split, apart=APART):
+            name = f"{question.family}/{scene.seed}"
+            about = {"family": question.family}
+            yield Sample(name, question.text, scene.image, question.answer, str(scene.seed), about)
 
 
 class ScenesValidation(Scenes):

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.support.tiny_families import build, make_inputs
-from vlmprune.attention.probe import DISPATCHER, ProbedLayer, attention_rows, clear_observers, observe
+from vlmprune.attention.probe import DISPATCHER, ProbedLayer, clear_observers, observe
+from vlmprune.ops.attention_rows import Visibility, attention_rows
 
 B, H, G, S, D = 2, 4, 2, 7, 8
 
@@ -62,7 +63,7 @@ def test_rows_equal_a_naive_softmax(states: tuple[Tensor, Tensor, Tensor], form:
     elif form == "window":
         window = 3
         visible &= torch.ones(S, S, dtype=torch.bool).triu(-2)
-    got = attention_rows(query, key, mask, rows, scaling=D**-0.5, window=window)
+    got = attention_rows(query, key, rows, Visibility(D**-0.5, mask, window=window))
     assert torch.allclose(got, pick(naive(query, key, visible), rows), atol=1e-6)
     assert torch.allclose(got.sum(-1), torch.ones(B, H, 3), atol=1e-6)
 
@@ -70,14 +71,14 @@ def test_rows_equal_a_naive_softmax(states: tuple[Tensor, Tensor, Tensor], form:
 def test_soft_capping(states: tuple[Tensor, Tensor, Tensor]) -> None:
     query, key, rows = states
     visible = torch.ones(S, S, dtype=torch.bool).tril().expand(B, -1, -1)
-    got = attention_rows(query, key, None, rows, scaling=D**-0.5, softcap=2.0)
+    got = attention_rows(query, key, rows, Visibility(D**-0.5, softcap=2.0))
     assert torch.allclose(got, pick(naive(query, key, visible, 2.0), rows), atol=1e-6)
 
 
 def test_half_precision_is_accumulated_in_single(states: tuple[Tensor, Tensor, Tensor]) -> None:
     query, key, rows = (states[0].bfloat16(), states[1].bfloat16(), states[2])
-    got = attention_rows(query, key, None, rows, scaling=D**-0.5)
-    same = attention_rows(query.float(), key.float(), None, rows, scaling=D**-0.5)
+    got = attention_rows(query, key, rows, Visibility(D**-0.5))
+    same = attention_rows(query.float(), key.float(), rows, Visibility(D**-0.5))
     assert got.dtype == torch.float32
     assert torch.equal(got, same)
 

@@ -8,10 +8,10 @@ import random
 import pytest
 
 import vlmprune
+from demos.tiny_vlm.questions import ask
+from demos.tiny_vlm.scenes import make_scene
 from vlmprune import SGL, VlmpruneError
 from vlmprune.accounting.scores import exact_match, plain
-from vlmprune.tiny.questions import ask
-from vlmprune.tiny.scenes import make_scene
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from demos.tiny_vlm.vocabulary import CELLS
 from vlmprune.captioner import CaptionConfig, StructuredAggregator
 from vlmprune.captioner.divide import Box, Detection, Patch, quadrants
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.llm import Messages
-from vlmprune.captioner.text import bundled_lexicon, sentences
-from vlmprune.tiny.vocabulary import CELLS
+from vlmprune.captioner.text import BUNDLED_LEXICON, sentences
 
 SIZE = (100, 100)
 NAMES = ("top left", "top right", "bottom left", "bottom right")
@@ -66,7 +66,7 @@ def read_places(text: str, size: tuple[int, int], scale: float) -> list[Detectio
     width, height = size[0] / 3, size[1] / 3
     found = []
     for sentence in sentences(text):
-        said = bundled_lexicon().read(sentence).properties
+        said = BUNDLED_LEXICON.read(sentence).properties
         shape, place = sorted(said.get("shape", ())), sorted(said.get("position", ()))
         if shape and place:
             row, column = CELLS[place[0]]

@@ -12,6 +12,7 @@ import transformers
 from PIL import Image, ImageDraw
 
 import vlmprune
+from demos.tiny_vlm.scenes import make_scene
 from tests.captioner.scripted import read_places
 from vlmprune import VlmpruneError
 from vlmprune.captioner import (
@@ -30,7 +31,6 @@ from vlmprune.captioner.divide import iou
 from vlmprune.captioner.match import checked_scores
 from vlmprune.captioner.prompts import BUNDLED
 from vlmprune.captioner.sampling import SeededSampler
-from vlmprune.tiny.scenes import make_scene
 
 GREY = Image.new("RGB", (64, 48), "gray")
 

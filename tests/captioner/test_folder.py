@@ -19,13 +19,13 @@ from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlmprune
+from demos.tiny_vlm.scenes import make_scene
 from demos.tiny_vlm.vocabulary import IDS
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
 from vlmprune.captioner import CaptionConfig, PatchCaptioner
 from vlmprune.captioner.folder import write_whole
 from vlmprune.captioner.prompts import BUNDLED
-from vlmprune.tiny.scenes import make_scene
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"prompts": BUNDLED, "view": "in_place", "samples": 2, "max_new_tokens": 5, "filter": False}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from demos.tiny_vlm.questions import caption
+from demos.tiny_vlm.scenes import Scene, Thing, make_scene
 from eval.captions.metrics import Mention, count, difference, read, summary
 from eval.captions.run import held_out
 from eval.captions.text_metrics import text_metrics
 from vlmprune import VlmpruneError
-from vlmprune.tiny.questions import caption
-from vlmprune.tiny.scenes import Scene, Thing, make_scene
 
 
 def thing(shape: str, colour: str, size: str = "small", at: float = 10, digit: int | None = None) -> Thing:

@@ -14,6 +14,7 @@ from tests.captioner.scripted import HONEST, World, lines, patches
 from vlmprune import VlmpruneError
 from vlmprune.captioner import AggregatorError, EndpointAggregator, Grouping, openai
 from vlmprune.captioner.llm import SCHEMAS
+from vlmprune.captioner.pipeline import identity_of
 
 UNIQUE = {"similar": [], "contradictory": [], "unique": [1, 2]}
 TWO = [["a"], ["b"]]
@@ -206,7 +207,7 @@ def test_no_server_at_all() -> None:
 
 def test_the_key_is_in_no_record() -> None:
     one = EndpointAggregator("http://127.0.0.1:9/v1", "m", "sk-secret")
-    assert "sk-secret" not in repr(one) + json.dumps(one.identity())
+    assert "sk-secret" not in repr(one) + json.dumps(identity_of(one))
 
 
 @pytest.mark.parametrize("options", [{"timeout": 0}, {"retries": -1}, {"backoff": -1.0}, {"attempts": 0}])

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import vlmprune
+from demos.tiny_vlm.scenes import make_scene
 from tests.captioner.scripted import read_places
 from vlmprune import VlmpruneError
 from vlmprune.captioner import (
@@ -26,7 +27,6 @@ from vlmprune.captioner.detect import VLMDetector
 from vlmprune.captioner.pipeline import is_bundled
 from vlmprune.captioner.prompts import BUNDLED
 from vlmprune.tiny import known_words
-from vlmprune.tiny.scenes import make_scene
 
 SHORT = {**vars(BUNDLED_CONFIG), "max_new_tokens": 13}
 

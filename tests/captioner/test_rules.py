@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demos.tiny_vlm.vocabulary import COLOURS, GLYPHS, POSITIONS, SHAPES, SIZES
 from vlmprune.captioner import Candidate, Fusion, Grouping, Similar, WordAggregator
-from vlmprune.captioner.text import GENERAL, bundled_lexicon, joined, sentences, singular
-from vlmprune.tiny.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
+from vlmprune.captioner.text import BUNDLED_LEXICON, GENERAL, joined, sentences, singular
 
-TINY = WordAggregator(bundled_lexicon())
+TINY = WordAggregator(BUNDLED_LEXICON)
 RED_TOP = "a small red circle at the top"
 
 things = st.builds(
@@ -118,8 +118,15 @@ def test_joining_and_singulars() -> None:
     ]
 
 
+def test_the_bundled_lexicon_has_the_words_of_the_pairs_world() -> None:
+    digits = tuple(str(digit) for digit in GLYPHS)
+    places = tuple(place for row in POSITIONS for place in row)
+    world = {"size": tuple(SIZES), "colour": tuple(COLOURS), "shape": SHAPES, "digit": digits, "position": places}
+    assert BUNDLED_LEXICON.properties == world
+
+
 def test_the_lexicon_takes_the_longest_value() -> None:
-    said = bundled_lexicon().read("a large teal tile with the digit 7 at the bottom right")
+    said = BUNDLED_LEXICON.read("a large teal tile with the digit 7 at the bottom right")
     assert {k: sorted(v) for k, v in said.properties.items()} == {
         "size": ["large"],
         "colour": ["teal"],

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 import vlmprune
+from demos.tiny_vlm.scenes import make_scene
 from tests.support.grid import grid
 from tests.support.running import shared
 from tests.support.sinks import shared_planted
@@ -18,7 +19,6 @@ from vlmprune import VlmpruneError
 from vlmprune.captioner import PatchCaptioner, VisionModel
 from vlmprune.captioner.prompts import BUNDLED
 from vlmprune.captioner.sampling import SeededSampler, SharedPrefill
-from vlmprune.tiny.scenes import make_scene
 
 SAMPLES, STEPS = 3, 6
 # Hot, so that samples part at once, and a token drawn from wrong logits shows.
@@ -67,6 +67,16 @@ def test_caches_that_cannot_be_repeated(options: dict[str, Any]) -> None:
     expected = sampled(model, inputs)
     assert torch.equal(sampled(model, inputs, decoding, disable_compile=True, **options), expected)
     assert not decoding.shared
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache_implementation": "static"}], ids=str)
+def test_a_models_own_generation_settings_change_no_sample(settings: dict[str, Any]) -> None:
+    _, small, processor = vlmprune.load_tiny()
+    vision, image = VisionModel(small, processor), make_scene(3, "test").image()
+    options: dict[str, Any] = {"seeds": [[1, 2]], "temperature": 0.7, "max_new_tokens": 4}
+    expected = vision.describe([image], BUNDLED.describe, **options)
+    small.generation_config.update(return_dict_in_generate=True, **settings)
+    assert vision.describe([image], BUNDLED.describe, **options) == expected
 
 
 def test_rows_that_end_early_are_filled_up() -> None:

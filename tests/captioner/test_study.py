@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import vlmprune
+from demos.tiny_vlm.questions import caption
 from eval.captions import run, tune
 from eval.captions.rows import CaptionRow
 from eval.record import Record
 from vlmprune.captioner.vlm import CaptionCost
-from vlmprune.tiny.questions import caption
 
 SCENES = run.held_out(20)
 

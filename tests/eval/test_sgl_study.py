@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from demos.tiny_vlm.questions import SCORED
 from eval.sgl import study, tables
 from eval.tasks.registry import TASKS
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError
-from vlmprune.harness.baselines import scored_families
 
 CHOICE = {"0.64": 3, "0.5": 1, "0.35": 1, "0.18": 1}
 
@@ -82,7 +82,7 @@ def test_records_count_the_guide_and_compare_in_pairs() -> None:
     assert by["sgl", (0.09,)]["vs_sgl"]["difference"] == 0
     assert by["sgl + exit", (0.09,)]["vs_small"]["difference"] == 0
     # Questions 0, 4, 8 ... are wrong, and families take turns: two of the eight get nothing.
-    expected = dict.fromkeys(scored_families(), 1.0) | dict.fromkeys(scored_families()[::4], 0.0)
+    expected = dict.fromkeys(SCORED, 1.0) | dict.fromkeys(SCORED[::4], 0.0)
     assert by["sgl", (0.09,)]["families"] == expected
     assert (rows[0]["small_wrong"]["questions"], rows[0]["small_wrong"]["accuracy"]) == (count // 4, 1.0)
     for text in (tables.table({"rows": rows}, "at_retention"), tables.by_guide({"rows": rows}),

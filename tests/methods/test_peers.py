@@ -19,7 +19,6 @@ from tests.support.running import STEPS, assert_near, generate, reference, share
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 from vlmprune import VlmpruneError
 from vlmprune.methods.base import Pruner
-from vlmprune.methods.prumerge import outliers
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 FIXED_GRID = ("llava", "qwen2_vl")
@@ -113,18 +112,21 @@ def twin_mmtok(eager: Eager, count: int) -> list[int]:
 
 
 def twin_dart(eager: Eager, count: int, layer: int = 2, pivots: int = 4) -> list[int]:
-    norms = eager.keys(layer - 1).norm(dim=-1)
-    visual = sorted(range(len(eager.slots)), key=lambda a: -float(norms[eager.slots[a]]))[: min(pivots, count)]
-    text = sorted(eager.words.tolist(), key=lambda a: -float(norms[a]))[:pivots]
-    states = eager.hidden[layer]
-    every = [states[eager.slots[a]] for a in visual] + [states[a] for a in text]
+    with torch.no_grad():
+        cache = eager.model(**eager.inputs, use_cache=True).past_key_values
+        states = language_model(eager.model).norm(eager.hidden[layer])
+    large = cache.layers[layer - 1].keys[0].abs().sum(dim=(0, 2)).tolist()  # rotated
+    slots = eager.slots.tolist()
+    visual = sorted(slots, key=lambda at: -large[at])[: min(pivots, count)]
+    text = sorted(eager.words.tolist(), key=lambda at: -large[at])[:pivots]
     kept, left = list(visual), count - len(visual)
-    for at, pivot in enumerate(every):
-        share = left // len(every) + (1 if at < left % len(every) else 0)
-        rest = [a for a in range(len(eager.slots)) if a not in kept]
-        rest.sort(key=lambda a: float(cosine_similarity(states[eager.slots[a]], pivot, dim=0)))
-        kept += rest[:share]
-    return sorted(kept)
+    share = math.ceil(left / len(visual + text))
+    for pivot in set(visual + text):
+        rest = [at for at in slots if at not in kept]
+        rest.sort(key=lambda at: float(cosine_similarity(states[at].double(), states[pivot].double(), dim=0)))
+        kept += rest[: min(share, left)]
+        left -= min(share, left)
+    return sorted(slots.index(at) for at in kept)
 
 
 def twin_knorm(eager: Eager, count: int, layer: int = 2) -> list[int]:
@@ -148,72 +150,6 @@ class Tower:
         attention = out.attentions[layer][0].mean(dim=0)
         self.received = attention[0, 1:] if llava else attention.mean(dim=0)  # SigLIP has no class token
         self.keys = keys[1:] if llava else keys
-
-
-def groups(keys, kept, others):
-    """Each of the others by the kept token whose key is most similar."""
-    out = {a: [a] for a in kept}
-    for b in others:
-        out[max(kept, key=lambda a: float(cosine_similarity(keys[a], keys[b], dim=0)))].append(b)
-    return out
-
-
-def twin_visionzip(eager, tower, count, contextual=10 / 64):
-    few = min(count - 1, round(count * contextual))
-    order = sorted(range(len(tower.received)), key=lambda a: -float(tower.received[a]))
-    dominant, rest = order[: count - few], sorted(order[count - few :])
-    targets = [rest[int((i + 0.5) * len(rest) / few)] for i in range(few)]
-    merged = groups(tower.keys, targets, [a for a in rest if a not in targets]) if few else {}
-    kept = sorted(dominant + targets)
-    states = [eager.visual[0][merged.get(a, [a])].mean(dim=0) for a in kept]
-    return kept, torch.stack(states)
-
-
-def twin_prumerge(eager, tower, count, plus=False):
-    values = sorted(tower.received.tolist())
-
-    def quartile(q):
-        at = q * (len(values) - 1)
-        low = int(at)
-        return values[low] + (at - low) * (values[min(low + 1, len(values) - 1)] - values[low])
-
-    fence = quartile(0.75) + 1.5 * (quartile(0.75) - quartile(0.25))
-    order = sorted(range(len(values)), key=lambda a: -float(tower.received[a]))
-    kept = order[: max(1, min(count, sum(v > fence for v in values)))]
-    if plus:
-        rest, more = sorted(set(order) - set(kept)), count - len(kept)
-        kept = kept + [rest[int((i + 0.5) * len(rest) / more)] for i in range(more)]
-    kept = sorted(kept)
-    states = []
-    for group in groups(tower.keys, kept, [a for a in order if a not in kept]).values():
-        weights = tower.received[group]
-        states.append((eager.visual[0][group] * weights[:, None]).sum(dim=0) / weights.sum())
-    return kept, torch.stack(states)
-
-
-MERGING = {
-    "visionzip": (twin_visionzip, {}),
-    "visionzip+": (twin_visionzip, {"contextual": 0.5}),  # with one target, all others go to it
-    "prumerge": (twin_prumerge, {}),
-    "prumerge+": (twin_prumerge, {"plus": True}),
-}
-
-
-@grid(name=MERGING, family=["llava", "paligemma"], keep=[4, 7])
-def test_merging_equals_its_twin(name, keep, family):
-    """The merged states stand in for the kept tokens' before layer 0, the others are masked."""
-    model = shared(family, "eager")
-    inputs = make_inputs(model)
-    twin, options = MERGING[name]
-    eager = [Eager(model, inputs, sample) for sample in range(3)]
-    found = [twin(one, Tower(model, one), keep, **options) for one in eager]
-    with vlmprune.wrap(model, name.rstrip("+"), keep=keep, **options) as pruned:
-        logits, out = generate(model, inputs)
-        assert [kept.tolist() for kept in pruned.report.kept] == [kept for kept, _ in found]
-    stages = [(0, [kept for kept, _ in found], [states for _, states in found])]
-    start = inputs["input_ids"].shape[1] - 1
-    expected = staged_logits(model, inputs, stages, out.sequences[:, -STEPS:-1])[:, start:]
-    assert_near(logits, expected)
 
 
 @grid(family=["llava", "paligemma"], keep=[1, 3, 6], alpha=[1.0, 0.0, 0.5])
@@ -257,7 +193,7 @@ def twin_pyramiddrop(model, eager, count):
     layers = [1, 2, 3]  # L/4, L/2, 3L/4 of 4
     stages, left = [], list(range(len(eager.slots)))
     for layer, size in zip(layers, stage_counts(len(left), count, 3), strict=True):
-        row_of_last = Masked(model, eager, stages).attention[layer - 1].mean(dim=0)[-1]
+        row_of_last = Masked(model, eager, stages).attention[layer].mean(dim=0)[-1]
         left = sorted(sorted(left, key=lambda a: -float(row_of_last[eager.slots[a]]))[:size])
         stages.append((layer, left, None))
     return stages
@@ -268,8 +204,8 @@ def twin_density_peaks(points, clusters):
     away = [[float((points[a] - points[b]).norm()) / len(points[a]) ** 0.5 for b in range(size)] for a in range(size)]
     density = []
     for a in range(size):
-        near = sorted(away[a][b] for b in range(size) if b != a)[:5]
-        density.append(math.exp(-sum(d * d for d in near) / len(near)) if near else 1.0)
+        near = sorted(away[a])[:5]  # itself among them
+        density.append(math.exp(-sum(d * d for d in near) / len(near)))
     far = max(max(row) for row in away)
     gap = [min((away[a][b] for b in range(size) if density[b] > density[a]), default=far) for a in range(size)]
     centres = sorted(range(size), key=lambda a: -density[a] * gap[a])[:clusters]
@@ -285,13 +221,18 @@ def twin_sparsevlm(model, eager, count, share=0.3, few=0.1):
     rating = [sum(row[t] for row in soft) / len(soft) for t in range(len(eager.words))]
     raters = [int(eager.words[t]) for t, r in enumerate(rating) if r > sum(rating) / len(rating)]
     stages, left = [], list(range(len(eager.slots)))
-    for layer, size in zip([1, 3], stage_counts(len(left), count, 2), strict=True):  # 1, 3 and 7 capped at 3
+    for layer, size in zip([1, 2, 3], stage_counts(len(left), count, 3), strict=True):  # 3, 7 and 16 of 32; 5 capped
         seen = Masked(model, eager, stages)
         attention = seen.attention[layer - 1].mean(dim=0)
         order = sorted(left, key=lambda a: -float(sum(attention[r][eager.slots[a]] for r in raters)))
-        pool = round(share * (len(left) - size))
-        clusters = min(size - 1, round(few * pool))
-        stay, loose = order[: size - clusters], order[size - clusters :][: max(pool, clusters)]
+        stay, loose, clusters = order, [], 0
+        if size < len(left):
+            for some in range(size - 1, 0, -1):
+                loose = order[some:][: int(share * (len(left) - some)) + 1]
+                clusters = min(len(loose), int(few * len(loose)) + 1)
+                if some + clusters <= size:
+                    break
+            stay, clusters = (order[:some], min(clusters, size - some)) if size > 1 else (order[:1], 0)
         states = {a: seen.hidden[layer][eager.slots[a]] for a in left}
         replaced = {a: states[a] for a in stay}
         if clusters:
@@ -311,7 +252,7 @@ def test_density_peaks_equal_their_twin():
 
     points = torch.randn(40, 6) + torch.randn(4, 6).repeat(10, 1)
     for clusters in (1, 3, 7):
-        centres, owner = density_peaks(points, clusters)
+        centres, owner = density_peaks(points, clusters, 5)
         expected, owners = twin_density_peaks(points.double(), clusters)
         assert (centres.tolist(), owner.tolist()) == (expected, owners)
 
@@ -393,6 +334,19 @@ def test_stages_with_positions_counted_anew():
             assert_near(alone[0], batched[i])
 
 
+def test_cross_attention_is_read_ahead_too():
+    """Of the first cross-attention layer behind the drop, with all of the image's keys."""
+    model = shared("mllama", "eager")
+    inputs = make_inputs(model)
+    (first, *_) = model.config.text_config.cross_attention_layers
+    with torch.no_grad():
+        seen = model(**inputs, output_attentions=True, use_cache=False).attentions[first].mean(dim=1)[:, -1]
+    with vlmprune.wrap(model, "pyramiddrop", keep=3, stages=1, layer=0) as pruned, torch.no_grad():
+        model(**inputs)
+    for row_of_last, slots, kept in zip(seen, visual_slots(model, inputs), pruned.report.kept, strict=True):
+        assert kept.tolist() == row_of_last[slots].topk(3).indices.sort().values.tolist()
+
+
 def test_training_with_stages():
     """Gradient checkpointing runs every layer twice: the second time nothing is decided anew."""
     model = build("llava")
@@ -456,7 +410,8 @@ UNSUPPORTED = {
     "pyramiddrop": ("mllama",),
     "sparsevlm": ("mllama",),
 }
-PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *MERGING, *STAGED, "scope")]
+OTHERS = ("scope", "visionzip", "prumerge")
+PEERS = [cls for name, cls in vlmprune.list_methods().items() if name in (*TWINS, *STAGED, *OTHERS)]
 
 
 @grid(family=FAMILIES, cls=PEERS)
@@ -506,13 +461,3 @@ def test_bad_options():
         vlmprune.list_methods()["dart"](visual_pivots=0, text_pivots=0)
     with pytest.raises(VlmpruneError, match="Dart reads the attention of the layer before"):
         vlmprune.wrap(shared("llava"), "dart", layer=0)
-
-
-def test_prumerges_outliers_lie_beyond_one_and_a_half_interquartile_ranges():
-    """Tukey's fence of the paper (arXiv 2403.15388, section 3.2): quartiles 3.25 and 7.75, so the fence is at 14.5."""
-    received = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 14.4, 20.0])
-    assert outliers(received, 5, fill=False).tolist() == [9]
-    received[8] = 14.6
-    assert outliers(received, 5, fill=False).tolist() == [8, 9]
-    assert outliers(received, 1, fill=False).tolist() == [9]  # no more than the budget, the highest first
-    assert outliers(torch.ones(10), 5, fill=False).tolist() == [0]  # one at least

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tests.ops.twins import columns_twin, compact_twin, redistribute_twin, top_k_twin
 from vlmprune.flow.compact import Compaction, compaction
+from vlmprune.ops.attention_rows import Visibility
 from vlmprune.ops.column_sums import column_sums
 from vlmprune.ops.gather import compact
 from vlmprune.ops.redistribution import redistribute
@@ -179,14 +180,15 @@ def _compact_wide(dtype: torch.dtype, device: str) -> Work:
 def _columns_form(form: str, weighted: bool, dtype: torch.dtype, device: str) -> Work:
     query, key = torch.randn(2, 4, 9, 80).to(dtype), torch.randn(2, 2, 21, 80).to(dtype)
     rows = torch.tensor([[8, 5, 7], [8, 6, 6]])
-    options = {"scaling": 80**-0.5, **visibility(form, 2, 9, 21, dtype)}
+    seen = {"scaling": 80**-0.5, **visibility(form, 2, 9, 21, dtype)}
     weight = torch.tensor([[1.0, 0.5, 2.0], [1.0, 1.0, 0.0]]) if weighted else None
 
     def run() -> Sequence[Tensor]:
         states = (query.to(device), key.to(device), rows.to(device))
-        return (column_sums(*states, **moved({"weight": weight, **options}, device)),)
+        weights = None if weight is None else weight.to(device)
+        return (column_sums(*states, Visibility(**moved(seen, device)), weights),)
 
-    return Work(run, lambda: (columns_twin(query, key, rows, weight, **options),), SUMS)
+    return Work(run, lambda: (columns_twin(query, key, rows, weight, **seen),), SUMS)
 
 
 def _columns_shape(
@@ -197,7 +199,7 @@ def _columns_shape(
 
     def run() -> Sequence[Tensor]:
         states = (query.to(device).transpose(1, 2), key.to(device), rows.to(device))
-        got = column_sums(*states, scaling=scaling)
+        got = column_sums(*states, Visibility(scaling))
         return got, got.sum(dim=1)
 
     def wanted() -> Sequence[Tensor]:
@@ -220,18 +222,20 @@ def edited(
     return [state.to(dtype) for state in states], {"sinks": sinks, "visual": visual}
 
 
-def _redistribute(states: list[Tensor], rows: Tensor, options: dict[str, Any], dtype: torch.dtype, device: str) -> Work:
+def _redistribute(
+    states: list[Tensor], rows: Tensor, marks: dict[str, Any], seen: dict[str, Any], dtype: torch.dtype, device: str
+) -> Work:
     query, key, value, output = states
 
     def run() -> Sequence[Tensor]:
         own = output.to(device, copy=True)
         given = [state.to(device) for state in (query, key, value, rows)]
-        got = redistribute(own, *given, **moved(options, device))
+        got = redistribute(own, *given, **moved(marks, device), **SHARES, seen=Visibility(**moved(seen, device)))
         assert got is own
         return (got,)
 
     def wanted() -> Sequence[Tensor]:
-        after = redistribute_twin(output, query, key, value, rows, **options)
+        after = redistribute_twin(output, query, key, value, rows, **marks, **SHARES, **seen)
         assert len(rows[0]) < 3 or not torch.equal(after, output)
         return (after,)
 
@@ -241,15 +245,15 @@ def _redistribute(states: list[Tensor], rows: Tensor, options: dict[str, Any], d
 def _redistribute_form(form: str, dtype: torch.dtype, device: str) -> Work:
     states, marks = edited(2, 4, 2, 24, 80, dtype)
     rows = torch.tensor([[23, 20, 22], [-1, 21, 23]])
-    options = {**marks, **visibility(form, 2, 24, 24, dtype), **SHARES, "scaling": 80**-0.5}
-    return _redistribute(states, rows, options, dtype, device)
+    seen = {"scaling": 80**-0.5, **visibility(form, 2, 24, 24, dtype)}
+    return _redistribute(states, rows, marks, seen, dtype, device)
 
 
 def _redistribute_shape(length: int, heads: int, groups: int, width: int, dtype: torch.dtype, device: str) -> Work:
     states, marks = edited(1, heads, groups, length, width, dtype)
     marks = {name: mark[:, : max(1, length - 5)] for name, mark in marks.items()}  # text after the prompt is unmarked
     rows = torch.arange(max(0, length - 18), length, 1 + length // 600)[None]
-    return _redistribute(states, rows, {**marks, **SHARES, "scaling": width**-0.5}, dtype, device)
+    return _redistribute(states, rows, marks, {"scaling": width**-0.5}, dtype, device)
 
 
 # --- top k ---------------------------------------------------------------------------------------------------------
@@ -313,22 +317,22 @@ def _far_keys(kernel: str, dtype: torch.dtype, device: str) -> Work:
     query, output = torch.randn(1, 2, 5, 64).to(dtype), torch.randn(1, 5, 2, 64).to(dtype)
     rows, scaling = torch.tensor([[4, 3, 2]]), 0.125
     marks = {"sinks": torch.tensor([[1, 0, 0, 0, 0]]).bool(), "visual": torch.tensor([[0, 1, 1, 1, 0]]).bool()}
-    options: dict[str, Any] = {"scaling": scaling, "p": 0.4, "rho": 0.0, "gate": 0.0}
+    options = {"p": 0.4, "rho": 0.0, "gate": 0.0}
 
     def run() -> Sequence[Tensor]:
         torch.manual_seed(1)
         key = _far(5, 64, dtype, device)[0][None, None]
         if kernel == "column_sums":
-            return (column_sums(query.to(device), key, rows.to(device), scaling=scaling),)
+            return (column_sums(query.to(device), key, rows.to(device), Visibility(scaling)),)
         own = [output.to(device, copy=True), query.to(device), key, key, rows.to(device)]
-        return (redistribute(*own, **moved(marks, device), **options),)
+        return (redistribute(*own, **moved(marks, device), **options, seen=Visibility(scaling)),)
 
     def wanted() -> Sequence[Tensor]:
         torch.manual_seed(1)
         key = torch.randn(5, 64).to(dtype)[None, None]
         if kernel == "column_sums":
             return (columns_twin(query, key, rows, None, scaling=scaling),)
-        return (redistribute_twin(output, query, key, key, rows, **marks, **options),)
+        return (redistribute_twin(output, query, key, key, rows, **marks, **options, scaling=scaling),)
 
     tolerance = {"column_sums": SUMS, "redistribute": ROUNDED[dtype]}[kernel]
     return Work(run, wanted, tolerance)

@@ -16,6 +16,7 @@ from tests.ops.cases import CASES, SHARES, Case, edited, filled, keep
 from tests.support.grid import either, full
 from tests.support.tiny_families import build, make_inputs
 from vlmprune import ops
+from vlmprune.ops.attention_rows import Visibility
 from vlmprune.ops.gather import compact
 from vlmprune.ops.redistribution import redistribute
 
@@ -50,7 +51,7 @@ def test_equals_the_naive_twin(case: Case, dtype: torch.dtype) -> None:
 def test_redistribute_leaves_other_rows_alone() -> None:
     (query, key, value, output), marks = edited(2, 4, 2, 24, 80, torch.float32)
     before, rows = output.clone(), torch.tensor([[23, 20, 22], [-1, 21, 23]])
-    redistribute(output, query, key, value, rows, **marks, **SHARES, scaling=80**-0.5)
+    redistribute(output, query, key, value, rows, **marks, **SHARES, seen=Visibility(80**-0.5))
     changed = (output != before).any(-1)
     assert changed.any()
     assert not changed[0, :20].any() and not changed[1, :21].any()

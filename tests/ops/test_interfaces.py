@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ops.twins import columns_twin, compact_kv_twin, compact_twin, redistribute_twin, top_k_twin
+from tests.ops.twins import columns_twin, compact_twin, redistribute_twin, top_k_twin
 from tests.support.grid import only_full
 from vlmprune import VlmpruneError, ops
 from vlmprune.flow.compact import compaction
 from vlmprune.ops import dispatch
+from vlmprune.ops.attention_rows import Visibility
 from vlmprune.ops.column_sums import column_sums
-from vlmprune.ops.gather import compact, compact_kv
+from vlmprune.ops.gather import compact
 from vlmprune.ops.redistribution import redistribute
 from vlmprune.ops.top_k import top_k
 
@@ -42,18 +43,11 @@ def test_compact() -> None:
         assert a.dtype == b.dtype
 
 
-def test_compact_kv() -> None:
-    index = compaction(torch.rand(2, 20) < 0.5).index
-    key, value = torch.randn(2, 20, 3, 8).transpose(1, 2), torch.randn(2, 3, 20, 4)
-    for got, wanted in zip(compact_kv(key, value, index), compact_kv_twin(key, value, index), strict=True):
-        assert torch.equal(got, wanted)
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 def test_column_sums(weighted: bool) -> None:
     query, key, rows = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 12, 8), torch.tensor([[8, 5], [8, 6]])
     weight = torch.rand(2, 2) if weighted else None
-    got = column_sums(query, key, rows, weight=weight, scaling=0.3)
+    got = column_sums(query, key, rows, Visibility(0.3), weight)
     assert torch.allclose(got.double(), columns_twin(query, key, rows, weight, scaling=0.3), atol=1e-6)
 
 
@@ -64,9 +58,9 @@ def test_redistribute(dtype: torch.dtype) -> None:
     visual, sinks = torch.zeros(2, 20, dtype=torch.bool), torch.rand(2, 20) < 0.2
     visual[:, 1:16] = sinks[:, 0] = True
     rows, before = torch.tensor([[23, 20, 22], [-1, 21, 23]]), output.clone()
-    options = {"p": 0.4, "rho": 0.5, "gate": 0.2, "scaling": 8**-0.5}
-    wanted = redistribute_twin(output, query, key, value, rows, sinks, visual, **options)
-    got = redistribute(output, query, key, value, rows, sinks, visual, **options)
+    options = {"p": 0.4, "rho": 0.5, "gate": 0.2}
+    wanted = redistribute_twin(output, query, key, value, rows, sinks, visual, **options, scaling=8**-0.5)
+    got = redistribute(output, query, key, value, rows, sinks, visual, Visibility(8**-0.5), **options)
     assert got is output
     tolerance = 1e-6 if dtype == torch.float32 else 2**-7
     assert torch.allclose(got.double(), wanted.double(), atol=tolerance, rtol=tolerance)

@@ -18,10 +18,6 @@ def compact_twin(hidden: Tensor, index: Tensor, *beside: Tensor) -> list[Tensor]
     return out
 
 
-def compact_kv_twin(key: Tensor, value: Tensor, index: Tensor) -> list[Tensor]:
-    return [torch.stack([part[b][:, index[b]] for b in range(len(part))]) for part in (key, value)]
-
-
 def softmax_row(
     query: Tensor,
     key: Tensor,

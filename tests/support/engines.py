@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vlmprune.tiny.scenes import make_scene
+from demos.tiny_vlm.scenes import make_scene
 
 from .tiny_families import CLOSE, IMAGE, OPEN, VIDEO, VOCAB, build
 

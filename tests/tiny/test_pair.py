@@ -9,12 +9,12 @@ import vlmprune
 from demos.tiny_vlm.labels import patch_cover
 from demos.tiny_vlm.language import patch_shares, share_loss
 from demos.tiny_vlm.packing import IDS, answer_logits, encode_text, pack
+from demos.tiny_vlm.questions import Question, benchmark
+from demos.tiny_vlm.scenes import make_scene, render
 from demos.tiny_vlm.tower import encode, pixels
+from demos.tiny_vlm.vocabulary import GRID
 from vlmprune.inputs.chat import prepare
 from vlmprune.tiny import WEIGHTS, example
-from vlmprune.tiny.questions import Question, benchmark
-from vlmprune.tiny.scenes import make_scene, render
-from vlmprune.tiny.vocabulary import GRID
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,14 @@ import re
 import numpy as np
 import pytest
 
+from demos.tiny_vlm.bundle import bundled
 from demos.tiny_vlm.labels import patch_cover
 from demos.tiny_vlm.language import names_an_extreme
-from vlmprune.tiny.questions import FAMILIES, ask, benchmark, sentence
-from vlmprune.tiny.scenes import Scene, make_scene, render
-from vlmprune.tiny.vocabulary import CANVAS, COLOURS, PATCH, PLURALS, RELATIONS, SHAPES, SUPERLATIVES
+from demos.tiny_vlm.questions import FAMILIES, ask, benchmark, sentence
+from demos.tiny_vlm.scenes import Scene, make_scene, render
+from demos.tiny_vlm.vocabulary import CANVAS, COLOURS, PATCH, PLURALS, RELATIONS, SHAPES, SUPERLATIVES
+from vlmprune.inputs.images import read_image
+from vlmprune.tiny import BENCHMARK, questions
 
 
 def matches(name: str, thing: object) -> bool:
@@ -104,6 +107,15 @@ def test_a_things_patches_add_up_to_it() -> None:
         area = [cover[owner == i].sum() * PATCH**2 for i in range(len(scene.things))]
         for thing, covered in zip(scene.things, area, strict=True):
             assert 0.25 * thing.width * thing.height < covered <= thing.width * thing.height
+
+
+def test_the_package_ships_what_the_generator_makes() -> None:
+    shipped, made = questions(), list(bundled())
+    for record, (scene, expected) in zip(shipped, made, strict=True):
+        assert record | {"image": record["image"].name} == expected
+        assert np.array_equal(np.asarray(read_image(record["image"])), render(scene))
+    assert len({scene.seed for scene, _ in made}) == len(made)
+    assert sum(path.stat().st_size for path in BENCHMARK.iterdir()) < 400_000
 
 
 def test_every_family_can_be_asked() -> None:

@@ -130,11 +130,12 @@ def model_cost(family: Family, model: Any) -> ModelCost:
     text = family.language_model(model)
     config = text.config
     layers = []
-    for layer, window in zip(text.layers, windows_of(family.attentions(model), config), strict=True):
+    attentions = [family.attention(layer) for layer in text.layers]
+    for layer, attention, window in zip(text.layers, attentions, windows_of(attentions, config), strict=True):
         cross = hasattr(layer, "cross_attn")
         keys_values = linear_size(layer.cross_attn.k_proj) + linear_size(layer.cross_attn.v_proj) if cross else 0
         linear = linear_size(layer, config) - keys_values
-        attends, kept = widths(family.attention(layer), config)
+        attends, kept = widths(attention, config)
         layers.append(LayerCost(linear, keys_values, attends, kept, window, cross))
     head = model.get_output_embeddings()
     number = next(text.parameters()).element_size()

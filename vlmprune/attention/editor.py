@@ -67,11 +67,7 @@ def compacted(columns: KeyColumns, chosen: Compaction) -> KeyColumns:
 
 
 def check_readable(call: AttentionCall, name: str) -> None:
-    """Refuse kernels whose weights cannot be edited row by row.
-
-    Raises:
-        VlmpruneError: the mask is no tensor, or heads have learned sinks beside the keys.
-    """
+    """Refuse kernels whose weights cannot be edited row by row: of masks that are no tensors, or with learned sinks."""
     if call.mask is not None and not isinstance(call.mask, Tensor):
         raise VlmpruneError(
             f"{name} cannot read attention masks of type {type(call.mask).__name__}; load the model with "
@@ -183,9 +179,5 @@ class AttentionEditor(AttentionObserver):
     def edit(
         self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
     ) -> Tensor:
-        """Edit the rows of a prompt, or of a step (`columns` is None).
-
-        Args:
-            sink_mask: [B, ..., P], of the first P columns of the keys.
-        """
+        """Edit the rows of a prompt, or of a step (`columns` is None); `sink_mask` [B, ..., P] is of the first keys."""
         raise NotImplementedError

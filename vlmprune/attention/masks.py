@@ -8,8 +8,6 @@ kernels that apply a window by themselves.
 Shapes: B batch, S sequence before pruning, R rows, P columns, W width of a mask, T keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +84,8 @@ def own_mask(config: Any, hidden: Tensor, valid: Tensor | None, sizes: Sizes, la
     """The mask that transformers makes for this layer over a sequence as it is, by the function of the layer's kind.
 
     Args:
-        hidden: [B, R, D]. valid: [B, P] padding mask, None where everything is valid.
-    Raises:
-        VlmpruneError: there is padding, and the attention kernel's mask is unknown.
+        hidden: [B, R, D]. valid: [B, P] padding mask, None where everything is valid; refused where the attention
+            kernel's mask is unknown.
     """
     make: Callable[..., Any] = create_causal_mask
     if window is not None:
@@ -105,13 +102,8 @@ def own_mask(config: Any, hidden: Tensor, valid: Tensor | None, sizes: Sizes, la
 
 
 def check_window(config: Any, window: Window | None, length: int) -> None:
-    """Refuse kernels that count a window in the shortened sequence by themselves, where it would reach too far back.
-
-    Args:
-        length: of the unpruned sequence, generated tokens included.
-    Raises:
-        VlmpruneError: the sequence is longer than the window.
-    """
+    """Refuse kernels that count a window in the shortened sequence by themselves, where it would reach too far back:
+    where the unpruned sequence of `length` tokens, generated ones included, is longer than it."""
     implementation = config._attn_implementation
     if window is not None and length > window.size and implementation not in IN_MASK:
         raise VlmpruneError(
@@ -122,13 +114,8 @@ def check_window(config: Any, window: Window | None, length: int) -> None:
 
 
 def check_scale(attention: Any, length: int) -> None:
-    """Refuse Llama 4's layers that scale queries by their row where a pruned prompt's rows would get other scales.
-
-    Args:
-        length: of the unpruned prompt.
-    Raises:
-        VlmpruneError: the prompt is so long that the scale changes within it.
-    """
+    """Refuse Llama 4's layers that scale queries by their row where the scale changes within a prompt of `length`
+    unpruned tokens."""
     if not getattr(attention, "attn_temperature_tuning", False) or getattr(attention, "use_rope", True):
         return
     if length >= attention.floor_scale:
@@ -140,15 +127,13 @@ def check_scale(attention: Any, length: int) -> None:
 
 
 def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool) -> Any:
-    """Rows and columns of a layer's mask.
+    """Rows and columns of a layer's mask; one of an unknown type is refused.
 
     Args:
         mask: made by the model over the unpruned sequence, not None.
         rows: [B, R] positions of the unpruned sequence; None = the mask's own rows.
         columns: [B, P] positions of the unpruned sequence, -1 for columns that nothing may see.
         hides: whether there is any -1 among them (known to the host without asking the device).
-    Raises:
-        VlmpruneError: a mask of an unknown type.
     """
     if isinstance(mask, BlockMask):
         return _take_block(mask, rows, columns)

@@ -53,11 +53,7 @@ class AttentionObserver:
 
 
 def check_observer(observer: Any, seeing: Sequence[int]) -> None:
-    """Check what an intervention's `observer()` returned.
-
-    Raises:
-        VlmpruneError: no observer, or one of layers that do not see the image.
-    """
+    """Refuse what an intervention's `observer()` returned if it is none, or one of layers that do not see the image."""
     if not isinstance(observer, AttentionObserver):
         raise VlmpruneError(f"An intervention's observer() returned {observer!r:.60}; return an AttentionObserver.")
     layers = observer.layers(seeing)
@@ -69,10 +65,7 @@ def check_observer(observer: Any, seeing: Sequence[int]) -> None:
 
 
 def edited(observer: AttentionObserver, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
-    """What an observer makes of an attention call's output, None where it leaves it.
-
-    Raises:
-        VlmpruneError: something that cannot take the output's place.
+    """What an observer makes of an attention call's output, None where it leaves it; refused if it does not fit there.
     """
     made: Any = observer.attention(layer, call, output)
     if made is None:

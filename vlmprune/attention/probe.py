@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..errors import VlmpruneError
 from ..hf.hooks import conceal
 from ..hf.per_thread import PerThread
-from ..ops.attention_rows import attention_rows, visible_keys
+from ..ops.attention_rows import Visibility, attention_rows, visible_keys
 from ..ops.column_sums import column_sums as received
 from ..ops.redistribution import redistribute
 from .masks import block_rows
@@ -50,22 +50,14 @@ class AttentionCall:
         """Softmax attention of query rows [B, R] in fp32: [B, H, R, T]; by default without a gradient."""
         call, rows, causal = self._evaluated(rows, causal)
         query, key = (call.query, call.key) if gradient else (call.query.detach(), call.key.detach())
-        return attention_rows(query, key, rows=rows, learned_sinks=self._learned_sinks, **call._seen(causal))
+        return attention_rows(query, key, rows, call._seen(causal))
 
     def received(self, rows: Tensor, weight: Tensor | None = None, *, causal: bool = True) -> Tensor:
         """Attention that each key gets from query rows [B, R], summed over heads and rows (times their weight [B, R])
         in fp32: [B, T]; no gradient, and on a GPU no map."""
         call, rows, causal = self._evaluated(rows.to(self.query.device), causal)
         weight = None if weight is None else weight.to(rows.device)
-        if self._learned_sinks is not None:
-            part = call.weights(rows, causal=causal).sum(dim=1)
-            return part.sum(dim=1) if weight is None else torch.einsum("brt,br->bt", part, weight)
-        return received(call.query.detach(), call.key.detach(), rows, weight=weight, **call._seen(causal))
-
-    @property
-    def _learned_sinks(self) -> Tensor | None:
-        """[H], GPT-OSS's extra logit of every head, which takes part in the softmax and belongs to no key."""
-        return self.options.get("s_aux")
+        return received(call.query.detach(), call.key.detach(), rows, call._seen(causal), weight)
 
     def _evaluated(self, rows: Tensor, causal: bool) -> tuple[AttentionCall, Tensor, bool]:
         """The call, rows and whether it is causal; FlexAttention's function of positions is evaluated for those rows,
@@ -83,28 +75,22 @@ class AttentionCall:
     ) -> Tensor:
         """VAR's correction of this call's output [B, S, H, D]: see `ops.redistribution`."""
         states = (output, self.query, self.key, self.value)
-        return redistribute(*states, rows, sinks, visual, p=p, rho=rho, gate=gate, **self._seen(causal=True))
+        return redistribute(*states, rows, sinks, visual, self._seen(), p=p, rho=rho, gate=gate)
 
-    def _seen(self, causal: bool) -> dict[str, Any]:
-        """Scaling, and what a row may see."""
+    def _seen(self, causal: bool = True) -> Visibility:
+        """What a row may see."""
         if not isinstance(self.mask, Tensor | None):
             raise VlmpruneError(
                 f"Attention masks of type {type(self.mask).__name__} cannot be read; load the model with "
                 "attn_implementation='sdpa'."
             )
-        return {
-            "mask": self.mask,
-            "scaling": self.options["scaling"],
-            "causal": causal,
-            "softcap": self.options.get("softcap"),
-            "window": self.options.get("sliding_window"),
-        }
+        given = self.options
+        softcap, window, sinks = given.get("softcap"), given.get("sliding_window"), given.get("s_aux")
+        return Visibility(given["scaling"], self.mask, causal, softcap, window, sinks)
 
     def visible(self, rows: Tensor) -> Tensor:
         """Which keys query rows [B, R] see: bool [B, 1 or H, R, T]."""
-        given = self._seen(causal=True)
-        lengths = self.query.shape[2], self.key.shape[2]
-        seen = visible_keys(given["mask"], rows, *lengths, window=given["window"])
+        seen = visible_keys(rows, self.query.shape[2], self.key.shape[2], self._seen())
         # An additive mask: the dtype's lowest number hides a key, anything near zero is a bias.
         return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
@@ -128,6 +114,14 @@ def _heads(states: Tensor, heads: list[int]) -> Tensor:
 # Gets the call and its output [B, S, H, D]; what it returns, unless None, takes the output's place.
 Observer = Callable[[AttentionCall, Tensor], Tensor | None]
 
+class _Reached(Exception):
+    """An attention call that is looked at ahead of the layer's run, which ends with it."""
+
+    def __init__(self, call: AttentionCall) -> None:
+        self.call = call
+
+
+_ahead: PerThread[set[nn.Module]] = PerThread(set)
 _observers: PerThread[dict[nn.Module, list[Observer]]] = PerThread(dict)
 _attached = 0
 _attached_lock = threading.Lock()
@@ -137,6 +131,10 @@ def _dispatch(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Run the kernel that the language model's own config names, then let this thread's observer read."""
+    if module in _ahead.own:
+        # A static cache has room for more than the prompt, and so has the mask; here there is no cache.
+        seen = attention_mask[..., : key.shape[2]] if isinstance(attention_mask, Tensor) else attention_mask
+        raise _Reached(AttentionCall(query, key, value, seen, kwargs))
     own: Any = module.config
     eager = sys.modules[type(module).__module__].eager_attention_forward
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own.vlmprune_original._attn_implementation, eager)
@@ -156,6 +154,26 @@ def observe(module: nn.Module, observer: Observer) -> None:
     Several observers of a module see its calls in the order in which they came, each the output of the one before.
     """
     _observers.own.setdefault(module, []).append(observer)
+
+
+def look_ahead(module: nn.Module, run: Callable[[], Any]) -> AttentionCall:
+    """The call that the probed attention `module` comes to in `run`, which ends there: no kernel runs, nor a gradient.
+
+    Raises:
+        VlmpruneError: it comes to none.
+    """
+    _ahead.own.add(module)
+    try:
+        with torch.no_grad():
+            run()
+    except _Reached as reached:
+        return reached.call
+    finally:
+        _ahead.own.discard(module)
+    raise VlmpruneError(
+        f"A {type(module).__name__} ran without calling an attention function, so what it would attend to cannot be "
+        "read ahead; use a method that reads the layer before, such as 'fastv'."
+    )
 
 
 def clear_observers(modules: Iterable[nn.Module]) -> None:

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, D width.
 """
 
-from __future__ import annotations
-
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,12 +33,10 @@ _lock = threading.Lock()
 
 
 class SinkDims:
-    """The sink dimensions of one model: given ones, or found ones.
+    """The sink dimensions of one model whose visual tokens have a residual stream: given ones, or found ones.
 
     Args:
         tau: threshold on phi, None for the model's own. dims: given sink dimensions, None to find them.
-    Raises:
-        VlmpruneError: tau or dims do not fit the model, or its visual tokens have no residual stream.
     """
 
     def __init__(self, family: Family, model: Any, *, tau: float | None, dims: Any = None, what: str) -> None:
@@ -68,31 +64,23 @@ class SinkDims:
         if self.dims or not eligible_layers(len(self.text.layers)):
             return
         known = self._known
-        tokens = [one for one in first_tokens(ids.cpu(), valid.cpu(), self.visual_ids) if one not in known.tried]
+        prompts = [row[real].tolist() for row, real in zip(ids.cpu(), valid.cpu(), strict=True)]
+        # Visual tokens, which some families put in front, have no embedding.
+        texts = [[token for token in prompt if token not in self.visual_ids] for prompt in prompts]
+        firsts = list(dict.fromkeys(text[0] for text in texts if text))[:MOST_TOKENS]
+        tokens = [one for one in firsts if one not in known.tried]
         if tokens:
             known.tried |= set(tokens)
             known.dims = spiking_dims(entering_states(self.text, tokens, ids.device), self.tau)
 
 
 def refuse_cross_attention(family: Family, what: str) -> None:
-    """Raise for a family whose visual tokens have no residual stream.
-
-    Raises:
-        VlmpruneError: they are keys of cross-attention layers.
-    """
+    """Refuse a family whose visual tokens have no residual stream."""
     if family.cross_attention:
         raise VlmpruneError(
             f"{what} is not supported for {family.model_type!r}, whose visual tokens are keys of cross-attention "
             "layers; use a family whose language model takes visual tokens in."
         )
-
-
-def first_tokens(ids: Tensor, valid: Tensor, visual: set[int]) -> list[int]:
-    """The different first text tokens of padded prompts; visual ones, which some families put in front, have no
-    embedding."""
-    prompts = [row[real].tolist() for row, real in zip(ids, valid, strict=True)]
-    texts = [[token for token in prompt if token not in visual] for prompt in prompts]
-    return list(dict.fromkeys(text[0] for text in texts if text))[:MOST_TOKENS]
 
 
 @torch.no_grad()

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, V visual tokens of a sample, D width, L layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +22,6 @@ class VisualSinkObserver(AttentionObserver):
 
     After a prompt, `by_layer` holds the visual sinks of each layer from 2 on, per sample bool [V], and `often()` those
     to leave out of a ranking.
-
-    Raises:
-        VlmpruneError: the visual tokens of this family have no residual stream.
     """
 
     def __init__(self, family: Family, model: Any) -> None:

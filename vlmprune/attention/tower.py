@@ -1,4 +1,4 @@
-"""Attention statistics of the vision tower: what its last used layer says about every visual token.
+"""Attention statistics of the vision tower: what one of its layers says about every visual token.
 
 Shapes: n images, N tokens of the tower (a class token included), V visual tokens of a sample, H heads, D head width.
 """
@@ -6,13 +6,14 @@ Shapes: n images, N tokens of the tower (a class token included), V visual token
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
+from ..families import Family
 from ..flow.locate import SampleLayout
 from ..flow.prompt_state import VisionStats
 from ..hf.per_thread import PerThread
@@ -30,18 +31,22 @@ class _Seen:
 class TowerReader:
     """Reads one attention module of the tower while it encodes, and deals the images out to the samples of a prompt.
 
+    Args:
+        method: what the class of the method that asks is called.
+        as_one: read the tower's last layer, its H heads as one of width H D, instead of the layer that the model uses.
     Raises:
         VlmpruneError: a visual token of the family is more than one patch of its tower.
     """
 
-    def __init__(self, module: Any, class_token: bool, method: str, model_type: str) -> None:
-        if module is None:
+    def __init__(self, family: Family, model: Any, method: str, *, as_one: bool = False) -> None:
+        self.module = family.tower_attention(model, last=as_one)
+        if self.module is None:
             raise VlmpruneError(
-                f"{method} reads the vision tower's attention for every visual token, but each token of {model_type!r} "
-                "comes from several patches or tiles; use a method that reads the language model, such as 'fastv' or "
-                "'divprune'."
+                f"{method} reads the vision tower's attention for every visual token, but each token of "
+                f"{family.model_type!r} comes from several patches or tiles; use a method that reads the language "
+                "model, such as 'fastv' or 'divprune'."
             )
-        self.module, self.class_token, self.method = module, class_token, method
+        self.class_token, self.method, self.as_one = family.class_token(model), method, as_one
         self._seen = PerThread(_Seen)
 
     def begin(self) -> None:
@@ -57,6 +62,10 @@ class TowerReader:
 
     def _see(self, call: AttentionCall, output: Tensor) -> None:
         images, _, tokens, _ = call.query.shape
+        if self.as_one:
+            query, key = (states.transpose(1, 2).flatten(2)[:, None] for states in (call.query, call.key))
+            scaling = query.shape[-1] ** -0.5
+            call = replace(call, query=query, key=key, options={**call.options, "scaling": scaling})
         keys = call.key.detach().float().mean(dim=1)
         rows = torch.arange(1 if self.class_token else tokens).expand(images, -1)
         received = call.weights(rows, causal=False).mean(dim=(1, 2))

@@ -73,8 +73,7 @@ class Caption:
             "cost": asdict(self.cost),
             "notes": self.notes,
         }
-        found: dict[str, Any] = json.loads(json.dumps(record))  # tuples become the lists that a file gives back
-        return found
+        return json.loads(json.dumps(record))  # tuples become the lists that a file gives back
 
     def overlay(self, image: Image.Image | None = None) -> Image.Image:
         """The image with the patches (coloured) and the object boxes in them (white).

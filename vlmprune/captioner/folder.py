@@ -20,33 +20,6 @@ RECORDS = "records"
 ALL = "captions.jsonl"
 
 
-def caption_folder(
-    caption: Callable[[Image.Image], Caption],
-    identity: dict[str, Any],
-    images: str | Path | Iterable[str | Path],
-    out: Path,
-    *,
-    progress: bool,
-) -> list[dict[str, Any]]:
-    """See `PatchCaptioner.map`; `identity` is what decides the captions."""
-    from rich.console import Console
-    from rich.progress import track
-
-    paths = image_paths(images)
-    records = out / RECORDS
-    try:
-        records.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VlmpruneError(f"{str(out)!r} cannot be a folder of captions ({error}); choose another place.") from None
-    claim(out, identity)
-    screen = Console(stderr=True)
-    hidden = not (progress and screen.is_terminal)
-    shown = track(paths, "captioning", console=screen, transient=True, disable=hidden, show_speed=False)
-    results = [one_record(caption, path, records) for path in shown]
-    write_whole(out / ALL, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in results))
-    return results
-
-
 def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
     """The paths, or the image files of a folder by name.
 
@@ -70,11 +43,15 @@ def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def claim(out: Path, identity: dict[str, Any]) -> None:
-    """Mark a folder as holding captions made in this way.
+    """Make a folder for captions made in this way, or go on with one.
 
     Raises:
-        VlmpruneError: it holds captions made in another way.
+        VlmpruneError: it cannot be made, or holds captions made in another way.
     """
+    try:
+        (out / RECORDS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VlmpruneError(f"{str(out)!r} cannot be a folder of captions ({error}); choose another place.") from None
     marker = out / RUN
     wanted = json.loads(json.dumps(identity))
     if not marker.exists():

@@ -175,8 +175,7 @@ class Hierarchy:
         """The caption of the whole image, enriched by the semantic patch where there is one."""
         own = self._write(whole, self.image, 0)
         others = [number for region in semantic for number in region.live]
-        comparison = self._compare(GLOBAL, self.image, [own, others], () if self.config.check_global else own)
-        fate = self._decide(comparison)
+        fate = self._decide(self._compare(GLOBAL, self.image, [own, others], trusted=own))
         trusted = [number for number in own if number not in fate]
         for number in trusted:
             self.provenance.judge(number, SentenceVerdict(GLOBAL, True, "the whole image's own, not checked"))

@@ -6,12 +6,13 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
 
 from ..errors import VlmpruneError
+from ..methods.declared import checked_option, number
 from . import prompts
 from .aggregate import AggregatorError, Candidate, Fusion, Grouping, Rewrite, Similar
 from .sampling import drawn_from, seed_of
@@ -19,7 +20,6 @@ from .sampling import drawn_from, seed_of
 T = TypeVar("T")
 A = TypeVar("A", Grouping, Fusion)
 Messages = list[dict[str, str]]
-NUMBERS = {"type": "array", "items": {"type": "integer"}}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -38,10 +38,11 @@ def _list(entry: dict[str, Any]) -> dict[str, Any]:
 
 KINDS: dict[str, Any] = {"object": dict, "array": list, "string": str, "integer": int}
 TEXT = {"type": "string"}
+NUMBERS = _list({"type": "integer"})
 REWRITES = _list(_object(text=TEXT, numbers=NUMBERS))
 SCHEMAS = {
     "group": _object(
-        similar=_list(_object(text=TEXT, numbers=NUMBERS)),
+        similar=REWRITES,
         contradictory=_list(_object(numbers=NUMBERS)),
         unique=NUMBERS,
     ),
@@ -98,24 +99,21 @@ class StructuredAggregator(ABC):
     or uses one twice goes back to the model with what is wrong, `attempts` times in all.
     """
 
-    attempts: int = field(default=3, kw_only=True)
+    attempts: int = field(default=3, kw_only=True, metadata=number(int, 1))
     seed: int = field(default=0, kw_only=True)
-    temperatures: dict[str, float] = field(
-        default_factory=lambda: {"group": 0.2, "merge": 0.6, "fuse": 0.2, "objects": 0.2}, kw_only=True
-    )
-    calls: int = field(default=0, init=False)
+    group_temperature: float = field(default=0.2, kw_only=True, metadata=number(float, 0, 100))
+    merge_temperature: float = field(default=0.6, kw_only=True, metadata=number(float, 0, 100))
+    fuse_temperature: float = field(default=0.2, kw_only=True, metadata=number(float, 0, 100))
+    objects_temperature: float = field(default=0.2, kw_only=True, metadata=number(float, 0, 100))
+    calls: int = field(default=0, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise VlmpruneError(f"attempts must be at least 1, got {self.attempts!r}.")
+        for option in fields(self):
+            setattr(self, option.name, checked_option(option, getattr(self, option.name)))
 
     @abstractmethod
     def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
         """The model's reply to a conversation; `task` names the schema in SCHEMAS."""
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide its output, JSON-serialisable; for the records of a folder."""
-        return {"attempts": self.attempts, "seed": self.seed, "temperatures": self.temperatures}
 
     def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
         """Sort the sentences of several samples (indices run through all of them in order)."""
@@ -179,9 +177,9 @@ class StructuredAggregator(ABC):
         for attempt in range(self.attempts):
             self.calls += 1
             reply = ""
-            seed = seed_of(self.seed, task, question, attempt)
+            seed, temperature = seed_of(self.seed, task, question, attempt), getattr(self, f"{task}_temperature")
             try:
-                reply = self.complete(messages, task=task, temperature=self.temperatures[task], seed=seed)
+                reply = self.complete(messages, task=task, temperature=temperature, seed=seed)
                 value = parse_json(reply)
                 check_schema(value, SCHEMAS[task])
                 return read(value)
@@ -241,8 +239,3 @@ class CausalLMAggregator(StructuredAggregator):
             )
         new = out[0, inputs["input_ids"].shape[1] :]
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
-
-    def identity(self) -> dict[str, Any]:
-        """Which model, and how it is asked."""
-        name = getattr(self.model.config, "_name_or_path", "")
-        return {**super().identity(), "model": name, "max_new_tokens": self.max_new_tokens}

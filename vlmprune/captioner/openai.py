@@ -13,6 +13,7 @@ from http.client import HTTPException
 from typing import Any
 
 from ..errors import VlmpruneError
+from ..methods.declared import number
 from .aggregate import AggregatorError
 from .llm import SCHEMAS, Messages, StructuredAggregator, Unusable
 
@@ -44,24 +45,17 @@ class EndpointAggregator(StructuredAggregator):
 
     url: str
     model: str
-    key: str | None = field(default=None, repr=False)
-    timeout: float = 60.0
-    retries: int = 4
-    backoff: float = 1.0
+    key: str | None = field(default=None, repr=False, compare=False)
+    timeout: float = field(default=60.0, compare=False, metadata=number(float, 0.001))
+    retries: int = field(default=4, compare=False, metadata=number(int, 0))
+    backoff: float = field(default=1.0, compare=False, metadata=number(float, 0))
     structured: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.url.startswith(("http://", "https://")):
             raise VlmpruneError(f"url must be a web address such as http://127.0.0.1:8000/v1, got {self.url!r}.")
-        if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
-            given = f"{self.timeout!r}, {self.retries!r} and {self.backoff!r}"
-            raise VlmpruneError(f"timeout must be > 0, retries and backoff >= 0, got {given}.")
         self._opener = urllib.request.build_opener(_NoRedirects)
-
-    def identity(self) -> dict[str, Any]:
-        """Which model where, and how it is asked; never the key."""
-        return {**super().identity(), "url": self.url, "model": self.model, "structured": self.structured}
 
     def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
         """One reply.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from .caption import Caption, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
 from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
-from .folder import caption_folder
+from .folder import ALL, RECORDS, claim, image_paths, one_record, write_whole
 from .hierarchy import Hierarchy
 from .llm import StructuredAggregator
 from .match import Matcher, VLMMatcher, checked_scores
 from .prompts import BUNDLED
 from .rules import WordAggregator
 from .sampling import seed_of
-from .text import bundled_lexicon, joined
+from .text import BUNDLED_LEXICON, joined
 from .vlm import CaptionCost, VisionModel
 
 BUNDLED_CONFIG = CaptionConfig(
@@ -89,10 +90,8 @@ class PatchCaptioner:
         self.seed = seed
         self.detector: Detector = detector or SaliencyDetector()
         self.matcher: Matcher = matcher or VLMMatcher(self.vision, self.config.prompts)
-        self.aggregator: Aggregator = aggregator or (WordAggregator(bundled_lexicon()) if bundled else WordAggregator())
+        self.aggregator: Aggregator = aggregator or (WordAggregator(BUNDLED_LEXICON) if bundled else WordAggregator())
         if isinstance(self.aggregator, StructuredAggregator):
-            for task in ("group", "merge", "fuse"):
-                self.aggregator.temperatures[task] = getattr(self.config, f"{task}_temperature")
             self.aggregator.seed = seed
 
     @checked
@@ -125,7 +124,16 @@ class PatchCaptioner:
         Raises:
             VlmpruneError: no images, or `out` holds captions made in another way.
         """
-        return caption_folder(self, self.identity(), images, Path(out), progress=progress)
+        from rich.console import Console
+        from rich.progress import track
+
+        paths, folder, screen = image_paths(images), Path(out), Console(stderr=True)
+        claim(folder, self.identity())
+        hidden = not (progress and screen.is_terminal)
+        shown = track(paths, "captioning", console=screen, transient=True, disable=hidden, show_speed=False)
+        records = [one_record(self, path, folder / RECORDS) for path in shown]
+        write_whole(folder / ALL, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        return records
 
     # -- divide and describe -----------------------------------------------------------------------------------
 
@@ -238,9 +246,9 @@ class PatchCaptioner:
             "seed": self.seed,
             "config": asdict(self.config),
             "model": self.vision.identity(),
-            "detector": _identity(self.detector),
-            "matcher": _identity(self.matcher),
-            "aggregator": _identity(self.aggregator),
+            "detector": identity_of(self.detector),
+            "matcher": identity_of(self.matcher),
+            "aggregator": identity_of(self.aggregator),
         }
 
 
@@ -249,13 +257,12 @@ def objects_of(patches: Sequence[Patch]) -> list[Box]:
     return list(dict.fromkeys(box for patch in patches for box in patch.objects))
 
 
-def _identity(component: Any) -> dict[str, Any]:
-    """A component's name and the settings that decide its output; its `identity()` where it has one."""
+def identity_of(component: Any) -> dict[str, Any]:
+    """A component's name and the settings that decide its output: of a dataclass the fields that are compared."""
     name = getattr(component, "__qualname__", None) or type(component).__qualname__
-    if hasattr(component, "identity"):
-        return {"name": name, **component.identity()}
-    held = vars(component) if hasattr(component, "__dict__") else {}
-    plain = {k: v for k, v in held.items() if isinstance(v, str | int | float | bool) and k != "calls"}
+    hidden = {one.name for one in fields(component) if not one.compare} if is_dataclass(component) else {"calls"}
+    held = {k: v for k, v in getattr(component, "__dict__", {}).items() if k not in hidden}
+    plain = {k: v for k, v in held.items() if isinstance(v, str | int | float | bool)}
     models = {k: getattr(getattr(v, "config", None), "_name_or_path", None) for k, v in held.items()}
     return {"name": name, **plain, **{k: v for k, v in models.items() if v is not None}}
 

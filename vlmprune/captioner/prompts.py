@@ -42,7 +42,6 @@ class Prompts:
 
 BUNDLED = Prompts(
     # The words and question forms of vlmprune.tiny; the pair has seen no others.
-    describe="Describe this image in detail.",
     short="Describe the image.",
     verify="Is this true: there is {sentence} ?",
     boxes="What is in the image?",

@@ -21,7 +21,7 @@ class WordAggregator:
     """
 
     lexicon: Lexicon = GENERAL
-    calls: int = field(default=0, init=False)
+    calls: int = field(default=0, init=False, compare=False)
 
     def group(self, samples: Sequence[Sequence[str]]) -> Grouping:
         """Sort the sentences of several samples (indices run through all of them in order)."""

@@ -55,6 +55,7 @@ def drawn_from(seeds: Sequence[int], temperature: float) -> dict[str, Any]:
         "top_k": 0,
         "top_p": 1.0,
         "num_beams": 1,
+        "return_dict_in_generate": False,
         "logits_processor": LogitsProcessorList([SeededSampler(seeds, temperature)]),
     }
 
@@ -84,36 +85,31 @@ class SharedPrefill:
     ) -> Tensor:
         """Prompt ids [B, S] -> sequences [B * k, S + new], rows that ended early filled up with the pad token."""
         self.shared = bool(model_kwargs["use_cache"]) and isinstance(model_kwargs.get(CACHE), DynamicCache)
-        ids = input_ids
         if not self.shared:
-            ids, model_kwargs = self._repeated(model, ids, model_kwargs)
-        outputs = model._prefill(ids, generation_config, model_kwargs)
-        logits = outputs.logits[:, -1]
-        step = 1 if model_kwargs["use_cache"] else None
-        pad, done = generation_config._pad_token_tensor, None
+            ids, model_kwargs = self._repeated(model, input_ids, model_kwargs)
+            generation_config.disable_compile = True  # the shared way compiles nothing either
+            return model._sample(ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
+        outputs = model._prefill(input_ids, generation_config, model_kwargs)
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+        model_kwargs[CACHE].batch_repeat_interleave(self.samples)
+        # Images are in the cache by now, and theirs is not a batch's axis in every family.
+        for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL:
+            model_kwargs.pop(name, None)
+        ids, model_kwargs = self._repeated(model, input_ids, model_kwargs)
+        logits = outputs.logits[:, -1].repeat_interleave(self.samples, dim=0)
+        pad, done = generation_config._pad_token_tensor, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         while True:
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
-            if done is None:
-                if self.shared:
-                    model_kwargs[CACHE].batch_repeat_interleave(self.samples)
-                    # Images are in the cache by now, and theirs is not a batch's axis in every family.
-                    for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL:
-                        model_kwargs.pop(name, None)
-                    ids, model_kwargs = self._repeated(model, ids, model_kwargs)
-                    logits = logits.repeat_interleave(self.samples, dim=0)
-                done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-            scores = logits_processor(ids, logits.to(ids.device, torch.float32, copy=True))
-            tokens = scores.argmax(dim=-1)
+            tokens = logits_processor(ids, logits.to(ids.device, torch.float32, copy=True)).argmax(dim=-1)
             if pad is not None:
                 tokens = torch.where(done, pad.to(ids.device), tokens)
             ids = torch.cat([ids, tokens[:, None]], dim=1)
             done = done | stopping_criteria(ids, None)
             if bool(done.all()):
                 return ids
-            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=step, **model_kwargs)
+            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **model_kwargs)
             outputs = model(**inputs, return_dict=True)
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
             logits = outputs.logits[:, -1]
 
     def _repeated(self, model: Any, ids: Tensor, model_kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        ids, kwargs = model._expand_inputs_for_generation(expand_size=self.samples, input_ids=ids, **model_kwargs)
-        return ids, kwargs
+        return model._expand_inputs_for_generation(expand_size=self.samples, input_ids=ids, **model_kwargs)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 
 # A full stop ends a sentence unless it stands in a number ("1.5") or in a usual abbreviation ("e.g.", "J. Smith").
 _NO_END = "".join(rf"(?<!\b{short}[.])" for short in ("[A-Z]", "e[.]g", "i[.]e", "Mr", "Mrs", "Dr", "St", "vs"))
@@ -127,24 +128,26 @@ GENERAL = Lexicon(
     apart=frozenset(map(frozenset, (("left", "right"), ("top", "bottom"), ("background", "foreground")))),
 )
 
-
-def bundled_lexicon() -> Lexicon:
-    """The closed world of the bundled pair, where even the kind of a thing is one of eight words."""
-    from ..tiny.vocabulary import CELLS, COLOURS, SHAPES, SIZES
-
+_PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "center", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+_CELLS = {name: (row, column) for row, names in enumerate(_PLACES) for column, name in enumerate(names)}
+# The closed world of the bundled pair, where even the kind of a thing is one of eight words.
+BUNDLED_LEXICON = Lexicon(
+    {
+        "size": ("small", "medium", "large"),
+        "colour": ("black", "teal", "brown", "gray", "red", "green", "blue", "yellow"),
+        "shape": ("circle", "rectangle", "triangle", "star", "cross", "ring", "diamond", "tile"),
+        "digit": tuple("0123456789"),
+        "position": tuple(_CELLS),
+    },
     # A thing near a border of the 3 x 3 grid may be placed on either side of it, but not two cells away.
-    apart = {
-        frozenset((a, b)) for a, (r, c) in CELLS.items() for b, (row, column) in CELLS.items()
-        if abs(r - row) + abs(c - column) > 1
-    }  # fmt: skip
-    return Lexicon(
-        {
-            "size": tuple(SIZES),
-            "colour": tuple(COLOURS),
-            "shape": SHAPES,
-            "digit": tuple(str(n) for n in range(10)),
-            "position": tuple(CELLS),
-        },
-        apart=frozenset(apart),
-        ignored=STOP_WORDS | {"digit"},
-    )
+    apart=frozenset(
+        frozenset((a, b))
+        for (a, (row, column)), (b, (other_row, other_column)) in combinations(_CELLS.items(), 2)
+        if abs(row - other_row) + abs(column - other_column) > 1
+    ),
+    ignored=STOP_WORDS | {"digit"},
+)

@@ -1,7 +1,5 @@
 """Model families as small declared adapters: the only place that knows transformers' model classes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -93,24 +91,17 @@ def register_family(model_type: str, grids: Grids | None = None, **options: Any)
     return FAMILIES[model_type]
 
 
-_PARALLEL = {
-    "DataParallel": "wrap its .module and use DistributedDataParallel, since DataParallel calls replicas",
-    "DistributedDataParallel": "wrap its .module",
-    "FullyShardedDataParallel": "wrap its .module",
-}
+_PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
 def inner_model(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, a compiled module or a handle of ours, or the model itself.
-
-    Raises:
-        UnsupportedModelError: it is inside one that runs it on several devices.
-    """
+    """The transformers model inside a PEFT wrapper, a compiled module or a handle of ours, or the model itself; refused
+    inside one that runs it on several devices."""
     for kind in type(model).__mro__:  # by name, since importing FSDP takes long; FSDP shows the model's own attributes
         if kind.__name__ in _PARALLEL:
-            raise UnsupportedModelError(
-                f"{kind.__name__} cannot be wrapped, only the model in it; {_PARALLEL[kind.__name__]}."
-            )
+            replicas = " and use DistributedDataParallel, since DataParallel calls replicas"
+            what = f"{kind.__name__} cannot be wrapped, only the model in it; wrap its .module"
+            raise UnsupportedModelError(f"{what}{replicas if kind.__name__ == 'DataParallel' else ''}.")
     # torch.compile's, which shows the model's own attributes too.
     if "_orig_mod" in getattr(model, "__dict__", {}).get("_modules", ()):
         return inner_model(model._orig_mod)
@@ -118,11 +109,7 @@ def inner_model(model: Any) -> Any:
 
 
 def family_of(model: Any) -> Family:
-    """The adapter of a model.
-
-    Raises:
-        UnsupportedModelError: no vision-language model, or a family without an adapter.
-    """
+    """The adapter of a model; refused where it is no vision-language model, or its family has no adapter."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     supported = f"supported are {', '.join(FAMILIES)}"

@@ -3,17 +3,15 @@
 Shapes: B batch, S sequence, V visual tokens of a sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import VlmpruneError, nearest
-from ..flow.locate import ImageGrid, SampleLayout
+from ..flow.locate import ImageGrid, SampleLayout, grid_centres
 
 
 @dataclass
@@ -31,9 +29,17 @@ class Media:
     def get(self, name: str) -> Any:
         return self.arguments.get(name)
 
-    def rows(self, name: str) -> list[list[int]]:
-        """A tensor argument as nested lists, [] where it was not given."""
+    def rows(self, name: str, *, needed: bool = False) -> list[list[int]]:
+        """A tensor argument as nested lists, [] where it was not given.
+
+        Raises:
+            VlmpruneError: it is `needed` and was not given.
+        """
         value = self.arguments.get(name)
+        if needed and value is None:
+            raise VlmpruneError(
+                f"The prompt came without {name}, so its grid is unknown; pass everything the processor returns."
+            )
         return [] if value is None else torch.as_tensor(value).reshape(-1, torch.as_tensor(value).shape[-1]).tolist()
 
 
@@ -95,9 +101,16 @@ class Family:
         """The model that encodes pixels."""
         return getattr(model.base_model, self.vision)
 
-    def tower_attention(self, model: Any) -> Any:
-        """The attention module of the tower's layer whose output becomes visual tokens, or None."""
-        layer = self.tower_layer(model.config, self.vision_tower(model)) if self.tower_layer else None
+    def tower_attention(self, model: Any, *, last: bool = False) -> Any:
+        """The attention module of the tower's layer whose output becomes visual tokens, or None.
+
+        Args:
+            last: of the layer that comes last among this one's siblings, also where the model does not use its output.
+        """
+        tower = self.vision_tower(model)
+        layer = self.tower_layer(model.config, tower) if self.tower_layer else None
+        if layer is not None and last:
+            layer = next((m[-1] for m in tower.modules() if isinstance(m, nn.ModuleList) and layer in list(m)), layer)
         return None if layer is None else layer.self_attn
 
     def class_token(self, model: Any) -> bool:
@@ -109,27 +122,25 @@ class Family:
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return sorted({value for name in names if (value := getattr(config, name, None)) is not None})
 
-    def attentions(self, model: Any) -> list[Any]:
-        """The attention module of every decoder layer."""
-        return [self.attention(layer) for layer in self.language_model(model).layers]
-
     def attention(self, layer: Any) -> Any:
         """The attention module of a decoder layer."""
         return getattr(layer, "cross_attn", None) or layer.self_attn
 
 
-def fixed_images(media: Media, tokens: int) -> int:
-    """How many images a prompt has in a family with a fixed number of tokens per image."""
+def same_grids(media: Media, grid: ImageGrid) -> list[ImageGrid]:
+    """The images of a prompt in a family with the same grid for each."""
     assert media.visual is not None
-    return int(media.visual.sum()) // tokens
+    return [grid] * (int(media.visual.sum()) // grid.count)
+
+
+def tile_centres(side: int, rows: int, cols: int) -> list[Tensor]:
+    """Centres [side * side, 2] of the tokens of each of rows x cols tiles, in raster order."""
+    places = [torch.tensor([col, row]) for row in range(rows) for col in range(cols)]
+    return [(grid_centres(side, side) + place) / torch.tensor([cols, rows]) for place in places]
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Check the options of a family that a user declares.
-
-    Raises:
-        VlmpruneError: an unknown option, or a value of another type than the default's.
-    """
+    """Refuse unknown options of a family that a user declares, and values of another type than the default's."""
     defaults = {option.name: option.default for option in fields(Family) if option.default is not MISSING}
     for name, value in options.items():
         if name not in defaults:

@@ -5,36 +5,28 @@ The model never sees how many rows and columns of tiles an image has; the prompt
 tokens, `<fake>`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..flow.locate import ImageGrid, grid_centres, plain_grid, visual_runs
-from .base import Family, Media
+from ..flow.locate import ImageGrid, plain_grid, visual_runs
+from .base import Family, Media, tile_centres
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
     """Tiles and the whole image, `scale_factor` x `scale_factor` patches per token."""
     assert media.visual is not None and media.input_ids is not None
     side = config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
-    images = []
-    for ids, visual in zip(media.input_ids, media.visual, strict=True):
-        for rows, cols in tile_arrangements(ids, visual, side * side):
-            images.append(tiled_grid(side, rows, cols))
-    return images
+    samples = zip(media.input_ids, media.visual, strict=True)
+    return [tiled_grid(side, *one) for prompt in samples for one in tile_arrangements(*prompt, side * side)]
 
 
 def tiled_grid(side: int, rows: int, cols: int) -> ImageGrid:
     """rows x cols tiles of side x side tokens in raster order, then the whole image; 0 x 0 is the whole alone."""
     whole = plain_grid(side, side)
-    tile = grid_centres(side, side)
-    places = [torch.tensor([col, row]) for row in range(rows) for col in range(cols)]
-    tiles = [(tile + place) / torch.tensor([cols, rows]) for place in places]
-    return ImageGrid(whole.grid, torch.cat([*tiles, whole.xy]))
+    return ImageGrid(whole.grid, torch.cat([*tile_centres(side, rows, cols), whole.xy]))
 
 
 def tile_arrangements(ids: Tensor, visual: Tensor, tokens: int) -> list[tuple[int, int]]:

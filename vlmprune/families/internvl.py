@@ -1,7 +1,5 @@
 """InternVL: an image is one run of tokens, tile after tile, the whole image (thumbnail) last if there are several."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ..flow.locate import ImageGrid, visual_runs
@@ -13,12 +11,8 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
     """Tiles and the thumbnail; the pixel shuffle merges patches by `downsample_ratio`."""
     assert media.visual is not None
     side = int(config.vision_config.image_size[0] // config.vision_config.patch_size[0] * config.downsample_ratio)
-    images = []
-    for visual in media.visual:
-        for _, length in visual_runs(visual):
-            tiles = length // (side * side) - 1
-            images.append(tiled_grid(side, *rows_and_cols(tiles)))
-    return images
+    tiles = [length // (side * side) - 1 for visual in media.visual for _, length in visual_runs(visual)]
+    return [tiled_grid(side, *rows_and_cols(one)) for one in tiles]
 
 
 def rows_and_cols(tiles: int) -> tuple[int, int]:

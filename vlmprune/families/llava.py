@@ -1,13 +1,11 @@
 """LLaVA-1.5 and relatives with one fixed grid per image; Pixtral towers give a grid as large as the image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 
 from ..flow.locate import ImageGrid, no_place, plain_grid
-from .base import Family, Media, fixed_images
+from .base import Family, Media, same_grids
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
@@ -19,7 +17,7 @@ def grids(config: Any, media: Media) -> list[ImageGrid]:
     grid = plain_grid(side, side)
     if config.vision_feature_select_strategy == "full":  # the class token stays, in front
         grid = ImageGrid(grid.grid, torch.cat([no_place(1), grid.xy]))
-    return [grid] * fixed_images(media, grid.count)
+    return same_grids(media, grid)
 
 
 def tower_layer(config: Any, tower: Any) -> Any:

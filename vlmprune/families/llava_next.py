@@ -1,14 +1,11 @@
 """LLaVA-NeXT and LLaVA-OneVision: AnyRes, a base grid and then a finer grid of tiles with one newline token per row."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
 import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from ..errors import VlmpruneError
 from ..flow.locate import ImageGrid, grid_centres, no_place
 from .base import Family, Media
 
@@ -38,30 +35,16 @@ def anyres_grid(config: Any, size: list[int], tiled: bool, largest: int | None) 
     return ImageGrid((1, side, side), torch.cat([*base, torch.cat([fine, newline], dim=1).reshape(-1, 2)]))
 
 
-def sizes_of(media: Media) -> list[list[int]]:
-    """The images' (height, width).
-
-    Raises:
-        VlmpruneError: they were not given, and the grid of an AnyRes image cannot be known without them.
-    """
-    sizes = media.rows("image_sizes")
-    if not sizes:
-        raise VlmpruneError(
-            "The prompt came without image_sizes, so its AnyRes grid is unknown; pass everything the processor returns."
-        )
-    return sizes
-
-
 def next_grids(config: Any, media: Media) -> list[ImageGrid]:
     """Every image tiled."""
-    return [anyres_grid(config, size, True, None) for size in sizes_of(media)]
+    return [anyres_grid(config, size, True, None) for size in media.rows("image_sizes", needed=True)]
 
 
 def onevision_grids(config: Any, media: Media) -> list[ImageGrid]:
     """Tiled where it is its prompt's only image; finer grids shrunk to `anyres_max_N` tiles."""
     aspect = media.get("vision_aspect_ratio") or config.vision_aspect_ratio
     largest = int(aspect.removeprefix("anyres_max_"))
-    sizes = sizes_of(media)
+    sizes = media.rows("image_sizes", needed=True)
     numbers = media.get("batch_num_images")
     tiled = [True] * len(sizes)
     if numbers is not None:

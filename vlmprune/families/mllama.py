@@ -1,48 +1,35 @@
 """Mllama (Llama 3.2 Vision): text rows attend to the image in cross-attention layers; tiles with a class token each."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..errors import VlmpruneError
-from ..flow.locate import ImageGrid, SampleLayout, dealt, grid_centres, no_place
-from .base import Family, Media
+from ..flow.locate import ImageGrid, SampleLayout, dealt, no_place
+from .base import Family, Media, tile_centres
 
 
 def grids(config: Any, media: Media) -> list[ImageGrid]:
     """Every image of the batch, padding images left out."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     ratios = config.vision_config.supported_aspect_ratios
-    ids = media.get("aspect_ratio_ids")
-    if ids is None:
-        raise VlmpruneError(
-            "The prompt came without aspect_ratio_ids, so its tiles are unknown; pass everything the processor returns."
-        )
-    return [tile_grid(side, *ratios[number - 1]) for number in torch.as_tensor(ids).flatten().tolist() if number > 0]
+    ids = media.rows("aspect_ratio_ids", needed=True)
+    return [tile_grid(side, *ratios[number - 1]) for row in ids for number in row if number > 0]
 
 
 def tile_grid(side: int, rows: int, cols: int) -> ImageGrid:
     """rows x cols tiles of one class token and side x side patches each."""
-    tile = grid_centres(side, side)
-    parts = []
-    for row in range(rows):
-        for col in range(cols):
-            parts += [no_place(1), (tile + torch.tensor([col, row])) / torch.tensor([cols, rows])]
+    parts = [part for tile in tile_centres(side, rows, cols) for part in (no_place(1), tile)]
     return ImageGrid((1, side * rows, side * cols), torch.cat(parts))
 
 
 def cross_layouts(config: Any, media: Media) -> list[SampleLayout]:
     """Where the visual tokens stand among the cross-attention states [B, images * tiles * tokens]: the real tiles."""
-    ids: Tensor = torch.as_tensor(media.get("aspect_ratio_ids")).cpu()
     images = iter(grids(config, media))
     side = config.vision_config.image_size // config.vision_config.patch_size
     stride = config.vision_config.max_num_tiles * (side * side + 1)
     layouts = []
-    for row in ids:
-        own = {number: next(images) for number, ratio in enumerate(row.tolist()) if ratio > 0}
+    for row in media.rows("aspect_ratio_ids", needed=True):
+        own = {number: next(images) for number, ratio in enumerate(row) if ratio > 0}
         slots = [torch.arange(image.count) + number * stride for number, image in own.items()]
         layouts.append(dealt(torch.cat([torch.zeros(0, dtype=torch.long), *slots]), own.values()))
     return layouts

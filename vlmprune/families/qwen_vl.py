@@ -1,11 +1,8 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: a grid as large as the image, merged 2 x 2; positions of several axes."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
-from ..errors import VlmpruneError
 from ..flow.locate import ImageGrid, plain_grid
 from .base import Family, Media
 
@@ -13,11 +10,7 @@ from .base import Family, Media
 def grids(config: Any, media: Media) -> list[ImageGrid]:
     """`image_grid_thw` counts patches before merging."""
     merge = config.vision_config.spatial_merge_size
-    sizes = media.rows("image_grid_thw")
-    if not sizes:
-        raise VlmpruneError(
-            "The prompt came without image_grid_thw, so its grid is unknown; pass everything the processor returns."
-        )
+    sizes = media.rows("image_grid_thw", needed=True)
     return [plain_grid(height // merge, width // merge, time) for time, height, width in sizes]
 
 

@@ -35,11 +35,8 @@ class Compaction:
 
 
 def keep_mask(eligible: Tensor, slots: Sequence[Tensor], kept: Sequence[Tensor]) -> Tensor:
-    """Which of S positions stay: the eligible ones [B, S] less the visual tokens that were not kept.
-
-    Args:
-        slots: per sample [V], where its visual tokens stand. kept: per sample [K], indices into these.
-    """
+    """Which of S positions stay: the eligible ones [B, S] less the visual tokens, per sample at `slots` [V], that are
+    not among the `kept` [K], indices into these."""
     keep = eligible.clone()
     for row, where, chosen in zip(keep, slots, kept, strict=True):
         where = where.to(row.device)

@@ -115,14 +115,11 @@ def last_valid(valid: Tensor) -> Tensor:
 
 
 def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[SampleLayout]:
-    """Deal the images out to the samples in order.
+    """Deal the images out to the samples in order; refused where they do not add up to the visual tokens.
 
     Args:
         visual: [B, S] bool on the CPU, True at visual tokens.
         grids: every image of the batch in order; each sample takes images until its visual tokens are used up.
-
-    Raises:
-        VlmpruneError: the images do not add up to the visual tokens.
     """
     layouts, remaining = [], list(grids)
     for row in visual:

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before pruning, C after, V visual tokens of a sample, H heads, D head width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +17,10 @@ from .stage import Stage, remaining
 
 @dataclass(frozen=True)
 class VisionStats:
-    """What the last used layer of the vision tower says about one sample.
+    """What one layer of the vision tower says about one sample: the last used one, unless a method reads another.
 
     `received` [V]: attention from the class token (without one: from all tokens), mean over heads. `keys` [V, D]: mean
-    over heads.
+    over heads, or all heads' behind each other where a method takes heads as one.
     """
 
     received: Tensor

@@ -3,8 +3,6 @@
 Shapes: V visual tokens of a sample, K kept, D width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ From Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimo
 Shapes: B batch, S sequence, D width, L decoder layers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,11 +36,7 @@ def default_tau(width: int) -> float:
 
 
 def threshold(tau: float | None, width: int) -> float:
-    """`tau`, or the default one for this width.
-
-    Raises:
-        VlmpruneError: tau is above sqrt(D), which phi cannot reach.
-    """
+    """`tau`, or the default one for this width; refused above sqrt(D), which phi cannot reach."""
     if tau is None:
         return default_tau(width)
     if tau > math.sqrt(width):

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before pruning, C after, V visual tokens of a sample, K kept, D width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch
@@ -34,11 +32,8 @@ class Stage:
 
 
 def remaining(layout: SampleLayout, kept: Tensor, where: Tensor) -> SampleLayout:
-    """A sample's layout with only the visual tokens `kept` [K] (indices 0..V-1), numbered anew.
-
-    Args:
-        where: [S], the position now of every position of the unpruned sequence.
-    """
+    """A sample's layout with only the visual tokens `kept` [K] (indices 0..V-1), numbered anew; `where` [S] is the
+    position now of every position of the unpruned sequence."""
     images = []
     for span in layout.images:
         mine = torch.isin(span.positions, kept)

@@ -4,8 +4,6 @@ A token stands for a cell of the image. Importance is spread evenly over the cel
 collected by the cells of the other grid, so it is shared by overlapping area. Shapes: V visual tokens of an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -71,7 +69,7 @@ def onto(scores: Tensor, source: ImageSpan, target: ImageSpan) -> Tensor:
     low, high, placed = (t.to(scores.device) for t in _boxes(source))
     mass = torch.where(placed, scores, 0.0)
     area = (high - low).prod(dim=1)
-    density = torch.where(placed, mass / area, 0.0)
+    density = mass / area
     to_low, to_high, to_placed = (t.to(scores.device) for t in _boxes(target))
     parts = []
     for at in range(0, target.count, _CHUNK):

@@ -167,7 +167,7 @@ class GuidedSession(Session):
         """Where the prompt's visual tokens are, and what the guide made of them."""
         call = self.calls.now
         call.image_metadata = {}
-        layouts = self.setup.locator.layouts(call, given, given["input_ids"], self._valid(given))
+        layouts = self.forwards.locator.layouts(call, given, given["input_ids"], self._valid(given))
         return layouts, transfer(found.importance, found.layouts, layouts)
 
     def _note(self, report: Report, found: GuideOutput, exited: list[bool], seconds: float) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import random
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from ..accounting.scores import exact_match
+from ..errors import VlmpruneError
+from ..inputs.images import read_image
 from .measure import MethodRun
 from .models import Models, make, options_of
 
@@ -16,9 +19,6 @@ BASELINES = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", 
 WITH_EXIT = " + exit"
 EXIT_AT = 0.9  # for rows of SGL with early exit, calibrated for the bundled pair
 CHANCE = "most frequent answer"  # the row without any model, for questions of our own
-CHANCE_DRAWS = 400  # validation questions per family that determine this answer
-NO_EXACT_ANSWER = "caption"  # the one family of questions that exact match cannot score
-SEEDS_A_RUN = 1_000_000  # scenes of one --seed never meet those of another
 
 
 def default_method(model: str | None, guide: str | None) -> str:
@@ -56,52 +56,35 @@ def compared(models: Models, names: Iterable[str], budgets: Sequence[float], **o
     return runs
 
 
-def scored_families() -> list[str]:
-    """The families of questions that exact match can score, in their fixed order."""
-    from ..tiny.questions import FAMILIES
-
-    return [family for family in FAMILIES if family != NO_EXACT_ANSWER]
-
-
-def scene_questions(count: int, split: str, *, start: int = 0, apart: int = 0) -> list[tuple[Any, Any]]:
-    """`count` images with a `Question` each, the families in turn, at most one question per family and image.
-
-    Args:
-        start: the first scene's seed. apart: how many seeds further on each family starts than the one before it.
-    """
-    from ..tiny.questions import benchmark
-
-    streams = [
-        benchmark(family, count, split, start=start + i * apart, per_scene=1)
-        for i, family in enumerate(scored_families())
-    ]
-    drawn = [next(streams[i % len(streams)]) for i in range(count)]
-    return [(scene.image(), question) for scene, question in drawn]
-
-
 def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[Any], list[str]]], list[str]]:
-    """Batches of images and questions from the test split, and the answers in order.
+    """Batches of bundled images and questions drawn by `seed`, and the answers in order; the families take turns.
 
     No two questions share an image: the answers are independent, as the standard error assumes.
+
+    Raises:
+        VlmpruneError: `count` is more than are bundled.
     """
-    apart = SEEDS_A_RUN // len(scored_families())
-    pairs = scene_questions(count, "test", start=seed * SEEDS_A_RUN, apart=apart)
+    from ..tiny import questions
+
+    bundled = questions()
+    if count > len(bundled):
+        raise VlmpruneError(f"--questions must be at most {len(bundled)}, as many as are bundled, got {count}")
+    families = len({one["family"] for one in bundled})
+    rounds = [bundled[at : at + families] for at in range(0, len(bundled), families)]
+    drawn = list(chain(*random.Random(seed).sample(rounds, len(rounds))))[:count]
     batches = [
-        ([image for image, _ in part], [question.text for _, question in part])
-        for part in (pairs[at : at + batch_size] for at in range(0, count, batch_size))
+        ([read_image(one["image"]) for one in part], [one["question"] for one in part])
+        for part in (drawn[at : at + batch_size] for at in range(0, count, batch_size))
     ]
-    return batches, [question.answer for _, question in pairs]
+    return batches, [one["answers"][0] for one in drawn]
 
 
 def by_chance(truths: Sequence[str]) -> dict[str, Any]:
-    """The row that always gives a family's most frequent answer, as counted on validation questions."""
-    from ..tiny.questions import benchmark
+    """The row that always gives a family's most frequent answer, for the answers of `held_out`."""
+    from ..tiny import questions
 
-    guesses = [
-        Counter(question.answer for _, question in benchmark(family, CHANCE_DRAWS, "validation")).most_common(1)[0][0]
-        for family in scored_families()
-    ]
-    right = [exact_match(guesses[i % len(guesses)], truth) for i, truth in enumerate(truths)]
+    # Whatever the seed, the families take turns as they do here.
+    right = [exact_match(one["usual"], truth) for one, truth in zip(questions(), truths, strict=False)]
     return {"method": CHANCE, "keep": None, **accuracy(right)}
 
 

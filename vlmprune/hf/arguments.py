@@ -1,7 +1,5 @@
 """The arguments of a forward or a `generate`: on the model's device, which describe images, where padding is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

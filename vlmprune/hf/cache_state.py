@@ -46,11 +46,6 @@ class PrunedPrompt:
             return None
         return (self.deeper.at(layer) if self.deeper is not None else None) or self
 
-    @property
-    def missing(self) -> int:
-        """How many entries fewer than the prompt's length its layers hold."""
-        return 0 if self.cross else self.length - self.columns.shape[1]
-
     def rows(self, batch: int) -> PrunedPrompt:
         """The same state for a cache whose rows were repeated; see `repeated`."""
         shift = None if self.shift is None else repeated(self.shift, batch)
@@ -78,7 +73,7 @@ def is_filled(cache: Any) -> bool:
 def _logical_length(self: Any, layer_idx: int = 0) -> Any:
     held = type(self).get_seq_length(self, layer_idx)
     state = getattr(self, _ATTRIBUTE).at(layer_idx)
-    return held + state.missing if held and state is not None else held
+    return held + state.length - state.columns.shape[1] if held and state is not None else held
 
 
 def _logical_sizes(self: Any, query_length: int, layer_idx: int) -> tuple[Any, int]:
@@ -148,8 +143,7 @@ def state_of(cache: Any, name: str) -> Any:
 def repeated(tensor: Tensor, batch: int) -> Tensor:
     """[rows, ...] of a prompt for a cache whose rows were repeated (beams, several return sequences): [batch, ...].
 
-    Raises:
-        VlmpruneError: rows were taken out, so that it is unknown which are left.
+    Refused where rows were taken out, so that it is unknown which are left.
     """
     if batch == len(tensor):
         return tensor

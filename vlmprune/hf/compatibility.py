@@ -1,7 +1,5 @@
 """The only module that knows about versions of transformers: which are supported, and what differs between them."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 
@@ -26,11 +24,7 @@ _warned: set[str] = set()  # versions that this process was warned about
 
 
 def check_transformers() -> None:
-    """Refuse a transformers older than `OLDEST`; warn once about a minor version newer than `NEWEST`.
-
-    Raises:
-        VlmpruneError: transformers is older.
-    """
+    """Refuse a transformers older than `OLDEST`; warn once about a minor version newer than `NEWEST`."""
     installed = transformers.__version__
     if Version(installed) < Version(OLDEST):
         raise VlmpruneError(

@@ -4,8 +4,6 @@ A module that carries anything of ours has a `__getstate__` of its own, on the i
 `copy.deepcopy`, `pickle` and `torch.save` ask. So a copy of the model, or of any part of it, is the plain thing.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections import OrderedDict
@@ -76,19 +74,11 @@ def conceal(module: nn.Module) -> Callable[[], None]:
     if _GETSTATE in module.__dict__:
         return lambda: None
     module.__dict__[_GETSTATE] = functools.partial(_State, module)
-
-    def undo() -> None:
-        del module.__dict__[_GETSTATE]
-
-    return undo
+    return functools.partial(delattr, module, _GETSTATE)
 
 
 def refuse_replica(*args: Any, **kwargs: Any) -> None:
-    """Raise for a replica of a wrapped model.
-
-    Raises:
-        VlmpruneError: always.
-    """
+    """What a replica of a wrapped model does: raise."""
     raise VlmpruneError(
         "torch.nn.DataParallel calls replicas of the model, which a wrap cannot follow; use "
         "torch.nn.parallel.DistributedDataParallel, or unwrap the model first."

@@ -1,7 +1,5 @@
 """State of which every thread has its own: the one place of the package that holds any."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar

@@ -71,11 +71,7 @@ class ACT(Intervention):
 
 
 def check_heads(heads: Any) -> None:
-    """Validate (layer, head) pairs by themselves; whether the model has them is known at wrap time.
-
-    Raises:
-        VlmpruneError: not a list of pairs of whole numbers.
-    """
+    """Refuse what is no list of pairs of whole numbers; whether the model has them is known at wrap time."""
     listed = isinstance(heads, list | tuple | set | frozenset)
     pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in heads] if listed else [()]
     if not all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs):
@@ -142,11 +138,7 @@ class ActEditor(AttentionEditor):
 def chosen_heads(
     heads: Sequence[tuple[int, int]] | None, eligible: Sequence[int], number: int
 ) -> dict[int, list[int]]:
-    """The heads to calibrate by layer, ascending.
-
-    Raises:
-        VlmpruneError: a layer that is not eligible, or a head the model does not have.
-    """
+    """The heads to calibrate by layer, ascending; refused where layers are not eligible or the model lacks heads."""
     chosen: dict[int, list[int]] = {}
     for layer, head in product(eligible, range(number)) if heads is None else heads:
         if layer not in eligible or head >= number:

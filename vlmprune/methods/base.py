@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError, check_call
@@ -34,10 +35,12 @@ class PruningContext:
     cross-attention families the cross-attention states. `input_ids` [B, S] and `valid` [B, S], the padding mask; both
     and the layouts are on the CPU, whatever the model runs on. `attention` [B, S or cross states]: attention received
     by each position from the last prompt token, mean over heads, in the layer before (only for methods that set
-    `reads_attention`); the sum over `query_positions` where a method names them. `keys` [B, H, S, D]: rotated keys of
+    `reads_attention`), or in the layer itself as it would be without the drop (`reads_own_layer` too); the sum over
+    `query_positions` where a method names them. `keys` [B, H, S, D]: rotated keys of
     the layer before (only for `reads_keys`). `importance`: per sample [V], what a guide made of the visual tokens (only
     for guided methods). `sinks`: per sample bool [V], the visual sinks (only for methods that read attention and set
     `exclude_sinks`). `vision`: per sample, attention and keys of the vision tower (only for `reads_vision`).
+    `last_norm`: the language model's last norm, if it has one; see `normed`.
 
     Methods of several stages see at each what the earlier ones have left: `layouts` and `hidden` of the shortened
     sequence. `stage` counts the `stages` from 0, `unpruned` are the layouts at the start.
@@ -53,6 +56,7 @@ class PruningContext:
     sinks: list[Tensor] | None = None
     keys: Tensor | None = None
     vision: list[VisionStats] | None = None
+    last_norm: Callable[[Tensor], Tensor] | None = None
     stage: int = 0
     stages: int = 1
     unpruned: list[SampleLayout] = field(default_factory=list)
@@ -60,6 +64,11 @@ class PruningContext:
     def sample_hidden(self, sample: int) -> Tensor:
         """The hidden states of one sample's visual tokens: [V, D]."""
         return self.hidden[sample, self.layouts[sample].slots.to(self.hidden.device)]
+
+    def normed(self, states: Tensor) -> Tensor:
+        """Hidden states [..., D] behind the language model's last norm, without a gradient."""
+        with torch.no_grad():
+            return states.detach() if self.last_norm is None else self.last_norm(states.detach())
 
     @property
     def received(self) -> list[Tensor]:
@@ -174,9 +183,13 @@ class Pruner(Method):
     floor: float | int = field(default=1, kw_only=True)
     # Whether `PruningContext.sinks` is filled in for a method that reads attention. No field: it may be made an option.
     exclude_sinks = False
+    # Whether `PruningContext.vision` is of the tower's last layer, its heads as one; by default it is of the layer
+    # whose output the model uses, its heads averaged. No field either.
+    vision_as_one = False
     # What the method reads in addition to the hidden states of the visual tokens.
     reads_attention: ClassVar[bool] = False
     reads_keys: ClassVar[bool] = False
+    reads_own_layer: ClassVar[bool] = False  # both not of the layer before, but of the one about to run
     reads_vision: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False  # hidden states of text rows, which cross-attention families keep apart
     # The text behind the image in any other way, `PruningContext.question` included.
@@ -230,7 +243,7 @@ class Pruner(Method):
                 f"layer={self.layer!r} is beyond the model's {layers} decoder layers; use 0 to {layers - 1} or a float "
                 "below 1."
             )
-        if index == 0 and (self.reads_attention or self.reads_keys):
+        if index == 0 and (self.reads_attention or self.reads_keys) and not self.reads_own_layer:
             raise VlmpruneError(
                 f"{type(self).__name__} reads the attention of the layer before, so layer={self.layer!r} leaves it "
                 f"none in a model of {layers} decoder layers; use layer=1 or more."

@@ -1,7 +1,5 @@
 """The built-in methods as their sources describe them, so that the command line lists them without importing torch."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 from typing import Any

@@ -18,23 +18,37 @@ class CDPruner(PerImage):
     """Keeps the greedy mode of a determinantal point process with kernel diag(q) S diag(q).
 
     S is the cosine similarity of visual tokens, q their relevance: cosine similarity to the question's tokens, averaged
-    over these and scaled to 0..1 over the image. The paper takes relevance from CLIP's text tower where there is one;
-    models here bring none, so it comes from the language model's own embeddings.
+    over these and scaled to 0..1 over the image.
+
+    Departures from the official code: its LLaVA takes relevance from CLIP's two towers, of which the models here bring
+    one at most, so relevance comes from the language model's own embeddings, as the paper does where there is no text
+    tower. That code also negates relevance, because CLIP's patches resemble a text less the more they show of it;
+    embeddings of a language model have no such reason, so `negate` is off by default. Distances are fp64 instead of
+    fp32, and relevance is scaled over each image instead of over all tiles of a batch.
+
+    Args:
+        negate: whether the tokens least similar to the question count as the most relevant, as in the official LLaVA.
     """
 
     name: ClassVar[str] = "cdpruner"
     reads_text: ClassVar[bool] = True
+    negate: bool = False
 
     def choose(self, image: ImageContext) -> Tensor:
         features = image.hidden.detach()
-        return greedy_mode(kernel(features, relevance(features, image.words.detach())), image.count)
+        weights = relevance(features, image.words.detach(), negate=self.negate)
+        return greedy_mode(kernel(features, weights), image.count)
 
 
-def relevance(features: Tensor, words: Tensor) -> Tensor:
-    """Mean cosine similarity of visual tokens [V, D] to the words [T, D], scaled to SMALL..1 + SMALL: [V]."""
-    mean = cosine(features, words).mean(dim=1)
+def relevance(features: Tensor, words: Tensor, *, negate: bool = False) -> Tensor:
+    """Mean cosine similarity of visual tokens [V, D] to the words [T, D], scaled to 0..1 but never 0: [V].
+
+    `negate`: the opposite number, which is then scaled alike.
+    """
+    mean = cosine(features, words).mean(dim=1) * (-1 if negate else 1)
     low, high = mean.min(), mean.max()
-    return (mean - low) / (high - low).clamp(min=SMALL) + SMALL
+    span = (high - low).clamp(min=SMALL)
+    return (mean - low) / span + SMALL / span
 
 
 def kernel(features: Tensor, weights: Tensor) -> Tensor:

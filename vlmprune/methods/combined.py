@@ -1,7 +1,5 @@
 """Several methods on one model: at most one pruner and any number of interventions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

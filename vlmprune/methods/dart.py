@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,20 +12,25 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..flow.select import ranking
 from .declared import number
-from .per_image import ImageContext, PerImage
+from .per_image import ImageContext, PerImage, cosine
 
 
 @dataclass(frozen=True)
 class Dart(PerImage):
     """Keeps pivot tokens, and of the others those least similar to the pivots.
 
-    Pivots are the visual and the question's tokens with the largest keys (L2 norm over all heads in the layer before;
-    it does not change with the rotary position). They take turns in order: each keeps an equal part of the tokens
-    whose hidden states have the smallest cosine similarity to its own. Text is never dropped, so only visual pivots
-    count as kept.
+    Pivots are the visual and the question's tokens with the largest keys (L1 norm of the rotated keys over all heads,
+    in the layer before). They take turns: each keeps the tokens that resemble it least, by the cosine of hidden states
+    that went through the language model's last norm. With P pivots each takes 1/P of the tokens, rounded up. Text is
+    never dropped, so only visual pivots count as kept.
+
+    Departures from the official code: there the pivots come on top of the budget and rounding up may exceed it; here
+    both are within `keep`, so that the last pivots take less or nothing. With `keep` = b + 4 and b a multiple of 8 it
+    keeps what the official code keeps for a budget of b. Each of several images has visual pivots of its own, and
+    cosines are fp64. The turns are those of the official loop, which goes over a Python set of positions.
 
     Args:
-        visual_pivots, text_pivots: how many of either, 4 and 4 in the paper.
+        visual_pivots, text_pivots: how many of either, 4 and 4 in the paper and the code.
     Raises:
         VlmpruneError: a negative number of pivots, or none at all.
     """
@@ -43,33 +49,39 @@ class Dart(PerImage):
 
     def choose(self, image: ImageContext) -> Tensor:
         assert image.prompt.keys is not None, "the session reads keys for every method that sets reads_keys"
-        hidden, keys = image.prompt.hidden[image.sample].detach(), image.prompt.keys[image.sample]
-        own = image.slots.to(hidden.device)
-        pivots = hidden[image.question[ranking(norms(keys[:, image.question]))[: self.text_pivots]]]
-        return spread(hidden[own], norms(keys[:, own]), pivots, image.count, self.visual_pivots)
+        prompt, slots = image.prompt, image.slots
+        size = norms(image.prompt.keys[image.sample])
+        visual = ranking(size[slots.to(size.device)])[: min(self.visual_pivots, image.count)].cpu()
+        question = prompt.question(image.sample)
+        text = question[ranking(size[question.to(size.device)])[: self.text_pivots].cpu()]
+        pivots = torch.cat([slots[visual], text])
+        # Padding must not change the turns.
+        places = (prompt.valid[image.sample].cumsum(0)[pivots] - 1).tolist()
+        turns = torch.stack([pivots[places.index(place)] for place in set(places)])
+        hidden = prompt.normed(prompt.hidden[image.sample])
+        return spread(hidden[slots.to(hidden.device)], hidden[turns.to(hidden.device)], visual, image.count)
 
 
 def norms(keys: Tensor) -> Tensor:
-    """L2 norms of keys [H, S, D of a head] over all heads: [S]."""
-    return keys.float().pow(2).sum(dim=(0, 2)).sqrt()
+    """L1 norms of keys [H, S, D of a head] over all heads: [S]."""
+    return keys.float().abs().sum(dim=(0, 2))
 
 
-def spread(hidden: Tensor, norms: Tensor, pivots: Tensor, count: int, visual_pivots: int) -> Tensor:
-    """Which `count` of an image's tokens stay.
+def spread(hidden: Tensor, pivots: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """Which `count` of an image's tokens [V, D] stay: the `chosen` pivots among them, and what the pivots take.
 
     Args:
-        hidden: [V, D] of the image. norms: [V] of its keys. pivots: [P, D], hidden states of the text pivots.
+        pivots: [P, D], states of all pivots in the order of their turns.
     Returns:
         [count] ascending indices.
     """
-    first = ranking(norms)[: min(visual_pivots, count)]
     kept = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-    kept[first] = True
-    unit = torch.nn.functional.normalize(hidden.float(), dim=-1)
-    every = torch.cat([unit[first], torch.nn.functional.normalize(pivots.float(), dim=-1)])
-    left = count - len(first)
-    for at, pivot in enumerate(every):
-        share = left // len(every) + (at < left % len(every))
-        similarity = (unit @ pivot).masked_fill(kept, float("inf"))
-        kept[torch.sort(similarity, stable=True).indices[:share]] = True
+    kept[chosen] = True
+    left = count - len(chosen)
+    share = math.ceil(left / len(pivots))
+    for similarity in cosine(pivots, hidden):
+        order = torch.sort(similarity.masked_fill(kept, float("inf")), stable=True).indices
+        taken = min(share, left)
+        kept[order[:taken]] = True
+        left -= taken
     return kept.nonzero()[:, 0].cpu()

@@ -1,7 +1,5 @@
 """What a method's class declares and what its options are set to, checked: a wrong word or value always raises."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 import math
@@ -11,19 +9,15 @@ from typing import Any
 
 from ..errors import VlmpruneError
 
-FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question")  # those of Pruner
-SWITCHES = (*FLAGS, "exclude_sinks")
+# Those of Pruner.
+FLAGS = ("reads_attention", "reads_keys", "reads_vision", "reads_text", "reads_question", "reads_own_layer")
+SWITCHES = (*FLAGS, "exclude_sinks", "vision_as_one")
 _NEAR = 0.85  # "scores" is near "score"; "selection" is another word than "select"
 
 
 def check_names(cls: type[Any], base: type[Any]) -> None:
-    """Check the names in the body of a class as it is defined.
-
-    Args:
-        base: the class that declares what methods of this kind have.
-    Raises:
-        VlmpruneError: a name nearly like one of the base, or a declaration of another type than the base's.
-    """
+    """Refuse names in the body of a class that are nearly like one of `base`, which declares what methods of this kind
+    have, and declarations of another type than there."""
     options = inspect.get_annotations(cls)
     body: dict[str, Any] = {**dict.fromkeys(options), **vars(cls)}
     inherited = {name for part in cls.__mro__[1:] for name in vars(part)}
@@ -49,11 +43,7 @@ def check_names(cls: type[Any], base: type[Any]) -> None:
 
 
 def check_options(cls: type[Any], root: type[Any]) -> None:
-    """Check that every option of a finished class is one: of a dataclass, with a type.
-
-    Raises:
-        VlmpruneError: an option that the constructor would not take, or a default that it would not use.
-    """
+    """Refuse options of a finished class that its constructor would not take, and defaults that it would not use."""
     options = {field.name: field for field in fields(cls)}
     for part in cls.__mro__[: cls.__mro__.index(root)]:
         for name, kind in inspect.get_annotations(part).items():
@@ -79,9 +69,7 @@ def number(kind: type[float], low: float, high: float = math.inf) -> dict[str, A
 def checked_option(option: Field[Any], value: Any) -> Any:
     """The value of an option; a number of numpy becomes Python's, so that reports can be written as JSON.
 
-    Raises:
-        VlmpruneError: not a bool where the default is one, or outside of the option's `number` (None where that is the
-            default is fine).
+    Refused where it is not a bool and the default is, or outside of the option's `number`; None may be the default.
     """
     if isinstance(option.default, bool) and not isinstance(value, bool):
         raise VlmpruneError(f"{option.name} must be True or False, got {value!r:.60}.")
@@ -99,11 +87,7 @@ def checked_option(option: Field[Any], value: Any) -> Any:
 
 
 def check_layer(layer: Any) -> None:
-    """Validate a layer option by itself; whether the model has it is known at wrap time.
-
-    Raises:
-        VlmpruneError: negative, not a number, or a float of 1 or more.
-    """
+    """Validate a layer option by itself; whether the model has it is known at wrap time."""
     fine = isinstance(layer, int | float) and not isinstance(layer, bool) and layer >= 0  # NaN fails too
     if not fine or (isinstance(layer, float) and layer >= 1):
         raise VlmpruneError(

@@ -8,14 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .per_image import ImageContext, PerImage
+from .per_image import ImageContext, PerImage, cosine
 
 
 @dataclass(frozen=True)
 class DivPrune(PerImage):
     """Keeps the tokens whose smallest cosine distance to each other is largest (max-min diversity, greedily).
 
-    Written from the paper's description alone. It reads projected features, so `layer` is 0 by default.
+    Written from the paper's description alone. Departures from the official code: distances are fp64 instead of the
+    model's precision, which decides among nearly parallel features; ties go to the earlier token; each of several
+    images has a budget of its own. It reads projected features, so `layer` is 0 by default.
     """
 
     name: ClassVar[str] = "divprune"
@@ -31,9 +33,8 @@ def farthest_points(features: Tensor, count: int) -> Tensor:
     """
     if count >= len(features):
         return torch.arange(len(features))
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    distance = 1 - unit @ unit.T
-    alone = distance + torch.diag(torch.full((len(unit),), float("inf"), device=unit.device))
+    distance = 1 - cosine(features)
+    alone = distance.clone().fill_diagonal_(float("inf"))
     chosen = [int(alone.amin(dim=1).argmax())]
     nearest = distance[chosen[0]].clone()
     for _ in range(count - 1):

@@ -1,7 +1,5 @@
 """downsample: pool the visual grid, what a smaller image would cost. Often beats pruning (VTC-Bench)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,11 +28,7 @@ class Downsample(PerImage):
 
 
 def pool(hidden: Tensor, span: ImageSpan, count: int) -> tuple[Tensor, Tensor]:
-    """Pool one image's tokens [count, D] to at most `count` cells.
-
-    Returns:
-        [K] ascending indices into the image's tokens, the anchors, and [K, D] the means of their cells.
-    """
+    """Pool an image to at most `count` cells: [K] ascending indices of the anchors, [K, D] the means of their cells."""
     if count >= span.count:
         return torch.arange(span.count), hidden
     rows, cols = coarser_grid(span.grid[1], span.grid[2], count)

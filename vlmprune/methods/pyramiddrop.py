@@ -17,10 +17,17 @@ from .declared import number
 
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):
-    """Drops in stages; at each the tokens that the last prompt token attends to least in the layer before.
+    """Drops in stages; at each the tokens that the last prompt token would attend to least in the next layer.
+
+    As in the official code that is the attention of the layer before which a stage drops: its norm and projections of
+    the states that enter it, all tokens of the stage before among them, mean over heads.
 
     `keep` is what is left after the last stage, and every stage keeps the same fraction of what is there: the default,
     an eighth after three, is the paper's half at each of L/4, L/2 and 3L/4.
+
+    Departures from the official code: budgets are rounded half up instead of down, each of several images has its own,
+    kept tokens keep their positions (there they are renumbered; see `positions`), and in training too the last prompt
+    token ranks (there those before each answer).
 
     Args:
         layer: the first stage; the others are spread evenly over the layers behind it.
@@ -31,6 +38,7 @@ class PyramidDrop(Pruner):
 
     name: ClassVar[str] = "pyramiddrop"
     reads_attention: ClassVar[bool] = True
+    reads_own_layer: ClassVar[bool] = True
     keep: float | int = 0.125
     layer: int | float = 0.25
     stages: int = field(default=3, metadata=number(int, 1))

@@ -1,7 +1,5 @@
 """The table of methods by name: the built-in ones and those that users register."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pkgutil import resolve_name

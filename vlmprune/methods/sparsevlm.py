@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 from ..flow.locate import SampleLayout
 from ..flow.select import ranking
 from .base import PruningContext
+from .declared import number
 from .per_image import ImageContext, PerImage, cluster_means
 from .pyramiddrop import staged_counts
 
-DEEPER = (1.0, 3.0, 7.5)  # the paper's layers 2, 6 and 15 as multiples of the first
+LATER = (7 / 3, 16 / 3)  # the official code drops behind layers 2, 6 and 15: before 3, 7 and 16
 RECYCLED = 0.3  # fraction of the dropped tokens, best scored, that are recycled
 CLUSTERS = 0.1  # clusters a recycled token
-NEIGHBOURS = 5  # of the density-peak clustering
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,25 @@ class SparseVLM(PerImage):
 
     Raters are the question's tokens whose similarity to the visual tokens, before layer 0, is above the average (dot
     products, softmax over the question, mean over the visual tokens). A visual token's score is the sum of its
-    attention from the raters in the layer before, mean over heads. Of what a stage drops, the best 30 % are clustered
-    by density peaks, one cluster for ten; each cluster's mean stands where its centre stood and counts towards the
-    budget.
+    attention from the raters in the layer before, mean over heads. Of what a stage drops, the best 30 % and one more
+    are clustered by density peaks, one cluster for ten and one more; each stands for its mean.
 
-    `keep` is what is left after the last stage and every stage keeps the same fraction; the paper instead derives each
-    stage's count from the rank of the attention matrix.
+    Departures from the official code: `keep` is what is left after the last stage, clusters included, and every stage
+    keeps the same fraction; that code has lists of counts, and clusters on top (the paper: the rank of the attention
+    matrix). A cluster's mean stands where its centre stood, not behind the tokens that stay. A budget too small for all
+    clusters has fewer. Densities carry no noise against ties. Each of several images has a budget of its own.
 
     Args:
-        layer: the first stage, 2 of 32 in the paper; the others come at 3 and 7.5 times its depth.
+        layer: the first stage, 3 of 32 in the official code; the others come at 7/3 and 16/3 of its depth.
+        neighbours: how many of its nearest points, itself included, make a point's density; 0 for as many as there are
+            clusters, as in published versions of the official code.
     """
 
     name: ClassVar[str] = "sparsevlm"
     reads_attention: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
-    layer: int | float = 0.0625  # before layer 2 of 32
+    layer: int | float = 0.09375  # before layer 3 of 32
+    neighbours: int = field(default=5, metadata=number(int, 0))
 
     def layer_index(self, layers: int) -> int:
         # As a fraction, the first stage of a shallow model would be layer 0, before which there is no attention.
@@ -49,7 +53,7 @@ class SparseVLM(PerImage):
 
     def stage_layers(self, layers: int, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:
         first = self.layer_index(layers)
-        return tuple(sorted({min(layers - 1, int(first * times)) for times in DEEPER}))
+        return tuple(sorted({min(layers - 1, round(first * times)) for times in (1, *LATER)}))
 
     def query_positions(self, prompt: PruningContext) -> list[Tensor]:
         out = []
@@ -67,7 +71,7 @@ class SparseVLM(PerImage):
     def choose(self, image: ImageContext) -> tuple[Tensor, Tensor]:
         hidden = image.hidden
         received = image.prompt.received[image.sample]
-        return recycled(hidden, received[image.span.positions.to(hidden.device)], image.count)
+        return recycled(hidden, received[image.span.positions.to(hidden.device)], image.count, self.neighbours)
 
 
 def query_tokens(visual: Tensor, question: Tensor) -> Tensor:
@@ -78,39 +82,53 @@ def query_tokens(visual: Tensor, question: Tensor) -> Tensor:
     return above if len(above) else similarity.argmax()[None]
 
 
-def recycled(hidden: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def recycled(hidden: Tensor, scores: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
     """What stays of one image's tokens [V, D] with scores [V]: `count` of them, some of which stand for clusters.
 
     Returns:
         [count] ascending indices and the states [count, D] there.
     """
-    size = len(hidden)
-    order = ranking(scores)
-    pool = round(RECYCLED * (size - count))
-    clusters = min(count - 1, round(CLUSTERS * pool))
-    stay = order[: count - clusters]
+    size, order = len(hidden), ranking(scores)
+    stay, pool, clusters = recycling(size, count)
+    kept = order[:stay]
     if not clusters:
-        kept = stay.sort().values
+        kept = kept.sort().values
         return kept.cpu(), hidden[kept]
-    loose = order[count - clusters :][: max(pool, clusters)]
-    centres, owner = density_peaks(hidden[loose].detach(), clusters)
+    loose = order[stay : stay + pool]
+    centres, owner = density_peaks(hidden[loose].detach(), clusters, neighbours)
     means = cluster_means(hidden[loose], owner, clusters)
-    kept, place = torch.cat([stay, loose[centres]]).sort()
-    return kept.cpu(), torch.cat([hidden[stay], means])[place]
+    places, at = torch.cat([kept, loose[centres]]).sort()
+    return places.cpu(), torch.cat([hidden[kept], means])[at]
 
 
-def density_peaks(points: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+def recycling(size: int, count: int) -> tuple[int, int, int]:
+    """How many of `size` tokens stay as they are, how many are clustered, and the number of clusters.
+
+    The first and the last number make `count`; the others follow from how many do not stay, as in the official code.
+    """
+    if count == size:
+        return size, 0, 0
+    for stay in range(count - 1, 0, -1):
+        pool = min(size - stay, int(RECYCLED * (size - stay)) + 1)
+        clusters = min(pool, int(CLUSTERS * pool) + 1)
+        if stay + clusters == count or stay == 1:
+            return stay, pool, min(clusters, count - stay)
+    return count, 0, 0
+
+
+def density_peaks(points: Tensor, clusters: int, neighbours: int) -> tuple[Tensor, Tensor]:
     """Density-peak clustering with nearest neighbours (Du et al., 2016) of [N, D].
 
-    A point's density falls with the mean squared distance to its nearest neighbours; centres have the largest product
-    of density and distance to the nearest denser point (ties to the earlier); every point goes to its nearest centre.
+    A point's density falls with the mean squared distance to its nearest points, itself the first of them; centres have
+    the largest product of density and distance to the nearest denser point (ties to the earlier); every point goes to
+    its nearest centre.
 
     Returns:
         [clusters] indices of the centres, and [N] the cluster of every point.
     """
-    distance = torch.cdist(points.double(), points.double()) / points.shape[1] ** 0.5
-    near = distance.sort(dim=1).values[:, 1 : NEIGHBOURS + 1]  # the nearest of all is the point itself
-    density = (-(near**2).mean(dim=1)).exp() if near.shape[1] else torch.ones(len(points), device=points.device)
+    distance = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distance = distance / points.shape[1] ** 0.5
+    density = (-(distance.sort(dim=1).values[:, : neighbours or clusters] ** 2).mean(dim=1)).exp()
     denser = density[None, :] > density[:, None]
     gap = torch.where(denser, distance, torch.full_like(distance, float("inf"))).amin(dim=1)
     gap = torch.where(gap.isinf(), distance.max(), gap)  # the densest point

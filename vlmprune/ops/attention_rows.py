@@ -3,14 +3,37 @@
 Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 LEAST_ROOM = 1 << 20  # weights computed at a time, in elements: 4 MiB
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """How an attention kernel scores keys, and which of them a query row sees.
+
+    `mask`: as the kernel gets it: 4-D bool (True = visible) or additive [B or 1, 1 or H, S, >= T], 2-D [B, T] padding
+    mask (FlashAttention), or None. `causal`: whether rows see only keys up to themselves where the mask does not encode
+    it (None or 2-D). `window`: sliding window of kernels that apply it themselves (2-D masks or None). `learned_sinks`
+    [H]: a logit of every head beside those of the keys (GPT-OSS).
+    """
+
+    scaling: float
+    mask: Tensor | None = None
+    causal: bool = True
+    softcap: float | None = None
+    window: int | None = None
+    learned_sinks: Tensor | None = None
+
+    @property
+    def in_kernels(self) -> bool:
+        """Whether the Triton kernels have it: masks of single heads and learned sinks are rare."""
+        plain = self.mask is None or self.mask.dim() == 2 or self.mask.shape[1] == 1
+        return plain and self.learned_sinks is None
 
 
 def rows_at_once(query: Tensor, key: Tensor) -> int:
@@ -35,33 +58,17 @@ def row_chunks(query: Tensor, key: Tensor, start: int) -> Iterator[tuple[int, Te
         yield at, torch.arange(at, min(queries, at + step), device=query.device).expand(batch, -1)
 
 
-def attention_rows(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    rows: Tensor,
-    *,
-    scaling: float,
-    causal: bool = True,
-    softcap: float | None = None,
-    window: int | None = None,
-    learned_sinks: Tensor | None = None,
-) -> Tensor:
+def attention_rows(query: Tensor, key: Tensor, rows: Tensor, seen: Visibility) -> Tensor:
     """Softmax attention of chosen query rows, in fp32.
 
     Args:
         query: [B, H, S, D], rotary embedding applied. key: [B, H or fewer (grouped), T, D].
-        mask: as the kernel gets it: 4-D bool (True = visible) or additive [B or 1, 1 or H, S, >= T], 2-D [B, T]
-            padding mask (FlashAttention), or None.
         rows: [B, R] query positions 0..S-1.
-        causal: whether rows see only keys up to themselves where the mask does not encode it (None or 2-D).
-        window: sliding window of kernels that apply it themselves (2-D masks or None).
-        learned_sinks: [H], a logit of every head beside those of the keys (GPT-OSS).
     Returns:
         [B, H, R, T]; every row sums to 1, to less with learned sinks.
     """
     batch, heads, queries, width = query.shape
-    keys = key.shape[2]
+    keys, scaling, softcap = key.shape[2], seen.scaling, seen.softcap
     rows = rows.to(query.device)
     chosen = torch.gather(query, 2, rows[:, None, :, None].expand(-1, heads, -1, width))
     # Grouped queries: fold the group into the rows instead of repeating the keys.
@@ -70,29 +77,24 @@ def attention_rows(
     scores = (grouped.float() @ key.float().transpose(-1, -2)).reshape(batch, heads, rows.shape[1], keys) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    seen = visible_keys(mask, rows, queries, keys, causal=causal, window=window)
-    scores = scores.masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else scores + seen.float()
-    if learned_sinks is None:
+    mask = visible_keys(rows, queries, keys, seen)
+    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask.float()
+    if seen.learned_sinks is None:
         return torch.softmax(scores, dim=-1)
-    beside = learned_sinks.float().view(1, heads, 1, 1).expand(batch, -1, rows.shape[1], -1)
+    beside = seen.learned_sinks.float().view(1, heads, 1, 1).expand(batch, -1, rows.shape[1], -1)
     return torch.softmax(torch.cat([scores, beside.to(scores.device)], dim=-1), dim=-1)[..., :-1]
 
 
-def visible_keys(
-    mask: Tensor | None, rows: Tensor, queries: int, keys: int, *, causal: bool = True, window: int | None = None
-) -> Tensor:
-    """Which keys a kernel shows to query rows [B, R]: [B, 1 or H, R, keys], bool (True = visible) or additive.
-
-    The arguments are those of `attention_rows`.
-    """
-    batch = len(rows)
+def visible_keys(rows: Tensor, queries: int, keys: int, seen: Visibility) -> Tensor:
+    """Which keys a kernel shows to query rows [B, R]: [B, 1 or H, R, keys], bool (True = visible) or additive."""
+    batch, mask, window = len(rows), seen.mask, seen.window
     if mask is not None and mask.dim() == 4:
         picked = mask.expand(batch, -1, -1, -1)[..., :keys]
         return torch.gather(picked, 2, rows[:, None, :, None].expand(-1, picked.shape[1], -1, keys))
     column = torch.arange(keys, device=rows.device)
     row = (rows + (keys - queries))[:, :, None]
     visible = torch.ones(batch, rows.shape[1], keys, dtype=torch.bool, device=rows.device)
-    if causal:
+    if seen.causal:
         visible &= column <= row
     if window is not None:
         visible &= column > row - window

@@ -3,41 +3,27 @@
 Shapes: B batch, S queries, T keys, H heads, G key heads, R chosen rows, D head width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from .attention_rows import attention_rows
+from .attention_rows import Visibility, attention_rows
 from .dispatch import runs_triton
 
 
-def column_sums(
-    query: Tensor,
-    key: Tensor,
-    rows: Tensor,
-    *,
-    scaling: float,
-    weight: Tensor | None = None,
-    mask: Tensor | None = None,
-    causal: bool = True,
-    softcap: float | None = None,
-    window: int | None = None,
-) -> Tensor:
+def column_sums(query: Tensor, key: Tensor, rows: Tensor, seen: Visibility, weight: Tensor | None = None) -> Tensor:
     """Softmax attention that every key receives from the chosen rows, summed over rows and heads in fp32: [B, T].
 
     Args:
-        query: [B, H, S, D], rotary embedding applied. key: [B, G, T, D]. rows: [B, R] query positions.
+        query: [B, H, S, D], rotary embedding applied. key: [B, G, T, D].
+        rows: [B, R] query positions. A row that sees no key makes its sample NaN.
         weight: [B, R], how much each row counts; 1 where not given.
-        mask, causal, softcap, window: as in `attention_rows`. A row that sees no key makes its sample NaN.
     """
-    plain_mask = mask is None or mask.dim() == 2 or mask.shape[1] == 1  # per-head masks are rare
-    given = [query, key, rows, *(t for t in (weight, mask) if t is not None)]
-    if plain_mask and query.dtype == key.dtype and query.shape[-1] <= 256 and runs_triton(*given):
+    given = [query, key, rows, *(t for t in (weight, seen.mask) if t is not None)]
+    if seen.in_kernels and query.dtype == key.dtype and query.shape[-1] <= 256 and runs_triton(*given):
         from .column_sums_triton import column_sums as launch
 
-        return launch(query, key, rows, weight, mask, scaling, causal, softcap, window)
-    weights = attention_rows(query, key, mask, rows, scaling=scaling, causal=causal, softcap=softcap, window=window)
+        return launch(query, key, rows, seen, weight)
+    weights = attention_rows(query, key, rows, seen)
     if weight is None:
         return weights.sum(dim=1).sum(dim=1)
     return torch.einsum("bhrt,br->bt", weights, weight.to(weights.device))

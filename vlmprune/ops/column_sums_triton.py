@@ -4,14 +4,13 @@ One program per query head would leave most of a GPU idle (32 programs on 132 pr
 Both passes read the keys; the second hits the cache (25 MB of keys at 3,000 tokens, 50 MB of L2 on an H100).
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .scores_triton import block_of_width, mask_arguments, masked_scores, precision_of, tile
+from .attention_rows import Visibility
+from .scores_triton import masked_scores, score_arguments
 
 SPLITS = 64  # parts of the keys, at most
 BLOCK_M = 16  # query rows of a tile, the minimum of tensor cores; FastV has one per head
@@ -98,44 +97,29 @@ def columns_kernel(
     tl.store(out + bg * T + t, acc, mask=t < T)
 
 
-def column_sums(
-    query: Tensor,
-    key: Tensor,
-    rows: Tensor,
-    weight: Tensor | None,
-    mask: Tensor | None,
-    scaling: float,
-    causal: bool,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
+def column_sums(query: Tensor, key: Tensor, rows: Tensor, seen: Visibility, weight: Tensor | None) -> Tensor:
     """See `column_sums.column_sums`."""
-    batch, heads, queries, width = query.shape
+    batch, heads, queries, _ = query.shape
     groups, keys = key.shape[1:3]
     rows = rows.contiguous()
     weight = rows if weight is None else weight.contiguous()
     read = heads // groups * rows.shape[1]
-    tiles = tile(query.dtype == torch.float32, BLOCK_N)
-    block = tiles["BLOCK_N"]
+    mask, numbers, options = score_arguments(seen, query, keys, BLOCK_N)
+    block = options["BLOCK_N"]
     span = triton.cdiv(keys, SPLITS * block) * block
     # Unused parts (3,000 keys fill 47 of 64) contribute nothing.
     part_max = query.new_full((batch * groups, SPLITS, read), float("-inf"), dtype=torch.float32)
     part_sum = torch.zeros_like(part_max)
     out = query.new_empty(batch, groups, keys, dtype=torch.float32)
-    kind, mask_given = mask_arguments(mask, batch, keys, query)
-    shape = (scaling, softcap or 1.0, window or 0, heads, groups, queries, keys, rows.shape[1])
-    options = {
-        "D": width, "MASK": kind, "CAUSAL": causal, "CAPPED": softcap is not None, "WINDOWED": window is not None,
-        "PRECISION": precision_of(query), "PARTS": SPLITS,
-        "BLOCK_M": BLOCK_M, "BLOCK_D": block_of_width(width), **tiles,
-    }  # fmt: skip
+    shape = (*numbers, heads, groups, queries, keys, rows.shape[1])
+    options |= {"PARTS": SPLITS, "BLOCK_M": BLOCK_M}
     strides = (*query.stride(), *key.stride(), rows.stride(0))
     with torch.cuda.device_of(query):
         statistics_kernel[(triton.cdiv(keys, span), batch * groups)](
-            query, key, rows, mask_given[0], part_max, part_sum, *shape, span, *strides, *mask_given[1:], **options
+            query, key, rows, mask[0], part_max, part_sum, *shape, span, *strides, *mask[1:], **options
         )
         columns_kernel[(triton.cdiv(keys, block), batch * groups)](
-            query, key, rows, weight, mask_given[0], part_max, part_sum, out, *shape,
-            *strides, weight.stride(0), *mask_given[1:], WEIGHTED=weight is not rows, **options,
+            query, key, rows, weight, mask[0], part_max, part_sum, out, *shape,
+            *strides, weight.stride(0), *mask[1:], WEIGHTED=weight is not rows, **options,
         )  # fmt: skip
     return out.sum(dim=1)

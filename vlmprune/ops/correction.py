@@ -6,8 +6,6 @@ corrected for the few rows that change, in fp32; all other rows stay as the kern
 Shapes: B batch, H heads, G key heads, R rows, P columns, D head width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,9 +1,7 @@
-"""Compaction: gather the kept rows of a prompt, re-padded left, in one launch; and the kept entries of a cache.
+"""Compaction: gather the kept rows of a prompt, re-padded left, in one launch.
 
-Shapes: B batch, S sequence before, C sequence after, A axes of positions, D width, G key heads.
+Shapes: B batch, S sequence before, C sequence after, A axes of positions, D width.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -52,16 +50,3 @@ def compact(
         tuple(gather_rows(part, index) for part in cos_sin),
         None if position_ids is None else gather_positions(position_ids, index),
     )
-
-
-def compact_kv(key: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries `index` [B, C] of a layer's keys and values [B, G, T, D].
-
-    For compressing a cache after prefill.
-
-    Returns:
-        [B, G, C, D] each, contiguous.
-    """
-    where = index.to(key.device)[:, None, :, None]
-    key_at, value_at = (where.expand(-1, part.shape[1], -1, part.shape[3]) for part in (key, value))
-    return torch.gather(key, 2, key_at), torch.gather(value, 2, value_at)

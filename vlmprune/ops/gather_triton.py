@@ -1,7 +1,5 @@
 """Triton kernels behind `gather.py`. Addresses are 64-bit: B * S * D passes 2^31 at batch 8, 64k tokens, D 4,096."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -3,12 +3,10 @@
 Shapes: B batch, S queries, T keys, H heads, G key heads, R rows, P columns that can be marked, D head width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from .attention_rows import attention_rows, rows_at_once
+from .attention_rows import Visibility, attention_rows, rows_at_once
 from .correction import marks_of, redistribution, weighted_values
 from .dispatch import runs_triton
 
@@ -21,15 +19,11 @@ def redistribute(
     rows: Tensor,
     sinks: Tensor,
     visual: Tensor,
+    seen: Visibility,
     *,
     p: float,
     rho: float,
     gate: float,
-    scaling: float,
-    mask: Tensor | None = None,
-    causal: bool = True,
-    softcap: float | None = None,
-    window: int | None = None,
 ) -> Tensor:
     """Correct the output of attention in the rows and heads that pass the gate; in place, and returned.
 
@@ -40,22 +34,19 @@ def redistribute(
     Args:
         output: [B, S, H, D]; where a gradient needs it, pass a copy. query: [B, H, S, D]. key, value: [B, G, T, D].
         rows: [B, R] query positions, each once, -1 for none. sinks, visual: bool [B, P], of the first P keys.
-        mask, causal, softcap, window: as in `attention_rows`.
     """
-    plain_mask = mask is None or mask.dim() == 2 or mask.shape[1] == 1
     same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1] <= 256
-    given = [output, query, key, value, rows, sinks, visual, *(() if mask is None else (mask,))]
-    if plain_mask and same and runs_triton(*given):
+    given = [output, query, key, value, rows, sinks, visual, *(() if seen.mask is None else (seen.mask,))]
+    if seen.in_kernels and same and runs_triton(*given):
         from .redistribution_triton import redistribute as launch
 
-        return launch(output, query, key, value, rows, sinks, visual, p, rho, gate, scaling, mask, causal, softcap,
-                      window)  # fmt: skip
+        return launch(output, query, key, value, rows, sinks, visual, seen, p, rho, gate)
     marks, samples = marks_of(sinks, visual), torch.arange(len(output), device=output.device)[:, None]
     for part in rows.split(rows_at_once(query, key), dim=1):
         # -1 is replaced by the sample's last row: writing the same edit twice needs no synchronisation.
         place = torch.where(part < 0, part.amax(dim=1, keepdim=True), part)
         at = place.clamp(min=0)
-        weights = attention_rows(query, key, mask, at, scaling=scaling, causal=causal, softcap=softcap, window=window)
+        weights = attention_rows(query, key, at, seen)
         changes = redistribution(weights[..., : sinks.shape[1]], marks, p=p, rho=rho, gate=gate)
         before = output[samples, at]
         after = (before + weighted_values(changes, value)).to(output.dtype)

@@ -1,13 +1,12 @@
 """Triton kernel behind `redistribution.py`: one pass over keys and values, two weighted sums of values for each row."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .scores_triton import block_of_width, mask_arguments, masked_scores, precision_of, tile
+from .attention_rows import Visibility
+from .scores_triton import masked_scores, score_arguments
 
 BLOCK_M = 16
 BLOCK_N = 32
@@ -88,28 +87,21 @@ def redistribute(
     rows: Tensor,
     sinks: Tensor,
     visual: Tensor,
+    seen: Visibility,
     p: float,
     rho: float,
     gate: float,
-    scaling: float,
-    mask: Tensor | None,
-    causal: bool,
-    softcap: float | None,
-    window: int | None,
 ) -> Tensor:
     """See `redistribution.redistribute`."""
-    batch, heads, queries, width = query.shape
+    batch, heads, queries, _ = query.shape
     rows, sinks, visual = (t.contiguous() for t in (rows, sinks, visual))
-    kind, mask_given = mask_arguments(mask, batch, key.shape[2], query)
+    mask, numbers, options = score_arguments(seen, query, key.shape[2], BLOCK_N)
     with torch.cuda.device_of(query):
         redistribute_kernel[(triton.cdiv(rows.shape[1], BLOCK_M), batch * heads)](
-            output, query, key, value, rows, sinks.view(torch.uint8), visual.view(torch.uint8), mask_given[0],
-            p, rho, gate, scaling, softcap or 1.0, window or 0,
+            output, query, key, value, rows, sinks.view(torch.uint8), visual.view(torch.uint8), mask[0],
+            p, rho, gate, *numbers,
             heads, key.shape[1], queries, key.shape[2], rows.shape[1], sinks.shape[1],
             *output.stride(), *query.stride(), *key.stride(), *value.stride(),
-            rows.stride(0), sinks.stride(0), visual.stride(0), *mask_given[1:],
-            D=width, MASK=kind, CAUSAL=causal, CAPPED=softcap is not None, WINDOWED=window is not None,
-            PRECISION=precision_of(query),
-            BLOCK_M=BLOCK_M, BLOCK_D=block_of_width(width), **tile(query.dtype == torch.float32, BLOCK_N),
+            rows.stride(0), sinks.stride(0), visual.stride(0), *mask[1:], BLOCK_M=BLOCK_M, **options,
         )  # fmt: skip
     return output

@@ -3,14 +3,14 @@
 A tile has rows that are (query head, chosen row) pairs of one key head, and columns that are keys.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from .attention_rows import Visibility
 
 # Kinds of visibility: positions alone, positions and a padding mask, a 4-D bool mask, a 4-D additive mask.
 POSITIONS, PADDING, BOOLEAN, ADDITIVE = 0, 1, 2, 3
@@ -51,37 +51,40 @@ def masked_scores(
     return tl.where(inside, s, float("-inf"))
 
 
+def score_arguments(
+    seen: Visibility, query: Tensor, keys: int, block: int
+) -> tuple[tuple[Any, ...], tuple[float, float, int], dict[str, Any]]:
+    """What `masked_scores` needs of a kernel's launch, by the names that the kernels share.
+
+    Args:
+        query: [B, H, S, D]. block: keys of a tile.
+    Returns:
+        Mask and its strides (batch, row, key); scaling, softcap and window; constants and the number of warps.
+    """
+    mask, batch, kind = seen.mask, len(query), POSITIONS
+    given: tuple[Any, ...] = (query, 0, 0, 0)  # a stand-in that is never read
+    if mask is not None and mask.dim() == 2:  # its last T columns count
+        mask = as_bytes(mask[:, -keys:].expand(batch, -1))
+        kind, given = PADDING, (mask, mask.stride(0), 0, mask.stride(1))
+    elif mask is not None:
+        mask = mask.expand(batch, -1, -1, -1)[:, 0, :, :keys]
+        kind, given = BOOLEAN if mask.dtype == torch.bool else ADDITIVE, (as_bytes(mask), *mask.stride())
+    width, single = query.shape[-1], query.dtype == torch.float32
+    constants = {
+        "D": width, "MASK": kind, "CAUSAL": seen.causal,
+        "CAPPED": seen.softcap is not None, "WINDOWED": seen.window is not None,
+        # Half formats are exact in the tensor cores' tf32; single precision takes three products (ieee spilled 3 kB).
+        "PRECISION": "tf32x3" if single else "tf32",
+        "BLOCK_D": max(16, triton.next_power_of_2(width)),  # tensor cores take 16 or more
+    }  # fmt: skip
+    return given, (seen.scaling, seen.softcap or 1.0, seen.window or 0), constants | tile(single, block)
+
+
 def as_bytes(mask: Tensor) -> Tensor:
     """A bool mask as bytes: Triton would load it bit by bit."""
     return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
 
 
-def mask_arguments(mask: Tensor | None, batch: int, keys: int, stand_in: Tensor) -> tuple[int, tuple[Any, ...]]:
-    """The kind of a mask, and its tensor and strides (batch, row, key) for the kernel.
-
-    Args:
-        mask: 2-D [B, >= T], whose last T columns count, 4-D [B or 1, 1, S, >= T], or None.
-        stand_in: passed in place of None.
-    """
-    if mask is None:
-        return POSITIONS, (stand_in, 0, 0, 0)
-    if mask.dim() == 2:
-        mask = as_bytes(mask[:, -keys:].expand(batch, -1))
-        return PADDING, (mask, mask.stride(0), 0, mask.stride(1))
-    mask = mask.expand(batch, -1, -1, -1)[:, 0, :, :keys]
-    return BOOLEAN if mask.dtype == torch.bool else ADDITIVE, (as_bytes(mask), *mask.stride())
-
-
-def precision_of(tensor: Tensor) -> str:
-    """Half formats are exact in the tensor cores' tf32; single precision takes three products (ieee spilled 3 kB)."""
-    return "tf32x3" if tensor.dtype == torch.float32 else "tf32"
-
-
 def tile(single: bool, keys: int) -> dict[str, int]:
     """Keys of a tile and warps of a program: single precision takes twice the registers for each."""
     return {"BLOCK_N": keys // 2, "num_warps": 8} if single else {"BLOCK_N": keys, "num_warps": 4}
-
-
-def block_of_width(width: int) -> int:
-    """A tile's width: a power of two, at least the tensor cores' 16."""
-    return max(16, triton.next_power_of_2(width))

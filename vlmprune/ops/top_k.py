@@ -3,8 +3,6 @@
 Shapes: V visual tokens of a sample, K kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

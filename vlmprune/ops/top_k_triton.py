@@ -1,7 +1,5 @@
 """Triton kernel behind `top_k.py`: the k-th highest score by bisection over its 32 bits, then one scan. No sort."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 

@@ -1,7 +1,5 @@
 """What happens inside one forward of the base model: it begins, its decoder layers run, it ends."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 
@@ -18,6 +16,7 @@ from .call import Call, Calls
 from .cross_prefill import CrossPrefill
 from .decode import Decode
 from .deepstack import DeepStack
+from .locate import Locator
 from .output_rows import Asked, labelled
 from .pieces import RANKED, check_later, ranked
 from .prefill import Prefill
@@ -28,13 +27,15 @@ class BaseForward:
     """The hooks of the base model, of its language model and of the decoder layers, run by a session."""
 
     def __init__(self, setup: Setup, calls: Calls) -> None:
-        self.setup, self.calls = setup, calls
+        self.setup, self.calls, self.locator = setup, calls, Locator(setup)
         self._recomputed = WeakIdKeyDictionary()
 
     def clear(self) -> Prefill | Decode | None:
         """This thread's forward is over, or was interrupted; what it was."""
         clear_observers(self.setup.probed.values())
-        return self.calls.now.end_forward()
+        call = self.calls.now
+        forward, call.forward, call.arguments = call.forward, None, None
+        return forward
 
     def begin(self, given: dict[str, Any]) -> None:
         """The base model is called with these arguments."""
@@ -49,7 +50,7 @@ class BaseForward:
         ids = given.get("input_ids")
         if is_filled(cache):
             changes = self.setup.changes_prompts and has_image(given)
-            if changes and ids is not None and bool(self.setup.locator.visual(ids).any()):
+            if changes and ids is not None and bool(self.locator.visual(ids).any()):
                 raise VlmpruneError(
                     "A new image in a later turn on a filled cache cannot be pruned yet; run the whole conversation as "
                     "one prompt without a cache."
@@ -57,7 +58,7 @@ class BaseForward:
             if state is not None:
                 came = ids if ids is not None else given["inputs_embeds"]
                 check_later(state_of(cache, RANKED), came.shape[1], generating=call.generating, begins=first)
-            call.forward = Decode(state, self.setup.text, self.setup.windows, given.get("attention_mask"))
+            call.forward = Decode(self.setup, state, given.get("attention_mask"))
         if call.forward is None or not call.generating:  # `generate` itself times its steps
             call.clock.begin_forward()
         if call.forward is not None:
@@ -80,7 +81,7 @@ class BaseForward:
         call, setup = self.calls.now, self.setup
         if call.arguments is None or call.forward is not None:
             return None
-        state = setup.locator.prompt(call, call.arguments, setup.pruner, setup.tower)
+        state = self.locator.prompt(call, call.arguments)
         decider = setup.decider(state)
         changed = deepstack = None
         if decider is not None and kwargs.get("deepstack_visual_embeds") is not None:
@@ -88,8 +89,8 @@ class BaseForward:
             deepstack = DeepStack(kwargs.pop("visual_pos_masks"), kwargs.pop("deepstack_visual_embeds"))
             changed = args, kwargs
         kind = CrossPrefill if setup.family.cross_attention else Prefill
-        call.forward = kind(state, decider, setup.family, setup.text, setup.windows, deepstack)
-        if decider is not None:
+        call.forward = kind(setup, state, decider, deepstack)
+        if decider is not None and not decider.pruner.reads_own_layer:  # such a layer is read ahead of its run
             for i in setup.read:
                 observe(setup.probed[i], decider.observe)
         for observer in self.setup.observers:
@@ -122,7 +123,7 @@ class BaseForward:
         """The report of a prompt, and what its cache keeps of it."""
         state = prompt.state
         if state.cache is not None:
-            over, visual = call.generating, self.setup.locator.visual(state.input_ids)
+            over, visual = call.generating, self.locator.visual(state.input_ids)
             pruner = None if prompt.decider is None else prompt.decider.pruner
             attach_state(state.cache, RANKED, ranked(pruner, state, visual, self.setup.model.config, over))
         if call.generating and call.made is not None:  # use_cache=False: a prompt every step

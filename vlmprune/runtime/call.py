@@ -1,7 +1,5 @@
 """What is known of one call of a wrapped model while it runs, and what a thread keeps between its calls."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,11 +48,6 @@ class Call:
     @property
     def report(self) -> Report | None:
         return self.made or self.standing
-
-    def end_forward(self) -> Prefill | Decode | None:
-        """The base model's forward is over, or whatever an interrupted one left is forgotten; what it was."""
-        forward, self.forward, self.arguments = self.forward, None, None
-        return forward
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """One call at a time through a model: concurrent calls wait, they are never mixed up."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -58,19 +56,15 @@ class CallLock:
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Held within the block, which may lie inside any other call of this thread."""
-        me = threading.current_thread()
-        if self._owner is me:
-            outer, self._level = self._level, GENERATE
-            try:
-                yield
-            finally:
-                self._level = outer
-            return
+        outer = self._level if self._owner is threading.current_thread() else None
         self.enter(GENERATE)
         try:
             yield
         finally:
-            self.leave(GENERATE)
+            if outer is None:
+                self.leave(GENERATE)
+            else:
+                self._level = outer
 
 
 _locks: Any = WeakIdKeyDictionary()
@@ -80,9 +74,7 @@ _guard = threading.Lock()
 def call_lock_of(model: nn.Module) -> CallLock:
     """The one of a model: all that is put on it shares it, so that two sessions never wait for each other."""
     with _guard:
-        if model not in _locks:
-            _locks[model] = CallLock()
-        found: CallLock = _locks[model]
+        found: CallLock = _locks.setdefault(model, CallLock())
         return found
 
 

@@ -1,7 +1,5 @@
 """Where the seconds of one call go; a GPU is waited for whenever the clock is read."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

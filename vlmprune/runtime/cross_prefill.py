@@ -1,8 +1,5 @@
 """A prompt of a family whose text rows attend to the image in cross-attention layers: their keys are gathered."""
 
-from __future__ import annotations
-
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +8,7 @@ from ..attention.masks import take_mask
 from ..errors import VlmpruneError
 from ..flow.stage import Stage
 from ..hf.arguments import cache_in
-from ..hf.cache_state import remember
-from .decide import Decider, pruned_prompt
+from .decide import Decider
 from .decode import Arguments
 from .prefill import Prefill
 
@@ -23,21 +19,24 @@ class CrossPrefill(Prefill):
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         self.state.cache = cache_in(kwargs)
         states, decider = kwargs.get("cross_attention_states"), self.decider
-        if states is None or i not in self.text_model.config.cross_attention_layers:
+        if states is None or i not in self.setup.text.config.cross_attention_layers:
             return None
         states = states.reshape(len(self.state.layouts), -1, states.shape[-1])
         self.state.cross_columns = states.shape[1]
         if decider is None or i < decider.layers[0]:
             return None
         mask = kwargs.get("cross_attention_mask")
+        if not self.state.stages and decider.pruner.reads_own_layer:
+            self._read_ahead(i, args, kwargs, decider)
         stage = self.state.stages[0] if self.state.stages else self._decide(decider, states, mask)
-        if stage.chosen is None:
+        if (chosen := stage.chosen) is None:
             return None
         new = dict(kwargs)
-        new["cross_attention_states"] = self._compact(stage, states, {})
+        new["cross_attention_states"] = self._compact(stage, chosen, states, {})
         if mask is not None:
-            make = partial(take_mask, rows=None, columns=stage.chosen.columns, hides=stage.chosen.ragged)
-            new["cross_attention_mask"] = self._once("mask", stage, mask, make)
+            new["cross_attention_mask"] = self._once(
+                "mask", stage, mask, lambda: take_mask(mask, None, chosen.columns, chosen.ragged)
+            )
         return args, new
 
     def _decide(self, decider: Decider, states: Tensor, mask: Any) -> Stage:
@@ -50,12 +49,9 @@ class CrossPrefill(Prefill):
                 "A batch of images of different sizes needs the processor's cross_attention_mask; pass everything it "
                 "returns."
             )
-        cache = self.state.cache
-        if getattr(cache, "is_compileable", False):
+        if getattr(self.state.cache, "is_compileable", False):
             raise VlmpruneError(
                 "A static cache has room for exactly all keys of the image, so a pruned prompt with cross attention "
                 "cannot fill it; use the default cache instead of cache_implementation='static'."
             )
-        if cache is not None:
-            remember(cache, pruned_prompt(self.state, stage))
         return stage

@@ -5,7 +5,7 @@ Shapes: B batch, S sequence before pruning, V visual tokens of a sample, K kept,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,24 +19,31 @@ from ..flow.returned import checked_query_positions, checked_selection, readable
 from ..flow.select import Selection, with_last
 from ..flow.stage import Stage
 from ..hf.arguments import host_copies
-from ..hf.cache_state import PrunedPrompt
+from ..hf.cache_state import PrunedPrompt, remember
 from ..methods.base import Pruner, PruningContext
 
 
 class Decider:
     """A pruner at work on one prompt, at each of its layers; it writes what it reads and decides into `state`.
 
-    `sinks` finds visual sinks for pruners that leave them out of their ranking.
+    `sinks` finds visual sinks for pruners that leave them out of their ranking; `last_norm` is the language model's.
     """
 
     def __init__(
-        self, pruner: Pruner, layers: Sequence[int], state: PromptState, sinks: VisualSinkObserver | None = None
+        self,
+        pruner: Pruner,
+        layers: Sequence[int],
+        state: PromptState,
+        sinks: VisualSinkObserver | None = None,
+        last_norm: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.pruner, self.layers, self.state, self.sinks = pruner, tuple(layers), state, sinks
+        self._last_norm = last_norm
         self._name = type(pruner).__name__
 
-    def observe(self, call: AttentionCall, output: Tensor) -> None:
-        """Read the layer before a stage: attention [B, S or cross states], mean over heads, and keys.
+    def observe(self, call: AttentionCall, output: Tensor | None = None) -> None:
+        """Read the layer before a stage, or its own ahead of its run: attention [B, S or cross states], mean over
+        heads, and keys.
 
         Query rows are the last prompt token's, or those of the text tokens that the method named.
         """
@@ -83,6 +90,8 @@ class Decider:
             if state.chosen is not None:
                 stage.inner = state.inverse().gather(1, stage.on_host.index).to(hidden.device)
         state.stages.append(stage)
+        if state.cache is not None and stage.chosen is not None:
+            remember(state.cache, pruned_prompt(state, stage))
         return stage
 
     def _context(self, layer: int, hidden: Tensor) -> PruningContext:
@@ -100,6 +109,7 @@ class Decider:
             sinks=self.sinks.among(hidden, layouts, layer) if self.sinks else None,
             keys=state.keys,
             vision=state.vision,
+            last_norm=self._last_norm,
             stage=len(state.stages),
             stages=len(self.layers),
             unpruned=state.layouts,

@@ -3,17 +3,16 @@
 Shapes: B batch, S prompt length before pruning, C after, K kept, T keys.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..attention.masks import Sizes, Window, check_window, own_mask, take_mask
+from ..attention.masks import Sizes, check_window, own_mask, take_mask
 from ..hf.arguments import cache_in
 from ..hf.cache_state import PrunedPrompt, later_valid, physical_length, physical_sizes, repeated
+from .setup import Setup
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -21,12 +20,10 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class Decode:
     """A step, or a later turn of text, on a filled cache."""
 
-    def __init__(
-        self, state: PrunedPrompt | None, text_model: Any, windows: Sequence[Window | None], mask: Any
-    ) -> None:
-        """`state`: of the pruned prompt that filled the cache, None where nothing was pruned. `windows`: of every
-        decoder layer. `mask`: what the base model was given."""
-        self.state, self.text_model, self.windows = state, text_model, windows
+    def __init__(self, setup: Setup, state: PrunedPrompt | None, mask: Any) -> None:
+        """`state`: of the pruned prompt that filled the cache, None where nothing was pruned. `mask`: what the base
+        model was given."""
+        self.setup, self.state = setup, state
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._built: dict[tuple[Any, ...], Any] = {}  # what the layers of a step share, made by the first that needs it
 
@@ -48,13 +45,10 @@ class Decode:
             return None
         if state is not None and state.shift is not None:
             shift = state.shift
-            ids = self._once(
-                ("ids", state.layer), lambda: kwargs["position_ids"] - repeated(shift, len(hidden))[:, None]
-            )
-            new["position_ids"] = ids
-            new["position_embeddings"] = self._once(
-                ("rotary", state.layer), lambda: self.text_model.rotary_emb(hidden, ids)
-            )
+            moved = repeated(shift, len(hidden))[:, None]
+            ids = new["position_ids"] = self._once(("ids", state.layer), lambda: kwargs["position_ids"] - moved)
+            rotary = self.setup.text.rotary_emb
+            new["position_embeddings"] = self._once(("rotary", state.layer), lambda: rotary(hidden, ids))
         return args, new
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -70,14 +64,14 @@ class Decode:
         if state is None and not empty and (mask is None or (not offset and mask.shape[-1] == length)):
             return mask
         # The mask's identity will do: the model keeps it alive until its last layer has run.
-        key = ("mask", id(mask), None if state is None else state.layer, length, offset, self.windows[i])
+        key = ("mask", id(mask), None if state is None else state.layer, length, offset, self.setup.windows[i])
         return self._once(key, lambda: self._cut(i, state, mask, hidden, (before, length, offset), empty))
 
     def _cut(
         self, i: int, state: PrunedPrompt | None, mask: Any, hidden: Tensor, sizes: tuple[int, int, int], empty: bool
     ) -> Any:
         (before, length, offset), steps = sizes, hidden.shape[1]
-        config, window = self.text_model.config, self.windows[i]
+        config, window = self.setup.text.config, self.setup.windows[i]
         if state is None:
             entries = torch.arange(before + steps, device=hidden.device).expand(len(hidden), -1)
         else:

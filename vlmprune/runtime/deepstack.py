@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before pruning, C after, N visual tokens of the batch, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -20,11 +18,8 @@ class DeepStack:
         self.visual, self.levels = visual, levels
 
     def add(self, layer: int, hidden: Tensor, stage: Stage | None) -> Tensor | None:
-        """The output [B, S or C, D] of a layer with its level added; None where the layer has none.
-
-        Args:
-            stage: the last pruning layer before or at this one.
-        """
+        """The output [B, S or C, D] of a layer with its level added, `stage` being the last pruning layer so far; None
+        where the layer has none."""
         if layer >= len(self.levels):
             return None
         visual = self.visual.to(hidden.device)

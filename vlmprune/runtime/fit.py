@@ -1,7 +1,5 @@
 """Do a pruner and a model family fit, and which layers' attention does the pruner read?"""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -27,9 +25,7 @@ _GIVEN = {
 def check_backbone(text: Any) -> None:
     """Refuse a language model whose layers do more with a sequence than attend, whatever family it is in.
 
-    Raises:
-        UnsupportedModelError: a layer without attention (a recurrence sees what is masked), or one that is given more
-            a token than its state and rotary embedding.
+    A recurrence sees what is masked; what else a layer is given for each token is not gathered.
     """
     what = f"The language model {getattr(text.config, 'model_type', type(text).__name__)!r} cannot be pruned"
     remedy = "use a model whose layers all are plain attention"
@@ -57,14 +53,7 @@ def check_backbone(text: Any) -> None:
 
 
 def check_fit(pruner: Pruner, family: Family, stages: int) -> None:
-    """Raise where a pruner cannot work on a family.
-
-    Args:
-        stages: at how many layers the pruner drops tokens.
-    Raises:
-        VlmpruneError: it drops at several layers, compares with text, or re-indexes positions, and the family is not
-            made for that.
-    """
+    """Refuse a pruner that cannot work on a family; `stages`: at how many layers it drops tokens."""
     name = type(pruner).__name__
     if type(pruner).select is Pruner.select and type(pruner).score is Pruner.score:
         raise VlmpruneError(f"The method {name} has neither score() nor select(); define one of them.")
@@ -95,10 +84,7 @@ def drop_layers(
 ) -> tuple[int, ...]:
     """The layers before which tokens are dropped: as a model of `depth` layers is wrapped, or of a prompt.
 
-    Args:
-        layouts: of the prompt. wrapped: the layers at wrap time, if attention is read before them.
-    Raises:
-        VlmpruneError: none, some that the model does not have, or others than those whose attention is read.
+    `layouts`: of the prompt. `wrapped`: the layers at wrap time, if attention is read before them, which bind it.
     """
     name = type(pruner).__name__
     layers = checked_layers(pruner.stage_layers(depth, layouts), depth, name)
@@ -111,17 +97,26 @@ def drop_layers(
 
 
 def read_layers(pruner: Pruner, drops: Sequence[int], seeing: Sequence[int]) -> list[int]:
-    """The layers whose attention the pruner reads: each time the last before it drops that sees the image.
+    """The layers whose attention the pruner reads: of those `seeing` the image, the last before each of its `drops`.
 
-    Args:
-        drops: the layers before which it drops tokens. seeing: the layers whose attention sees visual tokens.
+    Where it reads a layer ahead of its run, the first from the drop on.
+
     Raises:
-        VlmpruneError: there is none before a drop.
+        VlmpruneError: there is none before a drop, or none behind it.
     """
     if not (pruner.reads_attention or pruner.reads_keys):
         return []
     read = []
     for layer in drops:
+        if pruner.reads_own_layer:
+            behind = [i for i in seeing if i >= layer]
+            if not behind:
+                raise VlmpruneError(
+                    f"layer={pruner.layer!r} leaves no cross-attention layer to read behind it; use layer={seeing[-1]} "
+                    "or less."
+                )
+            read.append(behind[0])
+            continue
         before = [i for i in seeing if i < layer]
         if not before:
             raise VlmpruneError(

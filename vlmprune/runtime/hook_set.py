@@ -1,7 +1,5 @@
 """What a session puts on a model's instances, and how it comes off again: in reverse order."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

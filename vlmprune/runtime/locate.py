@@ -3,66 +3,53 @@
 Shapes: B batch, S sequence, V visual tokens of a sample.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attention.tower import TowerReader
 from ..errors import VlmpruneError
-from ..families import Family, Media
+from ..families import Media
 from ..flow.locate import SampleLayout, ending, last_valid, layouts_from_mask
 from ..flow.prompt_state import PromptState
 from ..hf.arguments import encoded, has_image, host_copies, image_metadata, padding_mask
-from ..methods.base import Pruner
 from .call import Call
 from .pieces import refuse_part
+from .setup import Setup
 
 
 class Locator:
     """Finds the visual tokens of one model's prompts."""
 
-    def __init__(self, family: Family, model: Any) -> None:
-        self.family, self.model = family, model
+    def __init__(self, setup: Setup) -> None:
+        self.setup, self.family, self.config = setup, setup.family, setup.model.config
 
     def visual(self, ids: Tensor) -> Tensor:
         """Bool [B, S]: which ids stand for visual tokens."""
-        return torch.isin(ids, torch.tensor(self.family.visual_ids(self.model.config), device=ids.device))
+        return torch.isin(ids, torch.tensor(self.family.visual_ids(self.config), device=ids.device))
 
     def layouts(self, call: Call, given: dict[str, Any], ids: Tensor, valid: Tensor) -> list[SampleLayout]:
-        """Of every row; empty ones where the forward brings no image.
-
-        Raises:
-            VlmpruneError: text and images do not add up.
-        """
+        """Of every row; empty ones where the forward brings no image. Refused where text and images do not add up."""
         if not has_image(given):
             return [SampleLayout(torch.zeros(0, dtype=torch.long), ()) for _ in ids]
         arguments = {**call.image_metadata, **image_metadata(given)}
         if self.family.cross_layouts is not None:
-            return self.family.cross_layouts(self.model.config, Media(arguments))
+            return self.family.cross_layouts(self.config, Media(arguments))
         ids, valid = host_copies([ids, valid])
         visual = self.visual(ids) & valid
         if (length := call.prompt_length) is not None:
             visual[:, length:] = False  # with use_cache=False a generated image token comes back as input: it is text
         repeats = self._rows_per_image(call, given, len(ids))
-        grids = self.family.grids(self.model.config, Media(arguments, ids[::repeats], visual[::repeats]))
+        grids = self.family.grids(self.config, Media(arguments, ids[::repeats], visual[::repeats]))
         once = layouts_from_mask(visual[::repeats], grids)
         slots = [row.nonzero()[:, 0] for row in visual]
         layouts = [SampleLayout(own, once[i // repeats].images) for i, own in enumerate(slots)]
         last = last_valid(valid[:, :length]).tolist()
         return [ending(layout, at) for layout, at in zip(layouts, last, strict=True)]
 
-    def prompt(
-        self, call: Call, given: dict[str, Any], pruner: Pruner | None, tower: TowerReader | None
-    ) -> PromptState:
-        """A new prompt, whose vision stage is over.
-
-        Args:
-            pruner: what prunes it if it has visual tokens. tower: what read the vision tower, where the pruner asks.
-        """
-        ids = given.get("input_ids")
+    def prompt(self, call: Call, given: dict[str, Any]) -> PromptState:
+        """A new prompt, whose vision stage is over."""
+        ids, pruner, tower = given.get("input_ids"), self.setup.pruner, self.setup.tower
         if ids is None:
             if pruner is not None:
                 raise VlmpruneError(

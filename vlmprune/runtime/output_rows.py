@@ -4,8 +4,6 @@ A pruned prompt has fewer rows of logits than positions, right-aligned, while a 
 Shapes: B batch, S sequence, C rows after pruning (S without), N rows asked for.
 """
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -87,19 +85,19 @@ class Asked:
         self.rows = rows
         if self.keep is None or not self.changes_rows:
             return output
-        if isinstance(output, tuple):
-            return (self._take(output[0], rows), *output[1:])
-        output.last_hidden_state = self._take(output.last_hidden_state, rows)
-        return output
-
-    def _take(self, hidden: Tensor, rows: Rows) -> Tensor:
+        hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
         if rows.chosen is None and isinstance(self.keep, int):  # a view, as the model itself would take
-            return hidden[:, -self.keep :]
-        sample, position = wanted(self.keep, *rows.valid.shape)
-        if not self.lined_up:
-            rows.check(sample, position)
-        taken = hidden[sample.to(hidden.device), rows.where[sample, position].to(hidden.device)]
-        return taken if sample.dim() > 1 else taken[None]  # of one row of samples, for `finish` to take off
+            hidden = hidden[:, -self.keep :]
+        else:
+            sample, position = wanted(self.keep, *rows.valid.shape)
+            if not self.lined_up:
+                rows.check(sample, position)
+            hidden = hidden[sample.to(hidden.device), rows.where[sample, position].to(hidden.device)]
+            hidden = hidden if sample.dim() > 1 else hidden[None]  # of one row of samples, for `finish` to take off
+        if isinstance(output, tuple):
+            return (hidden, *output[1:])
+        output.last_hidden_state = hidden
+        return output
 
     @torch.compiler.disable
     def finish(self, model: Any, output: Any) -> Any:
@@ -141,9 +139,18 @@ class Asked:
         labels, beside = self.labels, dict(self.beside)
         assert labels is not None, "asked for"
         if self.keep is not None:
-            labels = self._labels_asked(rows, labels)
+            _, position = wanted(self.keep, *rows.valid.shape)
+            if position.shape != labels.shape:
+                raise VlmpruneError(
+                    f"logits_to_keep asks for rows {list(position.shape)} and labels are {list(labels.shape)}; give "
+                    "each row a label, or leave logits_to_keep out."
+                )
+            if rows.chosen is not None:  # nothing predicts dropped positions
+                labels = labels.masked_fill(~predicted(rows.kept).gather(1, position).to(labels.device), IGNORED)
         elif rows.chosen is not None:
-            labels = kept_labels(labels, rows)
+            # Fillers are ignored, and so is the first kept position, which no kept row predicts but a filler would.
+            seen = predicted(rows.chosen.real).to(labels.device)
+            labels = gather_positions(labels, rows.chosen.index.to(labels.device)).masked_fill(~seen, IGNORED)
         if self.shift_labels is not None:
             cut = rows.chosen if self.keep is None else None
             beside["shift_labels"] = self.shift_labels if cut is None else kept_shifted(self.shift_labels, cut)
@@ -151,25 +158,11 @@ class Asked:
         loss: Tensor = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **beside)
         return loss
 
-    def _labels_asked(self, rows: Rows, labels: Tensor) -> Tensor:
-        """Labels [B, N] of the rows that were asked for, less those of dropped positions, which nothing predicts."""
-        _, position = wanted(self.keep, *rows.valid.shape)
-        if position.shape != labels.shape:
-            raise VlmpruneError(
-                f"logits_to_keep asks for rows {list(position.shape)} and labels are {list(labels.shape)}; give each "
-                "row a label, or leave logits_to_keep out."
-            )
-        if rows.chosen is None:
-            return labels
-        return labels.masked_fill(~predicted(rows.kept).gather(1, position).to(labels.device), IGNORED)
-
-
-def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool, lined_up: bool) -> Asked:
+def asked_for(bound: inspect.BoundArguments, *, prunes: bool, cross: bool, lined_up: bool) -> Asked:
     """What a forward of the whole model was asked for, taken out of its bound arguments where we have to answer it.
 
-    Args:
-        prunes: whether prompts lose visual tokens. changes_rows: and with them rows; else the model answers by itself.
-        lined_up: whether the caller takes a loss of its own, labels or not.
+    `prunes`: the prompt loses visual tokens, and with them rows unless these are keys of `cross` attention. `lined_up`:
+    the caller takes a loss of its own, labels or not.
     """
     given = bound.arguments
     keep = given.get("logits_to_keep")
@@ -178,7 +171,7 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
     came = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
     if keep is not None and not isinstance(keep, int) and came is not None:
         wanted(keep, *came.shape[:2])  # what is wrong with it is said before anything runs
-    if not changes_rows:
+    if cross or not prunes:
         labels, mask = given.get("labels"), given.get("attention_mask")
         if prunes and labels is not None and isinstance(mask, Tensor) and mask.shape == labels.shape:
             real = mask.to(labels.device).bool()  # only padding could predict the first real position
@@ -198,16 +191,6 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, changes_rows: bool
 def predicted(real: Tensor) -> Tensor:
     """Of real positions or rows [B, S] those that a real one before them predicts: all but the first."""
     return real & (real.cumsum(1) > 1)
-
-
-def kept_labels(labels: Tensor, rows: Rows) -> Tensor:
-    """Labels [B, S] of the kept rows [B, C]; a loss that shifts them has each row predict the next.
-
-    Fillers are ignored, and so is the first kept position, which no kept row predicts but a filler would.
-    """
-    assert rows.chosen is not None, "something was dropped"
-    seen = predicted(rows.chosen.real).to(labels.device)
-    return gather_positions(labels, rows.chosen.index.to(labels.device)).masked_fill(~seen, IGNORED)
 
 
 def kept_shifted(labels: Tensor, chosen: Compaction) -> Tensor:

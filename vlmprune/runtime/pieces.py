@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +37,7 @@ class Ranked:
 def ranked(pruner: Pruner | None, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked | None:
     """What pieces that come later on a prompt's cache must know of it; None where nothing depends on its text.
 
-    Args:
-        visual: bool [B, S], which ids stand for visual tokens. over: whether the prompt is.
+    `visual`: bool [B, S], which ids stand for visual tokens. `over`: whether the prompt is.
     """
     if pruner is None or not pruner.asks:
         return None
@@ -95,12 +92,9 @@ def refuse_part(method: str, ids: Tensor, mask: Any) -> None:
 
 
 def run_whole(model: Any, kwargs: dict[str, Any], config: Any = None) -> str | None:
-    """Have a `generate` with an image run its prompt in one piece, whatever its settings.
+    """Have a `generate` with an image run its prompt in one piece, whatever its settings; what the report says of it.
 
-    Args:
-        config: the call's `generation_config` where it is none of the `kwargs`.
-    Returns:
-        What the report says about it, None where nothing had to be changed.
+    `config`: the call's `generation_config` where it is none of the `kwargs`.
     """
     size = setting(model, {"generation_config": config, **kwargs}, "prefill_chunk_size")
     if size is None:

@@ -5,8 +5,6 @@ language model, vision tower and decoder layers; overridden methods (`generate`,
 and, for methods that read attention, the config of the probed layer. Copies of the model leave all of it out (`Hook`).
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -132,11 +130,8 @@ class Session:
 
     @torch.compiler.disable
     def _enter(self, level: int) -> bool:
-        """Wait for this thread's turn; False where the model is to run as if it were not wrapped.
-
-        Raises:
-            VlmpruneError: another wrap took this one's place while the call waited.
-        """
+        """Wait for this thread's turn; False where the model is to run as if it were not wrapped, an error where
+        another wrap took this one's place meanwhile."""
         if self.calls.bypassed:
             return False
         self.lock.enter(level)
@@ -183,8 +178,7 @@ class Session:
         bound = self._signatures[self.model].bind_partial(*args, **kwargs)
         prunes = self.setup.pruner is not None and has_image(given)
         lines_up = self.model.training and not self.calls.now.generating
-        changes_rows = prunes and not self.family.cross_attention
-        asked = asked_for(bound, prunes=prunes, changes_rows=changes_rows, lined_up=lines_up)
+        asked = asked_for(bound, prunes=prunes, cross=self.family.cross_attention, lined_up=lines_up)
         self.calls.now.asked = asked
         return asked, bound.args, bound.kwargs
 
@@ -196,7 +190,7 @@ class Session:
         if isinstance(error, VlmpruneError) or ids is None or not self.setup.changes_prompts:
             return
         try:
-            self.setup.locator.layouts(self.calls.now, given, ids, padding_mask(given.get("attention_mask"), ids))
+            self.forwards.locator.layouts(self.calls.now, given, ids, padding_mask(given.get("attention_mask"), ids))
         except VlmpruneError as ours:
             raise ours from error
 

@@ -1,7 +1,5 @@
 """A method made ready for a model: where it drops tokens, whose attention is read, and whether the two fit at all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +13,15 @@ from ..methods.base import Method, Pruner
 from ..methods.combined import parts_of
 from .decide import Decider
 from .fit import check_backbone, check_fit, drop_layers, read_layers
-from .locate import Locator
 
 
 class Setup:
-    """What a session knows of its model and method before any call; nothing on the model is touched.
+    """What a session knows of its model and method before any call, refused where they do not fit; the model is not
+    touched.
 
     `base`, `text`: the base model and the language model. `layers`: before which the pruner drops tokens. `read`: the
     layers whose attention or keys it reads. `observed`: the layers of each of the `observers`. `probed`: the attention
     modules of all of these. `tower`: reads the vision tower, where the pruner asks for it.
-
-    Raises:
-        VlmpruneError: the method's layer does not exist in this model, or the method and family do not fit.
     """
 
     def __init__(self, model: Any, family: Family, method: Method, observers: Sequence[AttentionObserver]) -> None:
@@ -38,7 +33,6 @@ class Setup:
         self.layers = drop_layers(self.pruner, len(self.text.layers)) if self.pruner else (0,)
         self.cost = model_cost(family, model)
         self.windows = [layer.window for layer in self.cost.layers]
-        self.locator = Locator(family, model)
         for observer in observers:
             check_observer(observer, self.seeing)
         if self.pruner is not None:
@@ -53,8 +47,7 @@ class Setup:
         self.observed = [list(observer.layers(self.seeing)) for observer in self.observers]
         self.tower: TowerReader | None = None
         if self.pruner and self.pruner.reads_vision:
-            name = type(self.pruner).__name__
-            self.tower = TowerReader(family.tower_attention(model), family.class_token(model), name, family.model_type)
+            self.tower = TowerReader(family, model, type(self.pruner).__name__, as_one=self.pruner.vision_as_one)
         probed = {i for layers in self.observed for i in layers} | set(self.read)
         self.probed = {i: family.attention(self.text.layers[i]) for i in sorted(probed)}
 
@@ -76,4 +69,6 @@ class Setup:
             return None
         wrapped = self.layers if self.read else None
         layers = drop_layers(self.pruner, len(self.text.layers), state.layouts, wrapped)
-        return Decider(self.pruner, layers, state, self._sink_observer)
+        # Its forward: hooks on it are for the model's own run.
+        last_norm = getattr(getattr(self.text, "norm", None), "forward", None)
+        return Decider(self.pruner, layers, state, self._sink_observer, last_norm)

@@ -96,12 +96,7 @@ class Tower:
         self._lock = threading.Lock()
         self._reader: TowerReader | None = None
         if method.reads_vision:
-            self._reader = TowerReader(
-                self.family.tower_attention(self.model),
-                self.family.class_token(self.model),
-                type(method).__name__,
-                self.family.model_type,
-            )
+            self._reader = TowerReader(self.family, self.model, type(method).__name__, as_one=method.vision_as_one)
 
     def image_tokens(self) -> int:
         """V of an image, for families in which all images have as many."""

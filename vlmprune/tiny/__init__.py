@@ -1,10 +1,10 @@
-"""The bundled, trained pair of small vision-language models, and the scenes they were trained on."""
+"""The bundled, trained pair of small vision-language models, and questions about images of their world."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 WEIGHTS = Path(__file__).parent / "weights"
+BENCHMARK = Path(__file__).parent / "benchmark"
 
 __all__ = ["example", "load_tiny"]
 
@@ -21,8 +22,8 @@ __all__ = ["example", "load_tiny"]
 def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGeneration, LlavaProcessor]:
     """The large model, the small model and their common processor: fp32, on the CPU, in eval mode, no download.
 
-    Both share one vision tower (equal weights, separate modules). Their world is the one of ``tiny.scenes``; how
-    they were trained and how often they are right stands in ``demos/tiny_vlm/README.md``.
+    Both share one vision tower (equal weights, separate modules). Their world, how they were
+    trained and how often they are right stands in ``demos/tiny_vlm/README.md``.
     """
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -55,3 +56,14 @@ def example() -> tuple[Image.Image, str]:
     """A bundled image and a question about it."""
     with Image.open(Path(__file__).parent / "example.png") as image:
         return image.convert("RGB"), "What colour is the star?"
+
+
+def questions() -> list[dict[str, Any]]:
+    """The bundled held-out questions, each about an image of its own, the families of questions in turn.
+
+    Returns:
+        Records with `image` (its path), `question`, `answers`, `family`, and `usual`, the family's most frequent
+        answer.
+    """
+    records = map(json.loads, (BENCHMARK / "questions.jsonl").read_text().splitlines())
+    return [record | {"image": BENCHMARK / record["image"]} for record in records]

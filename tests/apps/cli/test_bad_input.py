@@ -63,6 +63,7 @@ CASES = {
     "frobnicate": "frobnicate",
     "compare --questions 0": "--questions",
     "compare --questions 5 --model some/model": "bundled pair",
+    "compare --questions 97": "--questions must be at most 96, as many as are bundled, got 97",
     "compare --keep 2.0": "2.0",
     "compare --method fastvv": "did you mean 'fastv'?",
     "compare --guide some/model": "--guide",

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from demos.tiny_vlm.scenes import make_scene
 from tests.support.commands import refused, run
 from vlmprune.apps.cli import app
-from vlmprune.tiny.scenes import make_scene
 
 QUICK = ("--samples", "1", "--max-new-tokens", "4")
 

@@ -33,7 +33,7 @@ def compare(
     question: options.Question = None,
     questions: Annotated[
         int | None,
-        options.count("Instead of one question: N held-out ones made for the bundled pair, with accuracy."),
+        options.count("Instead of one question: N held-out ones bundled with the pair, with accuracy."),
     ] = None,
     method: Annotated[list[str] | None, options.text("NAME", "A method beside the baselines; may be repeated.")] = None,
     keep: Annotated[

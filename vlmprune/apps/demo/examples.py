@@ -11,8 +11,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ...errors import VlmpruneError
-from ...harness.baselines import scored_families
-from ...tiny import example
+from ...inputs.images import read_image
+from ...tiny import example, questions
 from .page import html, on_input
 from .upload import checked, image_input
 
@@ -25,11 +25,8 @@ SCENES = 5  # after the first example
 
 @functools.cache
 def examples() -> dict[str, tuple[Image.Image, str]]:
-    """Name -> image and question: the example of `vlmprune ask`, then one test scene per family of questions."""
-    from ...tiny.questions import benchmark
-
-    scenes = (next(benchmark(family, 1, "test", start=40)) for family in scored_families()[:SCENES])
-    shown = [example(), *((scene.image(), question.text) for scene, question in scenes)]
+    """Name -> image and question: the example of `vlmprune ask`, then the first bundled questions."""
+    shown = [example(), *((read_image(one["image"]), one["question"]) for one in questions()[:SCENES])]
     return {f"{number}. {question}": (image, question) for number, (image, question) in enumerate(shown, 1)}
 
 

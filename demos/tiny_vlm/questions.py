@@ -255,6 +255,7 @@ _MAKERS: dict[str, Callable[[random.Random, Scene], Question | None]] = {
     "judge": _judge,
 }
 FAMILIES = tuple(_MAKERS)
+SCORED = tuple(family for family in FAMILIES if family != "caption")  # those that exact match can score
 
 
 def ask(scene: Scene, family: str, rng: random.Random) -> Question | None:
