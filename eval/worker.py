@@ -17,7 +17,7 @@ from vlmprune.flow.locate import ImageSpan
 from vlmprune.flow.score import lattice_cells
 from vlmprune.harness.measure import MethodRun, backend
 from vlmprune.harness.models import Models, load_models
-from vlmprune.inputs.placeholders import check_question
+from vlmprune.inputs.placeholders import check_texts
 
 from .settings import BLIND, SMALL, Run, Settings
 from .shared import BatchCache
@@ -115,7 +115,7 @@ class Worker:
             try:
                 for processor in (self.models.processor, self.models.small_processor):
                     if processor is not None:  # of both, so that all runs answer the same questions
-                        check_question(processor, sample.prompt)
+                        check_texts(processor, sample.prompt)
                 images.append(self._shared.once(number, sample.load_image))
                 usable.append(number)
             except VlmpruneError as error:

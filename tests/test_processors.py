@@ -22,11 +22,11 @@ import vlmprune
 from tests.support.grid import only_full
 from tests.support.saved_families import SAVED, save
 from vlmprune import VlmpruneError
-from vlmprune.apps.demo.engine import Engine, MethodChoice
+from vlmprune.apps.demo.engine import Engine
 from vlmprune.captioner import VisionModel
 from vlmprune.harness.models import load_models
 from vlmprune.inputs.chat import prepare
-from vlmprune.inputs.placeholders import check_question, placeholders
+from vlmprune.inputs.placeholders import check_texts, placeholders
 from vlmprune.inputs.processor import load_processor, reason
 
 QUESTION = "What colour is the star?"
@@ -125,7 +125,7 @@ def test_smolvlm_needs_nothing_else(folders: dict[str, Path], monkeypatch: pytes
     with vlmprune.wrap(models.model, "uniform", keep=0.5, processor=models.processor) as pruned:
         assert pruned.ask(RED, QUESTION, max_new_tokens=1).report.kept_tokens == [5]
     with pytest.raises(VlmpruneError, match="The question holds '<video>'"):
-        check_question(models.processor, "What is <video>?")
+        check_texts(models.processor, "What is <video>?")
 
 
 @only_full
@@ -219,8 +219,8 @@ def test_every_way_to_ask_refuses_it() -> None:
         "heads": lambda: vlmprune.ACT().calibrate(large, data, processor=processor),
         "captioner": lambda: VisionModel(large, processor).probability([RED], [bad], yes="yes", no="no"),
         "sinks": lambda: vlmprune.find_sinks(large, **prepare(processor, RED, bad)),
-        "demo": lambda: Engine(load_models(None, None, trust_remote_code=False)).run(
-            RED, bad, MethodChoice("uniform", 0.5)
+        "demo": lambda: list(
+            Engine(load_models(None, None, trust_remote_code=False)).ask(RED, bad, "uniform", 0.5)
         ),
     }
     for way in ways.values():

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import vlmprune
 from tests.support.running import shared
 from tests.support.tiny_families import IMAGE, VIDEO, build, make_inputs
-from vlmprune.apps.demo.attention_maps import attention_maps
+from vlmprune.apps.demo.engine import attention_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 SENTENCE = "The prompt has a video, which is not supported yet; ask about its frames as a list of images."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,37 +84,33 @@ def exited_report(
     """The report of a batch of which only some samples ran: the others kept nothing and cost nothing.
 
     Args:
-        part: of the samples that ran, None where none did. running: which these are. layouts, valid: of the batch.
+        part: of the samples that ran, which `running` names; None where none did. layouts, valid: of the batch.
         columns: keys of a sample in a cross-attention layer.
     """
     batch, layers = len(layouts), len(cost.layers)
+    part = part or Report([], [], [], [], [0] * layers, 0.0, 0.0, 0.0, 0, 0, 0, 0, {})
     visual = [layout.count for layout in layouts]
     rows = valid.sum(dim=1).tolist()
     kept = [torch.zeros(0, dtype=torch.long) for _ in layouts]
     seen = list(kept)
     images = [[span.with_kept(none) for span in layout.images] for layout, none in zip(layouts, kept, strict=True)]
-    if part is not None:
-        for place, sample in enumerate(running):
-            kept[sample], images[sample], seen[sample] = part.kept[place], part.images[place], part.rows[place]
+    for place, sample in enumerate(running):
+        kept[sample], images[sample], seen[sample] = part.kept[place], part.images[place], part.rows[place]
     ran = len(running) / batch
-    average = ran * part.layer_avg_tokens if part else 0.0
-    return Report(
+    average = ran * part.layer_avg_tokens
+    return replace(
+        part,
         visual_tokens=visual,
         kept_tokens=[len(k) for k in kept],
         kept=kept,
         images=images,
-        layer_lengths=part.layer_lengths if part else [0] * layers,
-        lm_tokens=ran * part.lm_tokens if part else 0.0,
+        lm_tokens=ran * part.lm_tokens,
         layer_avg_tokens=average,
         retention=average / (sum(visual) / batch),
-        prefill_flops=part.prefill_flops if part else 0,
         prefill_flops_full=cost.flops([rows] * layers, [visual] * layers),
-        kv_bytes=part.kv_bytes if part else 0,
         kv_bytes_full=cost.kv_bytes(cost.lengths(valid.shape[1], columns), batch),
         method=method.describe(),
         rows=seen,
-        seconds=part.seconds if part else {},
-        notes=part.notes if part else [],
     )
 
 

@@ -47,11 +47,7 @@ HARDWARE = {
 
 
 def hardware(name: str, **peaks: float | None) -> Hardware:
-    """A row of the table, or "custom" with its `flops`, `bandwidth` and `memory`; None where one was not given.
-
-    Raises:
-        VlmpruneError: an unknown name, a peak that is missing, or one given beside a row of the table.
-    """
+    """A row of the table, or "custom" with all of its peaks: `flops`, `bandwidth` and `memory`, None if not given."""
     given = {what: value for what, value in peaks.items() if value is not None}
     if name == "custom":
         if missing := [what for what in ("flops", "bandwidth", "memory") if what not in given]:

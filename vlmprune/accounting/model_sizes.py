@@ -19,11 +19,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def read_config(path: Path) -> Any:
-    """A transformers config from a folder with a config.json, or from that file.
-
-    Raises:
-        VlmpruneError: no such file, not JSON, or a config that transformers does not know.
-    """
+    """A transformers config from a folder with a config.json, or from that file."""
     from transformers import CONFIG_MAPPING
 
     file = path / "config.json" if path.is_dir() else path
@@ -44,11 +40,7 @@ def read_config(path: Path) -> Any:
 
 
 def build(config: Any, dtype: torch.dtype) -> Any:
-    """The model of a config on the meta device.
-
-    Raises:
-        VlmpruneError: the config is not that of a supported vision-language model.
-    """
+    """The model of a config on the meta device; the config must be that of a supported vision-language model."""
     from transformers import AutoModelForImageTextToText
 
     try:
@@ -100,8 +92,8 @@ def _square(vision: Any) -> int | None:
 def tokens_per_image(config: Any) -> int:
     """Visual tokens of an image of the usual size (a tile, where images are cut into tiles)."""
     for name in ("image_seq_length", "image_seq_len", "mm_tokens_per_image", "num_image_tokens"):
-        if isinstance(getattr(config, name, None), int):
-            return int(getattr(config, name))
+        if isinstance(tokens := getattr(config, name, None), int):
+            return tokens
     if getattr(config.vision_config, "spatial_merge_size", None):
         return 1024  # of an image of 896 x 896 pixels, in patches of 14 merged by 2 x 2
     patches = _square(config.vision_config) or 576

@@ -5,6 +5,7 @@ Shapes: B batch, V visual tokens of a sample, K kept, L decoder layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,22 +114,22 @@ class Report:
             ) from None
         bright = as_rgb(image)
         dim = Image.blend(bright, Image.new("RGB", bright.size, (18, 18, 24)), 0.78)
-        mask = Image.new("L", bright.size)
-        pen = ImageDraw.Draw(mask)
         stays = torch.ones(span.count) if span.kept is None else torch.isin(span.positions, span.kept)
-        for box, stay in zip(pixel_boxes(span, bright.size), stays.tolist(), strict=True):
-            if stay and box is not None:
-                pen.rectangle(box, fill=255)
+        mask = painted(Image.new("L", bright.size), span, [255 if stay else None for stay in stays.tolist()])
         return Image.composite(bright, dim, mask)
 
 
-def pixel_boxes(span: ImageSpan, size: tuple[int, int]) -> list[tuple[int, ...] | None]:
-    """Each token's pixels in an image of that size: left, top, right, bottom, inclusive; None where it has no place."""
-    centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(size)
+def painted(canvas: Image.Image, span: ImageSpan, colours: Iterable[Any], *, frame: int = 0) -> Image.Image:
+    """The canvas with each token's pixels in its colour, or in frames of this width; tokens of colour None are left."""
+    centre, half, whole = span.xy.double(), cell_sizes(span).double() / 2, torch.tensor(canvas.size)
     first = ((centre - half) * whole).round().clamp(min=0)
     last = torch.minimum(((centre + half) * whole).round(), whole) - 1
-    found = torch.cat([first, torch.maximum(first, last)], dim=1)
-    return [tuple(map(int, box)) if box[0] == box[0] else None for box in found.tolist()]  # NaN: no place
+    boxes = torch.cat([first, torch.maximum(first, last)], dim=1)  # left, top, right, bottom, inclusive
+    pen = ImageDraw.Draw(canvas)
+    for box, colour in zip(boxes.tolist(), colours, strict=True):
+        if box[0] == box[0] and colour is not None:  # NaN: a token of no place, as newlines are
+            pen.rectangle(box, fill=None if frame else colour, outline=colour, width=frame)
+    return canvas
 
 
 def format_method(method: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ hold better than milliseconds. Vision, prefill and decode are estimated one afte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .flops import ModelCost
 from .hardware import Hardware
@@ -85,28 +86,14 @@ def estimate(
     )
 
 
-@dataclass(frozen=True)
-class GuideVerdict:
-    """Whether a small model that answers first pays.
+def verdict(full: Estimate, pruned: Estimate, guide: Estimate) -> dict[str, Any]:
+    """Whether a small model that answers first pays: compare `t_small + (1 - exit) * t_large(r)` with `t_large`.
 
     `guide`: its seconds. `allowed`: the most it may take without exits, t_large - t_large(r). `exits`: the fraction of
     requests it must answer alone for the whole to be faster, 0 where it pays anyway, None where it never does.
     """
-
-    guide: float
-    allowed: float
-    exits: float | None
-
-    @property
-    def pays(self) -> bool:
-        return self.exits == 0.0
-
-
-def verdict(full: Estimate, pruned: Estimate, guide: Estimate) -> GuideVerdict:
-    """Compare `t_small + (1 - exit) * t_large(r)` with `t_large`."""
     large = pruned.total - pruned.guide
     allowed = full.total - large
-    if guide.total < allowed:
-        return GuideVerdict(guide.total, allowed, 0.0)
-    exits = 1 - (full.total - guide.total) / large
-    return GuideVerdict(guide.total, allowed, exits if exits < 1 else None)
+    pays = guide.total <= allowed
+    exits = 0.0 if pays else 1 - (full.total - guide.total) / large
+    return {"guide": guide.total, "allowed": allowed, "exits": exits if exits < 1 else None, "pays": pays}

@@ -6,23 +6,21 @@ The paper keeps the heads in which calibration helps; its code holds only the fi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..accounting.scores import exact_match
 from ..api import PrunedModel, unwrap_peft, wrap
+from ..captioner.folder import write_whole
 from ..errors import VlmpruneError
 from ..families import family_of
 from ..hf.hooks import HANDLE
-from ..methods.act import ActEditor
+from ..methods.act import ACT, ActEditor
 from ..methods.none import Unpruned
 from .samples import progress, triples
-
-if TYPE_CHECKING:
-    from ..methods.act import ACT
 
 
 def calibrate(
@@ -39,8 +37,7 @@ def calibrate(
 
     Args:
         model: a loaded model, or a wrapped model's handle; off meanwhile and wrapped again at the end.
-        data: (image, question, answers) triples, held apart from what is reported later; answers is one right
-            answer or a list of them.
+        data: (image, question, right answer or answers), held apart from what is reported later.
         processor: the model's processor; a handle brings its own.
         path: a JSON file that keeps each head's score as it comes, so that a stopped run goes on there.
         score: (answer, answers) -> number, higher is better; None is exact match.
@@ -50,9 +47,8 @@ def calibrate(
     Raises:
         VlmpruneError: no data, no processor, or a file of another run.
     """
-    handle = model if isinstance(model, PrunedModel) else None
-    if handle is not None:
-        model, processor = handle.model, processor if processor is not None else handle.processor
+    if isinstance(model, PrunedModel):
+        model, processor = model.model, model.processor if processor is None else processor
     if processor is None:
         raise VlmpruneError("calibrate() asks the model questions; pass processor=, the model's processor.")
     questions = triples(data)
@@ -67,7 +63,13 @@ def calibrate(
         scores = [(score or exact_match)(text, right) for text, (_, _, right) in zip(answers, questions, strict=True)]
         return sum(scores) / len(scores)
 
-    run = identity(method, plain, questions)
+    run = {  # what a run must have in common with the one it goes on from
+        "beta": method.beta,
+        "threshold": method.threshold,
+        "model": plain.config.model_type,
+        "layers": plain.config.get_text_config().num_hidden_layers,
+        "questions": [question for _, question, _ in questions],
+    }
     path = Path(path) if path is not None else None
     scores = known_scores(path, run)
     tried = {"none": Unpruned()} | {f"{layer}.{head}": replace(method, heads=((layer, head),)) for layer, head in heads}
@@ -78,30 +80,12 @@ def calibrate(
             if name not in scores:
                 scores[name] = ask(one)
                 if path is not None:
-                    # Beside it and moved into place: a run stopped while writing leaves the older file whole.
-                    part = path.with_name(path.name + ".part")
-                    part.write_text(json.dumps({"run": run, "scores": scores}, indent=2) + "\n")
-                    part.replace(path)
+                    write_whole(path, json.dumps({"run": run, "scores": scores}, indent=2) + "\n")
     return replace(method, heads=[head for head in heads if scores[f"{head[0]}.{head[1]}"] > scores["none"]])
 
 
-def identity(method: ACT, model: Any, questions: Sequence[Any]) -> dict[str, Any]:
-    """What a run must have in common with the one it goes on from."""
-    return {
-        "beta": method.beta,
-        "threshold": method.threshold,
-        "model": model.config.model_type,
-        "layers": model.config.get_text_config().num_hidden_layers,
-        "questions": [question for _, question, _ in questions],
-    }
-
-
 def known_scores(path: Path | None, run: dict[str, Any]) -> dict[str, float]:
-    """Scores by "none" or "layer.head" that an earlier run left in a file.
-
-    Raises:
-        VlmpruneError: the file cannot be read, or belongs to another run.
-    """
+    """Scores by "none" or "layer.head" that an earlier run with the same identity left in a file."""
     if path is None or not path.exists():
         return {}
     try:

@@ -10,17 +10,16 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from ..accounting.report import Report
+import torch
+from torch import Tensor
+
 from ..accounting.scores import exact_match, sureness
 from ..api import wrap
 from ..errors import VlmpruneError
+from ..methods.sgl import SGL
 from .samples import progress, triples
-
-if TYPE_CHECKING:
-    from ..methods.sgl import SGL
 
 MOST_THRESHOLDS = 100  # of a curve, at evenly spaced fractions of exits
 _Z = 1.96  # of a 95 % interval
@@ -75,18 +74,6 @@ class Calibration:
             )
         return "\n".join([*lines, f"{self.chosen.samples} samples; cost in {self.cost_in}, of the unpruned model's"])
 
-Outcome = tuple[float, float]  # how right an answer is, and what it cost
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """One question: the outcome of each way of answering it, the guide's cost included, and the guide's exit score."""
-
-    exit_score: float
-    unpruned: Outcome
-    guide: Outcome
-    pruned: list[Outcome]
-
 
 def calibrate(
     method: SGL,
@@ -122,85 +109,80 @@ def calibrate(
     budgets = list(keeps) if keeps is not None else [method.keep]
     if not budgets:
         raise VlmpruneError("keeps=[] offers no budget; pass one or more, or None for the method's own.")
-    variants = [replace(method, keep=keep, exit_at=None) for keep in budgets]
-    answered = [
-        _answer(method, variants, cost, partial(_ask, model, processor, sample, score, generation))
-        for sample in progress(triples(data), "calibrating")
-    ]
-    full = statistics.fmean(spent for _, spent in (a.unpruned for a in answered))
-    points = [point for i, keep in enumerate(budgets) for point in _curve(answered, i, keep, full)]
-    unpruned = _point([a.unpruned for a in answered], full, 1.0, None, 0.0)
-    guide_alone = _point([a.guide for a in answered], full, 1.0, 0.0, 1.0)
+    pruned = [replace(method, keep=keep, exit_at=None) for keep in budgets]
+    ways = ["none", replace(method, exit_at=0.0), *pruned]
+    samples = progress(triples(data), "calibrating")
+    asked = [_ask(model, processor, sample, ways, score, cost, generation) for sample in samples]
+    scores, outcomes = (torch.tensor(found, dtype=torch.float64) for found in zip(*asked, strict=True))
+    large, guide, *others = outcomes.unbind(dim=1)
+    outcomes[..., 1] /= large[:, 1].mean()
+    pairs = zip(budgets, others, strict=True)
+    points = [point for keep, budget in pairs for point in _curve(scores, guide, budget, keep)]
+    unpruned, guide_alone = _point(large, 1.0, None, 0.0), _point(guide, 1.0, 0.0, 1.0)
     chosen = _choose(points, unpruned, max_accuracy_loss, max_cost)
     made = replace(method, keep=chosen.keep, exit_at=chosen.exit_at)
     return Calibration(made, chosen, points, unpruned, guide_alone, cost)
 
 
 def _ask(
-    model: Any, processor: Any, sample: Any, score: Callable[..., float], generation: dict[str, Any], way: Any
-) -> tuple[float, Report]:
-    """How right the answer to a sample is, and the report of the call."""
+    model: Any, processor: Any, sample: Any, ways: Sequence[Any], score: Any, cost: str, generation: dict[str, Any]
+) -> tuple[float, list[tuple[float, float]]]:
+    """A sample's exit score, and how right and how costly each way is; that of a budget includes the guide."""
     image, question, truths = sample
-    with wrap(model, way, processor=processor) as pruned:
-        answer = pruned.ask(image, question, **generation)
-    return score(answer.text, truths), answer.report
+    answers = []
+    for way in ways:
+        with wrap(model, way, processor=processor) as pruned:
+            answers.append(pruned.ask(image, question, **generation))
+    right, reports = [score(answer.text, truths) for answer in answers], [answer.report for answer in answers]
+    guide = reports[1]
+    assert guide.confidence is not None and guide.consistency is not None, "SGL measures both"
+    if cost == "seconds":
+        first = guide.seconds["guide"]
+        large = [report.seconds["total"] - report.seconds.get("guide", 0.0) for report in reports]
+    else:
+        first = guide.guide_flops or 0
+        large = [report.prefill_flops for report in reports]
+    spent = [large[0], first, *(first + own for own in large[2:])]
+    return sureness(guide.confidence[0], guide.consistency[0]), list(zip(right, spent, strict=True))
 
 
-def _answer(method: SGL, variants: list[SGL], cost: str, ask: Callable[[Any], tuple[float, Report]]) -> _Answered:
-    def spent(report: Report) -> float:
-        """On the model itself."""
-        seconds = report.seconds
-        return float(seconds["total"] - seconds.get("guide", 0.0) if cost == "seconds" else report.prefill_flops)
-
-    right, report = ask("none")
-    unpruned = right, spent(report)
-    right, report = ask(replace(method, exit_at=0.0))
-    assert report.confidence is not None and report.consistency is not None, "SGL measures both"
-    guide = right, float(report.seconds["guide"] if cost == "seconds" else report.guide_flops or 0)
-    exit_score = sureness(report.confidence[0], report.consistency[0])
-    runs = [ask(variant) for variant in variants]
-    return _Answered(exit_score, unpruned, guide, [(right, guide[1] + spent(report)) for right, report in runs])
-
-
-def _curve(answered: list[_Answered], budget: int, keep: float | int, full: float) -> list[Point]:
+def _curve(scores: Tensor, guide: Tensor, pruned: Tensor, keep: float | int) -> list[Point]:
     """All thresholds that make a difference, from "never" to "always"."""
-    levels = sorted({a.exit_score for a in answered}, reverse=True)
+    levels = scores.unique().flip(0).tolist()
     step = max(1, math.ceil(len(levels) / MOST_THRESHOLDS))
     points = []
     for at in [None, *levels[::step], 0.0]:
-        exited = [at is not None and a.exit_score >= at for a in answered]
-        outcomes = [a.guide if left else a.pruned[budget] for a, left in zip(answered, exited, strict=True)]
-        points.append(_point(outcomes, full, keep, at, statistics.fmean(exited)))
+        exited = scores >= (math.inf if at is None else at)
+        outcomes = torch.where(exited[:, None], guide, pruned)
+        points.append(_point(outcomes, keep, at, float(exited.double().mean())))
     return points
 
 
-def _point(outcomes: list[Outcome], full: float, keep: float | int, exit_at: float | None, exits: float) -> Point:
-    right, spent = zip(*outcomes, strict=True)
-    mean = statistics.fmean(right)
-    error = statistics.stdev(right) / math.sqrt(len(right)) if len(right) > 1 else 0.0
-    low, high = max(0.0, mean - _Z * error), min(1.0, mean + _Z * error)
-    return Point(keep, exit_at, mean, low, high, exits, statistics.fmean(spent) / full, len(right))
+def _point(outcomes: Tensor, keep: float | int, exit_at: float | None, exits: float) -> Point:
+    """The point of outcomes [samples, 2]: how right, and the cost relative to the unpruned model's mean."""
+    right, cost = map(statistics.fmean, outcomes.T.tolist())
+    error = float(outcomes[:, 0].std()) / math.sqrt(len(outcomes)) if len(outcomes) > 1 else 0.0
+    low, high = max(0.0, right - _Z * error), min(1.0, right + _Z * error)
+    return Point(keep, exit_at, right, low, high, exits, cost, len(outcomes))
 
 
 def _choose(points: list[Point], unpruned: Point, loss: float | None, limit: float | None) -> Point:
     if loss is not None:
         good = [p for p in points if p.accuracy >= unpruned.accuracy - loss]
-        if not good:
-            best = max(points, key=lambda p: p.accuracy)
-            raise VlmpruneError(
-                f"No setting loses only {loss} against the unpruned model's {unpruned.accuracy:.3f}; the best "
-                f"reaches {best.accuracy:.3f}, so allow more or offer larger keeps."
-            )
-        chosen = min(good, key=lambda p: (p.cost, -p.accuracy))
+        good.sort(key=lambda p: (p.cost, -p.accuracy))
+        failed = (
+            f"No setting loses only {loss} against the unpruned model's {unpruned.accuracy:.3f}; the best reaches "
+            f"{max(p.accuracy for p in points):.3f}, so allow more or offer larger keeps."
+        )
     else:
-        assert limit is not None
-        good = [p for p in points if p.cost <= limit]
-        if not good:
-            least = min(p.cost for p in points)
-            raise VlmpruneError(
-                f"No setting costs only {limit} of the unpruned model; the cheapest costs {least:.3f}, so allow more "
-                "or offer smaller keeps."
-            )
-        chosen = max(good, key=lambda p: (p.accuracy, -p.cost))
+        good = [p for p in points if limit is not None and p.cost <= limit]
+        good.sort(key=lambda p: (-p.accuracy, p.cost))
+        failed = (
+            f"No setting costs only {limit} of the unpruned model; the cheapest costs "
+            f"{min(p.cost for p in points):.3f}, so allow more or offer smaller keeps."
+        )
+    if not good:
+        raise VlmpruneError(failed)
     # A threshold that equals a sample's own is rounded down, so that this sample still exits.
+    chosen = good[0]
     return chosen if chosen.exit_at is None else replace(chosen, exit_at=math.floor(chosen.exit_at * 1e6) / 1e6)

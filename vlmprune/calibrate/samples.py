@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from ..errors import VlmpruneError
 
-T = TypeVar("T")
-
 
 def triples(data: Iterable[Any]) -> list[Any]:
-    """Calibration data as a list of (image, question, answers).
-
-    Raises:
-        VlmpruneError: no data, or a sample of another form.
-    """
+    """Calibration data as a list of (image, question, answers); no data and samples of another form are refused."""
     samples = list(data)
     if not samples:
         raise VlmpruneError("The calibration data is empty; pass (image, question, answers) tuples.")
@@ -30,7 +24,7 @@ def triples(data: Iterable[Any]) -> list[Any]:
     return samples
 
 
-def progress(items: Collection[T], what: str) -> Iterable[T]:
-    """A bar on stderr where that is a terminal."""
+def progress(items: Collection[Any], what: str) -> Iterable[Any]:
+    """The items, with a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     return track(items, what, console=console, transient=True, disable=not console.is_terminal)

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.status import Status
+from rich.table import Table
 
 if TYPE_CHECKING:
-    from rich.status import Status
-    from rich.table import Table
-
     from ..captioner import Caption
 
 WIDTH_OF_A_PIPE = 120  # rich assumes 80 columns where it finds no terminal, which folds the wider tables
@@ -27,9 +27,6 @@ def console(*, stderr: bool = False) -> Console:
 
 def table(headings: Sequence[str], *, left: Collection[int] = (0,), **options: Any) -> Table:
     """An empty table; the columns in `left` are left-aligned, the others right-aligned."""
-    from rich import box
-    from rich.table import Table
-
     made = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", **options)
     for column, heading in enumerate(headings):
         made.add_column(heading, justify="left" if column in left else "right")

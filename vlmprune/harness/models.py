@@ -40,19 +40,19 @@ def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool
     import vlmprune
     from vlmprune import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 
+    small: tuple[Any, ...] = ()
     if model is None:
         if "OMP_NUM_THREADS" not in os.environ:
             # On matrices this small, threads only wait for each other: an answer took 43 ms on one thread and 340 to
             # 2,400 ms on two, more than the differences between methods.
             torch.set_num_threads(1)
-        large, small, processor = vlmprune.load_tiny()
-        models = Models(BUNDLED_LARGE, large, processor, BUNDLED_SMALL, small, processor)
+        tiny, smaller, processor = vlmprune.load_tiny()
+        large, small = (BUNDLED_LARGE, tiny, processor), (BUNDLED_SMALL, smaller, processor)
     else:
-        models = Models(model, *_load("--model", model, trust_remote_code))
+        large = (model, *_load("--model", model, trust_remote_code))
     if guide is not None:
-        small, small_processor = _load("--guide", guide, trust_remote_code)
-        models = Models(models.name, models.model, models.processor, guide, small, small_processor)
-    return models
+        small = (guide, *_load("--guide", guide, trust_remote_code))
+    return Models(*large, *small)
 
 
 def _load(option: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:

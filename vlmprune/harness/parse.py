@@ -21,10 +21,12 @@ def number(text: str, option: str = "") -> int | float:
         ) from None
 
 
-def writable_image(path: Path, *, source: Path | None = None) -> Path:
-    """Check that an image can be saved at this path, before minutes are spent on an answer."""
+def writable_image(path: Path | None, *, source: Path | None = None) -> None:
+    """Check that an image can be saved at this path, if there is one, before minutes are spent on an answer."""
     from PIL import Image
 
+    if path is None:
+        return
     writers = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
     if path.suffix.lower() not in writers:
         raise VlmpruneError(f"no image can be written as {path.name!r}; end the name in .png")
@@ -34,4 +36,3 @@ def writable_image(path: Path, *, source: Path | None = None) -> Path:
         raise VlmpruneError(f"{str(path)!r} is the image asked about; save the overlay under another name")
     if not path.parent.is_dir():
         raise VlmpruneError(f"there is no directory {str(path.parent)!r}; make it first")
-    return path

@@ -48,20 +48,14 @@ def planned(
     new: int,
     dtype: str,
 ) -> dict[str, Any]:
-    """The whole plan, JSON-serialisable.
-
-    Raises:
-        VlmpruneError: a method, a budget or a config that cannot be planned.
-    """
+    """The whole plan, JSON-serialisable; methods, budgets and configs that cannot be planned are refused."""
     if dtype == "fp32" and machine.half_only:
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
     # Report bad budgets and methods before models are built.
     wanted = [(name, _checked_method(name, guide), check_keep(keep)) for name, keep in settings]
     size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
-    small = None
-    if guide is not None:
-        # A given number of visual tokens holds for both; else each model has its own.
-        small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0])
+    # A given number of visual tokens holds for both; else each model has its own.
+    small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0]) if guide else None
     prompt = {"text": text, "new": new}
     layers = len(size.cost.layers)
     full = estimate(size, machine, kept=size.visual, layer=layers, **prompt)
@@ -70,17 +64,14 @@ def planned(
     verdicts = []
     for name, cls, budget in wanted:
         kept = count_for(budget, size.visual)
-        guided = issubclass(cls, Guided)
-        by = full if guided and name != "sgl" else answer  # the oracle's guide is the model itself
-        resident = small.all_bytes if guided and name == "sgl" and small else 0
         where = _layer(cls, layer, budget, kept, size.visual, layers)
+        resident = small.all_bytes if name == "sgl" and small else 0
         found = estimate(size, machine, kept=kept, layer=where, resident=resident, **prompt)
-        if guided and by is not None:
-            found = replace(found, guide=by.total)
+        if issubclass(cls, Guided):  # the oracle's guide is the model itself
+            found = replace(found, guide=(answer if name == "sgl" and answer else full).total)
         rows.append({"method": name, "keep": str(budget), **_row(found, full)})
         if name == "sgl" and answer is not None:
-            said = verdict(full, found, answer)
-            verdicts.append({"keep": str(budget), **asdict(said), "pays": said.pays})
+            verdicts.append({"keep": str(budget), **verdict(full, found, answer)})
     return {
         "config": size.name,
         "guide": small.name if small else None,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import PromptError, VlmpruneError
 from .images import as_rgb, read_image
-from .placeholders import check_conversation
+from .placeholders import check_texts
 from .processor import reason
 
 
@@ -22,9 +22,6 @@ def opened(image: Any) -> Any:
     """Images read from their paths; anything that is not a path is left to `build_messages`.
 
     Only for what the caller's own program passes: a path that a stranger sent would be read too.
-
-    Raises:
-        VlmpruneError: a file that is missing or no image, a video, or a web address.
     """
     if isinstance(image, list | tuple):
         return [opened(one) for one in image]
@@ -40,22 +37,14 @@ def opened(image: Any) -> Any:
 
 
 def prepare(processor: Any, image: Any, question: str) -> Any:
-    """Model inputs for one question about one or several images.
-
-    Raises:
-        VlmpruneError: as `build_messages` and `tokenize`.
-    """
+    """Model inputs for one question about one or several images, by `build_messages` and `tokenize`."""
     talk = build_messages(image, question)
     warn_unknown_words(processor, question)
     return tokenize(processor, talk)
 
 
 def build_messages(image: Any, question: str) -> list[dict[str, Any]]:
-    """One question about one or several images, as chat templates take it.
-
-    Raises:
-        VlmpruneError: no image, something else in its place, or an empty question.
-    """
+    """One question about one or several images, as chat templates take it; anything else in their place is refused."""
     images = list(image) if isinstance(image, list | tuple) else [image]
     for one in images:
         if not isinstance(one, Image.Image):
@@ -93,12 +82,11 @@ def user_turn(images: Sequence[Image.Image], question: str) -> list[dict[str, An
 def tokenize(processor: Any, talk: list[Any], **options: Any) -> Any:
     """Model inputs of a conversation, or of a list of them with the `options` that batches need.
 
-    Raises:
-        VlmpruneError: a text holds a token that marks an image or a video, or the processor refuses the conversation.
+    Texts with a token that marks an image or a video, and what the processor refuses, raise.
     """
     if not hasattr(processor, "apply_chat_template"):
         raise VlmpruneError(f"{processor!r:.80} is no processor with a chat template; pass the model's AutoProcessor.")
-    check_conversation(processor, talk)
+    check_texts(processor, talk)
     try:
         # Tokenizing the rendered text apart would put a second BOS in front of the template's.
         return processor.apply_chat_template(
@@ -118,21 +106,18 @@ def batched(processor: Any, talks: list[Any]) -> Any:
     return tokenize(processor, talks, processor_kwargs={"padding": True, "padding_side": "left"})
 
 
-def unknown_words(processor: Any, question: str) -> list[str]:
-    """The words of a question that the tokenizer can only read as "unknown"."""
+def unknown_words(processor: Any, question: str) -> str:
+    """What to tell a user about words that the tokenizer can only read as "unknown"; "" where it knows all."""
     tokenizer = getattr(processor, "tokenizer", None)
     unknown = getattr(tokenizer, "unk_token_id", None)
     if tokenizer is None or unknown is None:
-        return []
-    return [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+        return ""
+    words = [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    named = ", ".join(map(repr, words))
+    return f"The tokenizer does not know {named}; the model cannot see these words." if words else ""
 
 
 def warn_unknown_words(processor: Any, question: str) -> None:
     """Warn about words that the tokenizer does not know."""
-    if words := unknown_words(processor, question):
-        warnings.warn(unknown_words_note(words), stacklevel=5)
-
-
-def unknown_words_note(words: Sequence[str]) -> str:
-    """What to tell a user about words that the tokenizer does not know."""
-    return f"The tokenizer does not know {', '.join(map(repr, words))}; the model cannot see these words."
+    if note := unknown_words(processor, question):
+        warnings.warn(note, stacklevel=5)

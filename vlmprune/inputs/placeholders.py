@@ -7,7 +7,7 @@ which models report from deep inside, or do not notice.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import VlmpruneError
@@ -31,27 +31,22 @@ def placeholders(processor: Any) -> frozenset[str]:
     return found
 
 
-def check_question(processor: Any, question: str) -> None:
-    """Refuse a question that holds one of them."""
+def check_texts(processor: Any, talk: Any) -> None:
+    """Refuse a question, or a conversation or a list of them, where a text holds one of them."""
     tokens = placeholders(processor)
-    held = [token for token in tokens if token in question]
     tokenizer = getattr(processor, "tokenizer", None)
-    if not held and tokenizer is not None and hasattr(tokenizer, "convert_tokens_to_ids"):
-        # A tokenizer may lower-case what it reads, or join what stands apart.
-        ids = {tokenizer.convert_tokens_to_ids(token): token for token in tokens}
-        ids.pop(getattr(tokenizer, "unk_token_id", None), None)
-        held = [ids[one] for one in tokenizer(question, add_special_tokens=False)["input_ids"] if one in ids]
-    if held:
-        raise VlmpruneError(
-            f"The question holds {max(held, key=len)!r}, which marks an image or video in this model's prompts; write "
-            "it in other words."
-        )
-
-
-def check_conversation(processor: Any, talk: Sequence[Any]) -> None:
-    """The same for every text of a conversation, or of a list of them."""
     for text in _texts(talk):
-        check_question(processor, text)
+        held = [token for token in tokens if token in text]
+        if not held and tokenizer is not None and hasattr(tokenizer, "convert_tokens_to_ids"):
+            # A tokenizer may lower-case what it reads, or join what stands apart.
+            ids = {tokenizer.convert_tokens_to_ids(token): token for token in tokens}
+            ids.pop(getattr(tokenizer, "unk_token_id", None), None)
+            held = [ids[one] for one in tokenizer(text, add_special_tokens=False)["input_ids"] if one in ids]
+        if held:
+            raise VlmpruneError(
+                f"The question holds {max(held, key=len)!r}, which marks an image or video in this model's prompts; "
+                "write it in other words."
+            )
 
 
 def _texts(talk: Any) -> Iterator[str]:

@@ -47,10 +47,9 @@ class MissingVideo(PushToHubMixin):
 
 
 def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
-    """A model's processor, from a folder or the Hub.
+    """A model's processor, from a folder or the Hub; where torchvision does not load, without its video part.
 
-    Where torchvision is missing or broken, a processor with a video part is put together without it: from the
-    tokenizer, the image processor that works on Pillow, and the chat template. It asks about images as the whole one.
+    Such a processor is put together from the tokenizer, the image processor that works on Pillow, and the template.
 
     Raises:
         VlmpruneError: it cannot be loaded; where a package is missing, the sentence names it and how to install it.
@@ -93,6 +92,9 @@ def _without_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
         return type(part) if isinstance(part, MissingVideo) else kind.check_argument_for_proper_class(self, name, part)
 
     saved, _ = kind.get_processor_dict(source)
+    video = _json(source, CONFIGS[0]).get("video_processor", {})
+    for name in VIDEO_CONFIGS:
+        video = video or _json(source, name)
     loaders = {
         # A broken torchvision counts as there, and its image processors would be chosen.
         "image_processor": lambda: AutoImageProcessor.from_pretrained(
@@ -100,7 +102,7 @@ def _without_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
         ),
         "tokenizer": lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code),
         "feature_extractor": lambda: AutoFeatureExtractor.from_pretrained(source, trust_remote_code=trust_remote_code),
-        "video_processor": lambda: MissingVideo(_video_settings(source)),
+        "video_processor": lambda: MissingVideo(video),
     }
     parts = [loaders[name]() for name in kind.get_attributes()]
     # Its own check of types would refuse the stand-in. Afterwards the object is one of the real class.
@@ -109,11 +111,6 @@ def _without_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
     processor = made.from_args_and_dict(parts, saved)
     processor.__class__ = kind
     return processor
-
-
-def _video_settings(source: str) -> dict[str, Any]:
-    inside = _json(source, CONFIGS[0]).get("video_processor")
-    return inside or next((found for name in VIDEO_CONFIGS if (found := _json(source, name))), {})
 
 
 def _json(source: str, name: str) -> dict[str, Any]:

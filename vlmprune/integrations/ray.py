@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
 from ..errors import VlmpruneError
+from ..harness.measure import MethodRun
+from ..harness.models import load_models, make
+from ..inputs.images import as_rgb, decoded, read_image
+from ..methods.base import Method
+from ..methods.guided import Guided
 
 PASSED = ("OMP_NUM_THREADS", "PYTHONPATH", "HF_HUB_OFFLINE")  # of this process's environment, to the actors
 
@@ -48,10 +56,6 @@ def map_images(
     Raises:
         VlmpruneError: Ray is not installed, or the method and its options do not fit.
     """
-    from ..harness.models import make
-    from ..methods.base import Method
-    from ..methods.guided import Guided
-
     if isinstance(method, str):
         make(method, **options)  # errors are raised here and not by an actor
     elif not isinstance(method, Method) or options:
@@ -68,20 +72,12 @@ def map_images(
 def map_actors(
     dataset: Any, actor: type, arguments: tuple[Any, ...], *, workers: int = 1, batch_size: int | None = 1
 ) -> Any:
-    """Batches of rows through a pool of `actor(*arguments)`, each called with a batch of columns.
-
-    Args:
-        dataset: a Ray Dataset, or an iterable of rows.
-    Raises:
-        VlmpruneError: Ray is not installed.
-    """
+    """Batches of a Ray Dataset, or of an iterable of rows, through a pool of `actor(*arguments)` that take columns."""
     try:
         import ray
         import ray.data
     except ImportError:
         raise VlmpruneError("This needs the package ray; install vlmprune[ray].") from None
-    import torch
-
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise VlmpruneError(f"workers must be an int >= 1, got {workers!r}.")
     if not ray.is_initialized():
@@ -116,9 +112,6 @@ class Asker:
     """One actor of `map_images`: loads the models on its own machine, then answers batch after batch."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        from ..harness.measure import MethodRun
-        from ..harness.models import load_models, make
-
         self.settings = settings
         models = load_models(settings["model"], settings["guide"], trust_remote_code=settings["trust_remote_code"])
         method = settings["method"]
@@ -148,15 +141,7 @@ class Asker:
 
 
 def read(value: Any) -> Any:
-    """A row's image.
-
-    Raises:
-        VlmpruneError: it is not an image, or it cannot be read.
-    """
-    from PIL import Image
-
-    from ..inputs.images import as_rgb, decoded, read_image
-
+    """A row's image; anything else, or one that cannot be read, is refused."""
     if isinstance(value, str):
         return read_image(Path(value))
     if isinstance(value, bytes):

@@ -10,38 +10,32 @@ import math
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..accounting.report import painted
 from ..flow.sinks import FIRST_LAYER
-from ..flow.transfer import cell_sizes
 from ..inputs.images import as_rgb
 from .sample import SampleSinks
 
-SIDE, PANEL, MARGIN, TITLE = 360, 300, 44, 26  # pixels
+SIDE, PANEL, MARGIN = 360, 300, 44  # pixels
+TOP, BOTTOM = 26, 26 + SIDE
 INK, FAINT, PAPER = (28, 30, 38), (150, 154, 165), (255, 255, 255)
 VISUAL, TEXT = (205, 60, 40), (60, 100, 190)
 LOW, HIGH = (20, 24, 60), (255, 214, 90)  # the ends of the heat map's scale
-
-Box = tuple[int, int, int, int]
 
 
 def draw(
     one: SampleSinks, dims: tuple[int, ...], tau: float, image: Image.Image | None, number: int, layer: int | None
 ) -> Image.Image:
-    """The three panels side by side, RGB.
-
-    Args:
-        one: what was found in the sample. dims, tau: of the report.
-        image, number, layer: those of `SinkReport.plot`, checked.
-    """
-    sheet = Image.new("RGB", (MARGIN * 4 + SIDE + 2 * PANEL, SIDE + TITLE + MARGIN + 8), PAPER)
+    """The three panels side by side, RGB; `image`, `number` and `layer` are those of `SinkReport.plot`, checked."""
+    sheet = Image.new("RGB", (MARGIN * 4 + SIDE + 2 * PANEL, BOTTOM + MARGIN + 8), PAPER)
     pen = ImageDraw.Draw(sheet)
     first = min(FIRST_LAYER, one.layers - 1)
     shown = f"layer {layer}" if layer is not None else f"highest of layers {first}-{one.layers - 1}"
-    sheet.paste(heat_map(one, tau, image, number, layer), (MARGIN, TITLE))
-    _scale(pen, (MARGIN, TITLE + SIDE + 8, MARGIN + SIDE, TITLE + SIDE + 20), tau)
+    sheet.paste(heat_map(one, tau, image, number, layer), (MARGIN, TOP))
+    _scale(pen, MARGIN, tau)
     middle = 2 * MARGIN + SIDE
     right = middle + PANEL + MARGIN
-    _norms(pen, one, (middle, TITLE, middle + PANEL, TITLE + SIDE))
-    _counts(pen, one, (right, TITLE, right + PANEL, TITLE + SIDE))
+    _norms(pen, one, middle)
+    _counts(pen, one, right)
     for left, title in (
         (MARGIN, f"phi ({shown}), sink dimensions {', '.join(map(str, dims)) or 'none'}, tau {tau:.1f}"),
         (middle, f"norm of token {one.primary}, window {one.window.first}-{one.window.last}"),
@@ -63,23 +57,10 @@ def heat_map(
     if image is not None:
         grey = as_rgb(image).convert("L").resize((SIDE, SIDE)).convert("RGB")
         canvas = Image.blend(grey, canvas, 0.35)
-    heat = Image.new("RGB", (SIDE, SIDE), LOW)
-    pen, frames = ImageDraw.Draw(heat), []
     # Finer grids come after the base grid and are drawn over it, as they show the same places in more detail.
-    for (x, y), (dx, dy), value, sink in zip(
-        span.xy.tolist(), cell_sizes(span).tolist(), values.tolist(), sinks.tolist(), strict=True
-    ):
-        if x != x:  # NaN: a newline or class token has no place
-            continue
-        box = tuple(round(v * SIDE) for v in (x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2))
-        pen.rectangle(box, fill=_colour(value / tau / 2))
-        if sink:
-            frames.append(box)
+    heat = painted(Image.new("RGB", (SIDE, SIDE), LOW), span, [_colour(value / tau / 2) for value in values.tolist()])
     heat = Image.blend(canvas, heat, 0.75) if image is not None else heat
-    pen = ImageDraw.Draw(heat)
-    for box in frames:
-        pen.rectangle(box, outline=VISUAL, width=2)
-    return heat
+    return painted(heat, span, [VISUAL if sink else None for sink in sinks.tolist()], frame=2)
 
 
 def _colour(fraction: float) -> tuple[int, ...]:
@@ -88,54 +69,51 @@ def _colour(fraction: float) -> tuple[int, ...]:
     return tuple(round(a + (b - a) * fraction) for a, b in zip(LOW, HIGH, strict=True))
 
 
-def _scale(pen: ImageDraw.ImageDraw, box: Box, tau: float) -> None:
-    left, top, right, bottom = box
-    for x in range(left, right):
-        pen.line((x, top, x, bottom), fill=_colour((x - left) / (right - left)))
-    pen.text((left, bottom + 2), "0", fill=FAINT)
-    pen.text(((left + right) // 2 - 20, bottom + 2), f"tau {tau:.1f}", fill=FAINT)
-    pen.text((right - 24, bottom + 2), f"{2 * tau:.1f}", fill=FAINT)
+def _scale(pen: ImageDraw.ImageDraw, left: int, tau: float) -> None:
+    for x in range(SIDE):
+        pen.line((left + x, BOTTOM + 8, left + x, BOTTOM + 20), fill=_colour(x / SIDE))
+    for x, text in ((0, "0"), (SIDE // 2 - 20, f"tau {tau:.1f}"), (SIDE - 24, f"{2 * tau:.1f}")):
+        pen.text((left + x, BOTTOM + 22), text, fill=FAINT)
 
 
-def _norms(pen: ImageDraw.ImageDraw, one: SampleSinks, box: Box) -> None:
+def _norms(pen: ImageDraw.ImageDraw, one: SampleSinks, left: int) -> None:
     """On a logarithmic scale: a massive norm is a hundred times the others."""
-    left, top, right, bottom = box
     logs = torch.log10(one.norms.clamp(min=1e-6)).tolist()
     low, high = math.floor(min(logs)), math.ceil(max(logs) + 1e-9)
-    step = (right - left) / max(1, len(logs) - 1)
+    step = PANEL / max(1, len(logs) - 1)
 
     def at(i: float, log: float) -> tuple[float, float]:
-        return left + i * step, bottom - (log - low) / max(1, high - low) * (bottom - top)
+        return left + i * step, BOTTOM - (log - low) / max(1, high - low) * SIDE
 
     first, last = at(one.window.first, low), at(one.window.last, low)
-    pen.rectangle((first[0], top, max(last[0], first[0] + 1), bottom), fill=(244, 240, 226))
+    pen.rectangle((first[0], TOP, max(last[0], first[0] + 1), BOTTOM), fill=(244, 240, 226))
     for power in range(low, high + 1):
-        _, y = at(0, power)
-        pen.line((left, y, right, y), fill=(225, 226, 230))
-        pen.text((left - 34, y - 6), f"1e{power}", fill=FAINT)
+        _level(pen, left, at(0, power)[1], f"1e{power}")
     pen.line([at(i, log) for i, log in enumerate(logs)], fill=INK, width=2)
-    _layer_axis(pen, left, bottom, step, len(logs))
+    _layer_axis(pen, left, step, len(logs))
 
 
-def _counts(pen: ImageDraw.ImageDraw, one: SampleSinks, box: Box) -> None:
-    left, top, right, bottom = box
+def _counts(pen: ImageDraw.ImageDraw, one: SampleSinks, left: int) -> None:
     counts = [(len(a), len(b)) for a, b in zip(one.visual_sinks, one.text_sinks, strict=True)]
     highest = max(1, max(a + b for a, b in counts))
-    step = (right - left) / len(counts)
-    for number in {0, highest}:
-        y = bottom - number / highest * (bottom - top)
-        pen.line((left, y, right, y), fill=(225, 226, 230))
-        pen.text((left - 24, y - 6), str(number), fill=FAINT)
+    step = PANEL / len(counts)
+    _level(pen, left, BOTTOM, "0")
+    _level(pen, left, TOP, str(highest))
     for i, (visual, text) in enumerate(counts):
-        x, y = left + i * step + step * 0.15, float(bottom)
+        x, y = left + i * step + step * 0.15, float(BOTTOM)
         for number, colour in ((visual, VISUAL), (text, TEXT)):
-            height = number / highest * (bottom - top)
+            height = number / highest * SIDE
             if number:
                 pen.rectangle((x, y - height, x + step * 0.7, y), fill=colour)
             y -= height
-    _layer_axis(pen, left + step / 2, bottom, step, len(counts))
+    _layer_axis(pen, left + step / 2, step, len(counts))
 
 
-def _layer_axis(pen: ImageDraw.ImageDraw, left: float, bottom: int, step: float, number: int) -> None:
+def _level(pen: ImageDraw.ImageDraw, left: int, y: float, text: str) -> None:
+    pen.line((left, y, left + PANEL, y), fill=(225, 226, 230))
+    pen.text((left - 34, y - 6), text, fill=FAINT)
+
+
+def _layer_axis(pen: ImageDraw.ImageDraw, left: float, step: float, number: int) -> None:
     for i in range(0, number, math.ceil(number / 12)):
-        pen.text((left + i * step - 4, bottom + 6), str(i), fill=FAINT)
+        pen.text((left + i * step - 4, BOTTOM + 6), str(i), fill=FAINT)

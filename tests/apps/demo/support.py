@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 import vlmprune
-from vlmprune.apps.demo.engine import MAX_NEW_TOKENS, MethodChoice
+from vlmprune.apps.demo.engine import MAX_NEW_TOKENS, Engine, last
+
+
+class Setting(NamedTuple):
+    """What a visitor chooses."""
+
+    method: str
+    keep: float
+    exit_at: float | None = None
+
 
 # "exit" is at any confidence.
 SETTINGS = {
-    "fastv": MethodChoice("fastv", 0.1),
-    "sgl": MethodChoice("sgl", 0.5),
-    "exit": MethodChoice("sgl", 0.25, 0.0),
-    "uniform": MethodChoice("uniform", 0.3),
+    "fastv": Setting("fastv", 0.1),
+    "sgl": Setting("sgl", 0.5),
+    "exit": Setting("sgl", 0.25, 0.0),
+    "uniform": Setting("uniform", 0.3),
 }
 
 
@@ -34,6 +43,11 @@ def names() -> list[str]:
     return list(examples())
 
 
+def result(engine: Engine, *asked: Any) -> Any:
+    """What the page shows in the end."""
+    return last(engine.ask(*asked))
+
+
 @dataclass(frozen=True)
 class Truth:
     texts: tuple[str, str]
@@ -42,7 +56,7 @@ class Truth:
     visual: int
 
 
-def truth(models: Any, picture: Any, question: str, setting: MethodChoice) -> Truth:
+def truth(models: Any, picture: Any, question: str, setting: Setting) -> Truth:
     """The answers by `wrap` and `ask`, without any of the demo's own code between."""
     limits = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False}
     options: dict[str, Any] = {"keep": setting.keep}

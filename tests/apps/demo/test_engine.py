@@ -10,13 +10,13 @@ import torch
 import vlmprune
 from vlmprune import VlmpruneError
 
-from .support import SETTINGS, questions, truth
+from .support import SETTINGS, Setting, questions, result, truth
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_answers_as_the_library_does(engine: Any, name: str) -> None:
     picture, question = questions()[0]
-    run = engine.run(picture, question, SETTINGS[name])
+    run = result(engine, picture, question, *SETTINGS[name])
     expected = truth(engine.models, picture, question, SETTINGS[name])
     assert (run.unpruned.text, run.pruned.text) == expected.texts
     assert torch.equal(run.pruned.report.kept[0], expected.kept)
@@ -30,7 +30,7 @@ def test_pieces_grow_into_the_answer(engine: Any) -> None:
     from vlmprune.apps.demo.engine import AskResult
 
     picture, question = questions()[0]
-    *pieces, run = engine.ask(picture, question, SETTINGS["fastv"])
+    *pieces, run = engine.ask(picture, question, *SETTINGS["fastv"])
     assert isinstance(run, AskResult)
     assert pieces[0] == {"unpruned": "", "pruned": ""}
     for side, answer in (("unpruned", run.unpruned), ("pruned", run.pruned)):
@@ -41,7 +41,7 @@ def test_pieces_grow_into_the_answer(engine: Any) -> None:
 
 def test_attention_maps_are_what_fastv_ranks_by(engine: Any) -> None:
     picture, question = questions()[0]
-    run = engine.run(picture, question, SETTINGS["fastv"])
+    run = result(engine, picture, question, *SETTINGS["fastv"])
     best = run.attention[1].topk(len(run.pruned.report.kept[0])).indices.sort().values
     assert torch.equal(best, run.pruned.report.kept[0])
     assert all(0 < float(values.sum()) <= 1.0001 for values in run.attention.values())
@@ -53,7 +53,7 @@ def test_many_at_once_get_their_own_answers(engine: Any) -> None:
     wrong: list[Any] = []
 
     def visitor(i: int, name: str) -> None:
-        run = engine.run(*questions()[i], SETTINGS[name])
+        run = result(engine, *questions()[i], *SETTINGS[name])
         want = expected[i, name]
         if (run.unpruned.text, run.pruned.text) != want.texts or not torch.equal(run.pruned.report.kept[0], want.kept):
             wrong.append((i, name))
@@ -68,10 +68,10 @@ def test_many_at_once_get_their_own_answers(engine: Any) -> None:
 
 def test_who_leaves_frees_the_models(engine: Any) -> None:
     picture, question = questions()[0]
-    news = engine.ask(picture, question, SETTINGS["fastv"])
+    news = engine.ask(picture, question, *SETTINGS["fastv"])
     next(news)
     news.close()
-    assert engine.run(picture, question, SETTINGS["fastv"]).unpruned.text
+    assert result(engine, picture, question, *SETTINGS["fastv"]).unpruned.text
     assert engine.models.model.forward.__name__ == "forward"
 
 
@@ -99,24 +99,22 @@ def test_an_error_reaches_the_listener_and_frees_the_models(engine: Any) -> None
     ],
 )
 def test_bad_input_is_said_in_a_sentence(engine: Any, question: Any, setting: dict[str, Any], says: str) -> None:
-    from vlmprune.apps.demo.engine import MethodChoice
-
     with pytest.raises(VlmpruneError, match=says):
-        engine.run(questions()[0][0], question, MethodChoice(**setting))
+        result(engine, questions()[0][0], question, *Setting(**setting))
 
 
 def test_unknown_words_are_said(engine: Any) -> None:
-    run = engine.run(questions()[0][0], "What xylophone is the star?", SETTINGS["fastv"])
+    run = result(engine, questions()[0][0], "What xylophone is the star?", *SETTINGS["fastv"])
     assert "'xylophone'" in run.notes[0]
 
 
 def test_the_small_model_is_as_sure_as_sgl_says(engine: Any) -> None:
     picture, question = questions()[0]
-    run = engine.run(picture, question, SETTINGS["sgl"])
+    run = result(engine, picture, question, *SETTINGS["sgl"])
     report = run.pruned.report
     assert run.small.sure == pytest.approx((report.confidence[0] + report.consistency[0]) / 2, abs=1e-5)
     assert run.pruned.report.exited == [False]
-    gone = engine.run(picture, question, SETTINGS["exit"])
+    gone = result(engine, picture, question, *SETTINGS["exit"])
     assert gone.pruned.report.exited == [True]
     assert gone.pruned.text == run.small.text
     assert [gone.alive(i) for i in range(gone.layers)] == [0] * gone.layers
@@ -134,7 +132,7 @@ def test_a_large_model_alone_is_enough(engine: Any) -> None:
     assert "sgl" not in pruners(alone)
     assert not any(name.startswith("sgl") for name in methods(alone))
     picture, question = questions()[0]
-    run = alone.run(picture, question, SETTINGS["fastv"])
+    run = result(alone, picture, question, *SETTINGS["fastv"])
     assert run.small is None
     assert "small" not in run.to_dict()
 

@@ -7,9 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmprune.apps.demo.engine import MethodChoice
-
-from .support import Truth
+from .support import Setting, Truth
 
 
 class Visitor:
@@ -63,9 +61,8 @@ class Visitor:
         self.hand_in(file, "#ask-image img", "attached")
         self.page.fill("#ask-question textarea", "What is in the picture?")
 
-    def set_up(self, setting: MethodChoice) -> None:
+    def set_up(self, setting: Setting) -> None:
         self.choose("ask-method", setting.method)
-        assert setting.keep is not None
         self.number("ask-keep", setting.keep)
         if setting.method == "sgl":
             box = self.page.locator("#ask-early input[type=checkbox]")
@@ -84,13 +81,12 @@ class Visitor:
             arg=question,
         )
 
-    def differs(self, truth: Truth, setting: MethodChoice) -> list[str]:
+    def differs(self, truth: Truth, setting: Setting) -> list[str]:
         """Where the page says something else than the library."""
         cards = [
             (card.locator("h3").inner_text(), card.locator(".vp-answer").inner_text(), card.locator("dl").inner_text())
             for card in self.page.locator("#ask-answers .vp-card").all()
         ]
-        assert setting.keep is not None
         titles = ["Unpruned", f"Pruned: {setting.method}, keep {float(setting.keep)}", "Small model alone"]
         wanted = [truth.texts[0], truth.texts[1], truth.small]
         wrong = [f"{title} is not {want}" for (title, _, _), want in zip(cards, titles, strict=True) if title != want]

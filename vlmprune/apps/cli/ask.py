@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ...accounting.hardware import machine
 from ...errors import VlmpruneError
 from ...harness.baselines import default_method
@@ -24,11 +22,7 @@ def ask(
     question: options.Question = None,
     method: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            show_default="sgl where there is a small model, else fastv",
-            help="How to prune; `vlmprune methods` lists the names.",
-        ),
+        options.text("NAME", options.HOW, shown="sgl where there is a small model, else fastv"),
     ] = None,
     keep: options.Keep = None,
     layer: options.Layer = None,
@@ -50,8 +44,7 @@ def ask(
     shown, text = prompt(image, question)
     method = method or default_method(model, guide)
     budget: dict[str, Any] = {"keep": keep, "layer": layer, "exit_at": exit_at}
-    if overlay is not None:
-        writable_image(overlay, source=image)
+    writable_image(overlay, source=image)
     with quiet():
         make(method, guide=guide, **budget)  # report bad options before loading anything
         with spinner("loading"):

@@ -28,15 +28,9 @@ def caption(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            show_default=str(OUT),
-            help="Where the captions of a folder go; a run that was stopped goes on there.",
-        ),
+        options.text("DIR", "Where the captions of a folder go; a run that was stopped goes on there.", shown=str(OUT)),
     ] = None,
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="How to prune; `vlmprune methods` lists the names.")
-    ] = "none",
+    method: Annotated[str, options.text("NAME", options.HOW)] = "none",
     keep: options.Keep = None,
     layer: options.Layer = None,
     model: options.Model = None,
@@ -50,13 +44,13 @@ def caption(
     ] = None,
     aggregator: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL",
-            show_default="by words, without a language model",
-            help=f"An OpenAI-compatible endpoint that merges sentences; its key is read from {KEY}.",
+        options.text(
+            "URL",
+            f"An OpenAI-compatible endpoint that merges sentences; its key is read from {KEY}.",
+            shown="by words, without a language model",
         ),
     ] = None,
-    aggregator_model: Annotated[str | None, typer.Option(metavar="NAME", help="The model to ask there.")] = None,
+    aggregator_model: Annotated[str | None, options.text("NAME", "The model to ask there.")] = None,
     overlay: options.Overlay = None,
     seed: Annotated[int, typer.Option(help="Draws the descriptions.")] = 0,
     trust_remote_code: options.Trust = False,
@@ -66,10 +60,9 @@ def caption(
     folder = image is not None and image.is_dir()
     if not folder and out is not None:
         raise VlmpruneError("--out is for the captions of a folder; leave it out, or name a folder")
-    if overlay is not None:
-        if folder:
-            raise VlmpruneError("--overlay is for one image; leave it out, or name an image instead of the folder")
-        writable_image(overlay, source=image)
+    if folder and overlay is not None:
+        raise VlmpruneError("--overlay is for one image; leave it out, or name an image instead of the folder")
+    writable_image(overlay, source=image)
     if (aggregator is None) != (aggregator_model is None):
         raise VlmpruneError("--aggregator and --aggregator-model belong together; give both or neither")
     shown: Any = None if folder else prompt(image, "Describe it.")[0]
@@ -104,11 +97,7 @@ def caption(
 
 
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
-    """Print the captions of a folder and the images that failed.
-
-    Raises:
-        VlmpruneError: no image could be captioned.
-    """
+    """Print the captions of a folder and the images that failed; an error if all of them did."""
     failed = [record for record in records if "error" in record]
     if len(failed) == len(records):
         raise VlmpruneError(f"none of {len(records)} images could be captioned; the first: {failed[0]['error']}")

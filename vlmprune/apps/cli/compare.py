@@ -6,15 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
-import typer
-
 from ...accounting.hardware import machine
 from ...accounting.scores import exact_match
 from ...errors import VlmpruneError
 from ...harness.baselines import BASELINES, accuracy, by_chance, compared, entries, held_out
 from ...harness.format import console, milliseconds, print_json, spinner, table
 from ...harness.measure import MethodRun, backend, interleaved
-from ...harness.models import Models, load_models, quiet
+from ...harness.models import load_models, quiet
 from . import options
 from .ask import prompt
 
@@ -37,9 +35,7 @@ def compare(
         int | None,
         options.count("Instead of one question: N held-out ones bundled with the pair, with accuracy."),
     ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A method beside the baselines; may be repeated.")
-    ] = None,
+    method: Annotated[list[str] | None, options.text("NAME", "A method beside the baselines; may be repeated.")] = None,
     keep: Annotated[
         list[float] | None,
         options.amount(
@@ -74,34 +70,27 @@ def compare(
         with spinner("loading"):
             models = load_models(model, guide, trust_remote_code=trust_remote_code)
         rows = compared(models, *asked, layer=layer, seed=seed)
-        from rich.progress import track
+        from ...calibrate.samples import progress
 
-        screen = console(stderr=True)
-        bar = partial(track, description="comparing", console=screen, transient=True, disable=not screen.is_terminal)
-        interleaved(rows, batches, bar, max_new_tokens=max_new_tokens)
-    facts = caption(models, seed, truths, len(batches), batch_size)
-    records = [record(row, rows[0], truths) for row in rows]
-    if truths is not None:
-        records.append(dict.fromkeys(records[0]) | by_chance(truths))
-    if json:
-        print_json({"about": facts, "rows": records})
-    else:
-        show(records, facts)
-
-
-def caption(models: Models, seed: int, truths: list[str] | None, runs: int, batch_size: int) -> dict[str, Any]:
-    """The conditions under which a table was measured."""
-    how = f"{runs} batches of up to {batch_size}" if truths else f"{runs} runs"
-    return {
+        interleaved(rows, batches, partial(progress, what="comparing"), max_new_tokens=max_new_tokens)
+    how = f"{len(batches)} runs" if truths is None else f"{len(batches)} batches of up to {batch_size}"
+    about = {
         "model": models.name,
         "small": models.small_name,
         "backend": backend(models.model),
         "seed": seed,
-        "questions": len(truths or [""]),
-        "scored": "exact match" if truths else None,
+        "questions": questions or 1,
+        "scored": None if truths is None else "exact match",
         "time": f"median over {how} of the seconds a question takes, all rows in turns after a warm-up",
         "machine": machine(),
     }
+    records = [record(row, rows[0], truths) for row in rows]
+    if truths is not None:
+        records.append(dict.fromkeys(records[0]) | by_chance(truths))
+    if json:
+        print_json({"about": about, "rows": records})
+    else:
+        show(records, about)
 
 
 def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dict[str, Any]:
@@ -123,7 +112,7 @@ def record(row: MethodRun, unpruned: MethodRun, truths: list[str] | None) -> dic
     return out | accuracy([exact_match(given, truth) for given, truth in zip(answers, truths, strict=True)])
 
 
-def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+def show(records: list[dict[str, Any]], about: dict[str, Any]) -> None:
     """Print the table and its caption."""
     scored = "accuracy" in records[0]
     headings = ("method", "keep", *(heading for heading, _, _ in COLUMNS), "accuracy" if scored else "answer")
@@ -136,4 +125,4 @@ def show(records: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     out.print(rows)
     if scored:
         out.print("accuracy ± its standard error; FLOPs and KV cache in percent of the unpruned large model's")
-    out.print("; ".join(f"{name}: {value}" for name, value in facts.items() if value is not None))
+    out.print("; ".join(f"{name}: {value}" for name, value in about.items() if value is not None))

@@ -12,6 +12,11 @@ import typer
 from ...harness.parse import number
 
 
+def text(metavar: str, help: str, *, shown: bool | str = True) -> Any:
+    """An option that takes a name, an address or a path; `shown` replaces the default in its help."""
+    return typer.Option(metavar=metavar, show_default=shown, help=help)
+
+
 def parsed(help: str, wanted: str, read: Callable[[str], Any], metavar: str, shown: bool | str = True) -> Any:
     """An option parsed by `read`, which raises ValueError; `shown` replaces the default in its help."""
 
@@ -41,15 +46,11 @@ def amount(metavar: str, help: str, *, shown: bool | str = True) -> Any:
     return parsed(help, "a whole number or a fraction like 0.25", number, metavar, shown)
 
 
+HOW = "How to prune; `vlmprune methods` lists the names."
 Image = Annotated[Path | None, typer.Argument(metavar="IMAGE", help="An image file; none: a bundled one.")]
 Question = Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to ask about the image.")]
-Model = Annotated[
-    str | None,
-    typer.Option(metavar="ID_OR_DIR", show_default="the bundled pair", help="A Hugging Face image-text model."),
-]
-Guide = Annotated[
-    str | None, typer.Option(metavar="ID_OR_DIR", help="The small model, for methods that need one.")
-]
+Model = Annotated[str | None, text("ID_OR_DIR", "A Hugging Face image-text model.", shown="the bundled pair")]
+Guide = Annotated[str | None, text("ID_OR_DIR", "The small model, for methods that need one.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model; off by default.")
 ]
@@ -69,8 +70,8 @@ Layer = Annotated[
         shown="the method's own",
     ),
 ]
-Overlay = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Save the image with what was found drawn in.")]
-Host = Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines in.")]
+Overlay = Annotated[Path | None, text("FILE.png", "Save the image with what was found drawn in.")]
+Host = Annotated[str, text("ADDRESS", "Where to listen; 0.0.0.0 lets other machines in.")]
 MaxNewTokens = Annotated[int, count("The longest answer, in tokens.")]
 Repeats = Annotated[int, count("Timed runs, after one to warm up; the median is reported.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]

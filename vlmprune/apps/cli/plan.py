@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from ...accounting.hardware import hardware as known_hardware
 from ...harness.format import amount, console, print_json, table
 from ...harness.models import PACKAGE, quiet
 from . import options
@@ -20,16 +21,14 @@ def plan(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="A model's folder or config.json; none: the bundled pair's.")
     ] = None,
-    guide: Annotated[Path | None, typer.Option(metavar="CONFIG", help="The small model's, for the row of sgl.")] = None,
-    hardware: Annotated[
-        str, typer.Option(metavar="NAME", help="h100, a100, 4090, l4, or custom with the three peaks.")
-    ] = "h100",
+    guide: Annotated[Path | None, options.text("CONFIG", "The small model's, for the row of sgl.")] = None,
+    hardware: Annotated[str, options.text("NAME", "h100, a100, 4090, l4, or custom with the three peaks.")] = "h100",
     flops: Annotated[float | None, typer.Option(help="With custom: FLOPs a second, as 989e12.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="With custom: bytes a second, as 3.35e12.")] = None,
     memory: Annotated[float | None, typer.Option(help="With custom: bytes, as 80e9.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", show_default="random, fastv, sgl", help="May be given several times."),
+        options.text("NAME", "May be given several times.", shown="random, fastv, sgl"),
     ] = None,
     keep: Annotated[
         list[float] | None,
@@ -43,11 +42,9 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Estimate FLOPs, cache, time and requests that fit, by roofline, without weights or a GPU."""
-    from ...accounting.hardware import hardware as peaks
-
-    machine = peaks(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
+    machine = known_hardware(hardware, flops=flops, bandwidth=bandwidth, memory=memory)
     from ...accounting.model_sizes import read_config
-    from ...harness.plan_rows import planned, usual_methods
+    from ...harness.plan_rows import in_ms, planned, usual_methods, verdict_in_words
 
     if config is None:
         config, guide = BUNDLED / "large", guide or BUNDLED / "small"
@@ -58,13 +55,7 @@ def plan(
         made = planned(large, small, machine, settings, layer, visual=visual, text=text, new=new, dtype=dtype)
     if json:
         print_json(made)
-    else:
-        _show(made, machine)
-
-
-def _show(made: dict[str, Any], machine: Any) -> None:
-    from ...harness.plan_rows import in_ms, verdict_in_words
-
+        return
     prompt = made["prompt"]
     title = (
         f"{prompt['visual']} visual and {prompt['text']} text tokens, {prompt['new']} generated, one request; "
@@ -75,10 +66,10 @@ def _show(made: dict[str, Any], machine: Any) -> None:
     headings = ("method", "keep", "tokens", "layer", "FLOPs", "KV cache", *written, "faster", "requests")
     rows = table(headings, title=title, padding=(0, 0, 0, 1))
     for row in made["rows"]:
-        layer = "-" if row["method"] == "none" else str(row["layer"])
+        where = "-" if row["method"] == "none" else str(row["layer"])
         cost = amount(row["prefill_flops"]), amount(row["kv_bytes"], "B"), *(in_ms(row[name]) for name in times)
         gain = f"{row['speed_up']:.2f}x", str(row["requests"])
-        rows.add_row(row["method"], row["keep"], str(row["kept"]), layer, *cost, *gain)
+        rows.add_row(row["method"], row["keep"], str(row["kept"]), where, *cost, *gain)
     out = console()
     out.print(rows)
     peaks = f"{amount(machine.flops, 'FLOP/s')}, {amount(machine.bandwidth, 'B/s')}, {amount(machine.memory, 'B')}"

@@ -27,25 +27,23 @@ def _size(unit: int, metavar: str, text: str) -> Any:
 
 
 def serve_proxy(
-    engine: Annotated[str, typer.Option(metavar="URL", help="The vLLM server behind, without /v1.")],
+    engine: Annotated[str, options.text("URL", "The vLLM server behind, without /v1.")],
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="ID_OR_DIR",
-            show_default="the bundled large one",
-            help="The engine's model; only its vision tower is loaded here.",
+        options.text(
+            "ID_OR_DIR",
+            "The engine's model; only its vision tower is loaded here.",
+            shown="the bundled large one",
         ),
     ] = None,
     guide: options.Guide = None,
-    method: Annotated[
-        str, typer.Option(metavar="NAME", help="What chooses; it must need no language model.")
-    ] = "sgl",
+    method: Annotated[str, options.text("NAME", "What chooses; it must need no language model.")] = "sgl",
     keep: Annotated[float, options.amount("X", "Fraction or number of visual tokens kept by default.")] = 0.25,
     exit_at: Annotated[
         float | None, options.amount("S", "The guide answers alone where it is this sure.", shown="never")
     ] = None,
     positions: Annotated[
-        str, typer.Option(metavar="MODE", help="'original' with the plugin in the engine, else 'compact'.")
+        str, options.text("MODE", "'original' with the plugin in the engine, else 'compact'.")
     ] = "original",
     host: options.Host = "127.0.0.1",
     port: Annotated[int, options.count("The port to listen on.", most=65_535)] = 8001,

@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ...harness.format import console, print_json, spinner
 from ...harness.models import load_models, quiet
 from ...harness.parse import writable_image
 from . import options
 from .ask import prompt, save
-
-DEFAULT_QUESTION = "What is in the picture?"
 
 
 def sinks(
@@ -21,7 +17,7 @@ def sinks(
     question: options.Question = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="Save the heat map, the norm curve and the sinks per layer."),
+        options.text("FILE.png", "Save the heat map, the norm curve and the sinks per layer."),
     ] = None,
     layer: Annotated[
         int | None, options.count("Layer whose phi the heat map shows.", shown="the highest of all", least=0)
@@ -34,9 +30,8 @@ def sinks(
     json: options.Json = False,
 ) -> None:
     """Find the attention sinks of an image: how many, in which layers, and how much attention they take."""
-    shown, text = prompt(image, question or (None if image is None else DEFAULT_QUESTION))
-    if plot is not None:
-        writable_image(plot, source=image)
+    shown, text = prompt(image, question or ("What is in the picture?" if image else None))
+    writable_image(plot, source=image)
     import vlmprune
 
     from ...hf.arguments import to_device

@@ -24,11 +24,7 @@ QUEUE = 64  # waiting users
 
 
 def check_gradio() -> None:
-    """Refuse to go on without Gradio 6.
-
-    Raises:
-        VlmpruneError: Gradio is missing or older.
-    """
+    """Refuse to go on without Gradio 6."""
     # Before the import, which would send usage statistics.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -59,11 +55,7 @@ def build(engine: Engine) -> gradio.Blocks:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Check an address before Gradio does, which retries a bad host for minutes. Port None is any free port.
-
-    Raises:
-        VlmpruneError: the host is not an address of this machine, or the port is taken.
-    """
+    """Refuse an address before Gradio does, which retries a bad host for minutes. Port None is any free port."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as one:
@@ -85,13 +77,9 @@ def unserved(host: str, port: int | None, error: OSError) -> VlmpruneError:
 def served(
     engine: Engine, *, host: str = LOOPBACK[0], port: int | None = None, share: bool = False
 ) -> Iterator[tuple[str, str | None]]:
-    """Serve the page within the block; yields its local address, and the public one with `share`.
-
-    Raises:
-        VlmpruneError: Gradio is missing, or the port is taken.
-    """
+    """Serve the page within the block; yields its local address, and the public one with `share`."""
     check_gradio()
-    from .theme import CSS, SCRIPT, theme
+    from .page import CSS, SCRIPT, theme
     from .upload import LARGEST_FILE
 
     with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as uploads:

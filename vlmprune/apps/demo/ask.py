@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
+from ...api import Answer
 from ...harness.baselines import EXIT_AT
 from ...harness.format import amount, milliseconds, saved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import AskResult, Engine, MethodChoice
+from .engine import AskResult, Engine
 from .examples import inputs
 from .page import html, offer, on_input, on_start, redraw
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ...api import Answer
-
 TITLE = "Ask"
 LARGE, SMALL, NONE = "large model, this layer", "small model, all layers", "none"
-FIRST_KEEP = 0.25
 ABOUT = (
     "Answer a question about an image, unpruned and pruned: the answers with their reports, as `vlmprune ask --json` "
     "prints them. The last argument is SGL's exit_at, null for never."
@@ -43,7 +38,7 @@ def build(engine: Engine) -> None:
             alert, given = inputs("ask")
             with gr.Row():
                 method = gr.Dropdown(names, value=first, label="Method", elem_id="ask-method", filterable=False)
-                keep = gr.Slider(0.02, 1.0, FIRST_KEEP, step=0.01, label="Keep (fraction)", elem_id="ask-keep")
+                keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (fraction)", elem_id="ask-keep")
             with gr.Group(visible="exit_at" in options_of(first)) as leaving:
                 early = gr.Checkbox(False, label="Early exit: the small model may answer alone", elem_id="ask-early")
                 sure = gr.Slider(0.0, 1.0, EXIT_AT, step=0.01, label="... when this sure", elem_id="ask-sure")
@@ -58,13 +53,9 @@ def build(engine: Engine) -> None:
     state = gr.State(None)
     on_input(method, lambda name: gr.Group(visible="exit_at" in options_of(name)), method, leaving, queue=False)
 
-    def asked(image: Image.Image, question: str, method: str, keep: float, exit_at: float | None) -> Iterator[Any]:
-        # float: the slider's 1 means all tokens, not one token.
-        return engine.ask(image, question, MethodChoice(method, float(keep), exit_at))
-
     on_start(
         go,
-        lambda image, text, method, keep, early, sure: asked(image, text, method, keep, sure if early else None),
+        lambda image, text, method, keep, early, sure: engine.ask(image, text, method, keep, sure if early else None),
         shown,
         [*given, method, keep, early, sure],
         [alert, answers, cost, images, state],
@@ -73,7 +64,7 @@ def build(engine: Engine) -> None:
         show_progress_on=answers,
     )
     redraw(looked, state, [layer, heat], images)
-    offer("ask", asked, AskResult.to_dict, [*given, method, keep, gr.Number(None, visible=False)], ABOUT)
+    offer("ask", engine.ask, AskResult.to_dict, [*given, method, keep, gr.Number(None, visible=False)], ABOUT)
 
 
 def shown(news: dict[str, str] | AskResult, layer: int, heat: str) -> tuple[Any, ...]:

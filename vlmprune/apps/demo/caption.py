@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import gradio as gr
+from PIL import Image
 
 from ...api import PrunedModel
 from ...captioner import Caption
@@ -17,9 +17,6 @@ from .draw import scaled
 from .engine import Engine
 from .examples import inputs
 from .page import html, offer, on_start
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 TITLE = "Caption"
 

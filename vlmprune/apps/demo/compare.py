@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from ...errors import VlmpruneError
 from ...harness.baselines import WITH_EXIT, compared
@@ -14,12 +15,9 @@ from ...harness.format import milliseconds, percent
 from ...harness.measure import MethodRun, interleaved
 from ...harness.models import options_of
 from .draw import overlay
-from .engine import GREEDY, Engine, Send
+from .engine import GREEDY, Engine
 from .examples import inputs
 from .page import html, offer, on_start
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 TITLE = "Compare"
 SMALL_SIDE = 220  # pixels of an overlay in the grid
@@ -32,25 +30,18 @@ def methods(engine: Engine) -> list[str]:
 
 
 def compare(engine: Engine, image: Image.Image, question: str, keep: float) -> Iterator[Any]:
-    """Progress, then the image with the runs of the unpruned model, the small one alone and every method.
-
-    Raises:
-        VlmpruneError: a bad question or budget.
-    """
+    """Progress, then the image with the runs of the unpruned model, the small one alone and every method."""
     question = engine.asked(question)
     runs = compared(engine.models, methods(engine), [float(keep)])
     runs[0].name = "unpruned"
-
-    def work(send: Send) -> None:
-        for done, run in enumerate(runs):
-            send(f"{done} of {len(runs)} methods have answered")
-            try:
+    for done, run in enumerate(runs):
+        yield f"{done} of {len(runs)} methods have answered"
+        try:
+            with engine.alone:
                 interleaved([run], [([image], [question])], **GREEDY)
-            except VlmpruneError as error:
-                run.error = str(error)
-        send((image, runs))
-
-    return engine.stream(work)
+        except VlmpruneError as error:
+            run.error = str(error)
+    yield image, runs
 
 
 def build(engine: Engine) -> None:

@@ -5,18 +5,13 @@ Shapes: V visual tokens of the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from ...accounting.report import pixel_boxes
+from ...accounting.report import painted
+from ...flow.locate import ImageSpan
 from ...inputs.images import as_rgb
-
-if TYPE_CHECKING:
-    from ...flow.locate import ImageSpan
 
 SIDE = 420  # pixels of the longer side; the bundled pair's images have 112
 DARK = (16, 18, 26)
@@ -51,27 +46,16 @@ def overlay(
         span, values = heat
         # Square root: one token often gets ten times the attention of the others, which would all look the same.
         fractions = (values / values.amax().clamp(min=1e-30)).clamp(0, 1).sqrt().tolist()
-        colours = filled(canvas.copy(), span, map(colour, fractions))
-        strength = filled(Image.new("L", canvas.size), span, [round(60 + 150 * fraction) for fraction in fractions])
+        colours = painted(canvas.copy(), span, map(colour, fractions))
+        strength = painted(Image.new("L", canvas.size), span, [round(60 + 150 * fraction) for fraction in fractions])
         canvas = Image.composite(colours, canvas, strength)
     if kept is not None and kept.kept is not None:
         stays = torch.isin(kept.positions, kept.kept)
-        mask = filled(Image.new("L", canvas.size, 200), kept, [0 if stay else None for stay in stays.tolist()])
+        mask = painted(Image.new("L", canvas.size, 200), kept, [0 if stay else None for stay in stays.tolist()])
         canvas = Image.composite(Image.new("RGB", canvas.size, DARK), canvas, mask)
     if framed is not None:
-        pen = ImageDraw.Draw(canvas)
-        for box, wanted in zip(pixel_boxes(framed[0], canvas.size), framed[1].tolist(), strict=True):
-            if wanted and box is not None:
-                pen.rectangle(box, outline=FRAME, width=3)
-    return canvas
-
-
-def filled(canvas: Image.Image, span: ImageSpan, fills: Iterable[Any]) -> Image.Image:
-    """Fill the pixels of every token on the canvas with its colour, None for none; returns the canvas."""
-    pen = ImageDraw.Draw(canvas)
-    for box, fill in zip(pixel_boxes(span, canvas.size), fills, strict=True):
-        if box is not None and fill is not None:
-            pen.rectangle(box, fill=fill)
+        span, frames = framed
+        canvas = painted(canvas, span, [FRAME if wanted else None for wanted in frames.tolist()], frame=3)
     return canvas
 
 

@@ -1,7 +1,7 @@
 """The engine owns the models: one visitor at a time uses them, and results come out as a stream.
 
 A wrapped model carries the method of whoever wrapped it last, and SGL runs two models for one answer: one lock stands
-before all of them, so that no user ever meets another's method or state.
+before all of them, so that no user ever meets another's method or state. Shapes: V visual tokens of an image.
 """
 
 from __future__ import annotations
@@ -13,27 +13,32 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from PIL import Image
+from torch import Tensor
 from transformers import TextStreamer
 
 import vlmprune
 
 from ...accounting.scores import sureness
 from ...api import Answer, unwrap_peft, wrap
+from ...attention.observer import AttentionObserver
+from ...attention.probe import AttentionCall
 from ...errors import VlmpruneError
 from ...families import family_of
+from ...flow.locate import ImageSpan, last_valid
+from ...flow.prompt_state import PromptState
+from ...flow.score import visual_columns
 from ...guide.runner import Guide
 from ...harness.models import Models, make, options_of
-from ...inputs.chat import prepare, unknown_words, unknown_words_note
+from ...hf.arguments import to_device
+from ...inputs.chat import prepare, unknown_words
+from ...methods.none import Unpruned
+from ...runtime.call_lock import attached
+from ...runtime.session import Session
 from ...tiny import example
-from .attention_maps import attention_maps
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
-    from ...flow.locate import ImageSpan
 
 LONGEST_QUESTION = 2000  # characters
 MAX_NEW_TOKENS = 64
@@ -46,25 +51,8 @@ class _Gone(BaseException):
 
 
 @dataclass(frozen=True)
-class MethodChoice:
-    """A method with its options; options that the method does not take are left out."""
-
-    method: str
-    keep: float | int | None = None
-    exit_at: float | None = None
-
-    def made(self, models: Models) -> Any:
-        """The method object."""
-        takes = options_of(self.method)
-        return make(self.method, models, **{name: getattr(self, name) for name in ("keep", "exit_at") if name in takes})
-
-
-@dataclass(frozen=True)
 class Small:
-    """The small model alone: its answer, confidence and consistency, and its attention (SGL's ranking).
-
-    `importance` [V] lies on `span`, the small model's own grid.
-    """
+    """The small model alone: answer, confidence, consistency, and SGL's ranking: `importance` [V] on its own `span`."""
 
     text: str
     confidence: float
@@ -117,6 +105,32 @@ class AskResult:
         return record | {"notes": self.notes}
 
 
+class AttentionRecorder(AttentionObserver):
+    """Keeps, by layer, the attention of the last prompt token to each visual token, mean over heads: [V]."""
+
+    def __init__(self, *, causal: bool) -> None:
+        self.causal = causal
+        self.found: dict[int, Tensor] = {}
+
+    def prompt(self, state: PromptState) -> None:
+        self.state = state
+
+    def attention(self, layer: int, call: AttentionCall, output: Tensor) -> None:
+        rows = last_valid(self.state.valid).to(call.query.device)[:, None]
+        received = call.weights(rows, causal=self.causal).mean(dim=1)[:, 0]
+        self.found[layer] = visual_columns(received, self.state.layouts)[0].cpu()
+
+
+def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
+    """By decoder layer that sees the image: attention of the last prompt token to the visual tokens [V]."""
+    plain = unwrap_peft(model)
+    family = family_of(plain)
+    recorder = AttentionRecorder(causal=not family.cross_attention)
+    with attached(Session(plain, family, Unpruned(), [recorder])), torch.no_grad():
+        plain(**to_device(plain, dict(inputs)), use_cache=False, logits_to_keep=1)
+    return recorder.found
+
+
 class Listener(TextStreamer):
     """Sends both answers so far whenever the one of `side` grows."""
 
@@ -150,7 +164,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Answer a bundled question, so that the first visitor does not wait for one-time set-up."""
-        self.run(*example(), MethodChoice("sgl" if self.models.small is not None else "fastv"))
+        last(self.ask(*example(), "sgl" if self.models.small is not None else "fastv", keep=0.25))
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
         """Yield what `work(send)` sends, as it is sent; `work` runs in its own thread and holds the lock.
@@ -183,11 +197,7 @@ class Engine:
             gone.set()
 
     def asked(self, question: str | None) -> str:
-        """The question with its whitespace normalised.
-
-        Raises:
-            VlmpruneError: empty, or too long.
-        """
+        """The question with its whitespace normalised; an empty or too long one is refused."""
         text = " ".join((question or "").split())
         if not text:
             raise VlmpruneError("There is no question; write one about the image.")
@@ -195,35 +205,31 @@ class Engine:
             raise VlmpruneError(f"The question has {len(text):,} characters; use at most {LONGEST_QUESTION:,}.")
         return text
 
-    def ask(self, image: Image.Image, question: str, setting: MethodChoice) -> Iterator[dict[str, str] | AskResult]:
+    def ask(
+        self, image: Image.Image, question: str, method: str, keep: float, exit_at: float | None = None
+    ) -> Iterator[dict[str, str] | AskResult]:
         """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`.
 
-        Raises:
-            VlmpruneError: a bad question or setting.
+        Options that the method does not take are left out.
         """
-        question = self.asked(question)
-        method = setting.made(self.models)
+        question, takes = self.asked(question), options_of(method)
+        given = {"keep": float(keep), "exit_at": exit_at}  # float: the slider's 1 means all tokens, not one token
+        pruner = make(method, self.models, **{name: value for name, value in given.items() if name in takes})
 
         def work(send: Send) -> None:
             models, answers = self.models, []
             said = {"unpruned": "", "pruned": ""}
             send(dict(said))
-            for side, made in zip(said, (make("none"), method), strict=True):
+            for side, made in zip(said, (make("none"), pruner), strict=True):
                 with wrap(models.model, made, processor=models.processor) as pruned:
                     listener = Listener(models.processor, side, said, send)
                     answers.append(pruned.ask(image, question, streamer=listener, **GREEDY))
             attention = attention_maps(models.model, prepare(models.processor, image, question))
-            words = unknown_words(models.processor, question)
-            notes = [unknown_words_note(words)] if words else []
-            notes += answers[1].report.notes
+            unknown = unknown_words(models.processor, question)
+            notes = [*([unknown] if unknown else []), *answers[1].report.notes]
             send(AskResult(image, question, answers[0], answers[1], self._small(image, question), attention, notes))
 
         return self.stream(work)
-
-    def run(self, image: Image.Image, question: str, setting: MethodChoice) -> AskResult:
-        """The result of `ask`, without the answers so far."""
-        found: AskResult = last(self.ask(image, question, setting))
-        return found
 
     def _small(self, image: Image.Image, question: str) -> Small | None:
         """Ask the small model alone, if there is one."""

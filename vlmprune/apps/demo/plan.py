@@ -10,7 +10,7 @@ import gradio as gr
 from ...accounting.hardware import HARDWARE
 from ...errors import VlmpruneError
 from ...harness.format import amount, percent
-from ...harness.plan_rows import Named, llava_config, planned, usual_methods, verdict_in_words
+from ...harness.plan_rows import Named, in_ms, llava_config, planned, usual_methods, verdict_in_words
 from .engine import Engine
 from .page import html, offer, on_start
 
@@ -34,11 +34,7 @@ def pairs(engine: Engine) -> dict[str, tuple[Named, Named | None]]:
 
 
 def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, words: float, new: float) -> Any:
-    """The plan of `vlmprune plan --json`, for one budget.
-
-    Raises:
-        VlmpruneError: a bad budget or number; Gradio refuses an unknown model or hardware.
-    """
+    """The plan of `vlmprune plan --json`, for one budget. (Gradio refuses an unknown model or hardware.)"""
     for what, value, least in (("Visual tokens", visual, 0), ("Text tokens", words, 1), ("New tokens", new, 1)):
         if not isinstance(value, int | float) or not least <= value <= MOST:
             raise VlmpruneError(f"{what}: {value!r} is out of range; give a number from {least} to {MOST:,}.")
@@ -84,7 +80,7 @@ def shown(made: dict[str, Any]) -> tuple[str]:
             str(row["kept"]),
             percent(row["prefill_flops"], rows[0]["prefill_flops"]),
             amount(row["kv_bytes"], "B"),
-            f"{row['total'] * 1000:.3g} ms",
+            f"{in_ms(row['total'])} ms",
         )
         for row in rows
     ]

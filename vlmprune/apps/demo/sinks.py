@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import torch
+from PIL import Image
 
 import vlmprune
 
@@ -16,16 +17,12 @@ from ...api import Answer, wrap
 from ...flow.sinks import eligible_layers
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare
+from ...sinks.report import SinkReport
+from ...sinks.sample import SampleSinks
 from .draw import overlay
 from .engine import GREEDY, Engine
 from .examples import inputs
 from .page import html, offer, on_start, redraw
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ...sinks.report import SinkReport
-    from ...sinks.sample import SampleSinks
 
 TITLE = "Sinks"
 P, RHO = 0.4, 0.5  # VAR's own defaults
@@ -34,9 +31,9 @@ WORDS = 4  # how many of the likeliest first tokens are shown
 
 @dataclass(frozen=True)
 class SinkResult:
-    """The sinks of one image and question, and the model with and without VAR.
+    """The sinks of an image and question, and the answers without and with VAR.
 
-    `words`: the likeliest first tokens of the answer, each with its probability without and with VAR.
+    `words`: the likeliest first tokens, each with its probability without and with VAR.
     """
 
     image: Image.Image
@@ -61,11 +58,7 @@ class SinkResult:
 
 
 def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, rho: float) -> Iterator[Any]:
-    """Progress, then the sinks and the answers without and with VAR.
-
-    Raises:
-        VlmpruneError: a bad question or option.
-    """
+    """Progress, then the sinks and the answers without and with VAR."""
     question = engine.asked(question)
     method = vlmprune.VAR(p=float(p), rho=float(rho))
     yield "Reading every layer, without and with VAR"
@@ -152,9 +145,9 @@ def by_layer(found: SinkResult) -> str:
     taken = [(f"layer {i}", fraction, f"{fraction:.1%}") for i, fraction in enumerate(fractions)]
     heads = [(f"layer {i}", float(len(found)), str(len(found))) for i, found in enumerate(one.gated_heads)]
     dims = ", ".join(map(str, found.report.dims)) or "none"
-    titles = (
-        f"Sinks a layer (sink dimensions: {dims})",
-        "Of the attention to the image, fraction on visual sinks (mean over heads)",
-        "Heads that VAR changes",
-    )
-    return str(html.grid([html.bars(title, rows) for title, rows in zip(titles, (sinks, taken, heads), strict=True)]))
+    bars = [
+        html.bars(f"Sinks a layer (sink dimensions: {dims})", sinks),
+        html.bars("Of the attention to the image, fraction on visual sinks (mean over heads)", taken),
+        html.bars("Heads that VAR changes", heads),
+    ]
+    return str(html.grid(bars))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from ...errors import VlmpruneError
 from ...inputs.images import decoded
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 LARGEST_FILE = 20 * 2**20  # bytes
 MOST_PIXELS = 24_000_000  # a phone's camera has 12 to 24 million
@@ -20,11 +18,7 @@ LARGEST_SIDE = 1536  # larger images are shrunk; without a limit one answer coul
 
 
 def read(path: Path, name: str) -> Image.Image:
-    """An uploaded image, turned as its EXIF tag says, RGB, at most `LARGEST_SIDE` pixels a side.
-
-    Raises:
-        VlmpruneError: not an image, damaged, or too large.
-    """
+    """An uploaded image, turned as its EXIF tag says, RGB, at most `LARGEST_SIDE` pixels a side."""
     if path.stat().st_size > LARGEST_FILE:
         raise VlmpruneError(f"{name!r} is larger than {LARGEST_FILE >> 20} MB; make it smaller first")
     image = decoded(path, name, most_pixels=MOST_PIXELS)
@@ -52,11 +46,7 @@ def image_input(label: str = "Image", **options: Any) -> gr.Image:
 
 
 def checked(payload: Any) -> Image.Image:
-    """The image that `image_input` was given.
-
-    Raises:
-        VlmpruneError: there is none, it is no upload of this page, or `read` refuses it.
-    """
+    """The image that `image_input` was given, if it is an upload of this page that `read` takes."""
     if payload is None:
         raise VlmpruneError("There is no image; upload one or choose an example.")
     if payload.path is None:
