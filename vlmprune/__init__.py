@@ -8,8 +8,6 @@
 Importing the package loads neither torch nor transformers; the first use of a name in `__init__.pyi` does (PEP 562).
 """
 
-from __future__ import annotations
-
 import lazy_loader
 
 __version__ = "0.1.0"

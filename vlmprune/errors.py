@@ -1,7 +1,5 @@
 """Every exception a user can meet. Each message is one sentence: what is wrong, the bad value, what to do."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import inspect

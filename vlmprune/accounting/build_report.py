@@ -1,7 +1,5 @@
 """From a finished prompt to its report."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

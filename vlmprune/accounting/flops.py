@@ -5,8 +5,6 @@ own tokens, padding left out, so a row costs the same alone and in a batch. The 
 padded length of the batch, a sliding window's layers at most window - 1 entries.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The hardware that plans are made for: vendors' data-sheet peaks, or a user's own numbers; and this machine's name."""
 
-from __future__ import annotations
-
 import os
 import platform
 from dataclasses import dataclass

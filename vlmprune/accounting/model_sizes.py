@@ -1,7 +1,5 @@
 """From a config folder or file to a model's sizes: the model is built on the meta device, without any weights."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

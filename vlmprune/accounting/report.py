@@ -3,8 +3,6 @@
 Shapes: B batch, V visual tokens of a sample, K kept, L decoder layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any

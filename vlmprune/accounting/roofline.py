@@ -4,8 +4,6 @@ A bound, not a forecast: kernels that reach half of a peak take twice the time, 
 hold better than milliseconds. Vision, prefill and decode are estimated one after the other.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

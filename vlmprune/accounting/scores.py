@@ -1,7 +1,5 @@
 """How right an answer is, and how sure a guide is of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, V visual tokens of a sample, H heads, R text rows, T keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, H heads, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: n images, N tokens of the tower (a class token included), V visual tokens of a sample, H heads, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

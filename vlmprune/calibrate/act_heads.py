@@ -3,8 +3,6 @@
 The paper keeps the heads in which calibration helps; its code holds only the finished lists.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext

@@ -4,8 +4,6 @@ The guide, the unpruned model and the pruned one (once a budget, its guide befor
 threshold would do then follows without running anything again, since an exit takes one answer or the other.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence

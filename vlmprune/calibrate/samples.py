@@ -1,7 +1,5 @@
 """What both calibrations do with a user's data: check it, and show how far they are."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any
 

@@ -3,8 +3,6 @@
 divide -> describe -> aggregate; `divide`, `text`, `aggregate`, `provenance` and `hierarchy` know no model.
 """
 
-from __future__ import annotations
-
 from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 from .aggregate import Aggregator as Aggregator
 from .aggregate import AggregatorError as AggregatorError

@@ -4,8 +4,6 @@ Sentences are identified by their index into the list passed in, so that none ca
 noticed. Source: Patch Matters (arXiv 2504.06666), section "Aggregate".
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

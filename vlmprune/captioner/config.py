@@ -1,7 +1,5 @@
 """Every threshold and budget of the captioner, by name."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where objects are: a default without weights, a Hugging Face detector, or the describing model's own answers."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Source: Patch Matters (arXiv 2504.06666), section "Divide". Boxes are ``(x0, y0,
 not cells, so the width is ``x1 - x0``; they may be fractions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Captions of many images: one file each, written whole or not at all, so that a killed run resumes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ Knows no model: it asks an aggregator and a matcher and records the provenance o
 again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 

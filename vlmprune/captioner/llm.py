@@ -1,7 +1,5 @@
 """Aggregation by a language model that answers in JSON: replies are checked, and requested again if they do not fit."""
 
-from __future__ import annotations
-
 import json
 import re
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """How well a sentence fits a crop, 0 to 1: by the describing model itself, or by an image-text model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Aggregation by a server that speaks the OpenAI chat protocol. Only the standard library: one POST, no client."""
 
-from __future__ import annotations
-
 import json
 import random
 import time

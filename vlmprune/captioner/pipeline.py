@@ -1,7 +1,5 @@
 """One call from an image to a caption: divide, describe, aggregate."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What the models are asked, in our own words; questions are fields, for models with a small vocabulary."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..errors import VlmpruneError

@@ -1,7 +1,5 @@
 """Provenance of every sentence: where it came from, every verdict on it, why it was kept or dropped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any

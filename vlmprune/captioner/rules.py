@@ -1,7 +1,5 @@
 """Aggregation sentence by sentence, by what the words say: no language model, the same every time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations

@@ -3,8 +3,6 @@
 Shapes: B prompts of a batch, k samples of each.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import Any

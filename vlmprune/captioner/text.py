@@ -1,7 +1,5 @@
 """Sentences, their words, and what the words say: the little language knowledge that needs no model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

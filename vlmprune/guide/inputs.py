@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from functools import cache

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, V visual tokens of a sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any

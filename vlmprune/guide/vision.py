@@ -1,7 +1,5 @@
 """One vision pass for several forwards: a tower's outputs, recorded and given again."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What every comparison needs besides its methods: baselines, held-out questions, accuracy by chance."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Run several methods on the same prompts in turns, so that a busy machine slows all of them alike."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

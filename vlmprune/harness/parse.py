@@ -1,7 +1,5 @@
 """Parses what users type; every error is one sentence."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

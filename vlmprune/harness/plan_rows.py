@@ -1,7 +1,5 @@
 """The rows of a plan: what pruning would cost and save on given hardware, by roofline, from configs alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """From images and a question to model inputs: messages for chat templates, tokenized by the model's processor."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Reading an image from a file as a person sees it; everything wrong with the file is reported in one sentence."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator

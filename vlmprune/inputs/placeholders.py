@@ -4,8 +4,6 @@ Every such token stands for features of the vision tower: one more of them and t
 which models report from deep inside, or do not notice.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Loading a saved model's processor, also where torchvision is missing: then without its video part."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

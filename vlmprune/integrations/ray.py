@@ -4,8 +4,6 @@ Any layer, original positions and interventions, which no engine offers. `RAY_AD
 Ray starts on this machine. (`import ray` in here is the package Ray: imports are absolute.)
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

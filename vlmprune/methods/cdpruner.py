@@ -1,7 +1,5 @@
 """CDPruner (Zhang et al., NeurIPS 2025, arXiv 2506.10967): diverse tokens, weighted by what the question asks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

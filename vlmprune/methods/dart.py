@@ -1,7 +1,5 @@
 """DART (Wen et al., EMNLP 2025, arXiv 2502.11494): drop what a few pivot tokens say already."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from typing import ClassVar

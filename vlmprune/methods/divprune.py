@@ -1,7 +1,5 @@
 """DivPrune (Alvar et al., CVPR 2025, arXiv 2503.02175): the most diverse visual tokens, whatever the question."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

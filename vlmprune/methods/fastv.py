@@ -1,7 +1,5 @@
 """FastV (Chen et al., ECCV 2024, arXiv 2403.06764, section 4): rank by the last prompt token's attention."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

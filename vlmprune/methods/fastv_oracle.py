@@ -1,7 +1,5 @@
 """The oracle of attention ranking: the large model's own map, from a full run of its own that comes first."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Pruning by what another run made of the visual tokens: the base of SGL and of the oracle."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """knorm: visual tokens with small keys (Devoto et al., EMNLP 2024, arXiv 2406.11430), a baseline from text caches."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

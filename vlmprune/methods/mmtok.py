@@ -1,7 +1,5 @@
 """MMTok (Dong et al., ICLR 2026, arXiv 2508.18264): tokens that cover the question and the image together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

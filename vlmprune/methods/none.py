@@ -1,7 +1,5 @@
 """none: the unpruned model, with a report; the baseline of every table."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

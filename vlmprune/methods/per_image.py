@@ -3,8 +3,6 @@
 Shapes: V visual tokens of an image, K kept, T tokens of the question, D width, S sequence.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 

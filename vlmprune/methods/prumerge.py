@@ -1,7 +1,5 @@
 """PruMerge (Shang et al., ICCV 2025, arXiv 2403.15388): outliers of the tower's attention stay, the rest merges."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """PyramidDrop (Xing et al., CVPR 2025, arXiv 2410.17247): fewer visual tokens from stage to stage of the depth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """random: a uniform sample in original order. Strong: many published methods lose to it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

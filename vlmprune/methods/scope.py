@@ -1,7 +1,5 @@
 """SCOPE (Deng et al., NeurIPS 2025, arXiv 2510.24214): tokens that cover the image, weighted by their saliency."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

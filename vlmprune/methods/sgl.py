@@ -1,7 +1,5 @@
 """SGL (Zhao et al., CVPR 2025, arXiv 2412.03324): a small model ranks the large one's visual tokens, or answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name

@@ -1,7 +1,5 @@
 """SparseVLM (Zhang et al., ICML 2025, arXiv 2410.04417): text raters rank visual tokens, dropped ones are recycled."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar

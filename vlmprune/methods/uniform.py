@@ -1,7 +1,5 @@
 """uniform: every n-th visual token in raster order."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """VisionZip (Yang et al., CVPR 2025, arXiv 2412.04467): dominant tokens stay, the rest is merged into a few."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

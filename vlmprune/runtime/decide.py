@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before pruning, V visual tokens of a sample, K kept, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

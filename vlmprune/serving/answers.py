@@ -1,7 +1,5 @@
 """What the proxy itself answers, in the form of the engine's: errors, and answers of a confident guide."""
 
-from __future__ import annotations
-
 import json
 import time
 import uuid

@@ -1,7 +1,5 @@
 """Work that comes from many requests at once: each stage has a thread of its own and takes what waits as a batch."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 Shapes: V visual tokens of an image or a sample, K kept, R width of a row (`tower`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

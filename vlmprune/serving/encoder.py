@@ -5,8 +5,6 @@ and chooses.
 Shapes: B batch, S sequence, V visual tokens of a sample or an image, K kept, R width of a row (`tower`).
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Mapping, Sequence

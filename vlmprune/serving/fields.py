@@ -5,8 +5,6 @@ a part for an image, whatever its `type`, where it has a `uuid`. So an unknown k
 [] or {}), as clients send what an answer brought them; then it is dropped.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 from typing import Annotated, Any, Literal, Required

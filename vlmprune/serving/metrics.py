@@ -1,7 +1,5 @@
 """What the proxy counts, for Prometheus; a registry of its own, so that several proxies of a process do not mix."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram

@@ -1,7 +1,5 @@
 """How an engine has to be started for pruned images: as options of `vllm.LLM`, or as arguments of its server."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

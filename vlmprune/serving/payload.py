@@ -6,8 +6,6 @@ without these checks. Each looks at sizes before it touches numbers.
 Shapes: K kept tokens of an image, V all of them, R width of a row (`tower`).
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math

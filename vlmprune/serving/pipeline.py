@@ -1,7 +1,5 @@
 """A chat request on its way through guide and tower; those of different requests run side by side, in batches."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 import time

@@ -4,8 +4,6 @@ passes on everything else.
 Nothing here knows vLLM: what goes out are chat requests whose images are `image_embeds` parts.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

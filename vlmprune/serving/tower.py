@@ -4,8 +4,6 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width of the languag
 DeepStack D times one and the tower's levels, which stand behind each other as vLLM takes them.
 """
 
-from __future__ import annotations
-
 import inspect
 import threading
 from collections.abc import Mapping

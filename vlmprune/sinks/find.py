@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, V visual tokens of a sample, H heads, L layers, D width.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections import defaultdict
 from collections.abc import Sequence

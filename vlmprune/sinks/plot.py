@@ -3,8 +3,6 @@
 Drawn with Pillow alone, so that a plot of sinks needs no plotting library.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

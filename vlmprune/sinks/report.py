@@ -1,7 +1,5 @@
 """What `find_sinks` found: numbers for a machine, a table and a plot for people."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

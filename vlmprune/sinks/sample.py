@@ -3,8 +3,6 @@
 Shapes: S tokens of a sample's prompt (padding left out), V its visual tokens, H heads, L layers.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The ``vlmprune`` command: its sub-commands, and the one place that turns errors into a line and an exit status."""
 
-from __future__ import annotations
-
 import sys
 from io import TextIOWrapper
 from typing import Any

@@ -1,7 +1,5 @@
 """``vlmprune ask``: one question about one image, answered with all visual tokens and with some of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``vlmprune compare``: methods and budgets in one table, on one question or on held-out ones with accuracy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """``vlmprune demo``: a web page on this machine to try everything."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

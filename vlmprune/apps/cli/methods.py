@@ -1,7 +1,5 @@
 """``vlmprune methods``: the names that ``--method`` takes."""
 
-from __future__ import annotations
-
 from ...harness.format import console, print_json, table
 from ...methods.catalogue import catalogue
 from . import options

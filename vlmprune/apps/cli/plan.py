@@ -1,7 +1,5 @@
 """``vlmprune plan``: what pruning would cost and save on a GPU, from a model's config alone."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Annotated, Literal

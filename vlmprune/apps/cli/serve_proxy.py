@@ -1,7 +1,5 @@
 """``vlmprune serve-proxy``: an OpenAI-compatible server that prunes images before an engine sees them."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """``vlmprune sinks``: where a model's attention sinks are for one image, as a table and as a plot."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

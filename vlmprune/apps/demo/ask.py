@@ -1,7 +1,5 @@
 """The tab Ask: both answers while they are generated, their costs, attention maps and dropped tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tab Caption: the Patch Matters tree with every sentence, its score, and why it was kept or dropped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

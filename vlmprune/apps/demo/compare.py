@@ -1,7 +1,5 @@
 """The tab Compare: every method at one budget, with its answer, what it kept, and bars of time and tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

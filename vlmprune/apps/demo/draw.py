@@ -3,8 +3,6 @@
 Shapes: V visual tokens of the image.
 """
 
-from __future__ import annotations
-
 import torch
 from PIL import Image
 from torch import Tensor

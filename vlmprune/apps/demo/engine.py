@@ -4,8 +4,6 @@ A wrapped model carries the method of whoever wrapped it last, and SGL runs two 
 before all of them, so that no user ever meets another's method or state. Shapes: V visual tokens of an image.
 """
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

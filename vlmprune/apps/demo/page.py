@@ -1,7 +1,5 @@
 """The page's look, its HTML from the macros of `page.html`, and its event handlers, which show errors as sentences."""
 
-from __future__ import annotations
-
 import base64
 import io
 import logging

@@ -1,7 +1,5 @@
 """The tab Plan: what pruning would save on given hardware, and how many requests fit, by roofline."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The tab Sinks: a model's attention sinks by layer, and what VAR changes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Uploaded images: EXIF orientation applied, size limited, and only files that were uploaded to this page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

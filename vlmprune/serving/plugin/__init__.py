@@ -4,8 +4,6 @@ Names are registered, and a model is one of these where `hf_overrides` asks for 
 the checks of embeddings (`decode`) look at nothing unless it is.
 """
 
-from __future__ import annotations
-
 from ..options import ARCHITECTURES
 
 
