@@ -1,7 +1,5 @@
 """The one call: attach a method to a model, return a handle, remove everything again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,7 +121,7 @@ class PrunedModel:
                     del self._plain.__dict__[HANDLE]
         return self.model
 
-    def __enter__(self) -> PrunedModel:
+    def __enter__(self) -> "PrunedModel":
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -117,8 +117,4 @@ def carry(output: Any, report: Report) -> None:
     if isinstance(output, Tensor | ModelOutput):
         output.report = report  # type: ignore[union-attr]  # both take attributes
     if isinstance(output, Tensor):
-        output.__dict__["__getstate__"] = _no_state  # saved without it: `torch.load` reads tensors only
-
-
-def _no_state() -> None:
-    return None
+        output.__dict__["__getstate__"] = lambda: None  # saved without it: `torch.load` reads tensors only

@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, P columns a layer holds of the prompt (fewer than S after a compaction), T key length.
 """
 
-from __future__ import annotations
-
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -38,13 +36,8 @@ class KeyColumns:
     suffix_rows: Tensor
     rows: Tensor
 
-    def to(self, device: torch.device) -> KeyColumns:
+    def to(self, device: torch.device) -> "KeyColumns":
         return KeyColumns(*(part.to(device) for part in (self.visual, self.real, self.suffix_rows, self.rows)))
-
-    @property
-    def first_suffix_row(self) -> int:
-        """The first suffix row of any sample, P where there is none."""
-        return self.suffix_rows.shape[1] - self.rows.shape[1]
 
 
 def columns_of(state: PromptState) -> KeyColumns:

@@ -9,8 +9,6 @@ its config that names our dispatcher; the language model's own config, and so it
 Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head width.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import sys
@@ -59,7 +57,7 @@ class AttentionCall:
         weight = None if weight is None else weight.to(rows.device)
         return received(call.query.detach(), call.key.detach(), rows, call._seen(causal), weight)
 
-    def _evaluated(self, rows: Tensor, causal: bool) -> tuple[AttentionCall, Tensor, bool]:
+    def _evaluated(self, rows: Tensor, causal: bool) -> tuple["AttentionCall", Tensor, bool]:
         """The call, rows and whether it is causal; FlexAttention's function of positions is evaluated for those rows,
         and the call is of them alone."""
         if not isinstance(self.mask, BlockMask):
@@ -94,7 +92,7 @@ class AttentionCall:
         # An additive mask: the dtype's lowest number hides a key, anything near zero is a bias.
         return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
 
-    def of_heads(self, heads: list[int]) -> AttentionCall:
+    def of_heads(self, heads: list[int]) -> "AttentionCall":
         """The same call of some query heads only, each with a key head of its own."""
         if len(heads) == self.query.shape[1]:
             return self

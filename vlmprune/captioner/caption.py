@@ -1,7 +1,5 @@
 """The result of captioning: the text, its sentences by place, and the cost."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -28,7 +26,7 @@ class Node(Patch):
     """
 
     sentences: tuple[Sentence, ...] = ()
-    children: tuple[Node, ...] = ()
+    children: tuple["Node", ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(self._lines(""))

@@ -1,14 +1,13 @@
-"""Aggregation by a server that speaks the OpenAI chat protocol. Only the standard library: one POST, no client."""
+"""Aggregation by a server that speaks the OpenAI chat protocol: one POST, no client."""
 
 import json
 import random
 import time
-import urllib.error
-import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from typing import Any
+
+import httpx
 
 from ..errors import VlmpruneError
 from ..methods.declared import number
@@ -17,13 +16,6 @@ from .llm import SCHEMAS, Messages, StructuredAggregator, Unusable
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)  # may be different a moment later
 LONGEST_WAIT = 60.0  # seconds, also where the server asks for more
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would send the key to somebody else, and turn the POST into a GET."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
 
 
 @dataclass
@@ -53,7 +45,6 @@ class EndpointAggregator(StructuredAggregator):
         super().__post_init__()
         if not self.url.startswith(("http://", "https://")):
             raise VlmpruneError(f"url must be a web address such as http://127.0.0.1:8000/v1, got {self.url!r}.")
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def complete(self, messages: Messages, *, task: str, temperature: float, seed: int) -> str:
         """One reply.
@@ -70,7 +61,7 @@ class EndpointAggregator(StructuredAggregator):
         if self.structured:
             schema = {"name": task, "schema": SCHEMAS[task], "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        reply = self._post(json.dumps(body).encode())
+        reply = self._post(body)
         try:
             choice = json.loads(reply)["choices"][0]
             content, ending = choice["message"].get("content"), choice.get("finish_reason")
@@ -85,29 +76,26 @@ class EndpointAggregator(StructuredAggregator):
             raise Unusable("It has no content.")
         return content
 
-    def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if self.key is not None:
-            headers["Authorization"] = f"Bearer {self.key}"
+    def _post(self, body: dict[str, Any]) -> bytes:
+        headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         address, problem = self.url.rstrip("/") + "/chat/completions", ""
         for attempt in range(self.retries + 1):
             # A little chance, so that many clients do not come back at the same moment.
             wait = self.backoff * 2**attempt * random.uniform(1.0, 1.25)
             try:
-                request = urllib.request.Request(address, body, headers)
-                with self._opener.open(request, timeout=self.timeout) as answer:
-                    return bytes(answer.read())
-            except urllib.error.HTTPError as error:
-                said = error.read(300).decode(errors="replace").split()
-                problem = f"status {error.code}: {' '.join(said)[:160]}"
-                if error.code not in BUSY:
+                # No redirect is followed: it would send the key to somebody else.
+                answer = httpx.post(address, json=body, headers=headers, timeout=self.timeout)
+                if answer.is_success:
+                    return answer.content
+                problem = f"status {answer.status_code}: {' '.join(answer.text.split())[:160]}"
+                if answer.status_code not in BUSY:
                     raise AggregatorError(
                         f"{self.url} refused the request ({problem}); check the address, the key and the model's name."
-                    ) from None
+                    )
                 with suppress(ValueError):  # a date is left to the back-off
-                    wait = max(0.0, float(error.headers.get("Retry-After", wait)))
-            except (OSError, HTTPException) as error:  # time-outs, refused and lost connections
-                problem = str(getattr(error, "reason", None) or error) or type(error).__name__
+                    wait = max(0.0, float(answer.headers.get("Retry-After", wait)))
+            except (httpx.HTTPError, httpx.InvalidURL) as error:  # time-outs, refused and lost connections
+                problem = str(error) or type(error).__name__
             if attempt < self.retries:
                 time.sleep(min(wait, LONGEST_WAIT))
         raise AggregatorError(

@@ -3,8 +3,6 @@
 Shapes: B prompts of a batch, k samples of each.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
@@ -46,7 +44,7 @@ class CaptionCost:
     images_encoded: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
-    def add(self, other: CaptionCost) -> None:
+    def add(self, other: "CaptionCost") -> None:
         """Sum in place; an unknown part makes the sum unknown."""
         self.visual_tokens += other.visual_tokens
         self.layer_avg_tokens += other.layer_avg_tokens

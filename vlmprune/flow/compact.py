@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence before, C sequence after (the longest row's kept tokens).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +28,7 @@ class Compaction:
         """`index` with -1 in the filler slots."""
         return self.index.masked_fill(~self.real, -1)
 
-    def to(self, device: torch.device) -> Compaction:
+    def to(self, device: torch.device) -> "Compaction":
         return Compaction(self.index.to(device), self.real.to(device), self.ragged)
 
 

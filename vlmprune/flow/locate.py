@@ -3,8 +3,6 @@
 Shapes: B batch, S sequence, V visual tokens of a sample.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,7 +45,7 @@ class ImageSpan:
     kept: Tensor | None = None
     ends: bool = False
 
-    def with_kept(self, kept: Tensor) -> ImageSpan:
+    def with_kept(self, kept: Tensor) -> "ImageSpan":
         """The same span with the members of `kept` (indices 0..V-1) that belong to it."""
         return replace(self, kept=kept[torch.isin(kept, self.positions)])
 

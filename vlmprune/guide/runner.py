@@ -4,8 +4,6 @@ Source: SGL (arXiv 2412.03324), sections 3.1 (importance) and 3.2 (confidence, c
 sequence, V visual tokens of a sample, n tokens of its answer.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +88,7 @@ class GuideOutput:
         return [score >= exit_at for score in scores]
 
 
-def guide_for(method: Guided, model: Any) -> Guide:
+def guide_for(method: Guided, model: Any) -> "Guide":
     """The guide of a method on this model, made ready.
 
     Raises:

@@ -7,8 +7,6 @@ generate the image token's id).
 Shapes: B batch, S prompt length before pruning, C prompt length after.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,15 +36,15 @@ class PrunedPrompt:
     ragged: bool
     shift: Tensor | None = None
     cross: bool = False
-    deeper: PrunedPrompt | None = None
+    deeper: "PrunedPrompt | None" = None
 
-    def at(self, layer: int) -> PrunedPrompt | None:
+    def at(self, layer: int) -> "PrunedPrompt | None":
         """The state of a decoder layer, None of one above the first that was pruned."""
         if layer < self.layer:
             return None
         return (self.deeper.at(layer) if self.deeper is not None else None) or self
 
-    def rows(self, batch: int) -> PrunedPrompt:
+    def rows(self, batch: int) -> "PrunedPrompt":
         """The same state for a cache whose rows were repeated; see `repeated`."""
         shift = None if self.shift is None else repeated(self.shift, batch)
         return replace(self, columns=repeated(self.columns, batch), shift=shift)
@@ -103,11 +101,9 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
 def remember(cache: Any, state: PrunedPrompt) -> None:
     """Put the state on the cache.
 
-    Models and `generate` ask a cache for its length, to place the next position ids, to cut a later turn's input and
-    to size masks. Pruned layers would answer C where S is meant (a second turn was off by 4.1 in its logits), and a
-    window would be counted in entries (each step on Mistral was off by up to 3.4). This one cache therefore answers
-    as if nothing had been dropped; `decode.py` then takes the columns that are there out of the model's own masks. A
-    state of a deeper layer joins the one of the same prompt that is there already.
+    Models and `generate` ask a cache for its length, to place position ids, to cut a later turn's input and to size
+    masks; pruned layers would answer C where S is meant. So this one cache answers as if nothing had been dropped, and
+    `decode.py` takes the columns that are there out of the masks. A deeper layer's state joins the prompt's first.
     """
     first: PrunedPrompt | None = recall(cache)
     if first is not None and first.layer < state.layer:

@@ -3,8 +3,6 @@
 lmms-eval finds it through the entry point `lmms_eval.models` of this package; nothing here is imported without it.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

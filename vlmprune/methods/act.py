@@ -53,7 +53,12 @@ class ACT(Intervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.heads is not None:
-            check_heads(self.heads)
+            pairs = self.heads if isinstance(self.heads, list | tuple | set | frozenset) else [()]
+            pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in pairs]
+            if not all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs):
+                raise VlmpruneError(
+                    f"heads must be (layer, head) pairs of ints >= 0, or None for all, got {self.heads!r:.80}."
+                )
             object.__setattr__(self, "heads", tuple(sorted({(layer, head) for layer, head in self.heads})))
 
     def observer(self, family: Family, model: Any) -> AttentionObserver:
@@ -68,14 +73,6 @@ class ACT(Intervention):
         # By name: it needs `wrap`, which needs this file.
         found: ACT = resolve_name("vlmprune.calibrate.act_heads:calibrate")(self, model, data, **options)
         return found
-
-
-def check_heads(heads: Any) -> None:
-    """Refuse what is no list of pairs of whole numbers; whether the model has them is known at wrap time."""
-    listed = isinstance(heads, list | tuple | set | frozenset)
-    pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in heads] if listed else [()]
-    if not all(len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs):
-        raise VlmpruneError(f"heads must be (layer, head) pairs of ints >= 0, or None for all, got {heads!r:.80}.")
 
 
 class ActEditor(AttentionEditor):

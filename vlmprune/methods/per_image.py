@@ -85,14 +85,10 @@ def cosine(rows: Tensor, columns: Tensor | None = None) -> Tensor:
     return unit @ (unit if columns is None else torch.nn.functional.normalize(columns.double(), dim=-1)).T
 
 
-def cluster_means(states: Tensor, cluster: Tensor, number: int, weights: Tensor | None = None) -> Tensor:
-    """Means of states [V, D] by cluster 0..`number`-1 [V], weighted by [V]: [number, D], 0 for an empty cluster.
+def cluster_means(states: Tensor, cluster: Tensor, number: int) -> Tensor:
+    """Means of states [V, D] by cluster 0..`number`-1 [V]: [number, D], 0 for an empty cluster.
 
     Summed in fp32: bf16 sums over a hundred tokens lose two digits.
     """
-    if weights is None:
-        weights = torch.ones(len(states), device=states.device)
-    total = torch.zeros(number, states.shape[1], device=states.device)
-    total = total.index_add(0, cluster, states.float() * weights[:, None])
-    weight = torch.zeros(number, device=states.device).index_add(0, cluster, weights)
-    return (total / weight.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).to(states.dtype)
+    total = torch.zeros(number, states.shape[1], device=states.device).index_add(0, cluster, states.float())
+    return (total / cluster.bincount(minlength=number).clamp(min=1)[:, None]).to(states.dtype)

@@ -128,18 +128,15 @@ class VarEditor(AttentionEditor):
         device = self._phi[0].device  # layers of a sharded model lie on several
         spread = separation(torch.cat([layer.to(device) for layer in self._phi]), self.sinks.tau)
         dims = ", ".join(map(str, self.sinks.dims))
-        lines = [f"VAR: sink dimensions {dims}; visual sinks in layers {ranges(self._sunk_layers()) or 'none'}"]
+        sunk = host_copies([sink_mask.any() for sink_mask in self.sink_masks.values()])
+        layers = ranges([layer for layer, some in zip(self.sink_masks, sunk, strict=True) if some])
+        lines = [f"VAR: sink dimensions {dims}; visual sinks in layers {layers or 'none'}"]
         if spread.sinks and not spread.bimodal:
             lines.append(
                 f"VAR: sinks do not stand out, {spread.between} tokens lie between tau / 2 and tau beside "
                 f"{spread.sinks} above"
             )
         return lines
-
-    def _sunk_layers(self) -> list[int]:
-        """The layers with a visual sink in some sample."""
-        sunk = host_copies([sink_mask.any() for sink_mask in self.sink_masks.values()])
-        return [layer for layer, some in zip(self.sink_masks, sunk, strict=True) if some]
 
 
 def ranges(numbers: Any) -> str:

@@ -35,7 +35,9 @@ class CallLock:
         with self._changed:
             self._waiting.append(ticket)
             try:
-                while not self._free(me) or (self._owner is not me and self._waiting[0] is not ticket):
+                while (owner := self._owner) is not me:
+                    if (owner is None or not owner.is_alive()) and self._waiting[0] is ticket:
+                        break
                     # A second, because nobody tells that a thread has died.
                     self._changed.wait(timeout=1.0)
                 self._owner, self._level = me, level
@@ -49,9 +51,6 @@ class CallLock:
             if self._owner is threading.current_thread() and self._level == level:
                 self._owner = None
                 self._changed.notify_all()
-
-    def _free(self, me: threading.Thread) -> bool:
-        return self._owner is None or self._owner is me or not self._owner.is_alive()
 
     @contextmanager
     def generating(self) -> Iterator[None]:

@@ -1,7 +1,5 @@
 """Chat requests from outside, read within limits; nothing is fetched here."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -68,7 +66,7 @@ class Quota:
         self.most, self.what, self.used = most, what, 0
 
     @contextmanager
-    def claim(self) -> Iterator[Claim]:
+    def claim(self) -> Iterator["Claim"]:
         """One request's part, given back at the end."""
         claim = Claim(self)
         try:

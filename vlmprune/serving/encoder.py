@@ -18,7 +18,6 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from ..api import unwrap_peft
 from ..errors import VlmpruneError
-from ..flow.locate import SampleLayout
 from ..flow.select import check_keep, count_for
 from ..flow.transfer import transfer
 from ..guide.inputs import end_ids, prompt_inputs
@@ -245,13 +244,13 @@ class Encoder:
             if selection.merged is not None:  # DeepStack's levels are those of the tokens that stand for the merged
                 rows = torch.cat([selection.merged[row].to(rows.dtype), rows[:, self.tower.width :]], dim=-1)
             rows = check_rows(rows.cpu(), self.tower.row_width)
-            images = []
+            images, ids = [], valid[row].clone()  # every run of placeholders becomes one: the engine expands it again
             for span in layout.images:
+                ids[layout.slots[span.positions[1:]].to(ids.device)] = False
                 inside = torch.isin(kept, span.positions)
                 own = kept[inside] - int(span.positions[0])
                 images.append(KeptImage(rows[inside], own, span.count, next(left) if left else None))
-            ids = _collapsed(inputs["input_ids"][row], valid[row], layout)
-            out.append(Encoded(ids, tuple(images), self.positions))
+            out.append(Encoded(inputs["input_ids"][row][ids].tolist(), tuple(images), self.positions))
         return out
 
 
@@ -273,11 +272,3 @@ def before_the_model(method: Method) -> Pruner:
             f"layer={method.layer!r} lies inside the language model, which the engine runs; leave it out or use 0."
         )
     return replace(method, layer=0)
-
-
-def _collapsed(ids: Tensor, valid: Tensor, layout: SampleLayout) -> list[int]:
-    """A prompt's ids without padding, every image's run of placeholders made one: the engine expands it again."""
-    keep = valid.clone()
-    for span in layout.images:
-        keep[layout.slots[span.positions[1:]].to(keep.device)] = False
-    return [int(one) for one in ids[keep]]

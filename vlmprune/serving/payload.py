@@ -179,9 +179,8 @@ def _unlike(what: str) -> BadEmbeddings:
 
 
 def _unpickled(content: bytes) -> Any:
-    """What the archive of one plain tensor holds. It is read here and not by torch, whose reader takes archives in
-    another way than zipfile, and knows much that makes something large of a few bytes (sparse and meta tensors) or no
-    plain tensor (nested, quantised, Parameter)."""
+    """What the archive of one plain tensor holds. Torch's reader takes archives in another way than zipfile, and makes
+    sparse, meta, nested and quantised tensors and Parameters too, some of them large ones of a few bytes."""
     if content.count(b"PK\x01\x02") > _MOST_FILES:  # before the directory is read, an object an entry
         raise _unlike("have more files than the archive of a tensor")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

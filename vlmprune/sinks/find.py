@@ -116,7 +116,8 @@ class SinkReader(AttentionObserver):
         marks = marks_of(sinks, self.columns.visual).to(device)
         suffix_rows = self.columns.suffix_rows.to(device)
         totals = torch.zeros(3, *call.query.shape[:2], device=device)
-        for _, rows in row_chunks(call.query, call.key, self.columns.first_suffix_row):
+        first = suffix_rows.shape[1] - self.columns.rows.shape[1]  # of any sample
+        for _, rows in row_chunks(call.query, call.key, first):
             weights = call.weights(rows).masked_fill(~suffix_rows[:, None, rows[0], None], 0.0)
             _, image, free = masses(weights, marks)
             passed = gated(image, free, self.var.rho, self.var.gate) & touched.to(device)[:, None, None]

@@ -29,7 +29,10 @@ def draw(
     first = min(FIRST_LAYER, one.layers - 1)
     shown = f"layer {layer}" if layer is not None else f"highest of layers {first}-{one.layers - 1}"
     sheet.paste(heat_map(one, tau, image, number, layer), (MARGIN, TOP))
-    _scale(pen, MARGIN, tau)
+    for x in range(SIDE):
+        pen.line((MARGIN + x, BOTTOM + 8, MARGIN + x, BOTTOM + 20), fill=_colour(x / SIDE))
+    for x, text in ((0, "0"), (SIDE // 2 - 20, f"tau {tau:.1f}"), (SIDE - 24, f"{2 * tau:.1f}")):
+        pen.text((MARGIN + x, BOTTOM + 22), text, fill=FAINT)
     middle = 2 * MARGIN + SIDE
     right = middle + PANEL + MARGIN
     _norms(pen, one, middle)
@@ -65,13 +68,6 @@ def _colour(fraction: float) -> tuple[int, ...]:
     """From dark (0) to light (twice tau and above, where sinks are)."""
     fraction = min(1.0, max(0.0, fraction))
     return tuple(round(a + (b - a) * fraction) for a, b in zip(LOW, HIGH, strict=True))
-
-
-def _scale(pen: ImageDraw.ImageDraw, left: int, tau: float) -> None:
-    for x in range(SIDE):
-        pen.line((left + x, BOTTOM + 8, left + x, BOTTOM + 20), fill=_colour(x / SIDE))
-    for x, text in ((0, "0"), (SIDE // 2 - 20, f"tau {tau:.1f}"), (SIDE - 24, f"{2 * tau:.1f}")):
-        pen.text((left + x, BOTTOM + 22), text, fill=FAINT)
 
 
 def _norms(pen: ImageDraw.ImageDraw, one: SampleSinks, left: int) -> None:

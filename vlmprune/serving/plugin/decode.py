@@ -5,8 +5,6 @@ a sparse tensor or two tensors of different widths would fill the memory by then
 the place to look earlier. Other models are read as ever.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 from collections.abc import Callable

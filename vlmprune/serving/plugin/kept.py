@@ -3,8 +3,6 @@
 The hooks into vLLM are private ones, read in 0.32. Shapes: K kept tokens of an image, V all of them, N tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -92,11 +90,12 @@ def _kept_parser(parser: Any, bounds: Bounds | None) -> Any:
         }  # fmt: skip
 
         def _parse_image_data(self, data: Any) -> Any:
-            if not _is_embedded(data):
+            # Whatever vLLM takes for embeddings, and every tensor but a batch of pixels.
+            named, rows = isinstance(data, Mapping), isinstance(data, Tensor) and data.dim() != 4
+            if not (named or rows or MultiModalDataParser.is_embeddings(data)):
                 return super()._parse_image_data(data)
             if bounds is None:
                 raise BadEmbeddings("This engine takes no image embeddings; start it with --enable-mm-embeds.")
-            named = isinstance(data, Mapping)
             whole = not named or bounds.merge is not None
             check_images(_columns(data if named else {ROWS: data}), bounds, whole)
             if not named or KEPT not in data:
@@ -111,12 +110,6 @@ def _kept_parser(parser: Any, bounds: Bounds | None) -> Any:
             return super()._parse_video_data(data)
 
     return Parser
-
-
-def _is_embedded(data: Any) -> bool:
-    """Whether images come as embeddings: whatever vLLM takes for these, and every tensor but a batch of pixels."""
-    tensor = isinstance(data, Tensor) and data.dim() != 4
-    return tensor or isinstance(data, Mapping) or MultiModalDataParser.is_embeddings(data)
 
 
 def _columns(data: Mapping[Any, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,5 @@
 """The models whose pruned images keep their original positions; Qwen's have three axes and follow from the grid."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
