@@ -24,9 +24,8 @@ from . import tables
 from .run import BAD_INPUT, evaluate
 from .settings import BASELINES, DIVERSE, DIVERSE_EXIT, SGL_EXIT, Settings
 
-TASKS = ("scenes", "easy-vqa")
 KEEPS = ("0.18", "0.09", "0.05")
-LIMIT = 2112  # all questions on scenes, as many of easy-VQA's 9,673
+QUESTIONS = {"scenes": 2112, "easy-vqa": 1056}  # all of the first task, of easy-VQA's 9,673 those of 114 images
 
 
 def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
@@ -44,15 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m eval.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="where records and tables go")
-    parser.add_argument("--task", nargs="+", default=TASKS, choices=TASKS, help="only these")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="only the first N questions of a task")
+    parser.add_argument("--task", nargs="+", default=list(QUESTIONS), choices=QUESTIONS, help="only these")
+    parser.add_argument("--limit", type=int, help="only the first N questions of a task")
     parser.add_argument("--batch-size", type=int, default=48, help="questions at a time")
     args = parser.parse_args(arguments)
     try:
-        whole = settings(args.out, args.limit, args.batch_size, tuple(args.task))
+        grids = [settings(args.out, args.limit or QUESTIONS[name], args.batch_size, (name,)) for name in args.task]
         with quiet():
-            evaluate(whole)
-        if not all((whole.folder(run) / "summary.json").exists() for run in whole.runs()):
+            for grid in grids:
+                evaluate(grid)
+        if not all((grid.folder(run) / "summary.json").exists() for grid in grids for run in grid.runs()):
             return 0  # another process has questions left, and will write the tables
     except VlmpruneError as error:
         note(str(error))

@@ -63,7 +63,7 @@ def test_forms() -> None:
         model(**make_inputs(model))
     report = pruned.report
     record = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    options = {"keep": 0.4, "layer": 1, "positions": "original", "exclude_sinks": False}
+    options = {"keep": 0.4, "layer": 1, "positions": "original", "top_p": None, "floor": 1, "exclude_sinks": False}
     assert record["method"] == {"name": "fastv", **options}
     assert record["kept"] == [kept.tolist() for kept in report.kept]
     assert set(report.seconds) == {"vision", "prefill", "total"}

@@ -8,6 +8,7 @@ Adaptive and fixed budgets are compared at equal means: an image keeps from half
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -60,7 +61,8 @@ def chosen(found: list[tuple[Tensor, SampleLayout]], budget: float) -> tuple[flo
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if kept(middle) <= budget else (low, middle)
-    return round(low, 4), kept(round(low, 4))
+    rounded = math.floor(low * 10_000) / 10_000
+    return rounded, kept(rounded)
 
 
 def main() -> None:

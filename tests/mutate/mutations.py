@@ -39,6 +39,7 @@ MUTATIONS = [
         ("with_last", "torch.tensor([last])", "torch.tensor([last - 1])"),
         ("top_k_per_image", "math.inf if", "0.0 if"),
         ("ranking", "descending=True", "descending=False"),
+        ("top_p_counts", "min(most, max(least, int(enough)))", "max(least, int(enough))"),
         ("evenly", "+ 0.5", "+ 0.0"),
         ("coarser_grid", "math.log(1.5)", "math.log(9)"),
     ),
@@ -131,8 +132,12 @@ MUTATIONS = [
     *_in(
         "vlmprune.methods.per_image",
         "tests/methods",
-        ("cluster_means", " * weights[:, None]", ""),
-        ("cluster_means", "total / weight", "total * weight"),
+        ("cluster_means", "total / cluster", "total * cluster"),
+    ),
+    *_in(
+        "vlmprune.methods.scope",
+        "tests/methods tests/guide",
+        ("greedy_coverage", "torch.maximum(covered, similarity[:, best])", "similarity[:, best]"),
     ),
     *_in("vlmprune.methods.pyramiddrop", "tests/methods", ("staged_count", "(stage + 1) / stages", "stage / stages")),
     *_in(
