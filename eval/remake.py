@@ -117,9 +117,15 @@ def run_steps(steps: Sequence[Step], work: Path, run: Callable[[list[str]], int]
 
 
 def copy(step: Step, work: Path) -> None:
-    """A step's record into the checkout; of the grid what is committed, not the lines with every answer."""
+    """A step's record into the checkout; of the grid what is committed, not the lines with every answer.
+
+    Runs of the grid that were not measured again go: they would stand in one table with others of another commit.
+    """
     if not step.to:
         return
+    for old in (ROOT / step.to).glob("*/*/summary.json"):
+        if not (work / step.name / Path(step.to).name / old.relative_to(ROOT / step.to)).exists():
+            shutil.rmtree(old.parent)
     for file in sorted((work / step.name).rglob("*")):
         place = file.relative_to(work / step.name / (Path(step.to).name if (ROOT / step.to).is_dir() else ""))
         target = (ROOT / step.to if (ROOT / step.to).is_dir() else (ROOT / step.to).parent) / place
