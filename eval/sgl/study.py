@@ -26,7 +26,7 @@ from eval.plots import prefill_flops
 from eval.provenance import provenance, write_record
 from eval.run import BAD_INPUT, evaluate
 from eval.settings import DIVERSE, DIVERSE_EXIT, SGL_EXIT, SHORTCUTS, SMALL, Run, Settings
-from eval.sgl.top_p import bounds
+from eval.sgl.top_p import BUDGETS, bounds
 from eval.stats import paired, standard_error
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import note
@@ -36,7 +36,7 @@ RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 LAYERS = 6  # of the bundled large model
 QUESTIONS = 2112  # of the test split
 CHOICES = {"fastv": 400, "diversity": 960}  # what is chosen here, and on how many questions of the validation split
-EXPONENTS, SMALL_BUDGETS = (0.5, 1.0, 2.0), (0.18, 0.09, 0.05)
+EXPONENTS = (0.5, 1.0, 2.0)
 # Run's name -> the page's.
 NAMES = {
     SMALL: "small alone",
@@ -102,7 +102,7 @@ def diversity_candidates() -> list[StudyRow]:
     return [
         StudyRow(f"sgl+diversity={exponent:g}", fraction(at, depth_of(at)), depth_of(at), (at,))
         for exponent in EXPONENTS
-        for at in SMALL_BUDGETS
+        for at in BUDGETS
     ]
 
 
@@ -124,12 +124,10 @@ def rows(fastv_layers: Mapping[str, int]) -> list[StudyRow]:
     out += [one for one in fastv_candidates() if fastv_layers.get(f"{one.at[0]:g}") == one.layer]
     for retention in RETENTION:
         depth = depth_of(retention)
-        for name in ("fastv-oracle", "sgl", SGL_EXIT, DIVERSE, DIVERSE_EXIT):
+        for name in ("fastv-oracle", "sgl", SGL_EXIT, DIVERSE, DIVERSE_EXIT, *SHORTCUTS):
             out.append(StudyRow(name, fraction(retention, depth), depth, (retention,), () if depth else (retention,)))
-            if depth:
+            if depth and name not in SHORTCUTS:
                 out.append(StudyRow(name, retention, 0, (), (retention,)))
-        for name in SHORTCUTS:
-            out.append(StudyRow(name, fraction(retention, depth), depth, (retention,), () if depth else (retention,)))
     return out
 
 

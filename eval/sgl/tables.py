@@ -38,8 +38,7 @@ def table(record: Row, where: str) -> str:
     """Accuracy, its standard error, and prefill FLOPs with the guide's as a share of the unpruned model's."""
 
     def cell(row: Row) -> str:
-        cost = f" ({row['flops_share']:.0%})" if "flops_share" in row else ""
-        return f"{row['accuracy']:.3f} ± {row['standard_error']:.3f}{cost}"
+        return f"{row['accuracy']:.3f} ± {row['standard_error']:.3f} ({row['flops_share']:.0%})"
 
     return wide(record["rows"], where, cell)
 
@@ -48,10 +47,7 @@ def costs(record: Row) -> str:
     """Where tokens are dropped, how many enter and how many the layers see on average, and the KV cache."""
 
     def cell(row: Row) -> str:
-        if "lm_tokens" not in row:
-            return ""
-        cache = f", {row['kv_share']:.0%}" if "kv_share" in row else ""
-        return f"{row['layer']}: {row['lm_tokens']:.0f}, {row['layer_avg_tokens']:.1f}{cache}"
+        return f"{row['layer']}: {row['lm_tokens']:.0f}, {row['layer_avg_tokens']:.1f}, {row['kv_share']:.0%}"
 
     return wide(record["rows"], "at_retention", cell)
 
@@ -65,11 +61,8 @@ def by_guide(record: Row) -> str:
     """Accuracy where the small model's own answer was right, and where it was wrong."""
 
     def cell(row: Row) -> str:
-        if "small_right" not in row:
-            return ""
         right, wrong = row["small_right"], row["small_wrong"]
-        error = f" ± {wrong['standard_error']:.3f}" if "standard_error" in wrong else ""
-        return f"{right['accuracy']:.3f}, {wrong['accuracy']:.3f}{error}"
+        return f"{right['accuracy']:.3f}, {wrong['accuracy']:.3f} ± {wrong['standard_error']:.3f}"
 
     return wide(record["rows"], "at_retention", cell)
 
@@ -81,11 +74,9 @@ def by_family(record: Row) -> str:
     lines = []
     for row in rows:
         if row is not None:
-            name = row["name"] + (" (at 18%)" if row["name"] == "fastv" else "")
-            errors = row.get("family_errors", {})
-            cost = f"{row['flops_share']:.0%}" if "flops_share" in row else ""
-            cells = [f"{v:.2f}" + (f" ± {errors[f]:.2f}" if f in errors else "") for f, v in row["families"].items()]
-            lines.append([name, cost, *cells])
+            title = row["name"] + (" (at 18%)" if row["name"] == "fastv" else "")
+            cells = [f"{value:.2f} ± {row['family_errors'][name]:.2f}" for name, value in row["families"].items()]
+            lines.append([title, f"{row['flops_share']:.0%}", *cells])
     return markdown.table(["method", "FLOPs", *record["rows"][0]["families"]], lines)
 
 
@@ -111,7 +102,7 @@ def findings(record: Row) -> str:
         assert row is not None, f"{name} at {at}"
         return float(row["accuracy"])
 
-    none, alone = value("none"), value("small alone")
+    none = value("none")
     sgl, oracle, random = ({at: value(name, at) for at in RETENTION} for name in ("sgl", "fastv-oracle", "random"))
     said = [
         f"SGL keeps {sgl[0.18] / none:.1%} of the accuracy at 18 % and {sgl[0.09] / none:.1%} at 9 %; the oracle, "
@@ -122,7 +113,7 @@ def findings(record: Row) -> str:
         + f"; random keeps {random[0.09] / none:.0%} of the accuracy at 9 %: this pair was trained with tokens dropped "
         "at random.",
         "Against the **small model alone**: "
-        + "; ".join(f"{_versus(find(rows, 'sgl', at), alone)} at {at:.0%}" for at in (0.18, 0.09, 0.05))
+        + "; ".join(f"{_versus(find(rows, 'sgl', at))} at {at:.0%}" for at in (0.18, 0.09, 0.05))
         + ". Where SGL is not better, running the small model alone is the better choice.",
     ]
     families = {name: find(rows, name, at) for name, at in (("none", None), ("small alone", None))}
@@ -145,11 +136,9 @@ def findings(record: Row) -> str:
     return bullets(said)
 
 
-def _versus(row: Row | None, alone: float) -> str:
+def _versus(row: Row | None) -> str:
     assert row is not None
-    if "vs_small" in row:
-        return points(row["vs_small"])
-    return f"{100 * (row['accuracy'] - alone):+.1f}"
+    return points(row["vs_small"])
 
 
 def ranking_of_wrong(record: Row) -> str:

@@ -62,7 +62,7 @@ def test_the_best_exponent_over_the_small_budgets_is_chosen() -> None:
         "sgl+diversity=1": (0.8, 0.8, 0.85),
         "sgl+diversity=2": (0.9, 0.7, 0.7),
     }
-    found = [{"value": right[row.method][study.SMALL_BUDGETS.index(row.at[0])]} for row in table]
+    found = [{"value": right[row.method][top_p.BUDGETS.index(row.at[0])]} for row in table]
     assert study.chosen_exponent(table, found)["method"] == "sgl+diversity=1"
 
 
