@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from vlmprune.errors import VlmpruneError
-from vlmprune.harness.format import amount, milliseconds, note
+from vlmprune.harness.format import amount, milliseconds
+from vlmprune.harness.record import write_text
+from vlmprune.harness.stats import Interval, Paired, Ratio, interval, p_value, paired
 
+from .exits import Arguments, ended
 from .markdown import lines as markdown_lines
 from .markdown import points
 from .plots import draw, prefill_flops
-from .record import write_text
-from .run import BAD_INPUT
-from .settings import BASELINES
-from .stats import Interval, Paired, Ratio, interval, paired
+from .settings import BASELINES, VIDEO_BASELINES
 
 Summary = Mapping[str, Any]
 TIMES = {"prefill": "prefill", "a token": "decode_a_token", "total": "total"}  # heading -> stage
+NEEDED = {
+    "task", "method", "keep", "model", "backend", "batch_size", "questions", "bad_count", "main", "value", "costs",
+    "units", "scores", "data", "provenance",
+}  # fmt: skip
 RIGHT = 0.5  # a question's score from which on it counts as answered right, where scores are not 0 or 1
 
 
@@ -40,14 +44,17 @@ def read(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("**/summary.json")):
         try:
-            found.append(json.loads(path.read_text()))
+            one = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise VlmpruneError(f"{str(path)!r} is no summary ({error}); run the evaluation again.") from None
+        if not isinstance(one, dict) or not one.keys() >= NEEDED:
+            raise VlmpruneError(f"{str(path)!r} is no summary of an evaluation; remove it, or give another folder.")
+        found.append(one)
     if not found:
         raise VlmpruneError(
             f"There is no summary.json below {str(folder)!r}; run python -m eval.run --out {folder} first."
         )
-    order = {name: at for at, name in enumerate(BASELINES)}
+    order = {name: at for at, name in enumerate((*BASELINES, *VIDEO_BASELINES))}
     return sorted(
         found, key=lambda one: (one["task"], order.get(one["method"], len(order)), one["method"], -share(one))
     )
@@ -161,29 +168,35 @@ def caption(rows: Sequence[Summary]) -> str:
     first = rows[0]
     return (
         f"{first['task']}: {first['main']} ± its standard error; the paired difference from the unpruned model in"
-        " points with its 95 % interval, and p from swapping results in pairs, all clustered by image; FLOPs (a guide's"
-        " included) and KV cache in percent of the unpruned model's; times are medians"
+        f" points with its 95 % interval, and p from swapping results in pairs, all clustered by {seen(first)};"
+        " FLOPs (a guide's included) and KV cache in percent of the unpruned model's; times are medians"
         + (", shared work measured once and charged to every row. " if first.get("share") else ". ")
         + about(rows)
     )
 
 
+def seen(row: Summary) -> str:
+    """What a task's questions are about."""
+    return "video" if "frames" in row else "image"
+
+
 def about(rows: Sequence[Summary]) -> str:
     """Where a table's numbers come from, and what is wrong with them."""
     questions = " or ".join(f"{count:,}" for count in sorted({row["questions"] for row in rows}))
-    images = " or ".join(f"{count:,}" for count in sorted({len(row["units"]["above"]) for row in rows}))
+    images = " or ".join(f"{count:,}" for count in sorted({len(row["units"]["above"]) for row in rows} - {0}) or [0])
     said = [
-        f"{questions} questions on {images} images.",
+        f"{questions} questions on {images} {seen(rows[0])}s.",
         _every("Model", [row["model"] for row in rows]),
         _every("seed", [row["provenance"].get("seed", "unknown") for row in rows]),
         _every("backend", [row["backend"] for row in rows]),
         _every("batch size", [row["batch_size"] for row in rows]),
         _every("machine", [row["provenance"]["machine"] for row in rows]),
-        _every(
-            "commit", [row["provenance"]["commit"][:10] + " with changes" * row["provenance"]["dirty"] for row in rows]
-        ),
+        _every("commit", [commit(row) for row in rows]),
     ]
-    if missing := [name for name in BASELINES if not any(row["method"] == name for row in rows)]:
+    if "frames" in rows[0]:
+        said.insert(2, _every("Frames", [row["frames"] for row in rows]))
+    needed = (*BASELINES, *VIDEO_BASELINES) if "frames" in rows[0] else BASELINES
+    if missing := [name for name in needed if not any(row["method"] == name for row in rows)]:
         said.append(f"Missing from this table: {', '.join(missing)}.")
     if len({row["data"]["ids_sha256"] for row in rows}) > 1:
         said.append("The rows do not answer the same questions, so they cannot be compared.")
@@ -195,6 +208,12 @@ def about(rows: Sequence[Summary]) -> str:
     if cut := max((len(row.get("incomplete", ())) for row in rows), default=0):
         said.append(f"Up to {cut} units were left out, because not all of their questions were there and answered.")
     return " ".join(said)
+
+
+def commit(row: Summary) -> str:
+    """The code a row was measured with; a copy without git's folder knows neither the commit nor of changes."""
+    found = row["provenance"]
+    return str(found["commit"])[:10] + (" with changes" if found["dirty"] else "")
 
 
 def overview(summaries: Sequence[Summary]) -> str:
@@ -230,11 +249,6 @@ def accuracy(row: Summary) -> str:
     return "-" if row["value"] is None else f"{row['value']:.3f} ± {row['standard_error']:.3f}"
 
 
-def p_value(p: float) -> str:
-    """A p value with three decimals."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _part(value: float | None, whole: float | None) -> str:
     if value is None:
         return ""
@@ -247,25 +261,25 @@ def _every(what: str, values: Sequence[Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables and write them with the pictures; bad input is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
+    return ended(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = Arguments(
         prog="python -m eval.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="what eval.run wrote with --out")
     parser.add_argument("--out", type=Path, help="where tables.md and the pictures go; default: the same folder")
     parser.add_argument("--no-pictures", action="store_true", help="only the Markdown")
     args = parser.parse_args(arguments)
-    try:
-        summaries = read(args.folder)
-        text = markdown(summaries)
-        out = args.out or args.folder
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "tables.md", text)
-        if not args.no_pictures:
-            for task, rows in by_task(summaries).items():
-                draw(task, rows, out)
-    except VlmpruneError as error:
-        note(str(error))
-        return BAD_INPUT
+    summaries = read(args.folder)
+    text = markdown(summaries)
+    out = args.out or args.folder
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "tables.md", text)
+    if not args.no_pictures:
+        for task, rows in by_task(summaries).items():
+            draw(task, rows, out)
     print(text, end="")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import pytest
 from PIL import Image
 
 import vlmprune
-from eval import grid, pages, plots, tables
+from eval import grid, pages, plots, tables, worlds
+from eval.settings import SMALL
+from eval.tasks.load import load
+from eval.tasks.registry import TASKS
+from tests.eval.data import put
 from tests.support.grid import only_full
 from vlmprune.errors import VlmpruneError
 
@@ -58,6 +63,14 @@ def test_a_table() -> None:
     assert lines[4].endswith("| +0.0 (-129.0 to +129.0) | 1.000 | 0.500 (n=2) |")
     assert "Missing from this table: small-alone, blind, random, uniform." in lines[-1]
     assert "4 questions" in lines[-1]
+
+
+def test_a_table_measured_in_a_copy_without_its_history() -> None:
+    """As `provenance` records it where git knows nothing."""
+    row = summary("none", None, [1], provenance={"machine": "here", "commit": "unknown", "dirty": None})
+    assert "commit: unknown." in tables.table([row])
+    changed = summary("none", None, [1], provenance={"machine": "here", "commit": "0123456789abcdef", "dirty": True})
+    assert "commit: 0123456789 with changes." in tables.table([changed])
 
 
 def test_a_table_says_what_is_wrong_with_it() -> None:
@@ -110,7 +123,7 @@ def test_every_page_shows_what_the_committed_records_say() -> None:
 
 def test_a_page_out_of_date_is_rewritten() -> None:
     good = (pages.ROOT / "eval/sinks.md").read_text()
-    stale = good.replace("| none |  | 0.9", "| none |  | 1.9")
+    stale = good.replace("| none | 100.0% | 0.9", "| none | 100.0% | 1.9")
     assert stale != good
     assert pages.filled("eval/sinks.md", stale) == good
     unmarked = good.replace("<!-- table: sinks -->", "<!-- table: sink -->")
@@ -145,7 +158,8 @@ def test_measured_numbers_stand_in_tables_and_texts_only() -> None:
 
 def test_the_grid_has_every_method_once() -> None:
     names = grid.settings(Path("x"), None, 1, ("scenes",)).methods
-    assert set(names) >= set(vlmprune.list_methods())
+    methods = vlmprune.list_methods().items()
+    assert set(names) >= {name for name, method in methods if not issubclass(method, vlmprune.CacheMethod)}
     assert len(set(names)) == len(names)
 
 
@@ -161,3 +175,27 @@ def test_the_grid_on_a_few_questions(tmp_path: Path) -> None:
     written = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("**/samples.jsonl"))]
     assert grid.main(arguments) == 0  # nothing is left to answer
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("**/samples.jsonl"))] == written
+
+
+def test_counting_is_compared_on_the_same_questions_scene_by_scene(tmp_path: Path) -> None:
+    """Against the truth read off the task: the large model right on every high count, the small one on none."""
+    cell = next(iter(worlds.cells(None)))
+    settings = replace(cell.settings(tmp_path, 160, 1), out=str(tmp_path))
+    samples = load(TASKS["scenes"](), Path("data"), limit=160).samples
+    for method, score in (("none", 1.0), (SMALL, 0.0)):
+        rows = [{"id": s.id, "group": s.group, "score": score, "meta": s.meta} for s in samples]
+        put(tmp_path, f"scenes/{method}/samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    found = worlds.counting_gap(settings)
+    high = [s for s in samples if s.meta["family"] == "count" and int(s.truth) >= 3]
+    assert found["questions"] == len(high) > 2 and (found["large"], found["small"]) == (1.0, 0.0)
+    assert found["difference"]["difference"] == 1.0
+
+
+def test_every_cell_has_its_questions_and_its_pair() -> None:
+    made = [(c.pair, c.task, c.model and c.model.name) for c in worlds.cells(Path("w"))]
+    assert made == [
+        ("bundled", "scenes", None), ("bundled", "photographs", None), ("second", "scenes", "large"),
+        ("second", "photographs", "large"), ("second", "scenes-wide", "large"), ("second", "photographs-wide", "large"),
+    ]  # fmt: skip
+    for cell in worlds.cells(None):
+        assert cell.settings(Path("x"), None, 1).limit == worlds.QUESTIONS[cell.task] == 1000
