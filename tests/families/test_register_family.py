@@ -30,8 +30,9 @@ def test_it_prunes_as_the_built_in_family_of_the_same_model(how: str) -> None:
     with vlmprune.wrap(model, vlmprune.FastV(keep=0.4, layer=1)) as pruned:
         logits, kept = model(**inputs).logits, pruned.report.kept
     model.config.model_type = "mine-25"
-    with pytest.raises(vlmprune.UnsupportedModelError, match="'mine-25' cannot be wrapped"):
-        vlmprune.wrap(model, "fastv")
+    with vlmprune.wrap(model, vlmprune.FastV(keep=0.4, layer=1)) as pruned:
+        assert torch.equal(model(**inputs).logits, logits)
+        assert pruned.report.adapter == "generic"
     if how == "decorator":
         assert vlmprune.register_family(model_type="mine-25")(grids) is grids
     else:
@@ -40,6 +41,7 @@ def test_it_prunes_as_the_built_in_family_of_the_same_model(how: str) -> None:
     with vlmprune.wrap(model, vlmprune.FastV(keep=0.4, layer=1)) as pruned:
         assert torch.equal(model(**inputs).logits, logits)
         assert all(map(torch.equal, pruned.report.kept, kept))
+        assert pruned.report.adapter == "declared"
 
 
 @pytest.mark.parametrize(

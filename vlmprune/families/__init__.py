@@ -10,10 +10,12 @@ from ..errors import UnsupportedModelError, VlmpruneError
 from ..flow.locate import ImageGrid
 from .base import Family, Grids, Media, check_options
 from .gemma import GEMMA3, PALIGEMMA
+from .generic import TESTED, generic_family
 from .idefics3 import IDEFICS3, SMOLVLM
 from .internvl import INTERNVL
 from .llava import LLAVA
 from .llava_next import LLAVA_NEXT, LLAVA_ONEVISION
+from .mechanisms import takes
 from .mllama import MLLAMA
 from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
@@ -39,8 +41,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def list_families() -> dict[str, str]:
-    """The supported values of `config.model_type`, and how each is supported: "declared" by an adapter of its own."""
-    return dict.fromkeys(FAMILIES, "declared")
+    """The tested values of `config.model_type`, and how each is supported: "declared" by an adapter of its own, or
+    "generic" by the one that finds everything by rule, which also takes models of types that are not listed."""
+    return {**dict.fromkeys(TESTED, "generic"), **dict.fromkeys(FAMILIES, "declared")}
 
 
 @overload
@@ -109,21 +112,27 @@ def inner_model(model: Any) -> Any:
 
 
 def family_of(model: Any) -> Family:
-    """The adapter of a model; refused where it is no vision-language model, or its family has no adapter."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    supported = f"supported are {', '.join(FAMILIES)}"
+    """The adapter of a model: declared, else generic.
+
+    Raises:
+        UnsupportedModelError: it is no vision-language model, or needs a mechanism that there is none of here.
+    """
+    model_type, name = getattr(getattr(model, "config", None), "model_type", None), type(model).__name__
+    remedy = "load an image-text-to-text model, of one of the types in vlmprune.list_families() or alike"
+    if not isinstance(model_type, str) or not hasattr(model, "base_model"):
+        what = f"Models of type {model_type!r}" if model_type else f"Objects of type {name!r}"
+        raise UnsupportedModelError(f"{what} cannot be wrapped; {remedy}.")
+    family = FAMILIES.get(model_type)
+    lacking = f"A {name} of type {model_type!r} has no language-model head or no vision part; {remedy}."
     if family is None:
-        what = f"Models of type {model_type!r}" if model_type else f"Objects of type {type(model).__name__!r}"
-        raise UnsupportedModelError(f"{what} cannot be wrapped; load an image-text-to-text model ({supported}).")
+        if not hasattr(model, "generate") and "actions" not in takes(model):  # pi0's: its own sentence
+            raise UnsupportedModelError(lacking)
+        return generic_family(model)
     if not hasattr(model, "generate") or getattr(model.base_model, family.text_model, None) is None:
-        raise UnsupportedModelError(
-            f"A {type(model).__name__} has no language-model head or no vision part; load it as an image-text-to-text "
-            f"model ({supported})."
-        )
+        raise UnsupportedModelError(lacking)
     if not hasattr(model.base_model, family.vision):
         raise UnsupportedModelError(
-            f"The family {family.model_type!r} has vision={family.vision!r}, which a {type(model.base_model).__name__} "
+            f"The family {model_type!r} has vision={family.vision!r}, which a {type(model.base_model).__name__} "
             "does not have; register it with the attribute that holds the vision tower."
         )
     return family

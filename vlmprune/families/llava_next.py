@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from ..flow.locate import ImageGrid, grid_centres, no_place
+from ..errors import VlmpruneError
+from ..flow.locate import ImageGrid, grid_centres, no_place, video_grid
 from .base import Family, Media
 
 
@@ -52,5 +53,20 @@ def onevision_grids(config: Any, media: Media) -> list[ImageGrid]:
     return [anyres_grid(config, size, fine, largest) for size, fine in zip(sizes, tiled, strict=True)]
 
 
+def onevision_video_grids(config: Any, media: Media) -> list[ImageGrid]:
+    """Every frame's patches pooled to half as many rows and columns, rounded up; one newline behind the whole video."""
+    side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+    if (shape := media.get("video_shape")) is not None:  # [videos, frames, 3, H, W]
+        frames = [shape[1]] * shape[0]
+    elif (rows := media.get("feature_rows")) is not None:
+        frames = [(own - 1) // side**2 for own in rows]
+    else:
+        raise VlmpruneError(
+            "The prompt came without pixel_values_videos, so its frames are unknown; pass everything the processor "
+            "returns."
+        )
+    return [video_grid(one, side, side, behind=1) for one in frames]
+
+
 LLAVA_NEXT = Family("llava_next", next_grids)
-LLAVA_ONEVISION = Family("llava_onevision", onevision_grids)
+LLAVA_ONEVISION = Family("llava_onevision", onevision_grids, video_grids=onevision_video_grids)
