@@ -68,7 +68,7 @@ def test_nan_scores_raise_instead_of_choosing_anything() -> None:
 
 @given(st.integers(1, 200), st.floats(0.01, 1.0))
 def test_every_nth_is_evenly_spaced(count: int, keep: float) -> None:
-    kept = every_nth(spans(count), keep)
+    kept = every_nth(spans(count), [count_for(keep, count)])
     assert len(kept) == count_for(keep, count) == len(set(kept.tolist()))
     if len(kept) > 1:
         gaps = kept.diff()

@@ -1,4 +1,4 @@
-"""Locate: which positions are visual tokens, which image each belongs to, and where in the image it lies.
+"""Locate: which positions are visual tokens, which image or video each belongs to, and where in it it lies.
 
 Shapes: B batch, S sequence, V visual tokens of a sample.
 """
@@ -14,14 +14,19 @@ from ..errors import VlmpruneError
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """How the visual tokens of one image lie in it, before it is known where they stand in a prompt.
+    """How the visual tokens of one image or video lie in it, before it is known where they stand in a prompt.
 
     `grid` is (t, h, w) of the base grid; `xy` [count, 2] holds each token's centre (x, y) in 0..1 image
-    coordinates, NaN for tokens that show no place (newline and class tokens).
+    coordinates, NaN for tokens that show no place (newline and class tokens). `kind` is "image" or "video"; of a video,
+    `frame` [count] says which of the t frames each token shows, -1 for tokens of no frame, and `seconds` (t of them)
+    when each frame is shown, None where that is not known.
     """
 
     grid: tuple[int, int, int]
     xy: Tensor
+    kind: str = "image"
+    frame: Tensor | None = None
+    seconds: tuple[float, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -30,11 +35,12 @@ class ImageGrid:
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """One image of one sample.
+    """One image or video of one sample.
 
-    `image`: its number inside the sample; `positions` [count]: indices into the sample's visual tokens, 0..V-1;
-    `grid` and `xy` as in `ImageGrid`; `kept`: the kept ones among `positions` (in a report), else None. `ends`: its
-    last token is the last of the prompt, from which the next one is predicted, so that it always stays.
+    `image`: its number inside the sample, images and videos counted together in the order of the text; `positions`
+    [count]: indices into the sample's visual tokens, 0..V-1; `grid`, `xy`, `kind`, `frame` and `seconds` as in
+    `ImageGrid`; `kept`: the kept ones among `positions` (in a report), else None. `ends`: its last token is the last of
+    the prompt, from which the next one is predicted, so that it always stays.
     """
 
     image: int
@@ -44,10 +50,34 @@ class ImageSpan:
     xy: Tensor
     kept: Tensor | None = None
     ends: bool = False
+    kind: str = "image"
+    frame: Tensor | None = None
+    seconds: tuple[float, ...] | None = None
 
     def with_kept(self, kept: Tensor) -> "ImageSpan":
         """The same span with the members of `kept` (indices 0..V-1) that belong to it."""
         return replace(self, kept=kept[torch.isin(kept, self.positions)])
+
+    def only(self, mine: Tensor) -> "ImageSpan":
+        """The same span with some of its tokens: `mine`, bool [count] or indices."""
+        positions = self.positions[mine]
+        frame = None if self.frame is None else self.frame[mine]
+        return replace(self, positions=positions, count=len(positions), xy=self.xy[mine], frame=frame)
+
+    @property
+    def stays(self) -> Tensor:
+        """Which of the span's tokens are left (in a report), else all: bool [count]."""
+        if self.kept is None:
+            return torch.ones(self.count, dtype=torch.bool)
+        return torch.isin(self.positions, self.kept)
+
+    @property
+    def frames_kept(self) -> list[int]:
+        """Of a video, how many tokens of each of its t frames were kept (in a report), else are there."""
+        if self.frame is None:
+            return []
+        frame = self.frame[self.stays]
+        return torch.bincount(frame[frame >= 0], minlength=self.grid[0]).tolist()
 
 
 @dataclass(frozen=True)
@@ -72,7 +102,8 @@ def dealt(slots: Tensor, grids: Iterable[ImageGrid]) -> SampleLayout:
     start = 0
     for grid in grids:
         positions = torch.arange(start, start + grid.count)
-        spans.append(ImageSpan(len(spans), positions, grid.count, grid.grid, grid.xy))
+        one = ImageSpan(len(spans), positions, grid.count, grid.grid, grid.xy)
+        spans.append(replace(one, kind=grid.kind, frame=grid.frame, seconds=grid.seconds))
         start += grid.count
     return SampleLayout(slots, tuple(spans))
 
@@ -88,9 +119,37 @@ def no_place(count: int) -> Tensor:
     return torch.full((count, 2), float("nan"))
 
 
+def check_places(span: ImageSpan, what: str) -> None:
+    """Refuse an image of which no token's place is known.
+
+    Raises:
+        VlmpruneError: there is none.
+    """
+    if bool(torch.isnan(span.xy).all()):
+        raise VlmpruneError(
+            f"{what} needs to know where visual tokens lie in the image, which this model's family does not declare; "
+            "do without it, or register_family with its grids."
+        )
+
+
 def plain_grid(h: int, w: int, t: int = 1) -> ImageGrid:
     """The usual case: one token a cell, raster order."""
     return ImageGrid((t, h, w), grid_centres(h, w, t))
+
+
+def video_grid(
+    t: int, h: int, w: int, *, seconds: Sequence[float] | None = None, placeless: int = 0, behind: int = 0
+) -> ImageGrid:
+    """A video of t frames of h x w tokens, frame after frame in raster order.
+
+    Args:
+        seconds: when each frame is shown. placeless: tokens in front of those of each frame that show no place in it.
+        behind: tokens behind the whole video that are of no frame.
+    """
+    each = torch.cat([no_place(placeless), grid_centres(h, w)])
+    frame = torch.arange(t).repeat_interleave(len(each))
+    xy, frame = torch.cat([each.repeat(t, 1), no_place(behind)]), torch.cat([frame, torch.full((behind,), -1)])
+    return ImageGrid((t, h, w), xy, "video", frame, None if seconds is None else tuple(map(float, seconds)))
 
 
 def visual_runs(visual: Tensor) -> list[tuple[int, int]]:
@@ -112,24 +171,58 @@ def last_valid(valid: Tensor) -> Tensor:
     return (valid.int() * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(dim=1)
 
 
-def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[SampleLayout]:
-    """Deal the images out to the samples in order; refused where they do not add up to the visual tokens.
+def shared_out(visual: Tensor, grids: Sequence[ImageGrid]) -> list[list[ImageGrid]]:
+    """Deal images or videos out to the samples in order; refused where they do not add up to the visual tokens.
 
     Args:
-        visual: [B, S] bool on the CPU, True at visual tokens.
-        grids: every image of the batch in order; each sample takes images until its visual tokens are used up.
+        visual: [B, S] bool on the CPU, True at the tokens of these.
+        grids: all of the batch in order; each sample takes some until its visual tokens are used up.
     """
-    layouts, remaining = [], list(grids)
-    for row in visual:
-        slots = row.nonzero()[:, 0]
+    samples, remaining = [], list(grids)
+    for count in visual.sum(dim=1).tolist():
         own: list[ImageGrid] = []
-        while (start := sum(grid.count for grid in own)) < len(slots):
-            if not remaining or start + remaining[0].count > len(slots):
+        while (start := sum(grid.count for grid in own)) < count:
+            if not remaining or start + remaining[0].count > count:
+                kinds = {grid.kind for grid in grids} or {"image"}
                 raise VlmpruneError(
-                    f"The prompt has {len(slots)} visual tokens in a sample, but its images give "
+                    f"The prompt has {count} visual tokens in a sample, but its {' and '.join(sorted(kinds))}s give "
                     f"{start + (remaining[0].count if remaining else 0)}; run the prompt whole if this is a piece of "
                     "it, and prepare text and images with the model's own processor."
                 )
             own.append(remaining.pop(0))
-        layouts.append(dealt(slots, own))
-    return layouts
+        samples.append(own)
+    return samples
+
+
+def layouts_from_mask(visual: Tensor, grids: Sequence[ImageGrid]) -> list[SampleLayout]:
+    """The layouts of a batch with visual tokens [B, S] of one kind, `grids` as in `shared_out`."""
+    samples = zip(visual, shared_out(visual, grids), strict=True)
+    return [dealt(row.nonzero()[:, 0], own) for row, own in samples]
+
+
+IMAGE, VIDEO = 1, 2  # the kinds of visual tokens where a tensor says them; text is 0
+
+
+def in_text_order(kinds: Tensor, images: Sequence[ImageGrid], videos: Sequence[ImageGrid]) -> SampleLayout:
+    """A sample's layout, its images and videos in the order in which the text has them.
+
+    The tokens of a video need not touch: Qwen3-VL writes the time between its frames.
+
+    Args:
+        kinds: [S] on the CPU, the kind of each token. images, videos: what the sample has of each, in order, as many
+            tokens together as there are of that kind.
+    """
+    slots = kinds.nonzero()[:, 0]
+    order, left = kinds[slots], {IMAGE: iter(images), VIDEO: iter(videos)}
+    grids: list[ImageGrid] = []
+    at = 0
+    while at < len(slots):
+        grid = next(left[int(order[at])])
+        if bool((order[at : at + grid.count] != order[at]).any()):
+            raise VlmpruneError(
+                f"A prompt's {grid.kind} of {grid.count} tokens is mixed with tokens of another kind; prepare text, "
+                "images and videos with the model's own processor."
+            )
+        grids.append(grid)
+        at += grid.count
+    return dealt(slots, grids)

@@ -3,6 +3,7 @@
 Shapes: B batch, S sequence before pruning, C after, V visual tokens of a sample, H heads, D head width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,7 +85,9 @@ class PromptState:
     What was read: `importance`, a guide's, per sample [V]; `vision`, the tower's, per sample; `query_positions`, per
     sample the positions whose attention counts; `attention` [B, S or cross states] and `keys` [B, H, S, D] of the layer
     before the current stage. `stages`: one for each pruning layer so far. `cache`: which the layers fill, from the
-    first of them until the prompt's forward ends.
+    first of them until the prompt's forward ends. `last_rows`: the first layer from which on only the last rows run,
+    and how many, where the language model leaves the others out. `sources`: of every layer the one whose keys it
+    attends to, empty where each has its own.
     """
 
     input_ids: Tensor
@@ -102,6 +105,8 @@ class PromptState:
     cross_columns: int = 0
     stages: list[Stage] = field(default_factory=list)
     cache: Any = None
+    last_rows: tuple[int, int] | None = None
+    sources: Sequence[int] = ()
 
     @property
     def has_image(self) -> bool:
@@ -111,6 +116,10 @@ class PromptState:
     def stage_at(self, layer: int) -> Stage | None:
         """The last stage before or at a decoder layer."""
         return next((stage for stage in reversed(self.stages) if stage.layer <= layer), None)
+
+    def held_at(self, layer: int) -> Stage | None:
+        """The stage of the keys that a decoder layer attends to."""
+        return self.stage_at(self.sources[layer] if self.sources else layer)
 
     @property
     def chosen(self) -> Compaction | None:
@@ -141,6 +150,18 @@ class PromptState:
         index, real = self.chosen.index, self.chosen.real
         # Fillers point at dropped positions, which real ones never share: writing 0 there does no harm.
         return torch.zeros_like(positions).scatter(1, index, torch.arange(index.shape[1]) * real)
+
+    def columns_of(self, layer: int) -> Tensor | None:
+        """[B, C]: where the rows that are left stand among the keys that a layer attends to; None where these are of
+        the same rows."""
+        held = self.held_at(layer)
+        if self.chosen is None or held is self.stages[-1]:
+            return None
+        index = self.chosen.index
+        if held is None or held.on_host is None:
+            return index
+        order = torch.arange(held.on_host.index.shape[1]) * held.on_host.real
+        return torch.zeros_like(self.input_ids).scatter(1, held.on_host.index, order).gather(1, index)
 
     def left(self) -> tuple[list[SampleLayout], Tensor, Tensor]:
         """Layouts, ids [B, C] and padding mask [B, C] of the prompt as the stages so far have left it."""

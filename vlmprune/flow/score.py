@@ -27,10 +27,18 @@ def visual_columns(columns: Tensor, layouts: Sequence[SampleLayout]) -> list[Ten
     return [row[layout.slots.to(row.device)] for row, layout in zip(columns, layouts, strict=True)]
 
 
-def lattice_cells(span: ImageSpan, rows: int, cols: int) -> Tensor:
-    """The cell 0..rows*cols-1 of a rows x cols lattice over the image that each token falls in: [count], -1 nowhere."""
-    placed = ~torch.isnan(span.xy[:, 0])
-    xy = torch.nan_to_num(span.xy)
-    col = (xy[:, 0] * cols).long().clamp(0, cols - 1)
-    row = (xy[:, 1] * rows).long().clamp(0, rows - 1)
-    return torch.where(placed, row * cols + col, -1)
+def centres(span: ImageSpan) -> Tensor:
+    """Centre (t, y, x) of each token in 0..1 of the video's time and of its frame: [count, 3], NaN for no place."""
+    frame = torch.zeros(span.count) if span.frame is None or span.grid[0] == 1 else span.frame
+    time = torch.where(frame < 0, torch.nan, (frame + 0.5) / span.grid[0])
+    return torch.cat([time[:, None], span.xy.flip(1)], dim=1)
+
+
+def lattice_cells(span: ImageSpan, *lattice: int) -> Tensor:
+    """The cell that each token falls in of a lattice (rows, columns) over the image, or (times, rows, columns) over the
+    video: [count] numbers from 0 in raster order, -1 nowhere."""
+    sizes = torch.tensor([1] * (3 - len(lattice)) + list(lattice))
+    places = centres(span)
+    cell = (torch.nan_to_num(places) * sizes).long().clamp(torch.zeros_like(sizes), sizes - 1)
+    number = (cell[:, 0] * sizes[1] + cell[:, 1]) * sizes[2] + cell[:, 2]
+    return torch.where(places.isnan().any(dim=1), -1, number)

@@ -143,18 +143,66 @@ def check_ranked(values: Tensor) -> None:
         )
 
 
-def every_nth(images: Sequence[ImageSpan], keep: float | int) -> Tensor:
-    """Evenly spaced tokens of every image in raster order: [K] ascending indices 0..V-1."""
-    kept = []
-    for span in images:
-        count = count_for(keep, span.count)
-        kept.append(span.positions[evenly(count, span.count)])
-    return torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
+def every_nth(images: Sequence[ImageSpan], counts: Sequence[int]) -> Tensor:
+    """Evenly spaced tokens, so many of every image in raster order or of every video: [K] ascending indices 0..V-1."""
+    kept = [torch.zeros(0, dtype=torch.long)]
+    for span, count in zip(images, counts, strict=True):
+        some = evenly(count, span.count) if span.frame is None else evenly_in_video(span, count)
+        kept.append(span.positions[some])
+    return torch.cat(kept)
+
+
+_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, less their whole part, never come near each other
+
+
+def evenly_in_video(span: ImageSpan, count: int) -> Tensor:
+    """`count` tokens of a video, or of one frame of it, evenly over time, height and width: ascending indices [count].
+
+    Frames share them evenly, and so do the rows of a frame and the columns of a row; where each begins moves on from
+    frame to frame and from row to row. Every n-th of all tokens would be the same column, or even the same place, of
+    every frame wherever n is a multiple of the width. Tokens of no place come last.
+    """
+    assert span.frame is not None, "it is a video"
+    _, h, w = span.grid
+    known = (span.frame >= 0) & ~torch.isnan(span.xy[:, 0])
+    placed, rest = known.nonzero()[:, 0], (~known).nonzero()[:, 0]
+    shown = span.frame[placed].unique()
+    if len(placed) != len(shown) * h * w or not len(shown):  # nothing is known of rows and columns
+        return evenly(count, span.count)
+    take = min(count, len(placed))
+    quota = torch.bincount(evenly(take, len(placed)) // (h * w), minlength=len(shown))
+    single = int(shown[0]) if len(shown) == 1 else 0  # the pattern of one frame is the one it has among all
+    frame, i = _counted(quota)
+    begin = ((quota > 0).cumsum(0) - 1 + single) * _GOLDEN % 1.0
+    row = ((i + begin[frame].double()) * h / quota[frame]).long()
+    _, sizes = torch.unique_consecutive(frame * h + row, return_counts=True)
+    line, j = _counted(sizes)
+    begin = (torch.arange(len(sizes)).double() + single * len(sizes)) * _GOLDEN % 1.0
+    column = ((j + begin[line]) * w / sizes[line]).long()
+    return torch.cat([placed[(frame * h + row) * w + column], rest[: count - take]]).sort().values
+
+
+def _counted(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every member of groups of these sizes, one behind the other, its group and its number in it."""
+    group = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return group, torch.arange(len(group)) - (sizes.cumsum(0) - sizes)[group]
 
 
 def evenly(count: int, size: int, device: torch.device | None = None) -> Tensor:
     """`count` evenly spaced indices 0..size-1, ascending: the middles of as many equal parts."""
     return ((torch.arange(count, device=device) + 0.5) * size / count).long()
+
+
+def coarser_video(t: int, h: int, w: int, count: int) -> tuple[int, int, int]:
+    """The grid (t', h', w') of at most `count` cells that is largest without distorting the video: frames as in
+    `coarser_grid`, and as much less time as there is less of each side, within a factor 1.5."""
+
+    def distortion(grid: tuple[int, int, int]) -> float:
+        return abs(math.log(grid[0] / t) - math.log(grid[1] * grid[2] / (h * w)) / 2)
+
+    grids = [(times, *coarser_grid(h, w, count // times)) for times in range(1, min(t, count) + 1)]
+    faithful = [grid for grid in grids if distortion(grid) <= math.log(1.5)] or [min(grids, key=distortion)]
+    return max(faithful, key=lambda grid: (math.prod(grid), -round(distortion(grid), 9)))
 
 
 def coarser_grid(h: int, w: int, count: int) -> tuple[int, int]:

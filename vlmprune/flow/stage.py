@@ -3,13 +3,13 @@
 Shapes: B batch, S sequence before pruning, C after, V visual tokens of a sample, K kept, D width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .compact import Compaction
-from .locate import ImageSpan, SampleLayout
+from .locate import SampleLayout
 
 
 @dataclass
@@ -37,8 +37,7 @@ def remaining(layout: SampleLayout, kept: Tensor, where: Tensor) -> SampleLayout
     images = []
     for span in layout.images:
         mine = torch.isin(span.positions, kept)
-        positions = torch.searchsorted(kept, span.positions[mine])
-        images.append(ImageSpan(span.image, positions, len(positions), span.grid, span.xy[mine], ends=span.ends))
+        images.append(replace(span.only(mine), positions=torch.searchsorted(kept, span.positions[mine])))
     return SampleLayout(where[layout.slots[kept]], tuple(images))
 
 

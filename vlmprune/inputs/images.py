@@ -1,6 +1,9 @@
 """Reading an image from a file as a person sees it; everything wrong with the file is reported in one sentence."""
 
+import contextlib
 import math
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +20,17 @@ from ..errors import VIDEO, VlmpruneError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 OWN_FORMATS = (*FORMATS, "PPM")  # of a user's own files: PGM and PPM too
 _UNKNOWN = "{!r} is not an image of a format that is read here; give a PNG, JPEG, WebP, GIF, BMP or TIFF file"
-_VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v"}
+_HEIC = {".heic", ".heif"}
+_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}  # at the start of the file
+_CLIPS = ("mp4", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "m4v", "ts", "m2ts", "wmv", "flv", "3gp", "ogv")
+VIDEOS = frozenset(f".{kind}" for kind in _CLIPS)
+ANIMATED = frozenset({".gif", ".webp", ".png", ".apng"})  # may be images or clips
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # "C:/" is a path
 
 
 def suffixes() -> set[str]:
-    """The lower-case endings of files that can be read, ".png" among them."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in OWN_FORMATS}
+    """The lower-case endings of files that can be read, ".png" among them; HEIC's too, since phones write it."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in OWN_FORMATS} | _HEIC
 
 
 def size_of(source: Path | IO[bytes], name: str) -> tuple[int, int]:
@@ -47,11 +55,24 @@ def _reading(name: str, too_many: str = "pixels than are unpacked here") -> Iter
         raise VlmpruneError(f"{name!r} cannot be read as an image ({reason}); check the file") from None
 
 
+def refuse_address(path: str | os.PathLike[str]) -> None:
+    """Raise where a path is an address in the web."""
+    if _ADDRESS.match(str(path)):
+        address = re.sub(r"^(\w+:)/+", r"\1//", str(path))  # a path has one slash of them
+        raise VlmpruneError(f"{address!r:.80} is a web address; download the image and pass the path of its file")
+
+
 def read_image(path: Path) -> Image.Image:
     """The image in a file as a person sees it: turned as its EXIF tag says, transparency on white, RGB."""
-    if path.suffix.lower() in _VIDEOS:
+    refuse_address(path)
+    if path.suffix.lower() in VIDEOS:
         raise VlmpruneError(VIDEO)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name too long, or a folder that may not be entered
+        why = error.strerror or error
+        raise VlmpruneError(f"{str(path)!r:.200} cannot be read ({why}); give the path of an image") from None
+    if not there:
         raise VlmpruneError(f"there is no file {str(path)!r}; give the path of an image")
     if not path.is_file():
         raise VlmpruneError(f"{str(path)!r} is not a file; give the path of an image")
@@ -67,6 +88,8 @@ def decoded(
         name: what messages call it. most_pixels: refuse larger ones before they are unpacked; Pillow's limit unless
             given. formats: those that are opened.
     """
+    if formats == OWN_FORMATS and _is_heic(source):
+        formats = (*formats, _heif(name))
     limit = most_pixels or Image.MAX_IMAGE_PIXELS or math.inf
     with _reading(name, f"than {limit:,} pixels"), warnings.catch_warnings():
         # Pillow only warns between one and two times its limit; such an image fills the memory all the same.
@@ -75,6 +98,32 @@ def decoded(
             if opened.width * opened.height > limit:
                 raise Image.DecompressionBombError
             return _rgb(opened, name)
+
+
+def _is_heic(source: Path | IO[bytes]) -> bool:
+    """Whether a file starts as HEIC does, whatever it is called."""
+    with contextlib.suppress(OSError):  # it is reported where it is opened
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                start = file.read(12)
+        else:
+            start = source.read(12)
+            source.seek(0)
+        return start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS
+    return False
+
+
+def _heif(name: str) -> str:
+    """Pillow's name of HEIC, once pillow-heif has told it how to read that."""
+    try:
+        import pillow_heif
+    except ImportError:
+        raise VlmpruneError(
+            f"{name!r} is a HEIC image, which the package pillow-heif reads; install vlmprune[heic], or save the image "
+            "as JPEG"
+        ) from None
+    pillow_heif.register_heif_opener()
+    return "HEIF"
 
 
 def as_rgb(image: Image.Image, name: str = "the image") -> Image.Image:

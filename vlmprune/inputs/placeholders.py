@@ -4,8 +4,9 @@ Every such token stands for features of the vision tower: one more of them and t
 which models report from deep inside, or do not notice.
 """
 
+import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import VlmpruneError
@@ -45,6 +46,14 @@ def check_texts(processor: Any, talk: Any) -> None:
                 f"The question holds {max(held, key=len)!r}, which marks an image or video in this model's prompts; "
                 "write it in other words."
             )
+
+
+def as_words(text: str, tokens: Iterable[str]) -> str:
+    """A text in which of each such token only its words are left: "<image>" becomes "image"."""
+    # A tokenizer may lower-case what it reads, or join what stands apart.
+    apart = (r"\s*".join(map(re.escape, token)) for token in sorted(tokens, key=len, reverse=True))
+    pattern = "|".join(apart)
+    return re.sub(pattern, lambda found: " ".join(re.findall(r"\w+", found[0])), text, flags=re.I) if pattern else text
 
 
 def _texts(talk: Any) -> Iterator[str]:

@@ -1,53 +1,25 @@
-"""Loading a saved model's processor, also where torchvision is missing: then without its video part."""
+"""Loading a saved model's processor, also where torchvision is missing: then with our own video part."""
 
 import importlib.util
 import json
 import re
 from typing import Any
 
-from transformers.utils import PushToHubMixin, cached_file
+from transformers.utils import cached_file
 
-from .. import hf  # noqa: F401  # before AutoProcessor, to hide a torchvision that does not load
 from ..errors import VlmpruneError
+from .video_processor import NoImageProcessor, OwnVideoProcessor
 
 CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "config.json")
 VIDEO_CONFIGS = ("video_preprocessor_config.json", "preprocessor_config.json")
 LONGEST_REASON = 400  # characters of what transformers says, cut between sentences
 
 
-class MissingVideo(PushToHubMixin):
-    """Stands where a processor keeps its video part: its settings can be read and saved, and videos are refused.
-
-    The video parts of transformers need torchvision, images and text do not.
-    """
-
-    model_input_names = ()
-    _auto_class = None
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "settings":
-            raise AttributeError(name)
-        # Processors read such values (SmolVLM its `fps`) for images too; what is unset is None there.
-        return self.settings.get(name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise VlmpruneError(
-            "This processor was loaded without its video part, because torchvision cannot be imported; install the "
-            "torchvision that belongs to your torch, or pass images."
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the video part itself is saved."""
-        return dict(self.settings)
-
-
 def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
-    """A model's processor, from a folder or the Hub; where torchvision does not load, without its video part.
+    """A model's processor, from a folder or the Hub; where torchvision does not load, with ours as video part.
 
-    Such a processor is put together from the tokenizer, the image processor that works on Pillow, and the template.
+    Such a processor is put together from the tokenizer, the image processor that works on Pillow, if there is one, and
+    the template.
 
     Raises:
         VlmpruneError: it cannot be loaded; where a package is missing, the sentence names it and how to install it.
@@ -62,7 +34,7 @@ def load_processor(source: str, *, trust_remote_code: bool = False) -> Any:
         try:
             found = _class_of(source)
             if found is not None and "video_processor" in found.get_attributes():
-                return _without_video(found, source, trust_remote_code)
+                return _with_own_video(found, source, trust_remote_code)
         except Exception as error:
             first = error
     raise VlmpruneError(reason(first)) from first
@@ -82,25 +54,33 @@ def _class_of(source: str) -> Any:
         return None
 
 
-def _without_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
-    """The processor with `MissingVideo` in the place of its video part."""
+def _with_own_video(kind: Any, source: str, trust_remote_code: bool) -> Any:
+    """The processor with `OwnVideoProcessor` in the place of its video part."""
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer
 
     def lenient(self: Any, name: str, part: Any) -> Any:
-        return type(part) if isinstance(part, MissingVideo) else kind.check_argument_for_proper_class(self, name, part)
+        own = isinstance(part, OwnVideoProcessor | NoImageProcessor)
+        return type(part) if own else kind.check_argument_for_proper_class(self, name, part)
 
     saved, _ = kind.get_processor_dict(source)
     video = _json(source, CONFIGS[0]).get("video_processor", {})
     for name in VIDEO_CONFIGS:
         video = video or _json(source, name)
+
+    def image_processor() -> Any:
+        try:
+            # A broken torchvision counts as there, and its image processors would be chosen.
+            return AutoImageProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, backend="pil")
+        except ValueError as error:  # PerceptionLM's has no form that works on Pillow
+            if "torchvision" not in str(error):
+                raise
+            return NoImageProcessor(saved.get("image_processor") or _json(source, "preprocessor_config.json"))
+
     loaders = {
-        # A broken torchvision counts as there, and its image processors would be chosen.
-        "image_processor": lambda: AutoImageProcessor.from_pretrained(
-            source, trust_remote_code=trust_remote_code, backend="pil"
-        ),
+        "image_processor": image_processor,
         "tokenizer": lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code),
         "feature_extractor": lambda: AutoFeatureExtractor.from_pretrained(source, trust_remote_code=trust_remote_code),
-        "video_processor": lambda: MissingVideo(video),
+        "video_processor": lambda: OwnVideoProcessor(video),
     }
     parts = [loaders[name]() for name in kind.get_attributes()]
     # Its own check of types would refuse the stand-in. Afterwards the object is one of the real class.
