@@ -79,7 +79,7 @@ def test_no_method_class() -> None:
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(VlmpruneError, match=r"no method 'fastvv'; did you mean 'fastv'\?"):
         make_method("fastvv")
-    with pytest.raises(VlmpruneError, match=r"choose one of act, cdpruner.*\.$"):
+    with pytest.raises(VlmpruneError, match=r"choose one of act, adakv, cdpruner.*\.$"):
         make_method("qqqqqqqq")
 
 

@@ -1,4 +1,4 @@
-"""The arguments of a forward or a `generate`: on the model's device, which describe images, where padding is."""
+"""Arguments of a forward or a `generate`: on the model's device, which describe images and videos, where padding is."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,19 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..errors import VIDEO, VlmpruneError
 from .compatibility import CACHE_NAMES
 
-_PIXELS = ("pixel_values", "pixel_values_images", "cross_attention_states")
+_PIXELS = ("pixel_values", "pixel_values_images", "image_patches", "cross_attention_states")
+_VIDEO_PIXELS = "pixel_values_videos"
 
 
 def to_device(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device, floating-point ones in its precision."""
+    """Inputs on the model's device, floating-point ones in its precision.
+
+    They stay where they are if accelerate keeps the model's first weights elsewhere, on the disk for example, and moves
+    inputs by itself.
+    """
+    device = None if model.device.type == "meta" else model.device
 
     def moved(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+        return value.to(device=device, dtype=model.dtype if value.is_floating_point() else None)
 
     return {name: moved(value) for name, value in inputs.items()}
 
@@ -38,31 +43,52 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
     return next((arguments[name] for name in CACHE_NAMES if hasattr(arguments.get(name), "layers")), None)
 
 
-def image_metadata(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that describe images, without the pixels and features themselves."""
-    heavy = (*_PIXELS, *CACHE_NAMES, "pixel_values_videos", "inputs_embeds", "mm_encoder_outputs", "input_ids")
-    return {k: v for k, v in arguments.items() if v is not None and k not in heavy}
+def media_metadata(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that describe images and videos, without the pixels and features themselves; of the pixels of videos
+    their shape, as `video_shape`."""
+    heavy = (*_PIXELS, *CACHE_NAMES, _VIDEO_PIXELS, "inputs_embeds", "mm_encoder_outputs", "input_ids")
+    found = {k: v for k, v in arguments.items() if v is not None and k not in heavy}
+    shape = getattr(arguments.get(_VIDEO_PIXELS), "shape", None)
+    return found if shape is None else found | {"video_shape": tuple(shape)}
 
 
-def encoded(given: dict[str, Any], kind: str) -> bool:
-    """Whether features of images or videos were handed over, as `generate` does after its own vision stage."""
+def feature_rows(features: Any) -> list[int] | None:
+    """How many rows each image (or video) has in what encodes them returned, None where it does not say."""
+    rows = getattr(features, "pooler_output", features)
+    if rows is None:  # Llama 4 projects what its tower returns afterwards
+        rows = getattr(features, "last_hidden_state", None)
+    if isinstance(rows, Tensor):
+        return [rows.shape[1]] * len(rows) if rows.dim() == 3 else None
+    return [len(one) for one in rows] if isinstance(rows, list | tuple) else None
+
+
+def described(features: Any) -> dict[str, Any]:
+    """What `get_image_features` (or that of videos) returned says: features of each, how many its tower has encoded."""
+    hidden = getattr(features, "last_hidden_state", None)
+    images = len(hidden) if isinstance(hidden, Tensor) and hidden.dim() == 3 else None  # [images, patches, D]
+    return {"feature_rows": feature_rows(features), "encoded_images": images}
+
+
+def handed(given: dict[str, Any], kind: str) -> Any:
+    """Features of images or videos that were handed over, as `generate` does after its own vision stage; else None."""
     outputs = given.get("mm_encoder_outputs")
-    return outputs is not None and (not isinstance(outputs, dict) or outputs.get(kind) is not None)
+    if isinstance(outputs, dict):
+        return outputs.get(kind)
+    return outputs if kind == "image" else None
 
 
-def refuse_video(given: Mapping[str, Any]) -> None:
-    """Raise where a forward or a `generate` is given a video, as pixels or as features.
+def has(given: dict[str, Any], kind: str) -> bool:
+    """Whether this forward brings an "image" or a "video", as pixels or as features.
 
-    The frames of SmolVLM's and InternVL's videos come as `pixel_values` between image tokens, like so many images;
-    nothing but the words around them differs, so these run, every frame as an image.
+    The frames of SmolVLM's and InternVL's videos come as images.
     """
-    if given.get("pixel_values_videos") is not None or encoded(dict(given), "video"):
-        raise VlmpruneError(VIDEO)
+    names = (_VIDEO_PIXELS,) if kind == "video" else _PIXELS
+    return any(given.get(name) is not None for name in names) or handed(given, kind) is not None
 
 
-def has_image(given: dict[str, Any]) -> bool:
-    """Whether this forward brings an image, as pixels or as features."""
-    return any(given.get(name) is not None for name in _PIXELS) or encoded(given, "image")
+def has_visuals(given: dict[str, Any]) -> bool:
+    """Whether this forward brings an image or a video."""
+    return has(given, "image") or has(given, "video")
 
 
 def padding_mask(mask: Any, ids: Tensor) -> Tensor:

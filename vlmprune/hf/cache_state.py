@@ -4,16 +4,17 @@ The state is an attribute of the cache instance: it lives exactly as long, goes 
 reuse, and no "are there image tokens in the input?" guess is needed to tell a prompt from a later step (a model can
 generate the image token's id).
 
-Shapes: B batch, S prompt length before pruning, C prompt length after.
+Shapes: B batch, S prompt length before pruning, C prompt length after, G key heads.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import VlmpruneError
 
@@ -24,10 +25,11 @@ _ATTRIBUTE = "_vlmprune_prompt"
 class PrunedPrompt:
     """A prompt whose layers >= `layer` hold C instead of S entries.
 
-    `columns` [B, C]: the position 0..S-1 of each entry, -1 at filler; where `cross`, the kept columns [B, K] of the
-    cross-attention mask instead, and the layers' own entries are all there. `ragged`: whether there is any filler.
-    `shift` [B]: how far later position ids move down (0 unless re-indexed). `deeper`: of a prompt pruned more than
-    once, the next deeper layer's.
+    `columns` [B, C]: the position 0..S-1 of each entry, -1 at filler, or [B, G, C] where heads hold other entries, as
+    many each; where `cross`, the kept columns [B, K] of the cross-attention mask instead, and the layers' own entries
+    are all there. `ragged`: whether there is any filler. `shift` [B]: how far later position ids move down (0 unless
+    re-indexed). `group`: query heads of a key head. `deeper`: of a prompt pruned more than once, or cut layer by layer,
+    the next deeper layer's.
     """
 
     layer: int
@@ -36,13 +38,20 @@ class PrunedPrompt:
     ragged: bool
     shift: Tensor | None = None
     cross: bool = False
+    group: int = 1
     deeper: "PrunedPrompt | None" = None
 
     def at(self, layer: int) -> "PrunedPrompt | None":
         """The state of a decoder layer, None of one above the first that was pruned."""
-        if layer < self.layer:
-            return None
-        return (self.deeper.at(layer) if self.deeper is not None else None) or self
+        found, state = None, self if layer >= self.layer else None
+        while state is not None and state.layer <= layer:
+            found, state = state, state.deeper
+        return found
+
+    @property
+    def entries(self) -> int:
+        """How many entries of the prompt a row holds, filler included."""
+        return self.columns.shape[-1]
 
     def rows(self, batch: int) -> "PrunedPrompt":
         """The same state for a cache whose rows were repeated; see `repeated`."""
@@ -50,9 +59,15 @@ class PrunedPrompt:
         return replace(self, columns=repeated(self.columns, batch), shift=shift)
 
 
+def holds_keys(cache: Any, layer: int) -> bool:
+    """Whether a layer of the cache, made already, holds keys: not a recurrent layer's state, nor nothing at all."""
+    return layer < len(cache.layers) and isinstance(cache.layers[layer], CacheLayerMixin)
+
+
 def physical_length(cache: Any, layer: int) -> int:
-    """How many entries a layer of the cache has taken; 0 where a growing cache has not made it yet."""
-    return int(cache.layers[layer].get_seq_length()) if layer < len(cache.layers) else 0
+    """How many entries a layer of the cache has taken; 0 where a growing cache has not made it yet, and where it holds
+    no keys."""
+    return int(cache.layers[layer].get_seq_length()) if holds_keys(cache, layer) else 0
 
 
 def physical_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
@@ -65,13 +80,23 @@ def physical_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
 
 def is_filled(cache: Any) -> bool:
     """Whether there is a cache and any of its layers holds anything."""
-    return cache is not None and any(physical_length(cache, layer) for layer in range(len(cache.layers)))
+    return cache is not None and any(
+        physical_length(cache, i) or _has_state(layer) for i, layer in enumerate(cache.layers)
+    )
+
+
+def _has_state(layer: Any) -> bool:
+    """Whether a layer of a cache has the state of a recurrence: one flag, or one for each of several states."""
+    given = getattr(layer, "has_previous_state", False)
+    return any(given.values()) if isinstance(given, dict) else bool(given)
 
 
 def _logical_length(self: Any, layer_idx: int = 0) -> Any:
     held = type(self).get_seq_length(self, layer_idx)
+    if not layer_idx:  # the cache's own, which is that of the first layer that holds keys
+        layer_idx = next((i for i in range(len(self.layers)) if holds_keys(self, i)), 0)
     state = getattr(self, _ATTRIBUTE).at(layer_idx)
-    return held + state.length - state.columns.shape[1] if held and state is not None else held
+    return held + state.length - state.entries if held and state is not None else held
 
 
 def _logical_sizes(self: Any, query_length: int, layer_idx: int) -> tuple[Any, int]:
@@ -115,6 +140,14 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
     for name, answer in _ANSWERS.items():
         if name == "reset" or not state.cross:
             setattr(cache, name, functools.partial(answer, cache))  # a bound method would not be found again by pickle
+
+
+def remember_layers(cache: Any, states: Sequence[PrunedPrompt]) -> None:
+    """Put the states of a prompt's layers on the cache in place of what is there: one each, ascending."""
+    for state, deeper in zip(states, [*states[1:], None], strict=True):
+        state.deeper = deeper
+    vars(cache).pop(_ATTRIBUTE, None)
+    remember(cache, states[0])
 
 
 def recall(cache: Any) -> PrunedPrompt | None:

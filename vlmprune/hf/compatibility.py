@@ -20,6 +20,14 @@ CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(create_ca
 # transformers 5.24 hands the language model's options on to the tower, which has no cache to use.
 NOT_FOR_TOWERS = ("use_cache",)
 
+# What a version's own forward raises on every call, wrapped or not, and what a user can do about it.
+_FAULTS = {
+    "'MoeCausalLMOutputWithPast' object has no attribute 'image_outputs'": (
+        "reads a field of its language model's output that is not there; set "
+        "transformers.modeling_outputs.MoeCausalLMOutputWithPast.image_outputs = None before the call"
+    )
+}
+
 _warned: set[str] = set()  # versions that this process was warned about
 
 
@@ -39,3 +47,10 @@ def check_transformers() -> None:
             UserWarning,
             stacklevel=4,  # the line that called `wrap`, whose arguments are checked between
         )
+
+
+def upstream_fault(model: object, error: Exception) -> str | None:
+    """A sentence about an error of transformers' own that vlmprune has no part in, None where it is no known one."""
+    why = _FAULTS.get(str(error))
+    where = f"The forward of {type(model).__name__} in transformers {transformers.__version__}"
+    return None if why is None else f"{where} fails without vlmprune too, because it {why}."

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,11 +14,13 @@ from ..attention.editor import AttentionEditor, KeyColumns
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import refuse_cross_attention
 from ..errors import VlmpruneError
+from ..flow.compact import Compaction
 from ..hf.arguments import host_copies
 from ..ops.attention_rows import row_chunks
 from ..ops.correction import add_to_rows, calibration, column_scores, own_copy, weighted_values
 from .base import Intervention
 from .declared import number
+from .var import ranges
 
 if TYPE_CHECKING:
     from ..attention.observer import AttentionObserver
@@ -36,6 +37,13 @@ class ACT(Intervention):
     attention on average from the rows that see it, the first token excepted. Sinks are decided when the prompt runs
     and stay for every decoded row. All rows change, so the prompt's full attention of the chosen heads is computed, a
     part of the rows at a time.
+
+    Departures from the official code: rows sum to one in decoding too, which they do not there; columns that few rows
+    see are no candidates, or the last ones would always be sinks; that code has no search for heads, `calibrate` is
+    one.
+
+    When: as VAR, on text too: with `calibrate` on a few hundred questions of your own, and believed only on others. It
+    saves nothing.
 
     Args:
         beta: fraction of its weight that a sink keeps; the rest goes to all other columns in proportion to theirs.
@@ -81,9 +89,13 @@ class ActEditor(AttentionEditor):
     def __init__(self, method: ACT, family: Family, model: Any) -> None:
         refuse_cross_attention(family, "ACT")
         text = family.language_model(model)
-        super().__init__("act", text)
+        super().__init__("act", family, text)
         self.method = method
-        self.heads = chosen_heads(method.heads, self.eligible, text.config.num_attention_heads)
+        numbers = {}
+        for i in self.eligible:  # a module's own number first: layers may differ in their heads
+            own = getattr(family.attention(text.layers[i]), "num_heads", None)
+            numbers[i] = own or text.config.num_attention_heads
+        self.heads = chosen_heads(method.heads, numbers)
 
     def layers(self, seeing: Sequence[int]) -> Sequence[int]:
         return list(self.heads)
@@ -125,6 +137,15 @@ class ActEditor(AttentionEditor):
             add_to_rows(output, start, weighted_values(change, part.value), None if part is call else heads)
         return output
 
+    def gathered(self, layer: int, sink_mask: Tensor, chosen: Compaction, group: int) -> Tensor:
+        index, real = chosen.index.to(sink_mask.device), chosen.real.to(sink_mask.device)
+        if index.dim() == 2:
+            index, real = index[:, None].expand(-1, sink_mask.shape[1], -1), real[:, None]
+        else:
+            own = [head // group for head in self.heads[layer]]
+            index, real = index[:, own], real[:, own]
+        return sink_mask.gather(-1, index) & real
+
     def notes(self) -> list[str]:
         if not self.heads:
             return ["ACT: no heads were chosen, so nothing was changed"]
@@ -132,16 +153,18 @@ class ActEditor(AttentionEditor):
         return [f"ACT: {found} sinks in {sum(map(len, self.heads.values()))} heads of {len(self.heads)} layers"]
 
 
-def chosen_heads(
-    heads: Sequence[tuple[int, int]] | None, eligible: Sequence[int], number: int
-) -> dict[int, list[int]]:
-    """The heads to calibrate by layer, ascending; refused where layers are not eligible or the model lacks heads."""
+def chosen_heads(heads: Sequence[tuple[int, int]] | None, numbers: Mapping[int, int]) -> dict[int, list[int]]:
+    """The heads to calibrate by layer, ascending; refused where layers are not eligible or the model lacks heads.
+
+    `numbers`: how many heads each eligible layer has.
+    """
     chosen: dict[int, list[int]] = {}
-    for layer, head in product(eligible, range(number)) if heads is None else heads:
-        if layer not in eligible or head >= number:
+    every = [(layer, head) for layer, number in numbers.items() for head in range(number)]
+    for layer, head in every if heads is None else heads:
+        if head >= numbers.get(layer, 0):
             raise VlmpruneError(
-                f"heads holds ({layer}, {head}), which cannot be calibrated; use layers {eligible[0]} to "
-                f"{eligible[-1]} and heads 0 to {number - 1}."
+                f"heads holds ({layer}, {head}), which cannot be calibrated; use layers "
+                f"{ranges(list(numbers), ' to ')} and heads 0 to {numbers.get(layer, max(numbers.values())) - 1}."
             )
         chosen.setdefault(layer, []).append(head)
     return chosen

@@ -6,16 +6,18 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width, L decoder lay
 from __future__ import annotations
 
 import inspect
+import itertools
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError, check_call
-from ..flow.locate import SampleLayout, last_valid
+from ..flow.frames import FRAMES, by_frame, counts_for, text_weights
+from ..flow.locate import ImageSpan, SampleLayout, last_valid
 from ..flow.prompt_state import VisionStats
 from ..flow.returned import checked_scores
 from ..flow.score import visual_columns
@@ -110,13 +112,14 @@ class Checked(ABCMeta):
 
 @dataclass(frozen=True)
 class Method(metaclass=Checked):
-    """Base of pruners and attention interventions."""
+    """Base of pruners, attention interventions and cache methods."""
 
     name: ClassVar[str] = ""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        base = next((part for part in cls.__mro__[1:] if part.__name__ in ("Pruner", "Intervention")), None)
+        kinds = ("Pruner", "Intervention", "CacheCut", "CacheReader", "CacheMethod")
+        base = next((part for part in cls.__mro__[1:] if part.__name__ in kinds), None)
         if base is not None:
             check_names(cls, base)
 
@@ -133,6 +136,9 @@ class Method(metaclass=Checked):
     def describe(self) -> dict[str, Any]:
         """Name and options, JSON-serialisable (for the report)."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        for option in fields(self):  # no word about videos where there is nothing to say
+            if option.metadata.get("of_videos") and options[option.name] == option.default:
+                del options[option.name]
         return {"name": self.title, **{k: plain(v) for k, v in options.items()}}
 
 
@@ -164,7 +170,8 @@ class Pruner(Method):
     The last token of a prompt is always kept, also where it is visual; it then counts towards the budget of its image.
 
     Args:
-        keep: float in (0, 1] = fraction of each image's visual tokens; int >= 1 = tokens per image.
+        keep: float in (0, 1] = fraction of each image's visual tokens; int >= 1 = tokens per image. A video counts as
+            one image.
         layer: int k = just before 0-based decoder layer k (0 = before the language model); float f = int(f * L).
         positions: "original" (kept tokens keep their position ids) or "compact" (re-indexed, as stock serving
             engines do).
@@ -172,6 +179,9 @@ class Pruner(Method):
             fraction of its scores' sum, at most `keep` and at least `floor` of them, so that images where few tokens
             matter keep fewer (as Sparse VideoGen2, arXiv 2505.18875, chooses keys). None keeps `keep`.
         floor: budget in the form of `keep` below which `top_p` does not go.
+        frames: how a video's budget lies over its frames: "shared" (the best tokens, whichever frame they are of, so
+            that a frame may keep none), "even" (every frame has its own, equal budget) or "text" (budgets by how much
+            each frame is like the question).
     Raises:
         VlmpruneError: an option out of range.
     """
@@ -181,6 +191,7 @@ class Pruner(Method):
     positions: str = field(default="original", kw_only=True)
     top_p: float | None = field(default=None, kw_only=True, metadata=number(float, 0, 1))
     floor: float | int = field(default=1, kw_only=True)
+    frames: str = field(default="shared", kw_only=True, metadata={"of_videos": True})
     # Whether `PruningContext.sinks` is filled in for a method that reads attention. No field: it may be made an option.
     exclude_sinks = False
     # Whether `PruningContext.vision` is of the tower's last layer, its heads as one; by default it is of the layer
@@ -208,19 +219,31 @@ class Pruner(Method):
                 f"top_p={self.top_p!r} needs a method that chooses once and by one score a token, which {self.title!r} "
                 "does not; use keep alone."
             )
+        if not isinstance(self.frames, str) or self.frames not in FRAMES:
+            raise VlmpruneError(f"frames={self.frames!r:.60} is unknown; use 'shared', 'even' or 'text'.")
+        if self.frames != "shared" and (not self.by_frames or self.top_p is not None):
+            raise VlmpruneError(
+                f"frames={self.frames!r} needs a method that chooses once, image by image, and without top_p, which "
+                f"{self.title!r} does not; use frames='shared'."
+            )
         if self.top_p is None and self.floor != 1:
             raise VlmpruneError(f"floor={self.floor!r} is the least that top_p keeps; give top_p too.")
 
     @property
     def asks(self) -> bool:
         """Whether the ranking depends on the text behind the image, so that it is wrong without it."""
-        return self.reads_question or self.reads_text or self.reads_attention
+        return self.reads_question or self.reads_text or self.reads_attention or self.frames == "text"
 
     @property
     def ranks(self) -> bool:
         """Whether scores alone decide what stays, so that they can decide how much too."""
         own, base = type(self), Pruner
         return own.score is not base.score and (own.select, own._counts) == (base.select, base._counts)
+
+    @property
+    def by_frames(self) -> bool:
+        """Whether the frames of a video can have budgets of their own."""
+        return self.ranks
 
     @property
     def keeps_all(self) -> bool:
@@ -271,15 +294,37 @@ class Pruner(Method):
 
     def select(self, prompt: PruningContext) -> Selection:
         """Which visual tokens stay; the best-scored of every image by default."""
-        scores = checked_scores(self.score(prompt), prompt.layouts, type(self).__name__)
-        samples = zip(scores, prompt.layouts, self._counts(prompt, scores), strict=True)
+        scores, parts = checked_scores(self.score(prompt), prompt.layouts, type(self).__name__), self._parts(prompt)
+        samples = zip(scores, parts.layouts, self._counts(parts, scores), strict=True)
         return Selection([top_k_per_image(own, layout.images, counts) for own, layout, counts in samples])
 
+    def _parts(self, prompt: PruningContext) -> PruningContext:
+        """The prompt with a span for each part that has a budget of its own: an image, a video or a frame."""
+        return prompt if self.frames == "shared" else replace(prompt, layouts=[by_frame(one) for one in prompt.layouts])
+
+    def kept_of(self, span: ImageSpan) -> int | None:
+        """How many tokens of an image stay, where its grid alone says it; None where what it shows decides."""
+        return count_for(self.keep, span.count) if self.top_p is None else None
+
     def _counts(self, prompt: PruningContext, scores: Sequence[Tensor] = ()) -> list[list[int]]:
-        """How many tokens of each image of each sample stay; with `top_p` by their scores, per sample [V]."""
+        """How many tokens of each span of each sample stay; with `top_p` by their scores, per sample [V]."""
         if self.top_p is None:
-            return [[count_for(self.keep, span.count) for span in layout.images] for layout in prompt.layouts]
+            weights = [self._weights(prompt, sample) for sample in range(len(prompt.layouts))]
+            samples = zip(prompt.layouts, weights, strict=True)
+            return [counts_for(self.keep, layout.images, own) for layout, own in samples]
         return [
             top_p_counts(own, layout.images, self.top_p, self.floor, self.keep)
             for own, layout in zip(scores, prompt.layouts, strict=True)
         ]
+
+    def _weights(self, prompt: PruningContext, sample: int) -> list[float]:
+        """With `frames="text"` each span's part of the budget of its video, else nothing."""
+        spans = prompt.layouts[sample].images
+        if self.frames != "text" or all(span.frame is None for span in spans):
+            return []
+        hidden = prompt.sample_hidden(sample).detach()
+        words = prompt.hidden[sample, prompt.question(sample).to(hidden.device)].detach()
+        weights: list[float] = []
+        for _, group in itertools.groupby(spans, key=lambda span: span.image):
+            weights += text_weights([hidden[span.positions.to(hidden.device)] for span in group], words)
+        return weights

@@ -15,10 +15,10 @@ def catalogue() -> list[dict[str, Any]]:
     `name`; `options`, name -> default (None where there is none); `required`, the names of the options without a
     default; `summary`, the first line of the docstring.
     """
-    sources = [file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("*.py")]
+    sources = [file.read_text(encoding="utf-8") for file in Path(__file__).parent.rglob("*.py")]
     nodes = [node for source in sources for node in ast.parse(source).body]
     classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
-    return [_record(classes[name.partition(".")[2]], classes) for name in BUILT_IN]
+    return [_record(classes[name.rpartition(".")[2]], classes) for name in BUILT_IN]
 
 
 def _record(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, Any]:

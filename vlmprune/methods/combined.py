@@ -1,4 +1,4 @@
-"""Several methods on one model: at most one pruner and any number of interventions."""
+"""Several methods on one model: at most one pruner, at most one cache method and any number of interventions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import VlmpruneError
 from .base import Intervention, Method
+from .kv.base import CacheMethod
 
 
 @dataclass(frozen=True)
@@ -13,15 +14,19 @@ class Combined(Method):
     """A list of methods, made by `wrap` where it is given one of several.
 
     Raises:
-        VlmpruneError: two pruners, or the same intervention twice.
+        VlmpruneError: two pruners, two cache methods, or the same intervention twice.
     """
 
     parts: tuple[Method, ...]
 
     def __post_init__(self) -> None:
         names = ", ".join(part.title for part in self.parts)
-        if sum(not isinstance(part, Intervention) for part in self.parts) > 1:
-            raise VlmpruneError(f"The list of methods holds {names}; pass at most one pruner.")
+        for kind, held in (
+            ("cache method", [isinstance(part, CacheMethod) for part in self.parts]),
+            ("pruner", [not isinstance(part, CacheMethod | Intervention) for part in self.parts]),
+        ):
+            if sum(held) > 1:
+                raise VlmpruneError(f"The list of methods holds {names}; pass at most one {kind}.")
         twice = [part.title for i, part in enumerate(self.parts) if type(part) in map(type, self.parts[:i])]
         if twice:
             raise VlmpruneError(f"The list of methods holds {twice[0]} twice; pass each intervention once.")

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..flow.select import ranking
 from .declared import number
-from .per_image import ImageContext, PerImage, cosine
+from .per_image import ImageContext, PerImage, cosine, part_size
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Dart(PerImage):
     both are within `keep`, so that the last pivots take less or nothing. With `keep` = b + 4 and b a multiple of 8 it
     keeps what the official code keeps for a budget of b. Each of several images has visual pivots of its own, and
     cosines are fp64. The turns are those of the official loop, which goes over a Python set of positions.
+
+    When: attention should not decide (it reads keys and hidden states), and the first layers may cost full price.
 
     Args:
         visual_pivots, text_pivots: how many of either, 4 and 4 in the paper and the code.
@@ -56,8 +58,11 @@ class Dart(PerImage):
         # Padding must not change the turns.
         places = (prompt.valid[image.sample].cumsum(0)[pivots] - 1).tolist()
         turns = torch.stack([pivots[places.index(place)] for place in set(places)])
-        hidden = prompt.normed(prompt.hidden[image.sample])
-        return spread(hidden[slots.to(hidden.device)], hidden[turns.to(hidden.device)], visual, image.count)
+        hidden = prompt.hidden[image.sample]
+        ends = prompt.normed(hidden[turns.to(hidden.device)])
+        parts = slots.to(hidden.device).split(part_size(hidden.shape[1]))
+        similarity = torch.cat([cosine(ends, prompt.normed(hidden[part])) for part in parts], dim=1)
+        return spread(similarity, visual, image.count)
 
 
 def norms(keys: Tensor) -> Tensor:
@@ -65,20 +70,20 @@ def norms(keys: Tensor) -> Tensor:
     return keys.float().abs().sum(dim=(0, 2))
 
 
-def spread(hidden: Tensor, pivots: Tensor, chosen: Tensor, count: int) -> Tensor:
-    """Which `count` of an image's tokens [V, D] stay: the `chosen` pivots among them, and what the pivots take.
+def spread(similarity: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """Which `count` of an image's tokens stay: the `chosen` pivots among them, and what the pivots take.
 
     Args:
-        pivots: [P, D], states of all pivots in the order of their turns.
+        similarity: [P, V], of all pivots in the order of their turns to the image's tokens.
     Returns:
         [count] ascending indices.
     """
-    kept = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+    kept = torch.zeros(similarity.shape[1], dtype=torch.bool, device=similarity.device)
     kept[chosen] = True
     left = count - len(chosen)
-    share = math.ceil(left / len(pivots))
-    for similarity in cosine(pivots, hidden):
-        order = torch.sort(similarity.masked_fill(kept, float("inf")), stable=True).indices
+    share = math.ceil(left / len(similarity))
+    for own in similarity:
+        order = torch.sort(own.masked_fill(kept, float("inf")), stable=True).indices
         taken = min(share, left)
         kept[order[:taken]] = True
         left -= taken

@@ -16,6 +16,9 @@ class FastV(Pruner):
     attention comes from the probe, so the model keeps its fused kernel. `exclude_sinks` ranks visual sinks last:
     tokens that draw attention whatever the question is, found in the residual stream entering layer K.
 
+    When: the question must decide what stays, no second model is at hand, and the first layers may cost full price. The
+    usual baseline of papers.
+
     Raises:
         VlmpruneError: layer 0, before which no attention exists.
     """

@@ -12,6 +12,8 @@ class FastVOracle(Guided):
 
     The model answers unpruned; its attention over all layers, heads, text rows and steps ranks its visual tokens, as
     the small model's does in SGL.
+
+    When: in studies, as what SGL would do with a perfect guide. It never saves anything.
     """
 
     name: ClassVar[str] = "fastv-oracle"

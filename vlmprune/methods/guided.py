@@ -18,6 +18,8 @@ class GuideOptions:
     guide_processor: Any = None  # where it is not the model's
     exit_at: float | None = None  # exit score from which the guide's answer is taken; None: never
     guide_steps: int | None = None  # rank from at most this many of its tokens; None: all
+    guide_frames: int | None = None  # show it at most so many frames of each clip; None: all
+    guide_scale: float | None = None  # make these frames' sides so much shorter; None: as they are
     guide_keep: float | int | None = None  # drop the guide's own visual tokens halfway; None: none
     normalise_consistency: bool = True
     measure_consistency: bool = True

@@ -11,7 +11,10 @@ from .base import Pruner, PruningContext
 
 @dataclass(frozen=True)
 class KNorm(Pruner):
-    """Keeps the tokens whose keys in the layer before have the smallest L2 norm, over all heads together."""
+    """Keeps the tokens whose keys in the layer before have the smallest L2 norm, over all heads together.
+
+    When: in comparisons: a rule that was made for caches of text.
+    """
 
     name: ClassVar[str] = "knorm"
     reads_keys: ClassVar[bool] = True

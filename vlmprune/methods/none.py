@@ -8,6 +8,9 @@ from .base import Method
 
 @dataclass(frozen=True)
 class Unpruned(Method):
-    """Drops nothing; the model runs untouched."""
+    """Drops nothing; the model runs untouched.
+
+    When: in every comparison, as its first row, and to get a report of an unpruned call.
+    """
 
     name: ClassVar[str] = "none"

@@ -4,10 +4,12 @@ Shapes: V visual tokens of an image, K kept, T tokens of the question, D width, 
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ..flow.locate import ImageSpan
 from ..flow.prompt_state import VisionStats
@@ -31,8 +33,11 @@ class ImageContext:
 
     @property
     def hidden(self) -> Tensor:
-        """Hidden states of its visual tokens: [V, D]."""
-        return self.prompt.hidden[self.sample, self.slots.to(self.prompt.hidden.device)]
+        """Hidden states of its visual tokens: [V, D]; where they stand side by side no copy."""
+        slots, hidden = self.slots, self.prompt.hidden[self.sample]
+        if int(slots[-1]) - int(slots[0]) == len(slots) - 1:
+            return hidden[int(slots[0]) : int(slots[-1]) + 1]
+        return hidden[slots.to(hidden.device)]
 
     @property
     def question(self) -> Tensor:
@@ -56,11 +61,19 @@ class ImageContext:
 class PerImage(Pruner):
     """A subclass says in `choose` which tokens of one image stay, and maybe what stands there."""
 
+    @property
+    def by_frames(self) -> bool:
+        own = type(self)
+        return self.ranks or (own.select, own._counts) == (PerImage.select, Pruner._counts)
+
     def select(self, prompt: PruningContext) -> Selection:
         kept, merged, merges = [], [], False
-        for sample, (layout, counts) in enumerate(zip(prompt.layouts, self._counts(prompt), strict=True)):
+        parts = self._parts(prompt)
+        for sample, (layout, counts) in enumerate(zip(parts.layouts, self._counts(parts), strict=True)):
             indices, states = [torch.zeros(0, dtype=torch.long)], [prompt.hidden[sample, :0]]
             for span, count in zip(layout.images, counts, strict=True):
+                if not count:  # a frame that keeps nothing
+                    continue
                 chosen = self.choose(ImageContext(prompt, sample, span, count))
                 if isinstance(chosen, tuple):
                     chosen, state = chosen
@@ -79,10 +92,64 @@ class PerImage(Pruner):
         """
 
 
+WHOLE = 1024  # tokens of which the similarities to each other are made at once: 8 MiB in fp64
+_LARGE = 1 << 24  # numbers of which a second copy is made in fp64: 128 MiB
+_NOTHING = 1e-12  # of two squared lengths: what products of thousands of numbers leave of no distance
+ROUGH = 1e-5  # what a cosine in fp32 is off at most
+_BLOCK = 1024  # tokens on a side of a block of cosines: 8 MiB in fp64
+_NUMBERS = 1 << 21  # in fp64 at a time, of more: 16 MiB
+
+
 def cosine(rows: Tensor, columns: Tensor | None = None) -> Tensor:
     """Cosine similarities of rows [U, D] to columns [V, D], or each other: [U, V], in fp64 as greedy steps subtract."""
-    unit = torch.nn.functional.normalize(rows.double(), dim=-1)
-    return unit @ (unit if columns is None else torch.nn.functional.normalize(columns.double(), dim=-1)).T
+    if columns is None:
+        unit = unit_rows(rows)
+        return unit @ unit.T
+    if rows.numel() > max(_LARGE, columns.numel()):
+        return cosine(columns, rows).T
+    unit = unit_rows(rows)
+    if columns.numel() <= _LARGE:
+        return unit @ unit_rows(columns).T
+    return torch.cat([unit @ unit_rows(part).T for part in columns.split(part_size(columns.shape[1]))], dim=1)
+
+
+def distances(rows: Tensor, columns: Tensor) -> Tensor:
+    """Euclidean distances of rows [U, D] to columns [V, D]: [U, V], 0 where they are within rounding; both fp64."""
+    squares = (rows**2).sum(dim=1)[:, None] + (columns**2).sum(dim=1)
+    gap = torch.addmm(squares, rows, columns.T, alpha=-2)
+    return gap.masked_fill_(gap < _NOTHING * squares, 0).sqrt_()
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [V, D] at length 1, in fp64 and without a second copy of so many."""
+    parts = rows.split(part_size(rows.shape[1]))
+    if len(parts) == 1:
+        return normalize(rows.double(), dim=-1)
+    unit = torch.empty(rows.shape, dtype=torch.float64, device=rows.device)
+    for part, own in zip(parts, unit.split(part_size(rows.shape[1])), strict=True):
+        own.copy_(normalize(part.double(), dim=-1))
+    return unit
+
+
+def rough_unit_rows(rows: Tensor) -> Tensor:
+    """Rows [V, D] at length 1, in fp32: for bounds on cosines, which are off by less than `ROUGH`."""
+    unit = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    for part, own in zip(rows.split(part_size(rows.shape[1])), unit.split(part_size(rows.shape[1])), strict=True):
+        own.copy_(normalize(part.float(), dim=-1))
+    return unit
+
+
+def pair_blocks(unit: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Cosines of unit vectors [V, D] to each other, block by block from the diagonal up: rows, columns, cosines."""
+    parts = [slice(at, min(at + _BLOCK, len(unit))) for at in range(0, len(unit), _BLOCK)]
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            yield rows, columns, unit[rows] @ unit[columns].T
+
+
+def part_size(width: int) -> int:
+    """How many rows of `width` numbers are worked on at a time."""
+    return max(1, _NUMBERS // max(1, width))
 
 
 def cluster_means(states: Tensor, cluster: Tensor, number: int) -> Tensor:

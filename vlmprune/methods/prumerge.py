@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..flow.locate import ImageSpan
 from ..flow.select import evenly, ranking
-from .per_image import ImageContext, PerImage, cosine
+from .per_image import ImageContext, PerImage, part_size, unit_rows
 
 NEAREST = 32  # tokens that a kept one gathers; the official code for training takes 16
 
@@ -30,6 +31,8 @@ class PruMerge(PerImage):
     - A tower without a class token, which the official code does not have, is ranked by the mean attention received.
     - In images of fewer than 33 tokens, where the official code fails, a token gathers all others.
 
+    When: images differ much in how full they are: how many tokens stay is each image's own.
+
     Args:
         adaptive: keep outliers only. False: fill the budget by attention, as the official code does for a fixed ratio.
         plus: PruMerge+: add evenly spaced tokens, about three for an outlier; without outliers, where the official code
@@ -44,6 +47,9 @@ class PruMerge(PerImage):
     adaptive: bool = True
     plus: bool = False
     vision_as_one: bool = True
+
+    def kept_of(self, span: ImageSpan) -> None:
+        """Outliers stay, as many as there are."""
 
     def choose(self, image: ImageContext) -> tuple[Tensor, Tensor]:
         tower = image.tower
@@ -83,10 +89,19 @@ def gathered(hidden: Tensor, received: Tensor, keys: Tensor, stay: Tensor) -> tu
     """
     rest = received.clone()
     rest[stay] = 0
-    similar = cosine(keys[stay], keys).scatter(1, stay[:, None], -torch.inf)
-    near = similar.topk(min(NEAREST, len(keys) - 1), dim=1).indices
-    weights = torch.zeros_like(similar).scatter(1, near, received.to(similar)[near]).scatter(1, stay[:, None], 1.0)
+    unit = unit_rows(keys)
+    states = [hidden[:0]]
+    at_once = part_size(max(len(keys), NEAREST * hidden.shape[1]))
+    for own in stay.split(at_once):
+        similar = (unit[own] @ unit.T).scatter(1, own[:, None], -torch.inf)
+        near = similar.topk(min(NEAREST, len(keys) - 1), dim=1).indices
+        weights = received.to(similar)[near].to(hidden.device)
+        others = hidden[near.to(hidden.device)].double()
+        own_states = hidden[own.to(hidden.device)].double()
+        states.append((own_states + (weights[:, None] @ others)[:, 0]).to(hidden.dtype))
+    size = part_size(hidden.shape[1])
+    parts = zip(rest.to(hidden.device).split(size), hidden.split(size), strict=True)
+    states.append(sum(weight.double() @ part.double() for weight, part in parts)[None].to(hidden.dtype))
     extra = received.index_fill(0, stay, -1).argmax()
     kept, order = torch.cat([stay, extra[None]]).sort()
-    weights = torch.cat([weights, rest.to(weights)[None]])[order]
-    return kept, (weights.to(hidden.device) @ hidden.double()).to(hidden.dtype)
+    return kept, torch.cat(states)[order.to(hidden.device)]

@@ -27,6 +27,8 @@ class PyramidDrop(Pruner):
     kept tokens keep their positions (there they are renumbered; see `positions`), and in training too the last prompt
     token ranks (there those before each answer).
 
+    When: early layers must see everything and dropping at once costs accuracy: it drops in stages, and so saves less.
+
     Args:
         layer: the first stage; the others are spread evenly over the layers behind it.
         stages: how many.
@@ -42,12 +44,7 @@ class PyramidDrop(Pruner):
     stages: int = field(default=3, metadata=number(int, 1))
 
     def stage_layers(self, layers: int, layouts: list[SampleLayout] | None = None) -> tuple[int, ...]:
-        first = self.layer_index(layers)
-        if first + self.stages > layers:
-            raise VlmpruneError(
-                f"stages={self.stages} from layer {first} on do not fit into {layers} decoder layers; use fewer stages "
-                "or a lower layer."
-            )
+        first = first_stage(self.layer_index(layers), self.stages, layers)
         return tuple(first + (layers - first) * stage // self.stages for stage in range(self.stages))
 
     def score(self, prompt: PruningContext) -> list[Tensor]:
@@ -55,6 +52,16 @@ class PyramidDrop(Pruner):
 
     def _counts(self, prompt: PruningContext, scores: Sequence[Tensor] = ()) -> list[list[int]]:
         return staged_counts(self.keep, prompt)
+
+
+def first_stage(first: int, stages: int, layers: int) -> int:
+    """The layer of the first of several stages, `first`, behind which the others must have layers of their own."""
+    if first + stages > layers:
+        raise VlmpruneError(
+            f"stages={stages} from layer {first} on do not fit into {layers} decoder layers; use fewer stages or a "
+            "lower layer."
+        )
+    return first
 
 
 def staged_counts(keep: float | int, prompt: PruningContext) -> list[list[int]]:

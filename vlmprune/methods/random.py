@@ -15,6 +15,8 @@ class Random(Pruner):
     """Keeps visual tokens at random, drawn from `seed` and the sample's own prompt ids.
 
     A row is the same alone and in a batch; another question about the same image draws other tokens.
+
+    When: in every comparison. A method that is not better than this one at the same layer and budget has found nothing.
     """
 
     name: ClassVar[str] = "random"

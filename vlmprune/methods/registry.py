@@ -13,7 +13,7 @@ from .declared import check_options
 M = TypeVar("M", bound=type[Method])
 
 CLASSES: tuple[type[Method], ...] = tuple(
-    resolve_name(f"{__package__}.{name.replace('.', ':')}") for name in BUILT_IN
+    resolve_name(f"{__package__}.{':'.join(name.rsplit('.', 1))}") for name in BUILT_IN
 )
 _methods: dict[str, type[Method]] = {cls.name: cls for cls in CLASSES}
 

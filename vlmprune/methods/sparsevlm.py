@@ -11,12 +11,13 @@ from ..flow.locate import SampleLayout
 from ..flow.select import ranking
 from .base import PruningContext
 from .declared import number
-from .per_image import ImageContext, PerImage, cluster_means
+from .per_image import ImageContext, PerImage, cluster_means, distances, part_size
 from .pyramiddrop import staged_counts
 
 LATER = (7 / 3, 16 / 3)  # the official code drops behind layers 2, 6 and 15: before 3, 7 and 16
 RECYCLED = 0.3  # fraction of the dropped tokens, best scored, that are recycled
 CLUSTERS = 0.1  # clusters a recycled token
+_EXACT = 12  # decimals: two points alone are equally dense, and must not differ by rounding
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class SparseVLM(PerImage):
     keeps the same fraction; that code has lists of counts, and clusters on top (the paper: the rank of the attention
     matrix). A cluster's mean stands where its centre stood, not behind the tokens that stay. A budget too small for all
     clusters has fewer. Densities carry no noise against ties. Each of several images has a budget of its own.
+
+    When: as PyramidDrop, where the question's words should rank and dropped tokens should leave a trace.
 
     Args:
         layer: the first stage, 3 of 32 in the official code; the others come at 7/3 and 16/3 of its depth.
@@ -124,13 +127,25 @@ def density_peaks(points: Tensor, clusters: int, neighbours: int) -> tuple[Tenso
     Returns:
         [clusters] indices of the centres, and [N] the cluster of every point.
     """
-    distance = torch.cdist(points.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    distance = distance / points.shape[1] ** 0.5
-    density = (-(distance.sort(dim=1).values[:, : neighbours or clusters] ** 2).mean(dim=1)).exp()
-    denser = density[None, :] > density[:, None]
-    gap = torch.where(denser, distance, torch.full_like(distance, float("inf"))).amin(dim=1)
-    gap = torch.where(gap.isinf(), distance.max(), gap)  # the densest point
-    centres = torch.sort(density * gap, descending=True, stable=True).indices[:clusters]
-    owner = distance[:, centres].argmin(dim=1)
+    points = points.double()
+
+    def to(others: Tensor, part: slice) -> Tensor:
+        return distances(points[part], others) / points.shape[1] ** 0.5
+
+    size = part_size(len(points))
+    parts = [slice(at, at + size) for at in range(0, len(points), size)]
+    few = min(len(points), neighbours or clusters)
+    near = torch.cat([to(points, part).topk(few, dim=1, largest=False).values for part in parts])
+    density = (-(near**2).mean(dim=1)).exp().round(decimals=_EXACT)
+    gaps, farthest = [], density.new_zeros(())
+    for part in parts:
+        distance = to(points, part)
+        farthest = torch.maximum(farthest, distance.max())
+        denser = density[None, :] > density[part, None]
+        gaps.append(distance.masked_fill(~denser, float("inf")).amin(dim=1))
+    gap = torch.cat(gaps)
+    gap = torch.where(gap.isinf(), farthest, gap)  # the densest point
+    centres = torch.sort((density * gap).round(decimals=_EXACT), descending=True, stable=True).indices[:clusters]
+    owner = torch.cat([to(points[centres], part).argmin(dim=1) for part in parts])
     owner[centres] = torch.arange(clusters, device=points.device)
     return centres, owner

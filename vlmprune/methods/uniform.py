@@ -9,9 +9,18 @@ from .base import Pruner, PruningContext
 
 @dataclass(frozen=True)
 class Uniform(Pruner):
-    """Keeps evenly spaced visual tokens of every image."""
+    """Keeps evenly spaced visual tokens of every image; of a video, evenly over time, height and width.
+
+    When: in every comparison, and where nothing but a token's place may decide. It keeps the whole image in view.
+    """
 
     name: ClassVar[str] = "uniform"
 
+    @property
+    def by_frames(self) -> bool:
+        return True
+
     def select(self, prompt: PruningContext) -> Selection:
-        return Selection([every_nth(layout.images, self.keep) for layout in prompt.layouts])
+        parts = self._parts(prompt)
+        samples = zip(parts.layouts, self._counts(parts), strict=True)
+        return Selection([every_nth(layout.images, counts) for layout, counts in samples])

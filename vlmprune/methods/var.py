@@ -13,6 +13,7 @@ from ..attention.editor import AttentionEditor, KeyColumns, check_readable
 from ..attention.probe import AttentionCall
 from ..attention.sink_dims import SinkDims
 from ..errors import VlmpruneError
+from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import check_dims, check_tau, phi, separation
 from ..hf.arguments import host_copies
@@ -33,6 +34,13 @@ class VAR(Intervention):
     whose residual stream entering the layer has phi = max over sink dimensions of |x[d] / RMS(x)| >= tau; sinks are
     decided when the prompt runs. No attention map is made: the fused kernel's output is corrected in those rows, or on
     a CPU, where a step's row changes, computed instead.
+
+    Departures from the official code: p and rho are the paper's (see below); sinks are each prompt's own, where that
+    code keeps the first prompt's; the last layer is left alone, which that code intends; sink dimensions are found
+    instead of looked up by the model's name.
+
+    When: answers seem to ignore the image or name what is not in it, and a comparison on your questions says that it
+    helps. It saves nothing.
 
     Args:
         p: fraction of every sink's weight that is moved, visual and text sinks alike. The paper's p; the released code
@@ -63,12 +71,13 @@ class VAR(Intervention):
 
 
 class VarEditor(AttentionEditor):
-    """VAR on one model. Its sink masks are the sinks and the visual tokens of a layer: bool [B, 2, P]."""
+    """VAR on one model. Its sink masks are the sinks and the visual tokens of a layer: bool [B, 2, P]; [B, H, 2, P]
+    where the cache was cut head by head."""
 
     def __init__(self, method: VAR, family: Family, model: Any) -> None:
         self.method = method
         self.sinks = SinkDims(family, model, tau=method.tau, dims=method.sink_dims, what="VAR")
-        super().__init__("var", self.sinks.text)
+        super().__init__("var", family, self.sinks.text)
         self._phi: list[Tensor] = []
 
     def begin(self, ids: Tensor | None, valid: Tensor | None) -> None:
@@ -98,7 +107,7 @@ class VarEditor(AttentionEditor):
         self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None
     ) -> Tensor:
         every = torch.arange(output.shape[1], device=output.device).expand(len(output), -1)
-        sinks, visual = sink_mask.unbind(1)
+        sinks, visual = sink_mask.unbind(-2)
         rows, var = columns.rows if columns is not None else every, self.method
         return call.redistribute(own_copy(output), rows, sinks, visual, p=var.p, rho=var.rho, gate=var.gate)
 
@@ -109,16 +118,23 @@ class VarEditor(AttentionEditor):
         if self.state is not None or layer not in self.sink_masks or not direct:
             return None
         check_readable(call, self.name)
-        sinks, visual = self.step_mask(layer, call.query).unbind(1)
+        sinks, visual = self.step_mask(layer, call.query).unbind(-2)
         weights, var = call.weights(torch.zeros(len(call.query), 1, dtype=torch.long)), self.method
         marks = marks_of(sinks, visual)
-        changes = redistribution(weights[..., : marks.shape[2]], marks, p=var.p, rho=var.rho, gate=var.gate)
+        changes = redistribution(weights[..., : sinks.shape[-1]], marks, p=var.p, rho=var.rho, gate=var.gate)
         changed = changes.flatten(1).any(dim=1)
         if bool(changed.all()):
-            weights[..., : marks.shape[2]] += changes
+            weights[..., : sinks.shape[-1]] += changes
             return weighted_values(weights, call.value).to(call.query.dtype)
         out = kernel()  # samples without a change stay as it writes them
         return (out + weighted_values(changes, call.value)).to(out.dtype) if bool(changed.any()) else out
+
+    def gathered(self, layer: int, sink_mask: Tensor, chosen: Compaction, group: int) -> Tensor:
+        index, real = chosen.index.to(sink_mask.device)[..., None, :], chosen.real.to(sink_mask.device)[..., None, :]
+        if index.dim() == 4:
+            index, real = (part.repeat_interleave(group, dim=1) for part in (index, real))
+            sink_mask = sink_mask[:, None].expand(-1, index.shape[1], -1, -1)
+        return sink_mask.gather(-1, index.expand(*sink_mask.shape[:-1], -1)) & real
 
     def notes(self) -> list[str]:
         if self.state is None or not any(layout.count for layout in self.state.layouts):
@@ -139,7 +155,7 @@ class VarEditor(AttentionEditor):
         return lines
 
 
-def ranges(numbers: Any) -> str:
+def ranges(numbers: Any, to: str = "-") -> str:
     """Whole numbers in ascending order, runs shortened: `2-4, 6`."""
     runs: list[list[int]] = []
     for one in sorted(numbers):
@@ -147,4 +163,4 @@ def ranges(numbers: Any) -> str:
             runs[-1][1] = one
         else:
             runs.append([one, one])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return ", ".join(str(a) if a == b else f"{a}{to}{b}" for a, b in runs)

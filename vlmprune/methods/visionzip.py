@@ -23,6 +23,9 @@ class VisionZip(PerImage):
     - It puts merged tokens behind the others; here each stands where its target stood, at the original position.
     - A tower without a class token ranks by the mean attention received, which the paper describes.
 
+    When: the tower has a class token, and what is dropped should leave a trace: the rest is merged, not lost. As it
+    works before the language model, it also suits serving engines.
+
     Args:
         contextual: fraction of the budget that is merged tokens; the paper's 64 tokens are 54 + 10.
         average: a merged token is the mean of its target and all that is merged onto it, not target plus mean, and so

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..accounting.build_report import carry
 from ..accounting.report import Report
 from ..hf.per_thread import PerThread
+from ..methods.kv.base import StepSelector
 from .clock import Clock
 from .decode import Decode
 from .output_rows import Asked
@@ -21,9 +22,13 @@ class Call:
     """A `generate`, or a forward outside of one; of a `generate` within another, that one.
 
     `generating`: it is a `generate`; `begins`: none of its forwards has run yet. `prompts` and `prompt_length`: rows
-    and columns of the ids that it was given (beams repeat the rows). `image_metadata`: what the vision stage was told
-    of the images. `importance`: a guide's ranking of the prompt, per sample [V]. `complete`: adds to the prompt's
-    report what only a special session knows.
+    and columns of the ids that it was given (beams repeat the rows). `media`: what the vision stage was told
+    of the images and of the videos, by kind; `encoding`: it runs. `frames`: which images are frames of a video.
+    `brought`: ids and image of a call whose base model gets neither. `importance`: a guide's ranking
+    of the prompt, per sample [V]. `complete`: adds to the prompt's report what only a special session knows.
+
+    `own_cache`: the caller did not pass the cache. `cache`: of the last forward, until the call is over.
+    `selector`: chooses what of the cache a step reads.
 
     Of the forward that runs now: `asked`, what the caller of the whole model wants; `arguments` of the base model, once
     a prompt may be located in them; `forward`, from there on.
@@ -36,8 +41,14 @@ class Call:
     begins: bool = False
     prompts: int | None = None
     prompt_length: int | None = None
-    image_metadata: dict[str, Any] = field(default_factory=dict)
+    media: dict[str, dict[str, Any]] = field(default_factory=dict)
+    encoding: bool = False
+    frames: Any = None
+    brought: dict[str, Any] | None = None
     importance: list[Tensor] | None = None
+    own_cache: bool = True
+    cache: Any = None
+    selector: StepSelector | None = None
     complete: Callable[[Report], None] | None = None
     asked: Asked | None = None
     arguments: dict[str, Any] | None = None
@@ -48,6 +59,21 @@ class Call:
     @property
     def report(self) -> Report | None:
         return self.made or self.standing
+
+    def repeats(self, rows: int) -> int:
+        """How many of so many rows are one prompt's: beams, return sequences."""
+        return rows // (self.prompts or rows)
+
+    def end_step(self) -> None:
+        """A step has run: what it read of the cache goes into the report."""
+        if self.cache is not None and self.report is not None and self.report.cache is not None:
+            self.report.cache.stepped(self.cache, {} if self.selector is None else self.selector.attended)
+
+    def end_cache(self) -> None:
+        """The call's last forward has run: what its cache holds goes into the report."""
+        if self.cache is not None and self.report is not None and self.report.cache is not None:
+            self.report.cache.ended(self.cache, {} if self.selector is None else self.selector.attended)
+        self.cache = None
 
 
 @dataclass
@@ -92,7 +118,9 @@ class Calls:
         """
         prompts, length = ids.shape if isinstance(ids, Tensor) else (None, None)
         thread, outer = self._threads.own, self.now
-        thread.call = Call(Clock(self._text), True, True, prompts, length, outer.image_metadata, importance)
+        shown = outer.media
+        thread.call = Call(Clock(self._text), True, True, prompts, length, shown, importance=importance)
+        thread.call.frames = outer.frames
         try:
             yield thread.call
         finally:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention.probe import AttentionCall
 from ..attention.sink_observer import VisualSinkObserver
+from ..errors import VlmpruneError
 from ..flow.compact import compaction, keep_mask
 from ..flow.locate import last_valid
 from ..flow.prompt_state import PromptState
@@ -19,6 +20,7 @@ from ..flow.stage import Stage
 from ..hf.arguments import host_copies
 from ..hf.cache_state import PrunedPrompt, remember
 from ..methods.base import Pruner, PruningContext
+from ..ops.gather import gather_rows
 
 
 class Decider:
@@ -39,27 +41,36 @@ class Decider:
         self._last_norm = last_norm
         self._name = type(pruner).__name__
 
-    def observe(self, call: AttentionCall, output: Tensor | None = None) -> None:
+    def observe(self, call: AttentionCall, output: Tensor | None = None, *, layer: int) -> None:
         """Read the layer before a stage, or its own ahead of its run: attention [B, S or cross states], mean over
         heads, and keys.
 
-        Query rows are the last prompt token's, or those of the text tokens that the method named.
+        Query rows are the last prompt token's, or those of the text tokens that the method named. `layer`: whose
+        call it is.
         """
         state, heads = self.state, call.query.shape[1]
         causal = not state.cross_attention
+        columns = state.columns_of(layer)
         if self.pruner.reads_keys:
             # A static cache has room for more than the prompt; keys of cross attention are no positions of it.
             state.keys = call.key.detach()[:, :, : state.length if causal else call.key.shape[2]]
+            if columns is not None:
+                state.keys = gather_rows(call.key.detach().transpose(0, 1), columns).transpose(0, 1)
+        rows, weight = self._query_rows()
+        received = call.received(rows, weight, causal=causal) / heads
+        state.attention = received if columns is None else received.gather(1, columns.to(received.device))
+
+    def _query_rows(self) -> tuple[Tensor, Tensor | None]:
+        """The rows [B, R] whose attention counts, and how much each does."""
+        state = self.state
         where, queries = state.inverse(), state.query_positions
         if queries is None:
             rows = last_valid(state.prompt_valid)[:, None]
-            state.attention = call.received(where.gather(1, rows) if causal else rows, causal=causal) / heads
-            return
+            return rows if state.cross_attention else where.gather(1, rows), None
         longest = max(len(own) for own in queries)
         # Rows are repeated to equal length, so that none reads padding, which is NaN; the repeats do not count.
         rows = torch.stack([where[row, own][torch.arange(longest) % len(own)] for row, own in enumerate(queries)])
-        counts = torch.stack([torch.arange(longest) < len(own) for own in queries])
-        state.attention = call.received(rows, counts.float()) / heads
+        return rows, torch.stack([torch.arange(longest) < len(own) for own in queries]).float()
 
     def ask_query_positions(self, hidden: Tensor) -> None:
         """Before layer 0, once per prompt: which text tokens' attention counts."""
@@ -70,6 +81,13 @@ class Decider:
     def decide(self, layer: int, hidden: Tensor) -> Stage:
         """Run the pruner on what is left, and turn its choice into a gather index over the sequence."""
         state = self.state
+        pruner = self.pruner
+        if (pruner.reads_attention and state.attention is None) or (pruner.reads_keys and state.keys is None):
+            raise VlmpruneError(
+                f"{self._name} reads the attention before layer {layer}, but the module there calls no kernel of "
+                "transformers' ALL_ATTENTION_FUNCTIONS; use a method that reads none, such as 'divprune', or let the "
+                "module look its kernel up by self.config._attn_implementation."
+            )
         context = self._context(layer, hidden)
         selection = self._select(context)
         kept = selection.kept

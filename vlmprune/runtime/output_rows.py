@@ -67,9 +67,10 @@ def is_mask(keep: Any) -> bool:
 class Asked:
     """What a call of the whole model asked for, taken out of its arguments, since only we know which rows are left.
 
-    `keep` is `logits_to_keep`, left to the model where `changes_rows` is False. `lined_up`: the caller takes a loss of
-    its own from the logits, so they have to stand at the positions of `input_ids`. `beside`: the call's other options,
-    which a loss function gets too. `rows`: of the prompt that ran.
+    `keep` is `logits_to_keep`, left to the model where `changes_rows` is False; `passed` where the language model was
+    told too. `lined_up`: the caller takes a loss of its own from the logits, so they
+    have to stand at the positions of `input_ids`. `beside`: the call's other options, which a loss function gets too.
+    `rows`: of the prompt that ran.
     """
 
     labels: Tensor | None = None
@@ -78,6 +79,7 @@ class Asked:
     lined_up: bool = False
     changes_rows: bool = True
     beside: dict[str, Any] = field(default_factory=dict)
+    passed: bool = False
     rows: Rows | None = None
 
     def taken(self, output: Any, rows: Rows) -> Any:
@@ -86,6 +88,8 @@ class Asked:
         if self.keep is None or not self.changes_rows:
             return output
         hidden = output[0] if isinstance(output, tuple) else output.last_hidden_state
+        if self.passed and hidden.shape[1] == self.keep:  # no others ran
+            return output
         if rows.chosen is None and isinstance(self.keep, int):  # a view, as the model itself would take
             hidden = hidden[:, -self.keep :]
         else:
@@ -158,11 +162,13 @@ class Asked:
         loss: Tensor = model.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **beside)
         return loss
 
-def asked_for(bound: inspect.BoundArguments, *, prunes: bool, cross: bool, lined_up: bool) -> Asked:
+
+def asked_for(bound: inspect.BoundArguments, *, prunes: bool, cross: bool, lined_up: bool, cuts: bool = False) -> Asked:
     """What a forward of the whole model was asked for, taken out of its bound arguments where we have to answer it.
 
     `prunes`: the prompt loses visual tokens, and with them rows unless these are keys of `cross` attention. `lined_up`:
-    the caller takes a loss of its own, labels or not.
+    the caller takes a loss of its own, labels or not. `cuts`: the language model runs only the last rows asked for in
+    its later layers, so it is told too.
     """
     given = bound.arguments
     keep = given.get("logits_to_keep")
@@ -177,7 +183,9 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, cross: bool, lined
             real = mask.to(labels.device).bool()  # only padding could predict the first real position
             given["labels"] = labels.masked_fill(real & ~predicted(real), IGNORED)
         return Asked(keep=keep, changes_rows=False)
-    given.pop("logits_to_keep", None)
+    passed = cuts and isinstance(keep, int) and not lined_up and given.get("labels") is None
+    if not passed:
+        given.pop("logits_to_keep", None)
     rest = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
     beside = dict(given.get(rest, {}))
     labels = given.pop("labels", None)
@@ -185,7 +193,7 @@ def asked_for(bound: inspect.BoundArguments, *, prunes: bool, cross: bool, lined
     if shift_labels is not None:
         given[rest] = dict(beside)
     lined_up = lined_up or labels is not None or beside.get("num_items_in_batch") is not None
-    return Asked(labels, shift_labels, keep, lined_up, beside=beside)
+    return Asked(labels, shift_labels, keep, lined_up, beside=beside, passed=passed)
 
 
 def predicted(real: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..flow.prompt_state import PromptState
 from ..hf.arguments import setting
-from ..methods.base import Pruner
+from ..methods.base import Method
 
 RANKED = "ranked"  # the name under which a cache keeps what follows
 _REMEDY = "run the image and the whole question as one prompt, without a cache from before"
@@ -34,12 +34,13 @@ class Ranked:
     over: bool
 
 
-def ranked(pruner: Pruner | None, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked | None:
-    """What pieces that come later on a prompt's cache must know of it; None where nothing depends on its text.
+def ranked(method: Method | None, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked | None:
+    """What pieces that come later on a prompt's cache must know of it.
 
-    `visual`: bool [B, S], which ids stand for visual tokens. `over`: whether the prompt is.
+    `method`: which ranks by the text, None (and so the answer) where nothing does. `visual`: bool [B, S], which ids
+    stand for visual tokens. `over`: whether the prompt is.
     """
-    if pruner is None or not pruner.asks:
+    if method is None:
         return None
     ids, valid = state.input_ids, state.prompt_valid
     markers = [value for name in _MARKERS if (value := getattr(config, name, None)) is not None]
@@ -47,7 +48,7 @@ def ranked(pruner: Pruner | None, state: PromptState, visual: Tensor, config: An
     # The last position of either kind, 0 where there is none.
     place = torch.arange(1, ids.shape[1] + 1)
     image, words = (((kind & valid) * place).amax(dim=1) for kind in (visual, text))
-    return Ranked(type(pruner).__name__, bool((image > words).any()), over)
+    return Ranked(type(method).__name__, bool((image > words).any()), over)
 
 
 def check_later(ranked: Ranked | None, tokens: int, *, generating: bool, begins: bool) -> None:

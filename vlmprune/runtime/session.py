@@ -18,12 +18,14 @@ from ..attention.observer import AttentionObserver
 from ..attention.probe import ProbedLayer
 from ..errors import InactiveHandleError, VlmpruneError
 from ..families import Family
-from ..hf.arguments import cache_in, has_image, image_metadata, padding_mask, refuse_video
+from ..flow.frames import HINT
+from ..hf.arguments import cache_in, described, has, has_visuals, media_metadata, padding_mask
 from ..hf.cache_state import is_filled
+from ..hf.compatibility import upstream_fault
 from ..hf.hooks import conceal, replica
 from ..methods.base import Method
 from .base_forward import BaseForward
-from .call import Calls
+from .call import Call, Calls
 from .call_lock import BASE, MODEL, call_lock_of
 from .hook_set import HookSet
 from .output_rows import Asked, asked_for
@@ -52,21 +54,30 @@ class Session:
         self.lock.sessions.append(self)
         hooks.add(functools.partial(self.lock.sessions.remove, self))
         # Not hooks: PEFT and users call `model.forward`, which runs none, and Ctrl-C in a forward skips those after it.
-        for module, around in ((model, self._forward), (base, self._forward_base)):
+        for module, around in ((base, self._forward_base), (model, self._forward)):  # outermost last, if they are one
             hooks.add(conceal(module))
             hooks.override(module, "forward", around)
             hooks.override(module, "_replicate_for_data_parallel", replica)
         hooks.pre(self.setup.text, self.forwards.enter_text)
+        if base is model or self.setup.inner is not None:  # its output holds logits
+            hooks.post(self.setup.text, self.forwards.leave_text)
         tower = self.family.vision_tower(model)
-        hooks.pre(tower, self._enter_vision)
-        hooks.post(tower, self._leave_vision)
+        if tower is not None:
+            hooks.pre(tower, self._enter_vision)
+            hooks.post(tower, self._leave_vision)
         for i, layer in enumerate(self.setup.text.layers):
             hooks.pre(layer, functools.partial(self.forwards.enter_layer, i))
-            if self.family.deepstack:
+            if self.family.deepstack or self.setup.cache_method is not None:
                 hooks.post(layer, functools.partial(self.forwards.leave_layer, i))
+        if self.setup.text is base:  # its forward has begun, and its vision stage is over, where its first layer runs
+            hooks.pre(self.setup.text.layers[0], self.forwards.enter_text)
         hooks.override(model, "generate", self._generate)
-        if hasattr(base, "get_image_features"):
-            hooks.override(base, "get_image_features", self._image_features)
+        if hasattr(model.base_model, "get_image_features"):
+            hooks.override(model.base_model, "get_image_features", functools.partial(self._features, "image"))
+        if hasattr(model.base_model, "get_video_features"):
+            hooks.override(model.base_model, "get_video_features", functools.partial(self._features, "video"))
+        if self.setup.inner is not None:
+            hooks.override(self.setup.inner, "generate", self._generate_inner)
         for module in [*self.setup.probed.values(), *([self.setup.tower.module] if self.setup.tower else [])]:
             hooks.add(ProbedLayer(module).remove)
 
@@ -79,6 +90,7 @@ class Session:
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.calls.bypassed:
+            kwargs.pop(HINT, None)
             return original(*args, **kwargs)
         with self.lock.generating():
             if not self.hooks:  # taken off while this call waited: ask whatever is on the model now
@@ -86,19 +98,32 @@ class Session:
             out, report = self._reported(original, args, kwargs, self.calls.now.importance)
             return self.calls.publish(out, report)
 
+    def _generate_inner(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`generate` of the language model, which the model's own calls with embeddings; the ids stand beside them."""
+        call = self.calls.now
+        if call.brought is not None and kwargs.get("input_ids") is not None:
+            call.brought["input_ids"] = kwargs["input_ids"]
+        return original(*args, **kwargs)
+
     def _reported(
         self, original: Callable[..., Any], args: Any, kwargs: dict[str, Any], importance: list[Tensor] | None
     ) -> tuple[Any, Report | None]:
         """What `generate` returns, and the report of its prompt: on a filled cache, of the prompt that filled it."""
-        refuse_video(kwargs)
-        whole = None
-        if has_image(kwargs) and self.setup.changes_prompts:
+        if self.setup.inner is not None:  # its own names of arguments, in its own order
+            given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+            args, kwargs = (), {**given.pop("generate_kwargs", {}), **given}
+        self.family.check_video(kwargs)
+        frames, whole = kwargs.pop(HINT, None), None
+        if (has_visuals(kwargs) and self.setup.changes_prompts) or self.setup.cache_method is not None:
             whole = run_whole(self.model, kwargs, config=args[1] if len(args) > 1 else None)
         ids = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
         try:
             with self.calls.generating(ids, importance) as call:
+                call.brought, call.own_cache = self.setup.brought(kwargs), cache_in(kwargs) is None
+                call.frames = call.frames if frames is None else frames
                 start = call.clock.now()
                 out = original(*args, **kwargs)
+                call.end_cache()
         finally:
             self.forwards.clear()
         if call.made is None:
@@ -111,10 +136,29 @@ class Session:
 
     # -- vision ------------------------------------------------------------------------------------------------
 
-    def _image_features(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _features(self, kind: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What encodes the images, or the videos, of a prompt; only the outer one where one calls the other."""
+        call = self.calls.now
+        if call.encoding:
+            return original(*args, **kwargs)
         given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
-        self.calls.now.image_metadata = image_metadata(given)
-        return original(*args, **kwargs)
+        if self._are_frames(call, given):
+            kind = "video"
+        call.encoding = True
+        try:
+            out = original(*args, **kwargs)
+        finally:
+            call.encoding = False
+        call.media[kind] = {**media_metadata(given), **described(out)}
+        return out
+
+    def _are_frames(self, call: Call, given: dict[str, Any]) -> bool:
+        """Whether a forward has its video encoded as images are, by a model without an encoder of videos."""
+        prompt = {name: value for name, value in (call.arguments or {}).items() if name != "mm_encoder_outputs"}
+        videos = prompt.get("pixel_values_videos")
+        if videos is None or hasattr(self.model.base_model, "get_video_features"):
+            return False
+        return given.get("pixel_values") is videos or not has(prompt, "image")
 
     def _enter_vision(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.calls.now.clock.begin_vision()
@@ -153,8 +197,11 @@ class Session:
         self.lock.leave(MODEL)
 
     def _forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        frames = kwargs.pop(HINT, None)
         if not self._enter(MODEL):
             return original(*args, **kwargs)
+        if frames is not None:
+            self.calls.now.frames = frames
         output = None
         try:
             asked, args, kwargs = self._enter_model(args, kwargs)
@@ -162,7 +209,7 @@ class Session:
             if asked is not None:
                 output = asked.finish(self.model, output)
             return output
-        except (ValueError, RuntimeError) as error:
+        except (AttributeError, ValueError, RuntimeError) as error:
             self._explain(error, args, kwargs)
             raise
         finally:
@@ -172,22 +219,27 @@ class Session:
     def _enter_model(self, args: Any, kwargs: dict[str, Any]) -> tuple[Asked | None, Any, dict[str, Any]]:
         """Take out what depends on the rows that a prompt will have: its labels, and which of its logits to keep."""
         given = self._arguments(self.model, args, kwargs)
-        refuse_video(given)
+        self.family.check_video(given)
         if is_filled(cache_in(given)):  # a step has all its rows
             return None, args, kwargs
+        self.calls.now.brought = self.setup.brought(given)
         bound = self._signatures[self.model].bind_partial(*args, **kwargs)
-        prunes = self.setup.pruner is not None and has_image(given)
+        prunes = self.setup.pruner is not None and has_visuals(given)
         lines_up = self.model.training and not self.calls.now.generating
-        asked = asked_for(bound, prunes=prunes, cross=self.family.cross_attention, lined_up=lines_up)
+        cuts = self.setup.cut is not None
+        asked = asked_for(bound, prunes=prunes, cross=self.family.cross_attention, lined_up=lines_up, cuts=cuts)
         self.calls.now.asked = asked
         return asked, bound.args, bound.kwargs
 
     @torch.compiler.disable
     def _explain(self, error: Exception, args: Any, kwargs: dict[str, Any]) -> None:
-        """Say it in our words where a prompt failed whose text and images do not add up: it may be a piece of one."""
+        """Say it in our words where transformers is known to fail, and where a prompt failed whose text and images do
+        not add up: it may be a piece of one."""
+        if (fault := upstream_fault(self.model, error)) is not None:
+            raise VlmpruneError(fault) from error
         given = self._arguments(self.model, args, kwargs)
         ids = given.get("input_ids")
-        if isinstance(error, VlmpruneError) or ids is None or not self.setup.changes_prompts:
+        if isinstance(error, AttributeError | VlmpruneError) or ids is None or not self.setup.changes_prompts:
             return
         try:
             self.forwards.locator.layouts(self.calls.now, given, ids, padding_mask(given.get("attention_mask"), ids))
@@ -214,8 +266,11 @@ class Session:
 
     @torch.compiler.disable(recursive=False)  # one graph break, not one for each of its calls
     def _forward_base(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        frames = kwargs.pop(HINT, None)
         if not self._enter(BASE):
             return original(*args, **kwargs)
+        if frames is not None:
+            self.calls.now.frames = frames
         output = None
         try:
             self._begin_base(args, kwargs)

@@ -1,0 +1,1 @@
+"""Methods that act on the cache after the prompt, or in the steps: one file each."""
