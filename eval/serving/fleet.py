@@ -11,7 +11,8 @@ from typing import Any
 
 from eval import markdown
 from vlmprune.accounting.hardware import hardware
-from vlmprune.harness.plan_rows import llava_config, planned
+from vlmprune.flow.select import count_for
+from vlmprune.harness.plan_rows import named, planned
 
 RATE, BUSY = 100, 0.6  # requests a second; fraction of a GPU's time that is used, the rest is for bursts
 TEXT, NEW = 64, 32
@@ -27,8 +28,19 @@ COLUMNS = (
 )
 
 
-LARGE = ("LLaVA-1.5 13B", llava_config(40, 5120, 13_824, 40))
-SMALL = ("a 1.1B guide (22 x 2048)", llava_config(22, 2048, 5632, 32, 4))
+def small_config() -> Any:
+    """A LLaVA around a Llama of 1.1 billion weights, with transformers' default tower, which is LLaVA-1.5's."""
+    from transformers import LlamaConfig, LlavaConfig
+
+    text = LlamaConfig(
+        num_hidden_layers=22, hidden_size=2048, intermediate_size=5632, num_attention_heads=32, num_key_value_heads=4,
+        vocab_size=32_064,
+    )  # fmt: skip
+    return LlavaConfig(text_config=text)
+
+
+LARGE = named("llava-1.5-13b", "LLaVA-1.5 13B")
+SMALL = ("a 1.1B guide (22 x 2048)", small_config())
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,30 @@ def table() -> str:
     return markdown.table(COLUMNS, lines)
 
 
+TURNS, BLOCK, VISUAL = 3, 16, 576  # of a conversation; vLLM's cache keeps whole blocks of tokens; LLaVA-1.5's image
+WAYS = (
+    ("plain vLLM", None, True, 1),
+    ("inside vLLM", "0.25", True, 1),
+    ("proxy, chosen anew by each question", "0.25", False, TURNS),
+)
+
+
+def turns() -> str:
+    """What a conversation about one image prefills, in Markdown: counts of tokens, no estimates of time."""
+    lines, whole = [], 0
+    for name, keep, reused, towers in WAYS:
+        visual = VISUAL if keep is None else count_for(float(keep), VISUAL)
+        prompts = [visual + turn * TEXT + (turn - 1) * NEW for turn in range(1, TURNS + 1)]
+        # The last token of an answer is not in the cache yet.
+        found = [(prompt + NEW - 1) // BLOCK * BLOCK for prompt in prompts[:-1]] if reused else []
+        left = sum(prompts) - sum(found)
+        whole = whole or left
+        numbers = (f"{sum(prompts):,}", f"{sum(found):,}", f"{left:,}", f"{left / whole:.0%}", str(towers))
+        lines.append([name, keep or "-", *numbers])
+    columns = ("where", "keep", "prompt tokens", "in the prefix cache", "prefilled", "of plain", "images encoded")
+    return markdown.table(columns, lines)
+
+
 if __name__ == "__main__":
     print(f"{LARGE[0]}, {SMALL[0]}, H100, bf16, {TEXT} text tokens, {NEW} generated,")
-    print(f"{RATE} requests a second, {BUSY:.0%} busy\n\n{table()}")
+    print(f"{RATE} requests a second, {BUSY:.0%} busy\n\n{table()}\n\n{TURNS} turns\n\n{turns()}")

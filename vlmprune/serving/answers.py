@@ -15,11 +15,12 @@ from .fields import Refused
 SSE = "text/event-stream"
 
 
-def engine_failure(error: httpx.HTTPError, seconds: float) -> Refused:
+def engine_failure(error: httpx.HTTPError) -> Refused:
     """What a client is told when the engine does not answer."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return Refused("The engine cannot be reached; try again later.", 503)
     if isinstance(error, httpx.TimeoutException):
+        seconds = error.request.extensions["timeout"]["read"]
         return Refused(f"The engine was silent for {seconds:g} seconds; try again later.", 504)
     return Refused(f"The engine broke off its answer ({type(error).__name__}); try again.", 502)
 
@@ -28,7 +29,8 @@ def refusal(error: VlmpruneError) -> JSONResponse:
     """An error as OpenAI's clients read it; what is not `Refused` is the request's fault."""
     status = error.status if isinstance(error, Refused) else 400
     kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": f"{str(error).rstrip('.')}.", "type": kind, "code": status}}
+    said = str(error).rstrip(".").encode("utf-8", "replace").decode()
+    body = {"error": {"message": f"{said}.", "type": kind, "code": status}}
     return JSONResponse(body, status, {"Retry-After": "1"} if status == 503 else None)
 
 

@@ -1,22 +1,38 @@
 """Chat requests from outside, read within limits; nothing is fetched here."""
 
 import base64
+import hashlib
 import io
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ..errors import VlmpruneError
 from ..inputs.images import decoded, size_of
-from .fields import Refused, read_json, rebuilt
+from ..inputs.placeholders import as_words
+from .fields import MOST_TOKENS, MOST_VALUES, Refused, read_json, rebuilt
 
-# Where every field is one of these, an answer that the guide gave greedily is what was asked for.
-_PLAIN = {
-    "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stream", "stream_options", "user",
-    "n",
+# Fields that change nothing of a greedy answer, whatever they are.
+_WITHOUT_EFFECT = {
+    "messages", "model", "max_tokens", "max_completion_tokens", "stream", "stream_options", "user", "seed", "store",
+    "metadata", "service_tier", "safety_identifier", "cache_salt", "prompt_cache_key", "top_p", "min_p", "modalities",
 }  # fmt: skip
+# Fields that change nothing where they have these values.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "temperature": (0,), "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "presence_penalty": (0,),
+    "frequency_penalty": (0,), "repetition_penalty": (1,), "top_k": (1, 0, -1), "ignore_eos": (False,),
+    "tool_choice": ("none",), "skip_special_tokens": (True,), "response_format": ({"type": "text"},),
+}  # fmt: skip
+
+
+def is_greedy(fields: dict[str, Any]) -> bool:
+    """Whether a request asks for one greedy answer in plain text; without a temperature engines sample."""
+    rest = fields.keys() - _WITHOUT_EFFECT
+    return fields.get("temperature") == 0 and all(fields[name] in _NEUTRAL.get(name, ()) for name in rest)
 
 
 @dataclass(frozen=True)
@@ -24,30 +40,39 @@ class Limits:
     """What one client may ask of everybody's server, and all of them together.
 
     `body`: bytes per request, and of all images that are fetched for it. `open_bodies`: of all open requests, until
-    their images have become embeddings. `pixels`: per image. `request_pixels`: of all images of a request, and of what
-    is decoded at once. `open_pixels`: of all requests that wait for guide and tower; more are refused for the moment.
-    `images`: per request. `text`: characters per request. `requests`: open at once. `tokens`: per answer. Seconds:
-    `upload` for the request to arrive, `prepare` for guide and tower, their queues included, `engine` for the engine to
-    say anything, `drain` for a shutdown to wait.
+    their images have become embeddings. `values`: in a request's JSON. `requests`: open at once.
+    Requests with images alone, the engine has its own limits: `images`: per request. `pixels`: per image.
+    `request_pixels`: of all images of a request, and of what is decoded at once. `open_pixels`: of all requests that
+    wait for guide and tower; more are refused for the moment. `text`: characters per request. `tokens`: per answer,
+    more than any engine's by default.
+    `cache`: bytes of the vision tower's rows and of the conversations' kept tokens that are remembered, 0 for none.
+    Seconds: `upload` for the request to arrive, `prepare` for guide and tower, their queues included, `engine` for the
+    engine to be silent before and within a stream, `answer` for an answer that comes whole, `drain` for a shutdown to
+    wait.
     """
 
     body: int = 32 * 2**20
     open_bodies: int = 256 * 2**20
+    values: int = MOST_VALUES
+    requests: int = 64
+    images: int = 8
     pixels: int = 24_000_000
     request_pixels: int = 48_000_000
     open_pixels: int = 256_000_000
-    images: int = 8
     text: int = 1_000_000
-    requests: int = 64
-    tokens: int = 4096
+    tokens: int = MOST_TOKENS
+    cache: int = 512 * 2**20
     upload: float = 30.0
     prepare: float = 60.0
     engine: float = 120.0
+    answer: float = 3600.0
     drain: float = 30.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf):
+            if (name, value) != ("cache", 0) and not (
+                isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            ):
                 raise VlmpruneError(f"The limit {name}={value!r} is not positive; give a number above 0.")
         for name, larger in (
             ("pixels", "request_pixels"), ("request_pixels", "open_pixels"), ("body", "open_bodies")
@@ -105,14 +130,19 @@ class ImagePart:
     pixels: int = 0
     embeddings: Any = field(default=None, repr=False)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the file."""
+        return hashlib.sha256(self.content).hexdigest()
+
 
 @dataclass(frozen=True)
 class Chat:
     """A request that was read.
 
     `body`: what goes to the engine, rebuilt from the fields that are known; where an image was is `None`. `images`:
-    either to be pruned, or, where `embedded`, all of them finished. `plain`: whether a greedy answer of the guide may
-    stand for the engine's.
+    either to be pruned, or, where `embedded`, all of them finished. `exit_at`: None where the guide's greedy answer is
+    not what was asked for.
     """
 
     body: dict[str, Any]
@@ -121,11 +151,45 @@ class Chat:
     keep: float | int | None = None
     exit_at: float | None = None
     max_tokens: int | None = None
-    plain: bool = True
 
     @property
     def pixels(self) -> int:
         return sum(image.pixels for image in self.images)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.body["messages"]
+        return found
+
+    @property
+    def texts(self) -> list[str]:
+        """Of all messages and their parts."""
+        return list(_texts(self.messages))
+
+    def turns(self) -> list["Chat"]:
+        """The conversation up to the end of each turn that brought images: the answer that follows, or its own end."""
+        made, seen, count = [], 0, 0
+        for at, one in enumerate([*self.messages, {"role": "assistant"}]):
+            if one["role"] == "assistant" and count > seen:
+                body, seen = {**self.body, "messages": self.messages[:at]}, count
+                made.append(replace(self, body=body, images=self.images[:count]))
+            count += one["content"].count(None) if isinstance(one.get("content"), list) else 0
+        return made
+
+    def key(self) -> bytes:
+        """Of the messages, the images and the budget: what the choice of visual tokens follows from."""
+        seen = [self.messages, [image.digest for image in self.images], self.keep]
+        return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).digest()
+
+    def as_words(self, tokens: Iterable[str]) -> "Chat":
+        """The request without these tokens in its texts, which would stand for images: their words are left."""
+        messages = [
+            {**one, "content": as_words(one["content"], tokens)}
+            if isinstance(one.get("content"), str)
+            else {**one, "content": [part and _in_words(part, tokens) for part in one.get("content", [])]}
+            for one in self.messages
+        ]
+        return replace(self, body={**self.body, "messages": messages})
 
     def talk(self, most_pixels: int) -> list[dict[str, Any]]:
         """The conversation as Hugging Face processors take it, with the images unpacked in their places."""
@@ -135,6 +199,7 @@ class Chat:
         for one in self._messages([{"type": "image", "image": image} for image in images]):
             content = one.get("content") or ""
             parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            parts = [{"type": "text", "text": part["refusal"]} if "refusal" in part else part for part in parts]
             talk.append({"role": one["role"], "content": parts})
         return talk
 
@@ -148,7 +213,7 @@ class Chat:
             {**one, "content": [next(left) if part is None else part for part in one["content"]]}
             if isinstance(one.get("content"), list)
             else one
-            for one in self.body["messages"]
+            for one in self.messages
         ]
 
 
@@ -169,15 +234,15 @@ def read_chat(
     Raises:
         VlmpruneError: anything in it that is not understood or not allowed.
     """
-    body = read_json(raw)
+    body = read_json(raw, limits.values)
     if isinstance(raw, bytearray):
         raw.clear()
     fields = rebuilt(body)
     del body  # the text of images goes as soon as it was decoded
-    own, messages = fields.pop("vlmprune", {}), fields.pop("messages")
-    longest = _max_tokens(fields, limits)
+    own, messages = fields.pop("vlmprune", {}), fields["messages"]
     found = _images(messages, limits)
     kinds = {part["type"] for part in found}
+    longest = _max_tokens(fields, limits if found else Limits())
     embedded = "image_embeds" in kinds
     if embedded and not embeddings:
         raise Refused("Image embeddings are not taken by this server; send the image itself as a data URL.", 403)
@@ -190,25 +255,33 @@ def read_chat(
             ImagePart(embeddings=part["image_embeds"]) if embedded else _image_part(part["image_url"], limits, urls)
         )
         check_pixels(images, limits)
-    plain = fields.keys() <= _PLAIN and fields.get("n") in (None, 1)
-    body = {**fields, "messages": messages}
-    return Chat(body, tuple(images), embedded, own.get("keep"), own.get("exit_at", exit_at), longest, plain)
+    wanted = own.get("exit_at", exit_at) if is_greedy(fields) else None
+    return Chat(fields, tuple(images), embedded, own.get("keep"), wanted, longest)
+
+
+def _texts(messages: list[dict[str, Any]]) -> Iterator[str]:
+    for one in messages:
+        content: Any = one.get("content", "")
+        if isinstance(content, str):
+            yield content
+        else:
+            yield from (part[part["type"]] for part in content if part and part["type"] in ("text", "refusal"))
+
+
+def _in_words(part: dict[str, Any], tokens: Iterable[str]) -> dict[str, Any]:
+    return {**part, part["type"]: as_words(part[part["type"]], tokens)}
 
 
 def _images(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
     """The image parts of rebuilt messages, taken out of them."""
-    found, text = [], 0
+    found = []
     for one in messages:
         content: Any = one.get("content", "")
-        if isinstance(content, str):
-            text += len(content)
-            continue
-        for at, part in enumerate(content):
-            if part["type"] == "text":
-                text += len(part["text"])
-            else:
+        for at, part in enumerate(content if isinstance(content, list) else []):
+            if part["type"] in ("image_url", "image_embeds"):
                 found.append(part)
                 content[at] = None
+    text = sum(map(len, _texts(messages))) if found else 0
     if text > limits.text:
         raise Refused(f"The request has {text:,} characters of text; send at most {limits.text:,}.", 413)
     if len(found) > limits.images:
@@ -228,8 +301,8 @@ def _max_tokens(fields: dict[str, Any], limits: Limits) -> int | None:
 # -- images ----------------------------------------------------------------------------------------------------------
 
 
-def _image_part(given: dict[str, Any], limits: Limits, urls: bool) -> ImagePart:
-    url: str = given["url"]
+def _image_part(given: Any, limits: Limits, urls: bool) -> ImagePart:
+    url: str = given if isinstance(given, str) else given["url"]
     if url.startswith(("http://", "https://")):
         if not urls:
             raise Refused(

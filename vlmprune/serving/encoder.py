@@ -25,12 +25,14 @@ from ..guide.runner import guide_for
 from ..guide.session import same_prompts
 from ..hf.arguments import padding_mask
 from ..inputs.chat import batched, build_messages
+from ..inputs.placeholders import placeholders
 from ..inputs.processor import load_processor
 from ..methods.base import Method, Pruner
 from ..methods.guided import Guided
 from ..methods.registry import make_method
 from ..methods.sgl import SGL
 from .encoded import Encoded, KeptImage, Ranking
+from .memory import Memory
 from .payload import GRID, Bounds, check_rows
 from .tower import Tower, load_vision, served_family
 
@@ -158,6 +160,11 @@ class Encoder:
         """Whether there is a guide to ask."""
         return self._guide is not None
 
+    @property
+    def same_tokens(self) -> bool:
+        """Whether a token of the guide is one of the model."""
+        return self.guided and bool(self._same)
+
     def inputs(self, talks: Sequence[Any], *, guide: bool = False) -> Any:
         """What the model's or the guide's processor makes of conversations; their images are not needed any more.
 
@@ -204,18 +211,38 @@ class Encoder:
             )
         ]
 
+    def check_texts(self, texts: Sequence[str], visual: int) -> None:
+        """Refuse a conversation that is too long, by its texts alone and the visual tokens of images seen before."""
+        tokenizer = self._needed(self.processor).tokenizer
+        self._check_length(visual + sum(map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"])))
+
+    def _check_length(self, length: int) -> None:
+        """Kept tokens at original positions reach as far as the unpruned prompt."""
+        if self.positions == "original" and length >= self.tower.longest:
+            raise VlmpruneError(
+                f"The prompt has {length} tokens before pruning, and the model's positions end at "
+                f"{self.tower.longest}; shorten it or send fewer images."
+            )
+
+    @property
+    def image_tokens(self) -> frozenset[str]:
+        """What marks an image or a video in the prompts of model and guide."""
+        both = (self.processor, self._guide_processor if self.guided else None)
+        return frozenset().union(*(placeholders(one) for one in both if one is not None))
+
     @torch.no_grad()
     def encode_inputs(
         self,
         inputs: Mapping[str, Any],
         rankings: Sequence[Ranking] | None = None,
         keeps: Sequence[float | int | None] | None = None,
+        memory: Memory | None = None,
     ) -> list[Encoded]:
         """Run the tower and choose.
 
         Args:
             inputs: what `inputs` or the model's processor returned. rankings: one per prompt, of a guided method.
-            keeps: one per prompt, None for the method's.
+            keeps: one per prompt, None for the method's. memory: as `Tower.see`.
         """
         layouts = self.tower.layouts(inputs)
         importance = None
@@ -224,14 +251,8 @@ class Encoder:
         keeps = keeps or [None] * len(layouts)
         budgets = [self.method.keep if keep is None else check_keep(keep) for keep in keeps]
         valid = padding_mask(inputs.get("attention_mask"), inputs["input_ids"])
-        length, longest = int(valid.sum(dim=1).max()), self.tower.longest
-        # Kept tokens at original positions reach as far as the unpruned prompt.
-        if self.positions == "original" and length >= longest:
-            raise VlmpruneError(
-                f"The prompt has {length} tokens before pruning, and the model's positions end at {longest}; shorten "
-                "it or send fewer images."
-            )
-        features, context = self.tower.see(inputs, layouts, importance)
+        self._check_length(int(valid.sum(dim=1).max()))
+        features, context = self.tower.see(inputs, layouts, importance, memory)
         # A selection of the batch for every distinct budget, and each prompt takes its row; 1 is one token, 1.0 all.
         select = lru_cache(None, typed=True)(lambda keep: replace(self.method, keep=keep).select(context))
         grids = inputs.get(GRID)

@@ -18,6 +18,8 @@ class Metrics:
         self.exits = counter("vlmprune_exits", "Requests that the guide answered alone")
         self.tokens_in = counter("vlmprune_visual_tokens_in", "Visual tokens before pruning")
         self.tokens_kept = counter("vlmprune_visual_tokens_kept", "Visual tokens sent on")
+        self.kept_choices = counter("vlmprune_kept_choices", "Images sent on as in an earlier turn")
+        self.remembered = Gauge("vlmprune_remembered_bytes", "Of images and choices", registry=self.registry)
         self.broken_streams = counter("vlmprune_broken_streams", "Streams that engine or client ended early", ["by"])
         self.in_flight = Gauge("vlmprune_requests_in_flight", "Open requests", registry=self.registry)
         self.guide = timer("vlmprune_guide_milliseconds", "Guide, its queue included")

@@ -8,6 +8,23 @@ from .tower import served_family
 
 # What the plugin registers: the model's class in `plugin.models`.
 ARCHITECTURES = {"llava": "VlmpruneLlava", "qwen2_5_vl": "VlmpruneQwen2_5_VL", "qwen3_vl": "VlmpruneQwen3VL"}
+# Likewise of the models that prune images themselves, by `config.model_type`.
+IN_ENGINE = {
+    "llava": "VlmpruneLlava",
+    "qwen2_5_vl": "VlmpruneQwen2_5_VL",
+    "qwen3_vl": "VlmpruneQwen3VL",
+    "qwen3_5": "VlmpruneQwen3_5",
+    "llava_next": "VlmpruneLlavaNext",
+    "llava_onevision": "VlmpruneLlavaOnevision",
+    "internvl": "VlmpruneInternVL",
+    "idefics3": "VlmpruneIdefics3",
+    "smolvlm": "VlmpruneSmolVLM",
+}
+# Of these, those whose positions are one running number.
+ONE_AXIS = {"llava", "llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm"}
+# In their config it makes vLLM ask the model for positions. The plugin's rows are all alike, so the split means
+# nothing, and the language model, whose own config stays as it is, gets one of them.
+ONE_SECTION = [1, 0, 0]
 # vLLM fetches any address that a request names, unless domains are listed. This one cannot exist (RFC 2606).
 NO_DOMAIN = "none.invalid"
 
@@ -36,10 +53,8 @@ def engine_options(model: Any, positions: str = "original", *, raw_images: int |
         options["limit_mm_per_prompt"] = {"image": raw_images}
     if positions == "original":
         overrides: dict[str, Any] = {"architectures": [ARCHITECTURES[config.model_type]]}
-        if config.model_type == "llava":
-            # Makes vLLM ask the model for positions. The plugin's rows are all alike, so the split means nothing, and
-            # the language model, whose own config stays as it is, gets one of them.
-            overrides["mrope_section"] = [1, 0, 0]
+        if config.model_type in ONE_AXIS:
+            overrides["mrope_section"] = ONE_SECTION
         options["hf_overrides"] = overrides
     return options
 

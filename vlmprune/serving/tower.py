@@ -4,6 +4,7 @@ Shapes: B batch, S sequence, V visual tokens of a sample, D width of the languag
 DeepStack D times one and the tower's levels, which stand behind each other as vLLM takes them.
 """
 
+import hashlib
 import inspect
 import threading
 from collections.abc import Mapping
@@ -20,8 +21,10 @@ from ..attention.tower import TowerReader
 from ..errors import UnsupportedModelError, VlmpruneError
 from ..families import FAMILIES, Family, Media
 from ..flow.locate import SampleLayout, layouts_from_mask
-from ..hf.arguments import image_metadata, padding_mask, to_device
+from ..hf.arguments import media_metadata, padding_mask, to_device
 from ..methods.base import Pruner, PruningContext
+from .memory import Memory
+from .payload import GRID
 
 # What vLLM takes embeddings of, an image as one run of them, and the positions they can have there: compact ones in
 # stock vLLM, original ones with the plugin. Positions of several axes (Qwen) cannot be compact.
@@ -73,6 +76,13 @@ def load_vision(folder: str, **options: Any) -> Any:
     return vision.from_pretrained(folder, **{"dtype": "auto", **options}).eval()
 
 
+def _digest(pixels: Tensor, grid: Tensor | None) -> bytes:
+    """Of an image as the tower gets it."""
+    numbers = pixels.detach().cpu().contiguous().view(torch.uint8).numpy()
+    shape = (str(pixels.dtype), tuple(pixels.shape), None if grid is None else grid.tolist())
+    return hashlib.blake2b(numbers.tobytes() + repr(shape).encode(), digest_size=32).digest()
+
+
 class Tower:
     """Turns what a processor returns into visual tokens, and lets a pruner choose among them.
 
@@ -110,19 +120,17 @@ class Tower:
         ids: Tensor = inputs["input_ids"]
         wanted = torch.tensor(self.family.visual_ids(self.config), device=ids.device)
         visual = torch.isin(ids, wanted) & padding_mask(inputs.get("attention_mask"), ids)
-        grids = self.family.grids(self.config, Media(image_metadata(dict(inputs)), ids, visual))
+        grids = self.family.grids(self.config, Media(media_metadata(dict(inputs)), ids, visual))
         return layouts_from_mask(visual, grids)
 
-    def _features(self, inputs: Mapping[str, Any], counts: list[int]) -> list[Tensor]:
+    def _features(self, inputs: Mapping[str, Any], counts: list[int], memory: Memory | None) -> list[Tensor]:
         """What the language model is given of the images: per sample [V, R], of which V are expected."""
         given = {name: value for name, value in inputs.items() if name in self._arguments}
         if given.get("pixel_values") is None:
             raise VlmpruneError("The prompt has no pixel_values; pass everything the processor returns for an image.")
-        out = self.model.get_image_features(**to_device(self.family.vision_tower(self.model), given))
-        levels = [out.pooler_output, *(out.deepstack_features if self.family.deepstack else ())]
-        # The rows of all images, which families give as one tensor or one an image.
-        flat = [level.flatten(0, -2) if isinstance(level, Tensor) else torch.cat(list(level)) for level in levels]
-        rows = torch.cat(flat, dim=-1)
+        # Attention is read while the tower runs; where there is more than pixels and grids, images are not alone.
+        remembered = memory is not None and self._reader is None and given.keys() <= {"pixel_values", GRID}
+        rows = self._remembered(given, memory) if remembered and memory is not None else self._rows(given)
         if len(rows) != sum(counts):
             raise VlmpruneError(
                 f"The vision tower makes {len(rows)} visual tokens and the prompt has {sum(counts)}; prepare text and "
@@ -130,14 +138,47 @@ class Tower:
             )
         return list(rows.split(counts))
 
+    def _rows(self, given: dict[str, Any]) -> Tensor:
+        """Of all images, [V, R]."""
+        out = self.model.get_image_features(**to_device(self.family.vision_tower(self.model), given))
+        levels = [out.pooler_output, *(out.deepstack_features if self.family.deepstack else ())]
+        # The rows of all images, which families give as one tensor or one an image.
+        flat = [level.flatten(0, -2) if isinstance(level, Tensor) else torch.cat(list(level)) for level in levels]
+        return torch.cat(flat, dim=-1)
+
+    def _remembered(self, given: dict[str, Any], memory: Memory) -> Tensor:
+        """The same, of which only those images are computed that are not remembered by their pixels."""
+        pixels, grids = given["pixel_values"], given.get(GRID)
+        sizes = [1] * len(pixels) if grids is None else grids.prod(dim=-1).tolist()
+        each = pixels.split(sizes)
+        keys = [_digest(image, None if grids is None else grids[at]) for at, image in enumerate(each)]
+        found = {key: memory.get(key) for key in keys}
+        new = [at for at, key in enumerate(keys) if found[key] is None and key not in keys[:at]]
+        if new:
+            some = {"pixel_values": torch.cat([each[at] for at in new])}
+            rows = self._rows(some if grids is None else {**some, GRID: grids[new]})
+            total = sum(sizes[at] for at in new)  # an image's rows are as many as its pixels allow
+            for at, own in zip(new, rows.split([len(rows) * sizes[at] // total for at in new]), strict=True):
+                found[keys[at]] = own
+                if bool(torch.isfinite(own).all()):
+                    kept = own.to("cpu", copy=True)
+                    memory.put(keys[at], kept, kept.nbytes)
+        device = self.family.vision_tower(self.model).device
+        return torch.cat([found[key].to(device) for key in keys])
+
     @torch.no_grad()
     def see(
-        self, inputs: Mapping[str, Any], layouts: list[SampleLayout], importance: list[Tensor] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        layouts: list[SampleLayout],
+        importance: list[Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> tuple[list[Tensor], PruningContext]:
         """The rows of every sample [V, R], and the prompt as a pruner sees it before decoder layer 0.
 
         Args:
-            importance: a guide's, per sample [V].
+            importance: a guide's, per sample [V]. memory: holds the rows of images that were seen before, and gets
+                those of the others; unused where the method reads the tower's attention.
         Raises:
             VlmpruneError: no pixels, or the tower makes another number of tokens than the prompt has.
         """
@@ -146,7 +187,7 @@ class Tower:
                 after.callback(ProbedLayer(self._reader.module).remove)
                 self._reader.begin()
                 after.callback(self._reader.end)
-            features = self._features(inputs, [layout.count for layout in layouts])
+            features = self._features(inputs, [layout.count for layout in layouts], memory)
         vision = self._reader.take(layouts, 1) if self._reader is not None else None
         ids: Tensor = inputs["input_ids"]
         hidden = torch.zeros(*ids.shape, self.width, dtype=features[0].dtype, device=features[0].device)

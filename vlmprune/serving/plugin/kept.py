@@ -1,16 +1,14 @@
-"""What the plugin's models share: an image given as its kept rows, and the positions that these had among all rows.
+"""Models of vLLM that are given an image as its kept rows, with the places that these had among all rows.
 
 The hooks into vLLM are private ones, read in 0.32. Shapes: K kept tokens of an image, V all of them, N tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalFeatureSpec, MultiModalFieldConfig
+from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement
 
@@ -68,13 +66,6 @@ def kept_model(model: Any) -> Any:
 
     @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=own.dummy_inputs)
     class Kept(model):
-        def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-            """The model's own positions of the unpruned prompt, and of these the kept columns."""
-            plain = super().get_mrope_input_positions
-            return positions_of_kept(
-                len(input_tokens), mm_features, lambda tokens, whole: plain([0] * tokens, whole)[0]
-            )
-
         def embed_multimodal(self, **kwargs: Any) -> Any:
             return tuple(kwargs[ROWS]) if KEPT in kwargs else super().embed_multimodal(**kwargs)
 
@@ -125,31 +116,3 @@ def _columns(data: Mapping[Any, Any]) -> list[dict[str, Any]]:
     if len(lengths) != 1 or not lengths[0]:
         raise BadEmbeddings(f"The fields of the images have {lengths} entries; send one for every image.")
     return [{name: column[number] for name, column in data.items()} for number in range(lengths[0])]
-
-
-def positions_of_kept(
-    tokens: int,
-    features: Sequence[MultiModalFeatureSpec],
-    unpruned: Callable[[int, list[MultiModalFeatureSpec]], Tensor],
-) -> tuple[Tensor, int]:
-    """Positions [3, N] of a prompt of N tokens with pruned images, and what to add to the number of a later token.
-
-    Args:
-        unpruned: gives the positions [3, n] of the prompt with all its tokens, from their number and the images in it.
-    """
-    columns: list[Tensor] = []
-    whole: list[MultiModalFeatureSpec] = []
-    shift = at = 0
-    for feature in sorted(features, key=lambda one: one.mm_position.offset):
-        offset, length = feature.mm_position.offset, feature.mm_position.length
-        inside, visual = torch.arange(length), length
-        if feature.data is not None and KEPT in feature.data:
-            inside, visual = feature.data[KEPT].data.cpu().long(), int(feature.data[VISUAL].data)
-        columns += [torch.arange(at, offset) + shift, inside + offset + shift]
-        place = replace(feature.mm_position, offset=offset + shift, length=visual)
-        whole.append(replace(feature, mm_position=place))
-        shift += visual - length
-        at = offset + length
-    columns.append(torch.arange(at, tokens) + shift)
-    positions = unpruned(tokens + shift, whole)
-    return positions[:, torch.cat(columns)], int(positions.max()) + 1 - tokens

@@ -1,0 +1,164 @@
+"""Requests per second and time to first token of vLLM with images pruned inside it, against plain vLLM, in one run.
+
+    python -m eval.serving.in_engine --out FILE    in the environment that .ci/vllm makes, with nothing beside it
+    python -m eval.serving.in_engine --tiny        the same in seconds
+
+A LLaVA with random weights whose prompt's prefill dominates: a small tower, 784 visual tokens, one generated token for
+the time to the first and eight for the rate. Every request has an image of its own, so no cache helps. Both engines
+run side by side and take turns; what counts is the ratio of a round. Its ideal is that of the FLOPs of tower and
+prefill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from eval.provenance import provenance
+
+PATCHES, SIDE = 28, 112  # of the tower's grid; pixels of the bundled pair's processor
+QUESTION = "What colour is the star?"
+
+
+@dataclass(frozen=True)
+class Load:
+    """The model's text layers and what is asked of it: `requests` at once in each of `rounds`."""
+
+    width: int = 1024
+    layers: int = 8
+    inner: int = 2816
+    requests: int = 4
+    rounds: int = 5
+    keep: float = 0.25
+
+
+TINY = Load(width=64, layers=2, inner=96, requests=2, rounds=1)
+
+
+def saved_model(load: Load, folder: Path) -> tuple[Any, Any]:
+    """A random model, written for vLLM, and its processor."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    import vlmprune
+    from vlmprune.serving.export import save_for_vllm
+
+    large, _, processor = vlmprune.load_tiny()
+    heads = max(2, load.width // 64)
+    text = LlamaConfig(
+        vocab_size=large.config.text_config.vocab_size, hidden_size=load.width, intermediate_size=load.inner,
+        num_hidden_layers=load.layers, num_attention_heads=heads, num_key_value_heads=heads // 2 or 1,
+        head_dim=load.width // heads, max_position_embeddings=2048,
+    )  # fmt: skip
+    tower = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE,
+        patch_size=SIDE // PATCHES,
+    )  # fmt: skip
+    config = LlavaConfig(text_config=text, vision_config=tower, image_token_index=large.config.image_token_id)
+    model = LlavaForConditionalGeneration(config).eval()
+    processor.patch_size = SIDE // PATCHES
+    save_for_vllm(model, folder, processor)
+    return model, processor
+
+
+def flops_ratio(model: Any, processor: Any, keep: float) -> float:
+    """FLOPs of tower and prefill, unpruned over pruned."""
+    import vlmprune
+    from vlmprune.inputs.chat import prepare
+
+    inputs = prepare(processor, noise(0), QUESTION)
+    with vlmprune.wrap(model, "uniform", keep=keep) as pruned:
+        model(**inputs)
+        report = pruned.report
+    tower = sum(one.numel() for one in model.model.vision_tower.parameters() if one.dim() > 1)
+    seen = 2 * tower * PATCHES**2  # without its attention, a small part of a small tower
+    return float((seen + report.prefill_flops_full) / (seen + report.prefill_flops))
+
+
+def noise(seed: int) -> Image.Image:
+    """An image that no other request has."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
+
+
+def measured(load: Load, folder: Path) -> dict[str, Any]:
+    """Rounds of both engines in turns."""
+    import vllm
+
+    from vlmprune.inputs.chat import build_messages
+
+    model, processor = saved_model(load, folder)
+    ideal = flops_ratio(model, processor, load.keep)
+    talk = processor.apply_chat_template(build_messages(noise(0), QUESTION), add_generation_prompt=True, tokenize=False)
+    ids, number = processor.tokenizer(talk, add_special_tokens=False)["input_ids"], 0
+    settings = {
+        "dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "block_size": 32,
+        "max_num_batched_tokens": 4096,
+    }  # fmt: skip
+    engines = {
+        "plain": vllm.LLM(str(folder), **settings),
+        "pruned": vllm.LLM(str(folder), hf_overrides={"vlmprune": {"keep": load.keep}}, **settings),
+    }
+
+    def seconds(engine: Any, requests: int, tokens: int) -> float:
+        nonlocal number
+        prompts = []
+        for _ in range(requests):
+            number += 1
+            prompts.append({"prompt_token_ids": ids, "multi_modal_data": {"image": noise(number)}})
+        wanted = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        start = time.perf_counter()
+        engine.generate(prompts, wanted, use_tqdm=False)
+        return time.perf_counter() - start
+
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number_of_round in range(load.rounds + 1):
+        order = list(engines) if number_of_round % 2 else list(engines)[::-1]
+        found = {
+            name: {
+                "first_token": seconds(engines[name], 1, 1),
+                "requests_per_second": load.requests / seconds(engines[name], load.requests, 8),
+            }
+            for name in order
+        }
+        if number_of_round:  # the first one warms up
+            rounds.append(found)
+    first = [one["plain"]["first_token"] / one["pruned"]["first_token"] for one in rounds]
+    rate = [one["pruned"]["requests_per_second"] / one["plain"]["requests_per_second"] for one in rounds]
+    return {
+        "rounds": rounds,
+        "ideal": ideal,
+        "first_token_faster": statistics.median(first),
+        "requests_per_second_more": statistics.median(rate),
+        "of_ideal": {"first_token": statistics.median(first) / ideal, "rate": statistics.median(rate) / ideal},
+    }
+
+
+def main() -> None:
+    """Measure, print the ratios and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the record, as JSON")
+    parser.add_argument("--tiny", action="store_true", help="a model of a few thousand weights, one round")
+    args = parser.parse_args()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    load = TINY if args.tiny else Load()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(load, Path(folder))
+    record = {"about": provenance(**vars(load), tiny=args.tiny), **found}
+    if args.out:
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in found.items() if name != "rounds"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

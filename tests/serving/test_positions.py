@@ -1,0 +1,78 @@
+"""Positions of kept tokens in an engine, and the memory they stand in; vLLM is not needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlmprune.serving.plugin.positions import PositionBuffer, distances_of, with_distances
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("several_axes", [False, True])
+def test_distances_travel_with_rows(dtype: torch.dtype, several_axes: bool) -> None:
+    """In the columns of a row whose type has 8 bits for digits, up to 65,535."""
+    grid = (1, 250, 260)
+    kept = torch.tensor([0, 1, 255, 256, 257, 40_000, 64_999])
+    rows = torch.randn(len(kept), 8).to(dtype)
+    buffer = PositionBuffer(16, None if several_axes else 10**6)
+    visual = torch.zeros(12, dtype=torch.bool)
+    visual[[1, 2, 5, 6, 7, 8, 11]] = True
+    carried = with_distances(rows, distances_of(kept, grid, several_axes))
+    (left, right) = buffer.take([carried[:3], carried[3:]], visual)
+    assert torch.equal(torch.cat([left, right]), rows)
+    expected = torch.arange(100, 112).repeat(3, 1)
+    expected[:, visual] += torch.stack([kept * 0, kept // 260, kept % 260]) if several_axes else kept
+    found = buffer.add(torch.arange(100, 112).repeat(3, 1))
+    assert torch.equal(found, expected if several_axes else expected[0])
+
+
+def test_a_step_leaves_nothing_for_the_next() -> None:
+    buffer, counted = PositionBuffer(8), torch.arange(8).repeat(3, 1)
+    rows = with_distances(torch.zeros(3, 2), torch.full((3, 3), 7))
+    buffer.take([rows], torch.tensor([True, False, True, True, False]))
+    assert buffer.add(counted)[0].tolist() == [7, 1, 9, 10, 4, 5, 6, 7]
+    buffer.take([with_distances(torch.zeros(1, 2))], torch.tensor([True, False]))
+    assert torch.equal(buffer.add(counted), counted)
+    buffer.take([rows], torch.tensor([True, True, True]))
+    buffer.take([], torch.zeros(2, dtype=torch.bool))
+    assert torch.equal(buffer.add(counted), counted)
+
+
+class Allocations(TorchDispatchMode):
+    """Storages that operators return and that were not given to any of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()
+        self.new = 0
+
+    def __torch_dispatch__(self, function, types, given=(), named=None):  # type: ignore[no-untyped-def]
+        for value in (*given, *(named or {}).values()):
+            if isinstance(value, torch.Tensor):
+                self.known.add(value.untyped_storage().data_ptr())
+        out = function(*given, **(named or {}))
+        if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in self.known:
+            self.new += 1
+        return out
+
+
+@pytest.mark.parametrize("longest", [None, 500])
+def test_a_forward_allocates_nothing(longest: int | None) -> None:
+    """Twenty steps of other lengths write to the same memory, which is what a CUDA graph reads."""
+    buffer, counted = PositionBuffer(64, longest), torch.arange(64).repeat(3, 1)
+    places = set()
+    with Allocations() as seen:
+        for step in range(20):
+            places.add(buffer.add(counted[:, : 64 - step]).data_ptr())
+    assert (seen.new, len(places)) == (0, 1)
+    with Allocations() as seen:  # the counter counts
+        counted[0].clamp(max=3)
+    assert seen.new == 1
+
+
+def test_positions_end_where_the_table_ends() -> None:
+    buffer = PositionBuffer(4, longest=9)
+    buffer.take([with_distances(torch.zeros(2, 2), torch.tensor([[0, 300]] * 3))], torch.tensor([True, True]))
+    assert buffer.add(torch.arange(6, 10).repeat(3, 1)).tolist() == [6, 9, 8, 9]
