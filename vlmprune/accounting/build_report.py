@@ -11,14 +11,23 @@ from ..flow.locate import SampleLayout
 from ..flow.prompt_state import PromptState
 from ..flow.stage import Stage
 from ..methods.base import Method
+from .cache_report import CacheReport
 from .flops import ModelCost
 from .report import Report
 
 
-def prompt_report(state: PromptState, method: Method, cost: ModelCost, repeats: int) -> Report:
+def prompt_report(
+    state: PromptState,
+    method: Method,
+    cost: ModelCost,
+    repeats: int,
+    last_rows: tuple[int, int] | None = None,
+    cut: CacheReport | None = None,
+) -> Report:
     """The report of a prompt whose forward just ended; of `repeats` equal rows (beams) the first stands for all.
 
-    `seconds` is left to the caller, who held the clock.
+    `seconds` is left to the caller, who held the clock. `last_rows`: as the state's, of the model without the method.
+    `cut`: of a cache that was cut.
     """
     layouts = state.layouts[::repeats]
     visual = [layout.count for layout in layouts]
@@ -49,11 +58,12 @@ def prompt_report(state: PromptState, method: Method, cost: ModelCost, repeats: 
         lm_tokens=seeing[0] / batch,
         layer_avg_tokens=average,
         retention=average / mean_visual if mean_visual else 1.0,
-        prefill_flops=cost.flops(rows, counts),
-        prefill_flops_full=cost.flops([text_rows] * len(full), [visual] * len(full)),
-        kv_bytes=cost.kv_bytes(lengths, batch),
+        prefill_flops=cost.flops(rows, counts, last_rows=state.last_rows, whole=sum(text_rows)),
+        prefill_flops_full=cost.flops([text_rows] * len(full), [visual] * len(full), last_rows=last_rows),
+        kv_bytes=cost.kv_bytes(lengths if cut is None else cut.per_head, batch),
         kv_bytes_full=cost.kv_bytes(full, batch),
         method=method.describe(),
+        cache=cut,
         rows=state.rows.positions()[::repeats],
         notes=[] if any(visual) else ["no image in the prompt: nothing to prune, the model ran as it is"],
     )
@@ -78,12 +88,13 @@ def exited_report(
     columns: int,
     method: Method,
     cost: ModelCost,
+    last_rows: tuple[int, int] | None = None,
 ) -> Report:
     """The report of a batch of which only some samples ran: the others kept nothing and cost nothing.
 
     Args:
         part: of the samples that ran, which `running` names; None where none did. layouts, valid: of the batch.
-        columns: keys of a sample in a cross-attention layer.
+        columns: keys of a sample in a cross-attention layer. last_rows: as in `prompt_report`.
     """
     batch, layers = len(layouts), len(cost.layers)
     part = part or Report([], [], [], [], [0] * layers, 0.0, 0.0, 0.0, 0, 0, 0, 0, {})
@@ -105,7 +116,7 @@ def exited_report(
         lm_tokens=ran * part.lm_tokens,
         layer_avg_tokens=average,
         retention=average / (sum(visual) / batch),
-        prefill_flops_full=cost.flops([rows] * layers, [visual] * layers),
+        prefill_flops_full=cost.flops([rows] * layers, [visual] * layers, last_rows=last_rows),
         kv_bytes_full=cost.kv_bytes(cost.lengths(valid.shape[1], columns), batch),
         method=method.describe(),
         rows=seen,

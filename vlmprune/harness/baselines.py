@@ -3,20 +3,20 @@
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from ..accounting.scores import exact_match
 from ..errors import VlmpruneError
-from ..inputs.images import read_image
 from .measure import MethodRun
 from .models import Models, make, options_of
 
 # Rows of every table; the last two only with a small model.
 BASELINES = ("random", "uniform", "downsample", "fastv", "fastv-oracle", "sgl", "sgl + exit")
 WITH_EXIT = " + exit"
+BUDGETS = (0.5, 0.25, 0.1)
 EXIT_AT = 0.9  # for rows of SGL with early exit, calibrated for the bundled pair
-CHANCE = "most frequent answer"  # the row without any model, for questions of our own
+CHANCE = "most frequent answer"  # what needs no model, for questions of our own
 
 
 def default_method(model: str | None, guide: str | None) -> str:
@@ -40,7 +40,7 @@ def entries(
         if "keep" not in takes:
             yield name, "", make(method, models, **given)
             continue
-        for budget in budgets:
+        for budget in {str(one): one for one in budgets}.values():  # 1 is one token and 1.0 all of them
             yield name, str(budget), make(method, models, keep=budget, layer=layer, **given)
 
 
@@ -54,8 +54,8 @@ def compared(models: Models, names: Iterable[str], budgets: Sequence[float], **o
     return runs
 
 
-def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[Any], list[str]]], list[str]]:
-    """Batches of bundled images and questions drawn by `seed`, and the answers in order; the families take turns.
+def held_out(count: int, seed: int) -> list[dict[str, Any]]:
+    """Bundled images and questions drawn by `seed`, as own questions; the families take turns.
 
     No two questions share an image: the answers are independent, as the standard error assumes.
 
@@ -69,24 +69,15 @@ def held_out(count: int, seed: int, batch_size: int) -> tuple[list[tuple[list[An
         raise VlmpruneError(f"--questions must be at most {len(bundled)}, as many as are bundled, got {count}")
     families = len({one["family"] for one in bundled})
     rounds = [bundled[at : at + families] for at in range(0, len(bundled), families)]
-    drawn = list(chain(*random.Random(seed).sample(rounds, len(rounds))))[:count]
-    batches = [
-        ([read_image(one["image"]) for one in part], [one["question"] for one in part])
-        for part in (drawn[at : at + batch_size] for at in range(0, count, batch_size))
-    ]
-    return batches, [one["answers"][0] for one in drawn]
+    drawn = chain(*random.Random(seed).sample(rounds, len(rounds)))
+    return [{name: one[name] for name in ("image", "question", "answers")} for one in islice(drawn, count)]
 
 
-def by_chance(truths: Sequence[str]) -> dict[str, Any]:
-    """The row that always gives a family's most frequent answer, for the answers of `held_out`."""
+def by_chance(truths: Sequence[str]) -> str:
+    """Accuracy of always giving a family's most frequent answer, for the answers of `held_out`."""
     from ..tiny import questions
 
     # Whatever the seed, the families take turns as they do here.
     right = [exact_match(one["usual"], truth) for one, truth in zip(questions(), truths, strict=False)]
-    return {"method": CHANCE, "keep": None, **accuracy(right)}
-
-
-def accuracy(right: Sequence[float]) -> dict[str, float]:
-    """Mean and standard error of scores that are 0 or 1."""
     mean = sum(right) / len(right)
-    return {"accuracy": mean, "standard_error": math.sqrt(mean * (1 - mean) / len(right))}
+    return f"{mean:.3f} ± {math.sqrt(mean * (1 - mean) / len(right)):.3f}"

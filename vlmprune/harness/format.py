@@ -29,7 +29,8 @@ def table(headings: Sequence[str], *, left: Collection[int] = (0,), **options: A
     """An empty table; the columns in `left` are left-aligned, the others right-aligned."""
     made = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", **options)
     for column, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if column in left else "right")
+        # Folded, not cut: a number or a heading that is too wide is still there.
+        made.add_column(heading, justify="left" if column in left else "right", overflow="fold")
     return made
 
 
@@ -55,8 +56,8 @@ def saved(before: float, after: float) -> str:
 
 def amount(value: float, unit: str = "") -> str:
     """A large number with an SI prefix: ``12.3 M``."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(value) < 1000 or prefix == "T":
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(value) < 1000 or prefix == "E":
             break
         value /= 1000
     digits = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

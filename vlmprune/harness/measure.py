@@ -78,6 +78,14 @@ def interleaved(
             run.reports.append(report)
 
 
+def faster(one: MethodRun, other: MethodRun) -> float | None:
+    """How many times as fast the other is, by medians; None where the runs of the two overlap in time."""
+    first, second = ([report.seconds["total"] for report in run.reports] for run in (one, other))
+    if min(first) <= max(second) and min(second) <= max(first):
+        return None
+    return median(first) / median(second)
+
+
 def backend(model: Any) -> str:
     """Attention kernel, precision and device of a model."""
     precision = str(model.dtype).removeprefix("torch.")

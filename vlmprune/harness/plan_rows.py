@@ -4,29 +4,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from ..accounting.configs import load_config
+from ..accounting.hardware import Hardware
 from ..accounting.model_sizes import model_size
-from ..accounting.roofline import Estimate, estimate, verdict
+from ..accounting.roofline import Estimate, ModelSize, estimate, verdict
 from ..errors import VlmpruneError
 from ..flow.select import check_keep, count_for
 from ..methods.base import Pruner
 from ..methods.guided import Guided
 from .format import percent
 from .models import method_class
+from .plan_fit import what_fits
 
 Named = tuple[str, Any]  # a model's name and its config
 
 
-def llava_config(layers: int, width: int, inner: int, heads: int, kv_heads: int | None = None) -> Any:
-    """LLaVA-1.5 around a Llama of this size, behind CLIP ViT-L/14 at 336 pixels, transformers' default tower."""
-    from transformers import LlamaConfig, LlavaConfig
+def named(name: str, title: str) -> Named:
+    """A published model's config under the title that a page shows."""
+    return title, load_config(name)[1]
 
-    from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 
-    text = LlamaConfig(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads, vocab_size=32_064,
-    )  # fmt: skip
-    return LlavaConfig(text_config=text)
+def llava_7b() -> Named:
+    """LLaVA-1.5 7B."""
+    return named("llava-1.5-7b", "LLaVA-1.5 7B")
 
 
 def usual_methods(guide: Any) -> list[str]:
@@ -37,7 +37,7 @@ def usual_methods(guide: Any) -> list[str]:
 def planned(
     config: Named,
     guide: Named | None,
-    machine: Any,
+    machine: Hardware,
     settings: Sequence[tuple[str, float]],
     layer: float | None,
     *,
@@ -45,21 +45,58 @@ def planned(
     text: int,
     new: int,
     dtype: str,
+    batch: int = 1,
+    frames: int | None = None,
 ) -> dict[str, Any]:
-    """The whole plan, JSON-serialisable; methods, budgets and configs that cannot be planned are refused."""
+    """The whole plan of `batch` requests side by side, JSON-serialisable; `frames`: of a video in place of an image.
+
+    Raises:
+        VlmpruneError: a method, a budget or a config that cannot be planned.
+    """
     if dtype == "fp32" and machine.half_only:
         raise VlmpruneError(f"the peak of {machine.name!r} is that of bf16; give --hardware custom with its fp32 peak")
     # Report bad budgets and methods before models are built.
     wanted = [(name, _checked_method(name, guide), check_keep(keep)) for name, keep in settings]
-    size = model_size(config[1], dtype=dtype, visual=visual, name=config[0])
+    seen: dict[str, Any] = {"dtype": dtype, "visual": visual, "frames": frames}
+    size = model_size(config[1], name=config[0], **seen)
     # A given number of visual tokens holds for both; else each model has its own.
-    small = model_size(guide[1], dtype=dtype, visual=visual, name=guide[0]) if guide else None
-    prompt = {"text": text, "new": new}
+    small = model_size(guide[1], name=guide[0], **seen) if guide else None
+    prompt = {"text": text, "new": new, "batch": batch}
+    rows, verdicts = _rows(size, small, machine, wanted, layer, prompt)
+
+    def requests(visual: int) -> int:
+        """How many requests of so many visual tokens fit, nothing dropped later."""
+        return estimate(replace(size, visual=visual), machine, kept=visual, layer=0, **prompt).requests
+
+    return {
+        "config": size.name,
+        "guide": small.name if small else None,
+        "hardware": asdict(machine),
+        "prompt": {
+            "visual": size.visual, "frames": frames, **prompt, "dtype": dtype, "layers": len(size.cost.layers),
+        },
+        "weights": size.all_bytes,
+        "active_weights": size.active_bytes,
+        "number_bytes": size.number_bytes,
+        "experts": size.expert_share < 1,
+        "rows": rows,
+        "does_not_fit": what_fits(size, small, machine, rows, batch, requests),
+        "sgl": verdicts,
+    }  # fmt: skip
+
+
+Wanted = tuple[str, type[Pruner], float | int]  # a method's name, its class and a budget
+
+
+def _rows(
+    size: ModelSize, small: ModelSize | None, machine: Hardware, wanted: Sequence[Wanted], layer: float | None,
+    prompt: dict[str, int],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """A row for each method and budget after the unpruned model's, and whether the guide pays at each budget."""
     layers = len(size.cost.layers)
     full = estimate(size, machine, kept=size.visual, layer=layers, **prompt)
     answer = estimate(small, machine, kept=small.visual, layer=0, **prompt) if small else None
-    rows = [{"method": "none", "keep": "1.0", **_row(full, full)}]
-    verdicts = []
+    rows, verdicts = [{"method": "none", "keep": "1.0", **_row(full, full)}], []
     for name, cls, budget in wanted:
         kept = count_for(budget, size.visual)
         where = _layer(cls, layer, budget, kept, size.visual, layers)
@@ -70,15 +107,7 @@ def planned(
         rows.append({"method": name, "keep": str(budget), **_row(found, full)})
         if name == "sgl" and answer is not None:
             verdicts.append({"keep": str(budget), **verdict(full, found, answer)})
-    return {
-        "config": size.name,
-        "guide": small.name if small else None,
-        "hardware": asdict(machine),
-        "prompt": {"visual": size.visual, **prompt, "dtype": dtype, "layers": layers},
-        "weights": size.all_bytes,
-        "rows": rows,
-        "sgl": verdicts,
-    }
+    return rows, verdicts
 
 
 def _row(found: Estimate, full: Estimate) -> dict[str, Any]:
@@ -111,7 +140,8 @@ def _layer(cls: type[Pruner], given: float | None, budget: float | int, kept: in
 
 def in_ms(seconds: float) -> str:
     """Milliseconds with three digits: plans reach from microseconds to seconds."""
-    return f"{seconds * 1000:.3g}" if seconds else "-"
+    ms = seconds * 1000
+    return f"{ms:,.0f}" if 1000 <= ms < 1e6 else f"{ms:.3g}" if seconds else "-"
 
 
 def verdict_in_words(found: dict[str, Any]) -> str:
