@@ -1,4 +1,4 @@
-"""The README's images of the demo: every tab with its first example, as a browser shows it.
+"""The documents' images of the demo: every tab with what it opens with, and Ask on a phone in the dark.
 
 Wants the extra `test` and a Chromium (`VLMPRUNE_CHROMIUM` names one that is not on the path).
 
@@ -21,33 +21,41 @@ from vlmprune.apps.demo.app import served
 from vlmprune.apps.demo.engine import Engine
 from vlmprune.harness.models import load_models
 
-# Tab -> the button that starts it, and what stands there when it is done.
+# Tab -> what stands there when it has opened with its example.
 TABS = {
-    "ask": ("#ask-go", "#ask-images img"),
-    "compare": ("#compare-go", "#compare-images img"),
-    "sinks": ("#sinks-go", "#sinks-heat img"),
-    "caption": ("#caption-go", "#caption-tree li"),
-    "plan": ("#plan-go", "#plan-made .vp-bars"),
+    "ask": "#ask-picture .vp-live[data-drawn='0.25']",
+    "compare": "#compare-images img",
+    "sinks": "#sinks-heat img",
+    "caption": "#caption-tree li",
+    "plan": "#plan-made .vp-bars",
 }
 SHOWN = (640, 990)  # pixels; what is longer ends there
+PHONE = (390, 1160)
 COLOURS = 256  # with 64 the red things of the example turned brown
 PATIENCE = 300_000  # milliseconds, on a busy machine
 
 
+def opened(browser: Any, url: str, size: tuple[int, int], scheme: str) -> Any:
+    """The page in a browser of this size and colours, with its first answer."""
+    width, height = size
+    page = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme).new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(url)
+    page.wait_for_selector(TABS["ask"])
+    return page
+
+
 def taken(page: Any, tab: str) -> Image.Image:
-    """The whole page of one tab, when it has done its work."""
-    go, done = TABS[tab]
+    """The whole page of one tab, with what it opens with."""
     page.get_by_role("tab", name=tab.title(), exact=True).click()
-    page.click(go)
-    page.wait_for_selector(done)
-    page.wait_for_function("() => !document.querySelector('[aria-busy=true]')")
-    page.wait_for_timeout(1000)  # the last fade
+    page.wait_for_selector(TABS[tab])
+    # No picture of a fade.
+    page.wait_for_function("() => document.getAnimations().every(one => one.playState !== 'running')")
     return Image.open(BytesIO(page.screenshot(full_page=True)))
 
 
-def small(image: Image.Image) -> Image.Image:
-    """As wide as the README shows it, in few colours."""
-    width, longest = SHOWN
+def small(image: Image.Image, width: int, longest: int) -> Image.Image:
+    """As wide as the documents show it, in few colours."""
     image = image.convert("RGB")
     image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     return image.crop((0, 0, width, min(longest, image.height))).quantize(COLOURS)
@@ -64,11 +72,11 @@ def main() -> None:
     engine.warm_up()  # or the first times on the page are those of a cold start
     with served(engine) as (url, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(viewport={"width": 1100, "height": 900}, color_scheme="light").new_page()
-        page.set_default_timeout(PATIENCE)
-        page.goto(url)
+        page = opened(browser, url, (1100, 900), "light")
         for tab in TABS:
-            small(taken(page, tab)).save(args.out / f"{tab}.png", optimize=True)
+            small(taken(page, tab), *SHOWN).save(args.out / f"{tab}.png", optimize=True)
+        page = opened(browser, url, PHONE, "dark")
+        small(taken(page, "ask"), *PHONE).save(args.out / "phone.png", optimize=True)
         browser.close()
 
 

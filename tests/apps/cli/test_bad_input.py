@@ -69,6 +69,11 @@ CASES = {
     "compare --guide some/model": "--guide",
     "compare --seed -1": "--seed",
     "methods extra": "extra",
+    "sinks --layer 1.5 --plot x.png": "must be a whole number of 0 or more, got '1.5'",
+    "sinks --layer 99": "--layer 99 chooses what the plot shows; name a file with --plot",
+    "sinks --layer 99 --plot x.png": "layer must be an int from 0 to 5, got 99",
+    "ask http://example.com/a.png q": "'http://example.com/a.png' is a web address; download the image",
+    "caption s3://bucket/a.png": "'s3://bucket/a.png' is a web address",
 }
 
 
@@ -103,3 +108,10 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(sys.modules["vlmprune.apps.cli.ask"], "load_models", bug)
     assert isinstance(CliRunner().invoke(app, ["ask"]).exception, RuntimeError)
+
+
+@pytest.mark.parametrize("command", ["ask", "caption", "plan", "demo", "sinks", "compare", "check", "methods", ""])
+def test_flags_have_no_type_in_the_help(command: str) -> None:
+    shown = CliRunner().invoke(app, [*command.split(), "--help"]).stdout
+    assert "--help" in shown
+    assert "bool" not in shown

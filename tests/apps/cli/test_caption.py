@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from demos.tiny_vlm.scenes import make_scene
 from tests.support.commands import refused, run
+from tests.support.grid import only_full
 from vlmprune.apps.cli import app
 
 QUICK = ("--samples", "1", "--max-new-tokens", "4")
@@ -49,7 +50,7 @@ def test_json_is_the_record_and_pruning_shows_in_it() -> None:
 def test_a_folder_and_again(folder: Path) -> None:
     Path("in/2.png").write_text("no picture")
     result = CliRunner().invoke(app, ["caption", "in", "--out", "out", *QUICK])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 2, result.output  # two of three is no success
     assert "2 of 3 captions in out" in result.stdout
     assert len(result.stderr.splitlines()) == 1
     assert "2.png failed" in result.stderr
@@ -58,6 +59,27 @@ def test_a_folder_and_again(folder: Path) -> None:
     assert [Path(record["path"]).name for record in records] == ["0.png", "1.png"]
     assert len(Path("out/captions.jsonl").read_text().splitlines()) == 2
     assert "another seed" in refused("caption", "in", "--out", "out", "--seed", "5", *QUICK)
+
+
+def test_what_is_left_out_of_a_folder_is_said(folder: Path) -> None:
+    """Sub-folders and other files; hidden ones, as macOS leaves them beside images, are none."""
+    for name in ("._0.png", ".DS_Store", "notes.txt", "film.mpg", "page.eps", "more/2.png"):
+        Path("in", name).parent.mkdir(exist_ok=True)
+        Path("in", name).write_bytes(b"resource fork")
+    result = CliRunner().invoke(app, ["caption", "in", "--out", "out", *QUICK])
+    assert result.exit_code == 0, result.output
+    assert "2 of 2 captions in out" in result.stdout
+    others = "3 files of another kind (film.mpg, notes.txt, page.eps)"
+    assert result.stderr == f"vlmprune: warning: Not captioned of 'in': 1 sub-folder (more) and {others}.\n"
+
+
+@only_full
+def test_failures_are_no_success(folder: Path) -> None:
+    for number in range(2, 8):
+        Path(f"in/{number}.png").write_text("no picture")
+    result = CliRunner().invoke(app, ["caption", "in", "--out", "out", *QUICK, "--json"])
+    assert (result.exit_code, len(json.loads(result.stdout))) == (2, 8)
+    assert result.stderr.count("\n") == 6
 
 
 CASES = {
@@ -69,7 +91,7 @@ CASES = {
     "in/0.png --aggregator localhost --aggregator-model m": "url must be a web address",
     "in/0.png --method fastvv": "did you mean 'fastv'?",
     "in/0.png --keep 0.5": "takes no --keep",
-    "empty": "no images",
+    "empty": "There are no images in 'empty'; give PNG",
 }
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     assert said.count("Traceback") == said.count("gradio.exceptions.InvalidPathError"), said
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
+    """One for a module; each test has its own visitor in it."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -123,16 +125,33 @@ def browser(chromium: str) -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, demo: Served) -> Iterator[Any]:
     """A fresh visitor on the page; whatever the page's scripts throw fails the test."""
-    context = browser.new_context(viewport={"width": 1100, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE * 1000)
-    thrown: list[str] = []
-    page.on("pageerror", lambda error: thrown.append(str(error)))
-    page.goto(demo.url)
-    page.wait_for_selector("#ask-go")
-    yield page
-    context.close()
+    with opened(browser, demo.url, viewport={"width": 1100, "height": 900}) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Any, url: str, **look: Any) -> Iterator[Any]:
+    """The page in a context of its own, once its example is drawn; what its scripts throw is raised at the end."""
+    context = browser.new_context(**look)
+    try:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE * 1000)
+        thrown: list[str] = []
+        page.on("pageerror", lambda error: thrown.append(str(error)))
+        page.goto(url, timeout=PATIENCE * 1000)
+        page.wait_for_selector("#ask-go")
+        page.wait_for_selector("#ask-picture .vp-live[data-drawn]:not([data-drawn=soon])")
+        yield page
+    finally:
+        context.close()
     assert not thrown, thrown
+
+
+@pytest.fixture
+def visitor(page: Any) -> Any:
+    from .visitor import Visitor
+
+    return Visitor(page)
 
 
 @pytest.fixture(scope="session")
@@ -141,4 +160,4 @@ def engine() -> Any:
     from vlmprune.apps.demo.engine import Engine
     from vlmprune.harness.models import load_models
 
-    return Engine(load_models(None, None, trust_remote_code=False))
+    return Engine(load_models(None, None, trust_remote_code=False), runs=1)  # no test reads times

@@ -36,13 +36,6 @@ def questions() -> list[tuple[Any, str]]:
     return list(examples().values())
 
 
-@cache
-def names() -> list[str]:
-    from vlmprune.apps.demo.examples import examples
-
-    return list(examples())
-
-
 def result(engine: Engine, *asked: Any) -> Any:
     """What the page shows in the end."""
     return last(engine.ask(*asked))

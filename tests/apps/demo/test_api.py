@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.grid import only_full
+
 from .conftest import PATIENCE, ROOT, Served
 from .pictures import bomb
 from .support import SETTINGS, questions, truth
@@ -31,6 +33,7 @@ def picture(tmp_path: Path) -> Any:
     return handle_file(str(tmp_path / "scene.png"))
 
 
+@only_full
 def test_ask(client: Any, engine: Any, picture: Any) -> None:
     shown, question = questions()[2]
     for name in ("fastv", "exit"):
@@ -42,6 +45,14 @@ def test_ask(client: Any, engine: Any, picture: Any) -> None:
         assert record["small"]["text"] == expected.small
 
 
+@only_full
+def test_unknown_words_are_said_on_the_page_and_not_on_the_terminal(client: Any, demo: Served, picture: Any) -> None:
+    setting = SETTINGS["fastv"]
+    client.predict(picture, "zqxv zqxw zqxv?", setting.method, setting.keep, setting.exit_at, api_name="/ask")
+    assert "Warning" not in demo.log.read_text()
+
+
+@only_full
 def test_all_tabs(client: Any, picture: Any) -> None:
     question = questions()[2][1]
     rows = client.predict(picture, question, 0.25, api_name="/compare")
@@ -57,6 +68,7 @@ def test_all_tabs(client: Any, picture: Any) -> None:
     assert all(row["speed_up"] > 1 for row in plan["rows"][1:])
 
 
+@only_full
 def test_errors_are_sentences(client: Any, picture: Any, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
@@ -75,9 +87,10 @@ def test_errors_are_sentences(client: Any, picture: Any, tmp_path: Path) -> None
         assert str(ROOT) not in str(caught.value)
 
 
+@only_full
 def test_only_the_api_is_public(client: Any) -> None:
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(named) == {"/ask", "/compare", "/sinks", "/caption", "/plan"}
+    assert set(named) == {"/ask", "/ask_clip", "/compare", "/sinks", "/caption", "/plan"}
 
 
 def answered(request: urllib.request.Request | str) -> tuple[int, bytes]:
@@ -88,6 +101,7 @@ def answered(request: urllib.request.Request | str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
+@only_full
 @pytest.mark.parametrize(
     "path",
     [
@@ -109,6 +123,7 @@ def test_files_outside_are_not_given_out(demo: Served, path: str) -> None:
     assert demo.log.exists(), "the last one is beside the uploads"
 
 
+@only_full
 def test_a_file_of_the_server_is_no_picture(demo: Served) -> None:
     """What a browser would send, with a path or an address of the attacker's own in it."""
     outside = ROOT / "vlmprune" / "tiny" / "example.png"

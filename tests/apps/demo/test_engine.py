@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vlmprune
+from tests.support.grid import only_full
 from vlmprune import VlmpruneError
 
 from .support import SETTINGS, Setting, questions, result, truth
@@ -32,11 +33,15 @@ def test_pieces_grow_into_the_answer(engine: Any) -> None:
     picture, question = questions()[0]
     *pieces, run = engine.ask(picture, question, *SETTINGS["fastv"])
     assert isinstance(run, AskResult)
-    assert pieces[0] == {"unpruned": "", "pruned": ""}
+    assert pieces[0].texts == {"unpruned": "", "pruned": ""}
+    assert (pieces[0].running, pieces[-1].running) == ("unpruned", ""), "the clocks stop before times are measured"
     for side, answer in (("unpruned", run.unpruned), ("pruned", run.pruned)):
-        texts = [piece[side] for piece in pieces]
+        texts = [piece.texts[side] for piece in pieces]
         assert texts[-1].strip() == answer.text
         assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+        clock = [piece.seconds[side] for piece in pieces]
+        assert clock == sorted(clock)
+        assert clock[-1] > 0
 
 
 def test_attention_maps_are_what_fastv_ranks_by(engine: Any) -> None:
@@ -47,6 +52,7 @@ def test_attention_maps_are_what_fastv_ranks_by(engine: Any) -> None:
     assert all(0 < float(values.sum()) <= 1.0001 for values in run.attention.values())
 
 
+@only_full
 def test_many_at_once_get_their_own_answers(engine: Any) -> None:
     jobs = [(i, name) for i in range(3) for name in SETTINGS]
     expected = {(i, name): truth(engine.models, *questions()[i], SETTINGS[name]) for i, name in jobs}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests.support.commands import refused
-from tests.support.grid import only_full
+from tests.support.grid import only_by_hand, only_full
 
-from .conftest import Served, need, start
+from .conftest import PATIENCE, ROOT, Served, need, start
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,6 +49,29 @@ def test_it_listens_on_loopback_alone_and_ctrl_c_ends_it(tmp_path: Path) -> None
     assert not [one for one in tmp_path.iterdir() if one.name.startswith("vlmprune-demo-")]
     with socket.socket() as one:
         assert one.connect_ex(("127.0.0.1", port)) != 0
+
+
+@only_by_hand
+def test_the_script_of_hosts_listens_where_it_is_told(tmp_path: Path) -> None:
+    """`demos/app.py`, as a host of Gradio apps starts and ends it."""
+    need("gradio")
+    port = free_port()
+    told = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "demos" / "app.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **told},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert f":{port}/" in process.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE) as response:
+            assert response.status == 200
+        process.terminate()
+        assert process.wait(timeout=PATIENCE) == 0
+    finally:
+        process.kill()
 
 
 @only_full

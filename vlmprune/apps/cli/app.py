@@ -8,21 +8,37 @@ import typer
 from typer.core import TyperGroup
 
 from ...errors import VlmpruneError
+from ...harness.exits import BAD_INPUT, INTERRUPTED, refused
 from ...harness.format import note
 from .ask import ask
 from .caption import caption
+from .check import check
 from .compare import compare
 from .demo import demo
+from .export_vllm import export_vllm
 from .methods import methods
+from .options import SpacedLists
 from .plan import plan
 from .serve_proxy import serve_proxy
 from .sinks import sinks
 
-BAD_INPUT = 2
-INTERRUPTED = 130  # what a shell reports for a process stopped by Ctrl-C
+
+class _FlagsWithoutType:
+    """Help that says nothing about the type of an option that takes no value (typer writes `<bool>`)."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        found: list[Any] = super().get_params(context)  # type: ignore[misc]  # of the class it is mixed into
+        for one in found:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return found
 
 
-class OneLineErrors(TyperGroup):
+class OneCommand(_FlagsWithoutType, SpacedLists):
+    """A command of `vlmprune`."""
+
+
+class OneLineErrors(_FlagsWithoutType, TyperGroup):
     """Bad input prints one line on stderr and exits with 2, Ctrl-C with 130; our own bugs keep their traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
@@ -34,6 +50,8 @@ class OneLineErrors(TyperGroup):
             status, message = BAD_INPUT, f"{error.format_message().rstrip('.')}; see vlmprune --help"
         except VlmpruneError as error:
             status, message = BAD_INPUT, str(error)
+        except OSError as error:
+            status, message = BAD_INPUT, refused(error)
         except KeyboardInterrupt:
             status = INTERRUPTED
         if status == INTERRUPTED:
@@ -68,8 +86,8 @@ def _start(
         typer.echo(context.get_help())
 
 
-for command in (ask, compare, caption, demo, methods, sinks, plan, serve_proxy):
-    app.command()(command)
+for command in (ask, check, compare, caption, demo, methods, sinks, plan, serve_proxy, export_vllm):
+    app.command(cls=OneCommand)(command)
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ def caption(
 
 
 def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
-    """Print the captions of a folder and the images that failed; an error if all of them did."""
+    """Print the captions of a folder and the images that failed, which end in status 2; an error if all did."""
     failed = [record for record in records if "error" in record]
     if len(failed) == len(records):
         raise VlmpruneError(f"none of {len(records)} images could be captioned; the first: {failed[0]['error']}")
@@ -105,12 +105,14 @@ def tell(records: list[dict[str, Any]], out: Path, json: bool) -> None:
         note(f"{record['path']} failed: {record['error']}")
     if json:
         print_json(records)
-        return
-    screen = console()
-    for record in records:
-        if "error" not in record:
-            screen.print(f"{Path(record['path']).name}: {record['text']}")
-    screen.print(f"{len(records) - len(failed)} of {len(records)} captions in {out}")
+    else:
+        screen = console()
+        for record in records:
+            if "error" not in record:
+                screen.print(f"{Path(record['path']).name}: {record['text']}")
+        screen.print(f"{len(records) - len(failed)} of {len(records)} captions in {out}")
+    if failed:
+        raise typer.Exit(2)  # the same command tries them again
 
 
 def show(result: Caption, models: Models, method: str) -> None:

@@ -1,5 +1,6 @@
 """``vlmprune demo``: a web page on this machine to try everything."""
 
+import warnings
 from typing import Annotated
 
 import typer
@@ -40,4 +41,6 @@ def demo(
                 engine.warm_up()
     if host not in LOOPBACK:
         note(f"warning: --host {host} lets everyone who can reach this machine use the models")
+    # The page says it beside the answer; whoever started it did not ask.
+    warnings.filterwarnings("ignore", "The tokenizer does not know", UserWarning)
     serve(engine, note, host=host, port=port, share=share)

@@ -1,11 +1,12 @@
 """Options that several commands share, and the parsers of their values."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ...harness.parse import number
 
@@ -73,3 +74,29 @@ Host = Annotated[str, text("ADDRESS", "Where to listen; 0.0.0.0 lets other machi
 MaxNewTokens = Annotated[int, count("The longest answer, in tokens.")]
 Repeats = Annotated[int, count("Timed runs, after one to warm up; the median is reported.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+class SpacedLists(TyperCommand):
+    """With `--data`, where no argument stands by itself, lists may be written `--methods a b --keep 0.5,0.25` too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if any(word.partition("=")[0] == "--data" for word in args):
+            args = list(one_by_one(args, ("--method", "--methods", "--keep")))
+        return super().parse_args(ctx, args)
+
+
+def one_by_one(words: list[str], names: tuple[str, ...]) -> Iterator[str]:
+    """The words of a command line with each of several values behind its option's name again."""
+    option, first = "", False
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in names:
+            option, first = name, not value
+            yield from (part for one in value.split(",") if one for part in (name, one))
+        elif option and (first or not word.startswith("-")):
+            # An empty word stays one, to be refused as any other name that is none.
+            yield from (part for one in [one for one in word.split(",") if one] or [""] for part in (option, one))
+            first = False
+        else:
+            option = ""
+            yield word

@@ -13,15 +13,28 @@ from . import options
 NEEDED = ("fastapi", "uvicorn", "httpx", "prometheus_client")
 
 
-def _size(unit: int, metavar: str, text: str) -> Any:
+def _size(unit: int, metavar: str, text: str, least: int = 1) -> Any:
     """An option that takes megapixels or megabytes; the command gets pixels or bytes."""
 
     def read(value: str) -> int:
         if 0 < float(value) < 1e9:
             return max(1, int(float(value) * unit))
+        if float(value) == 0 == least:
+            return 0
         raise ValueError
 
-    return options.parsed(text, "a number above 0", read, metavar)
+    return options.parsed(text, "a number above 0" if least else "a number of 0 or more", read, metavar)
+
+
+def _seconds(text: str) -> Any:
+    """An option that takes seconds."""
+
+    def read(value: str) -> float:
+        if 0 < float(value) < 1e9:
+            return float(value)
+        raise ValueError
+
+    return options.parsed(f"Seconds that {text[0].lower()}{text[1:]}", "a number above 0", read, "S")
 
 
 def serve_proxy(
@@ -54,8 +67,15 @@ def serve_proxy(
     allow_embeddings: Annotated[
         bool, typer.Option("--allow-embeddings", help="Take images that clients encoded themselves; off by default.")
     ] = False,
-    max_requests: Annotated[int, typer.Option(help="Requests at once; others get status 503.")] = 64,
-    max_images: Annotated[int, typer.Option(help="Images of a request.")] = 8,
+    rank_every_turn: Annotated[
+        bool,
+        typer.Option(
+            "--rank-every-turn", help="Choose again for every question of a conversation; no prefix is found again."
+        ),
+    ] = False,
+    access_log: Annotated[str, options.text("FORMAT", "Of the lines on stderr: 'off', 'text' or 'json'.")] = "text",
+    max_requests: Annotated[int, options.count("Requests at once; others get status 503.")] = 64,
+    max_images: Annotated[int, options.count("Images of a request.")] = 8,
     max_megapixels: Annotated[int, _size(10**6, "MP", "Of an image.")] = 24,
     max_request_megapixels: Annotated[
         int, _size(10**6, "MP", "Of a request's images, and unpacked at once: about 12 MB of memory for each.")
@@ -65,9 +85,20 @@ def serve_proxy(
     ] = 256,
     max_megabytes: Annotated[int, _size(2**20, "MB", "Of a request.")] = 32,
     max_open_megabytes: Annotated[int, _size(2**20, "MB", "Of all requests that are open; then 503.")] = 256,
-    max_text: Annotated[int, typer.Option(metavar="N", help="Characters of a request's texts.")] = 1_000_000,
-    batch: Annotated[int, typer.Option(help="The most images guide and tower see at once.")] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds the engine may be silent.")] = 120.0,
+    max_text: Annotated[int, options.count("Characters of a request's texts, where it has images.")] = 1_000_000,
+    max_tokens: Annotated[
+        int | None, options.count("The longest answer, where a request has images.", shown="the engine's own")
+    ] = None,
+    max_values: Annotated[int, options.count("Values in a request's JSON.")] = 500_000,
+    cache: Annotated[
+        int, _size(2**20, "MB", "For images seen before and what was chosen of them; 0 for none.", 0)
+    ] = 512,
+    batch: Annotated[int, options.count("The most requests guide and tower see at once.")] = 8,
+    timeout: Annotated[float, _seconds("The engine may be silent, before and within a stream.")] = 120.0,
+    answer_timeout: Annotated[float, _seconds("An answer that comes whole may take.")] = 3600.0,
+    prepare_timeout: Annotated[float, _seconds("Guide and tower may take, their queues included.")] = 60.0,
+    upload_timeout: Annotated[float, _seconds("A request may take to arrive.")] = 30.0,
+    drain_timeout: Annotated[float, _seconds("Open requests may take after Ctrl-C or SIGTERM.")] = 30.0,
     trust_remote_code: options.Trust = False,
 ) -> None:
     """Serve an OpenAI-compatible API in front of a vLLM server. Ctrl-C or SIGTERM finishes what is open, then ends."""
@@ -83,11 +114,19 @@ def serve_proxy(
         raise VlmpruneError(f"the method {method!r} needs a small model beside --model; name one with --guide")
     from ...serving.chat import Limits
     from ...serving.encoder import Encoder
+    from ...serving.fields import MOST_TOKENS
     from ...serving.proxy import ProxySettings, create_app, serve
 
     limits = Limits(
         requests=max_requests,
+        values=max_values,
+        tokens=MOST_TOKENS if max_tokens is None else max_tokens,
+        cache=cache,
         engine=timeout,
+        answer=answer_timeout,
+        prepare=prepare_timeout,
+        upload=upload_timeout,
+        drain=drain_timeout,
         images=max_images,
         pixels=max_megapixels,
         request_pixels=max_request_megapixels,
@@ -96,20 +135,22 @@ def serve_proxy(
         open_bodies=max_open_megabytes,
         text=max_text,
     )
+    settings = ProxySettings(
+        engine.rstrip("/").removesuffix("/v1"),
+        engine_key,
+        exit_at,
+        image_urls=allow_image_urls,
+        embeddings=allow_embeddings,
+        batch=batch,
+        keep_choices=not rank_every_turn,
+        access_log=access_log,
+        limits=limits,
+    )
     with quiet(), spinner("loading"):
         # The bundled pair, or the user's guide, as in the other commands.
         pair = load_models(None, guide, trust_remote_code=trust_remote_code)
         chooser = make(method, pair, **given)
         encoder = Encoder(pair.model, chooser, processor=pair.processor) if model is None else Encoder(model, chooser)
-        settings = ProxySettings(
-            engine.rstrip("/").removesuffix("/v1"),
-            engine_key,
-            exit_at,
-            image_urls=allow_image_urls,
-            embeddings=allow_embeddings,
-            batch=batch,
-            limits=limits,
-        )
         app = create_app(encoder, settings)
     note(f"listening on http://{host}:{port}/v1")
     serve(app, host, port)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+from ...errors import VlmpruneError
 from ...harness.format import console, print_json, spinner
 from ...harness.models import load_models, quiet
 from ...harness.parse import writable_image
@@ -29,6 +30,8 @@ def sinks(
 ) -> None:
     """Find the attention sinks of an image: how many, in which layers, and how much attention they take."""
     shown, text = prompt(image, question or ("What is in the picture?" if image else None))
+    if layer is not None and plot is None:
+        raise VlmpruneError(f"--layer {layer} chooses what the plot shows; name a file with --plot, or leave it out")
     writable_image(plot, source=image)
     import vlmprune
 

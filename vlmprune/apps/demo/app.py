@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import VlmpruneError
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+log = logging.getLogger(__name__)
+EXAMPLES = "vlmprune-demo-examples"  # the thread that computes them
+PATIENCE = 20  # seconds for an example that is being computed when the page is closed
 CACHE_SECONDS = (300, 1800)  # how often Gradio checks uploads, and the age at which it deletes one
-QUEUE = 64  # waiting users
 
 
 def check_gradio() -> None:
@@ -40,18 +45,37 @@ def build(engine: Engine) -> gradio.Blocks:
     import gradio as gr
 
     from . import ask, caption, compare, plan, sinks
-    from .page import html
+    from .page import QUEUE, html
+    from .world import is_pair
 
     models = engine.models
-    about = f"Model: {models.name}" + (f"; small model: {models.small_name}." if models.small_name else ".")
+    about = f"Model: {models.name}" + (f", guided by {models.small_name}." if models.small_name else ".")
+    if is_pair(models):
+        about = "Models: the bundled pair."
     with gr.Blocks(title="vlmprune", analytics_enabled=False, delete_cache=CACHE_SECONDS) as page:
         gr.HTML(html.head(about))
         with gr.Tabs():
             for tab in (ask, compare, sinks, caption, plan):
-                with gr.Tab(tab.TITLE, id=tab.TITLE.lower()):
-                    tab.build(engine)
+                with gr.Tab(tab.TITLE, id=tab.TITLE.lower()) as opened:
+                    tab.build(engine, opened)
     page.queue(max_size=QUEUE, default_concurrency_limit=4)
     return page
+
+
+def prepare(engine: Engine, closing: threading.Event) -> None:
+    """Compute what the examples and the tabs open with, behind whoever asks something meanwhile, until `closing`."""
+    from . import ask, caption, compare, plan, sinks
+    from .thumbnails import THUMBNAILS
+
+    try:
+        steps = [partial(ask.drawn, engine, number) for number in range(len(THUMBNAILS))]
+        steps += [partial(tab.opening, engine) for tab in (plan, sinks, caption, compare)]
+        for step in steps:
+            if closing.is_set():
+                return
+            step()
+    except Exception as error:  # a visitor who opens that tab reads why
+        log.warning("an example could not be computed: %s", error)
 
 
 def check_address(host: str, port: int | None) -> None:
@@ -79,8 +103,8 @@ def served(
 ) -> Iterator[tuple[str, str | None]]:
     """Serve the page within the block; yields its local address, and the public one with `share`."""
     check_gradio()
-    from .page import CSS, SCRIPT, theme
-    from .upload import LARGEST_FILE
+    from .page import CSS, QUEUE, SCRIPT, theme
+    from .upload import CLIP_LIMITS
 
     with tempfile.TemporaryDirectory(prefix="vlmprune-demo-", ignore_cleanup_errors=True) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # the default is a folder in /tmp that all of Gradio's apps share
@@ -96,7 +120,8 @@ def served(
                 ssr_mode=False,
                 mcp_server=False,
                 enable_monitoring=False,
-                max_file_size=LARGEST_FILE,
+                max_threads=QUEUE + 16,  # everyone who waits for the models holds one
+                max_file_size=CLIP_LIMITS.bytes,
                 allowed_paths=[],
                 footer_links=["api"],
                 theme=theme(),
@@ -105,10 +130,16 @@ def served(
             )
         except OSError as error:  # another process took the port meanwhile
             raise unserved(host, port, error) from None
+        closing = threading.Event()
+        examples = threading.Thread(target=prepare, args=(engine, closing), name=EXAMPLES, daemon=True)
+        examples.start()
         try:
             yield local, public
         finally:
+            closing.set()
             page.close(verbose=False)
+            # A thread that is inside torch when Python ends can end it with a crash; large models are not waited for.
+            examples.join(PATIENCE)
 
 
 def serve(engine: Engine, say: Callable[[str], None], **where: Any) -> None:
@@ -123,3 +154,6 @@ def serve(engine: Engine, say: Callable[[str], None], **where: Any) -> None:
             threading.Event().wait()
     except KeyboardInterrupt:
         say("stopped")
+    if any(thread.name == EXAMPLES for thread in threading.enumerate()):  # a large model's, see `served`
+        sys.stdout.flush()
+        os._exit(0)

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,87 +19,39 @@ from transformers import TextStreamer
 
 import vlmprune
 
-from ...accounting.scores import sureness
 from ...api import Answer, unwrap_peft, wrap
 from ...attention.observer import AttentionObserver
 from ...attention.probe import AttentionCall
 from ...errors import VlmpruneError
 from ...families import family_of
-from ...flow.locate import ImageSpan, last_valid
+from ...flow.locate import last_valid
 from ...flow.prompt_state import PromptState
 from ...flow.score import visual_columns
 from ...guide.runner import Guide
+from ...harness.measure import MethodRun, faster
 from ...harness.models import Models, make, options_of
 from ...hf.arguments import to_device
 from ...inputs.chat import prepare, unknown_words
+from ...inputs.video import Clip
 from ...methods.none import Unpruned
 from ...runtime.call_lock import attached
 from ...runtime.session import Session
-from ...tiny import example
+from .budgets import kept_at, watched
+from .result import CLEAR, AskResult, Progress, Small
+from .thumbnails import THUMBNAILS
+from .turns import TurnLock, in_words
+from .world import COMMAND, outside
 
 LONGEST_QUESTION = 2000  # characters
 MAX_NEW_TOKENS = 64
+QUICK = 0.6  # seconds of both sides, up to which they are asked again
+RUNS = 5  # of each side, for their times
 GREEDY: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "num_beams": 1}
 Send = Callable[[Any], None]
 
 
 class _Gone(BaseException):
     """The listener left. A BaseException, so that the running work does not catch it."""
-
-
-@dataclass(frozen=True)
-class Small:
-    """The small model alone: answer, confidence, consistency, and SGL's ranking: `importance` [V] on its own `span`."""
-
-    text: str
-    confidence: float
-    consistency: float
-    seconds: float
-    importance: Tensor
-    span: ImageSpan
-
-    @property
-    def sure(self) -> float:
-        """SGL's S, what `exit_at` is compared with."""
-        return sureness(self.confidence, self.consistency)
-
-
-@dataclass(frozen=True)
-class AskResult:
-    """The result of one question. `attention`: by decoder layer [V], of the unpruned large model."""
-
-    image: Image.Image
-    question: str
-    unpruned: Answer
-    pruned: Answer
-    small: Small | None
-    attention: dict[int, Tensor]
-    notes: list[str]
-
-    @property
-    def span(self) -> ImageSpan:
-        """The image's visual tokens and which of them were kept."""
-        return self.pruned.report.images[0][0]
-
-    @property
-    def layers(self) -> int:
-        return len(self.unpruned.report.layer_lengths)
-
-    def alive(self, layer: int) -> int:
-        """How many visual tokens a decoder layer sees."""
-        report, full = self.pruned.report, self.unpruned.report
-        gone = full.layer_lengths[layer] - report.layer_lengths[layer]
-        return max(0, full.visual_tokens[0] - gone)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable, in the words of `vlmprune ask --json`."""
-        record: dict[str, Any] = {
-            side: {"text": answer.text, "report": answer.report.to_dict()}
-            for side, answer in (("unpruned", self.unpruned), ("pruned", self.pruned))
-        }
-        if self.small is not None:
-            record["small"] = {name: getattr(self.small, name) for name in ("text", "confidence", "consistency")}
-        return record | {"notes": self.notes}
 
 
 class AttentionRecorder(AttentionObserver):
@@ -130,15 +81,19 @@ def attention_maps(model: Any, inputs: Any) -> dict[int, Tensor]:
 
 
 class Listener(TextStreamer):
-    """Sends both answers so far whenever the one of `side` grows."""
+    """Calls `hear` with every piece of an answer."""
 
-    def __init__(self, processor: Any, side: str, said: dict[str, str], send: Send) -> None:
+    def __init__(self, processor: Any, hear: Callable[[str], None]) -> None:
         super().__init__(getattr(processor, "tokenizer", processor), skip_prompt=True, skip_special_tokens=True)
-        self.side, self.said, self.send = side, said, send
+        self.hear = hear
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.said[self.side] += text
-        self.send(dict(self.said))
+        self.hear(text)
+
+
+def takes_clips(processor: Any) -> bool:
+    """Whether a processor has a part for videos."""
+    return getattr(processor, "video_processor", None) is not None
 
 
 def last(news: Iterable[Any]) -> Any:
@@ -147,11 +102,16 @@ def last(news: Iterable[Any]) -> Any:
 
 
 class Engine:
-    """The models, their lock (`alone`), and the index of the large one's last decoder layer (`deepest`)."""
+    """The models, their lock (`alone`), and the index of the large one's last decoder layer (`deepest`).
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
-        self.alone = threading.Lock()
+    `runs`: how often each side of a quick question is asked for its time.
+    """
+
+    def __init__(self, models: Models, *, runs: int = RUNS) -> None:
+        self.models, self.runs = models, runs
+        self.alone = TurnLock()
+        self._opened: dict[str, Any] = {}
+        self._opening, self._locks = threading.Lock(), dict[str, threading.Lock]()
         plain = unwrap_peft(models.model)
         self.deepest = len(family_of(plain).language_model(plain).layers) - 1
 
@@ -160,9 +120,48 @@ class Engine:
         small = self.models.small is not None
         return [name for name in vlmprune.list_methods() if small or "guide" not in options_of(name)]
 
+    def check_clip(self, media: Any) -> None:
+        """Refuse a clip where the model takes none."""
+        models = self.models
+        if isinstance(media, Clip) and not (
+            takes_clips(models.processor) and family_of(unwrap_peft(models.model)).video_grids is not None
+        ):
+            raise VlmpruneError(f"{models.name} takes no clips; start the demo with a model that does ({COMMAND}).")
+
+    def opened(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a tab or an example opens with: made once, then remembered."""
+        with self._opening:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._opened:
+                self._opened[name] = make()
+            return self._opened[name]
+
+    def method_of(self, number: int) -> str:
+        """The method of a thumbnail, where it runs with these models."""
+        wanted = THUMBNAILS[number].method
+        if wanted in self.runnable() and self.opened(f"fits {wanted}", lambda: self._fits(wanted)):
+            return wanted
+        return "fastv"
+
+    def _fits(self, name: str) -> bool:
+        """Whether the large model takes a method: VisionZip, for example, wants a tower whose tokens are patches."""
+        try:
+            with self.alone.wait(lambda before: None), wrap(self.models.model, make(name, self.models)):
+                return True
+        except VlmpruneError:
+            return False
+
+    def example(self, number: int) -> AskResult:
+        """The answers to a thumbnail's question, made once."""
+        thumbnail = THUMBNAILS[number]
+        asked = *thumbnail.asked(), self.method_of(number), thumbnail.keep
+        found: AskResult = self.opened(f"example {number}", lambda: last(self.ask(*asked)))
+        return found
+
     def warm_up(self) -> None:
-        """Answer a bundled question, so that the first visitor does not wait for one-time set-up."""
-        last(self.ask(*example(), "sgl" if self.models.small is not None else "fastv", keep=0.25))
+        """Answer the first example, which also does the one-time set-up that the first visitor would wait for."""
+        self.example(0)
 
     def stream(self, work: Callable[[Send], None]) -> Iterator[Any]:
         """Yield what `work(send)` sends, as it is sent; `work` runs in its own thread and holds the lock.
@@ -179,7 +178,7 @@ class Engine:
 
         def body() -> None:
             try:
-                with self.alone:
+                with self.alone.wait(lambda before: send(in_words(before))):
                     if not gone.is_set():  # the listener may have left while this waited for the lock
                         work(send)
                 end.set_result(None)
@@ -204,35 +203,70 @@ class Engine:
         return text
 
     def ask(
-        self, image: Image.Image, question: str, method: str, keep: float, exit_at: float | None = None
-    ) -> Iterator[dict[str, str] | AskResult]:
-        """Yield both answers so far, by "unpruned" and "pruned", and finally the `AskResult`.
+        self, image: Image.Image | Clip, question: str, method: str, keep: float, exit_at: float | None = None
+    ) -> Iterator[str | Progress | AskResult]:
+        """Yield the place in the queue, `Progress` as the answers grow, and finally the `AskResult`.
 
         Options that the method does not take are left out.
         """
+        self.check_clip(image)
         question, takes = self.asked(question), options_of(method)
         given = {"keep": float(keep), "exit_at": exit_at}  # float: the slider's 1 means all tokens, not one token
         pruner = make(method, self.models, **{name: value for name, value in given.items() if name in takes})
+        return self.stream(lambda send: send(self._both(image, question, pruner, send)))
 
-        def work(send: Send) -> None:
-            models, answers = self.models, []
-            said = {"unpruned": "", "pruned": ""}
-            send(dict(said))
-            for side, made in zip(said, (make("none"), pruner), strict=True):
+    def _both(self, image: Image.Image | Clip, question: str, pruner: Any, send: Send) -> AskResult:
+        """Both sides' answers, streamed; then their times and everything that is shown beside them."""
+        models, unknown = self.models, unknown_words(self.models.processor, question)
+        why = outside(models, image, question)
+        methods = {"unpruned": make("none"), "pruned": pruner}
+        texts, seconds = dict.fromkeys(methods, ""), dict.fromkeys(methods, 0.0)
+        runs = {side: MethodRun(models.model, models.processor, made, side) for side, made in methods.items()}
+        send(Progress(dict(texts), dict(seconds), "unpruned", why))
+        with watched(pruner) as seen:
+            for side, made in methods.items():
+                start = time.perf_counter()
+
+                def hear(text: str, side: str = side, start: float = start) -> None:
+                    texts[side] += text
+                    seconds[side] = time.perf_counter() - start
+                    send(Progress(dict(texts), dict(seconds), side, why))
+
                 with wrap(models.model, made, processor=models.processor) as pruned:
-                    listener = Listener(models.processor, side, said, send)
-                    answers.append(pruned.ask(image, question, streamer=listener, **GREEDY))
-            attention = attention_maps(models.model, prepare(models.processor, image, question))
-            unknown = unknown_words(models.processor, question)
-            notes = [*([unknown] if unknown else []), *answers[1].report.notes]
-            send(AskResult(image, question, answers[0], answers[1], self._small(image, question), attention, notes))
+                    answer = pruned.ask(image, question, streamer=Listener(models.processor, hear), **GREEDY)
+                runs[side].answers.append([answer.text])
+                runs[side].reports.append(answer.report)
+        send(Progress(dict(texts), dict(seconds), "", why))  # both clocks stop
+        gain = self._timed(list(runs.values()), image, question)
+        full, part = (Answer(text, report) for (text,), report in (run.typical() for run in runs.values()))
+        budgets = kept_at(pruner, seen, part.report.images[0][0])
+        attention = attention_maps(models.model, prepare(models.processor, image, question))
+        notes = [*([unknown] if unknown else []), *part.report.notes]
+        small = self._small(image, question)
+        number = len(runs["pruned"].reports)
+        return AskResult(image, question, pruner, full, part, small, attention, notes, budgets, gain, number, why)
 
-        return self.stream(work)
+    def _timed(self, sides: list[MethodRun], image: Image.Image | Clip, question: str) -> float | None:
+        """Ask again in turns where that is quick, and say how many times as fast the second side is; None: unclear."""
+        first, second = (run.reports[0].seconds["total"] for run in sides)
+        if first + second > QUICK:
+            gain = first / second
+            return gain if max(gain, 1 / gain) >= CLEAR else None
+        for run in sides:
+            # The streamed run also waited for its listener.
+            run.answers.clear()
+            run.reports.clear()
+        for _ in range(self.runs):
+            for run in sides:
+                answers, report = run.answer([image], [question], **GREEDY)
+                run.answers.append(answers)
+                run.reports.append(report)
+        return faster(*sides)
 
-    def _small(self, image: Image.Image, question: str) -> Small | None:
+    def _small(self, image: Image.Image | Clip, question: str) -> Small | None:
         """Ask the small model alone, if there is one."""
         models = self.models
-        if models.small is None:
+        if models.small is None or (isinstance(image, Clip) and not takes_clips(models.small_processor)):
             return None
         start = time.perf_counter()
         inputs = prepare(models.small_processor, image, question)

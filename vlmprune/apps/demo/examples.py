@@ -12,21 +12,24 @@ from gradio.utils import get_upload_folder
 
 from ...errors import VlmpruneError
 from ...inputs.images import read_image
-from ...tiny import example, questions
+from ...tiny import questions
 from .page import html, on_input
+from .thumbnails import THUMBNAILS
 from .upload import checked, image_input
 
 if TYPE_CHECKING:
     from PIL import Image
 
 OWN = "My own image"
-SCENES = 5  # after the first example
+SCENES = (12, 0, 1)  # numbers of the bundled questions that come after the thumbnails
 
 
 @functools.cache
 def examples() -> dict[str, tuple[Image.Image, str]]:
-    """Name -> image and question: the example of `vlmprune ask`, then the first bundled questions."""
-    shown = [example(), *((read_image(one["image"]), one["question"]) for one in questions()[:SCENES])]
+    """Name -> image and question: the thumbnails of Ask, then some of the bundled questions."""
+    shown = [thumbnail.asked() for thumbnail in THUMBNAILS]
+    bundled = questions()
+    shown += [(read_image(bundled[number]["image"]), bundled[number]["question"]) for number in SCENES]
     return {f"{number}. {question}": (image, question) for number, (image, question) in enumerate(shown, 1)}
 
 
@@ -47,9 +50,9 @@ def stored(name: str) -> str | None:
     return str(path)
 
 
-def inputs(tab: str, *, question: bool = True) -> tuple[gr.HTML, list[Any]]:
-    """The shared inputs of a tab, filled with the first example: its alert, and [image, question] or [image]."""
-    first, (_, words) = next(iter(examples().items()))
+def inputs(tab: str, *, question: bool = True, number: int = 0) -> tuple[gr.HTML, list[Any]]:
+    """The shared inputs of a tab, filled with an example: its alert, and [image, question] or [image]."""
+    first, (_, words) = list(examples().items())[number]
     alert = gr.HTML(elem_id=f"{tab}-alert")
     chosen = gr.Dropdown([*examples(), OWN], value=first, label="Example", elem_id=f"{tab}-example", filterable=False)
     boxes: list[Any] = [image_input(value=stored(first), elem_id=f"{tab}-image")]

@@ -13,13 +13,15 @@ from PIL import Image
 
 from ...errors import VlmpruneError
 from .engine import last
-from .upload import checked
+from .upload import checked, checked_clip
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]  # nothing is fetched
 MONO = ["ui-monospace", "Consolas", "monospace"]
 OUR_FAULT = "Something went wrong on the server, and its log says what; try again, or with another image."
+UNSEEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 log = logging.getLogger(__name__)
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": 1}
+QUEUE = 64  # visitors who wait at once; `Engine.alone` lets one in at a time and tells the others their place
+AT_THE_MODELS: dict[str, Any] = {"concurrency_id": "models", "concurrency_limit": QUEUE}
 
 
 def sentence(message: str) -> str:
@@ -62,7 +64,7 @@ def theme() -> Any:
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_primary_text_color="white",
         button_primary_text_color_dark="white",
     )
@@ -77,9 +79,21 @@ def reason(error: Exception) -> str:
 
 
 def read(inputs: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-    """The values of the inputs, with uploads read as images."""
-    pairs = zip(inputs, given, strict=False)
-    return [checked(value) if isinstance(box, gr.Image) else value for box, value in pairs]
+    """The values of the inputs, with uploads read as images and clips; beside an image a clip stands in its place."""
+    pairs = list(zip(inputs, given, strict=False))
+    clip = next((checked_clip(value) for box, value in pairs if isinstance(box, gr.File)), None)
+    both = any(isinstance(box, gr.Image) for box, _ in pairs)
+    values = []
+    for box, value in pairs:
+        if isinstance(box, gr.Image):
+            values.append(checked(value) if clip is None else clip)
+        elif not isinstance(box, gr.File):
+            values.append(value)
+        elif not both:
+            if clip is None:
+                raise VlmpruneError("There is no clip; upload one.")
+            values.append(clip)
+    return values
 
 
 def on_start(
@@ -90,16 +104,23 @@ def on_start(
     outputs: Sequence[Any],
     *,
     views: Sequence[Any] = (),
+    stays: int = 0,
     **options: Any,
-) -> None:
+) -> Any:
     """Run a tab's work when `go` is clicked or Enter is pressed in a question, one run at a time.
+
+    A click during a run starts another after it: Gradio, which would ignore it, counts a run as going on for a while
+    after its result is shown.
 
     Args:
         work: takes the values of `inputs` and yields results; a str is progress. show: takes a result and the values
-            of `views` and returns values for `outputs`, without the first output, which is the alert.
+            of `views` and returns values for `outputs`, without the first output, which is the alert. stays: so many
+            of the last outputs are not emptied at the start.
+    Returns:
+        The event, for others to cancel.
     """
 
-    blank = [""] * (len(outputs) - 2)
+    blank = [""] * (len(outputs) - 2 - stays) + [gr.skip()] * stays
 
     def run(*given: Any) -> Iterable[tuple[Any, ...]]:
         yield "", "", *blank
@@ -112,25 +133,54 @@ def on_start(
         except Exception as error:
             yield html.notice(reason(error)), "", *blank
 
-    options = {"show_progress": "hidden", **ONE_AT_A_TIME, **options}
+    options = {"show_progress": "hidden", "trigger_mode": "always_last", **AT_THE_MODELS, **options}
     triggers = [go.click, *(box.submit for box in inputs if isinstance(box, gr.Textbox))]
-    gr.on(triggers, run, [*inputs, *views], outputs, api_visibility="private", **options)
+    return gr.on(triggers, run, [*inputs, *views], outputs, api_visibility="private", **options)
+
+
+def on_open(
+    tab: gr.Tab,
+    make: Callable[[], Any],
+    show: Callable[..., tuple[Any, ...]],
+    outputs: Sequence[Any],
+    views: Sequence[Any] = (),
+) -> Any:
+    """Show what a tab opens with, the first time that a visitor opens it; as `on_start`, with no inputs."""
+    done = gr.State(False)
+
+    def run(shown: bool, *at: Any) -> Iterable[tuple[Any, ...]]:
+        if shown:
+            yield True, *[gr.skip()] * len(outputs)
+            return
+        blank = [""] * (len(outputs) - 2)
+        yield True, "", html.notice("An example is being computed", alert=False), *blank
+        try:
+            yield True, "", *show(make(), *at)
+        except Exception as error:
+            yield True, html.notice(reason(error)), "", *blank
+
+    return tab.select(run, [done, *views], [done, *outputs], concurrency_limit=QUEUE, **UNSEEN)
 
 
 def on_input(control: Any, handler: Callable[..., Any], inputs: Any, outputs: Any, **options: Any) -> None:
-    """Call `handler` when a visitor changes `control`; for handlers that need no model."""
-    control.input(handler, inputs, outputs, api_visibility="private", show_progress="hidden", **options)
+    """Call `handler` when a visitor changes `control`, also while it still runs; for handlers that need no model."""
+    control.input(handler, inputs, outputs, trigger_mode="always_last", **UNSEEN, **options)
 
 
-def redraw(draw: Callable[..., str], state: gr.State, views: Sequence[Any], output: gr.HTML) -> None:
-    """Draw the result in `state` again, if there is one, when a visitor changes one of `views`."""
+def redraw(
+    draw: Callable[..., str],
+    state: gr.State,
+    views: Sequence[Any],
+    output: gr.HTML,
+    first: Callable[[], Any] = lambda: None,
+) -> None:
+    """Draw the result in `state` again when a visitor changes one of `views`; None there is what the tab opens with."""
     for control in views:
         on_input(
             control,
-            lambda found, *at: draw(found, *at) if found else "",
+            lambda found, *at: draw(one, *at) if found != "" and (one := found or first()) else "",
             [state, *views],
             output,
-            trigger_mode="always_last",
         )
 
 
@@ -146,4 +196,4 @@ def offer(
             raise gr.Error(reason(error), print_exception=False) from None
 
     hidden = gr.JSON(visible=False)
-    gr.Button(visible=False).click(run, inputs, hidden, api_name=name, api_description=about, **ONE_AT_A_TIME)
+    gr.Button(visible=False).click(run, inputs, hidden, api_name=name, api_description=about, **AT_THE_MODELS)

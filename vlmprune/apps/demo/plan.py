@@ -8,12 +8,16 @@ import gradio as gr
 from ...accounting.hardware import HARDWARE
 from ...errors import VlmpruneError
 from ...harness.format import amount, percent
-from ...harness.plan_rows import Named, in_ms, llava_config, planned, usual_methods, verdict_in_words
+from ...harness.plan_rows import Named, in_ms, llava_7b, named, planned, usual_methods, verdict_in_words
 from .engine import Engine
-from .page import html, offer, on_start
+from .page import html, offer, on_open, on_start
 
 TITLE = "Plan"
 DTYPE = "bf16"  # the precision of the hardware's peaks
+SEVEN = llava_7b()[0]
+# What the tab begins with: an image in tiles, as of LLaVA-NeXT, on a machine that many have.
+KEEP, VISUAL, WORDS, NEW = 0.25, 2880, 64, 32
+MACHINE = "a100"
 OWN = "the model of this page"
 MOST = 1_000_000  # tokens
 
@@ -22,8 +26,8 @@ def pairs(engine: Engine) -> dict[str, tuple[Named, Named | None]]:
     """Name -> large and small config: the page's own models and two common sizes of LLaVA."""
     models = engine.models
     small = None if models.small is None else (models.small_name or "small", copy.deepcopy(models.small.config))
-    seven = "LLaVA-1.5 7B", llava_config(32, 4096, 11_008, 32)
-    thirteen = "LLaVA-1.5 13B", llava_config(40, 5120, 13_824, 40)
+    seven = llava_7b()
+    thirteen = named("llava-1.5-13b", "LLaVA-1.5 13B")
     return {
         OWN: ((models.name, copy.deepcopy(models.model.config)), small),
         seven[0]: (seven, None),
@@ -38,32 +42,37 @@ def plan(engine: Engine, model: str, hardware: str, keep: float, visual: float, 
             raise VlmpruneError(f"{what}: {value!r} is out of range; give a number from {least} to {MOST:,}.")
     large, small = pairs(engine)[model]
     settings = [(name, float(keep)) for name in usual_methods(small)]
-    with engine.alone:  # building a model in bf16 changes torch's default precision for all threads
+    with engine.alone.wait():  # building a model in bf16 changes torch's default precision for all threads
         return planned(
             large, small, HARDWARE[hardware], settings, None,
             visual=int(visual) or None, text=int(words), new=int(new), dtype=DTYPE,
         )  # fmt: skip
 
 
-def build(engine: Engine) -> None:
+def opening(engine: Engine) -> Any:
+    """The plan of a 7B model with the inputs that the tab begins with, made once."""
+    return engine.opened(TITLE, lambda: plan(engine, SEVEN, MACHINE, KEEP, VISUAL, WORDS, NEW))
+
+
+def build(engine: Engine, tab: gr.Tab) -> None:
     """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
             alert = gr.HTML(elem_id="plan-alert")
-            model = gr.Dropdown(list(pairs(engine)), value=OWN, label="Model", elem_id="plan-model", filterable=False)
-            hardware = gr.Dropdown(
-                list(HARDWARE), value=next(iter(HARDWARE)), label="Hardware", elem_id="plan-hardware", filterable=False
-            )
-            keep = gr.Slider(0.02, 1.0, 0.25, step=0.01, label="Keep (fraction of tokens)", elem_id="plan-keep")
-            visual = gr.Number(0, label="Visual tokens of an image (0: the model's own)", elem_id="plan-visual")
-            words = gr.Number(64, label="Text tokens of the prompt", elem_id="plan-text")
-            new = gr.Number(32, label="Tokens generated", elem_id="plan-new")
+            model = gr.Dropdown(list(pairs(engine)), value=SEVEN, label="Model", elem_id="plan-model", filterable=False)
+            machines = list(HARDWARE)
+            hardware = gr.Dropdown(machines, value=MACHINE, label="Hardware", elem_id="plan-hardware", filterable=False)
+            keep = gr.Slider(0.02, 1.0, KEEP, step=0.01, label="Keep (fraction of tokens)", elem_id="plan-keep")
+            visual = gr.Number(VISUAL, label="Visual tokens of an image (0: the model's own)", elem_id="plan-visual")
+            words = gr.Number(WORDS, label="Text tokens of the prompt", elem_id="plan-text")
+            new = gr.Number(NEW, label="Tokens generated", elem_id="plan-new")
             go = gr.Button("Plan", variant="primary", elem_id="plan-go")
         with gr.Column(scale=3, min_width=300):
             made = gr.HTML(elem_id="plan-made")
     boxes = [model, hardware, keep, visual, words, new]
 
-    on_start(go, lambda *given: [plan(engine, *given)], shown, boxes, [alert, made])
+    opened = on_open(tab, lambda: opening(engine), shown, [alert, made])
+    on_start(go, lambda *given: [plan(engine, *given)], shown, boxes, [alert, made], cancels=[opened])
     about = "What pruning would save on given hardware, as `vlmprune plan --json` prints it."
     offer("plan", lambda *given: [plan(engine, *given)], dict, boxes, about)
 
@@ -90,9 +99,22 @@ def shown(made: dict[str, Any]) -> tuple[str]:
     faster = [(row["method"], row["speed_up"], f"{row['speed_up']:.2f}x") for row in rows]
     fit = [(row["method"], float(row["requests"]), f"{row['requests']:,}") for row in rows]
     verdicts = [f"SGL at keep={one['keep']} {verdict_in_words(one)}" for one in made["sgl"]]
+    notes = [*made["does_not_fit"], about, *verdicts]
     return (
-        html.bars("Predicted speed-up of a request", faster)
+        html.result(in_a_sentence(made))
+        + html.bars("Predicted speed-up of a request", faster)
         + html.bars("Requests that fit at once", fit)
         + html.table(headings, cells)
-        + html.notices([about, *verdicts]),
+        + html.notices(notes),
     )
+
+
+def in_a_sentence(made: dict[str, Any]) -> str:
+    """What the fastest method of a plan saves."""
+    full, *others = (row for row in made["rows"] if row["method"] != "random")  # random is the floor, no advice
+    best = max(others, key=lambda row: row["speed_up"])
+    fit = f"{best['requests']:,} requests fit at once instead of {full['requests']:,}"
+    who = f"{made['config']} on {made['hardware']['name']}, {made['prompt']['visual']:,} visual tokens"
+    if best["speed_up"] < 1.005:
+        return f"Predicted for {who}: no method saves time; {fit}."
+    return f"Predicted for {who}: {best['method']} makes a request {best['speed_up']:.2f}x faster, and {fit}."

@@ -17,10 +17,10 @@ from ...hf.arguments import to_device
 from ...inputs.chat import prepare
 from ...sinks.report import SinkReport
 from ...sinks.sample import SampleSinks
-from .draw import overlay
-from .engine import GREEDY, Engine
-from .examples import inputs
-from .page import html, offer, on_start, redraw
+from .draw import colour, overlay
+from .engine import GREEDY, Engine, last
+from .examples import examples, inputs
+from .page import html, offer, on_open, on_start, redraw
 
 TITLE = "Sinks"
 P, RHO = 0.4, 0.5  # VAR's own defaults
@@ -61,7 +61,7 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
     method = vlmprune.VAR(p=float(p), rho=float(rho))
     yield "Reading every layer, without and with VAR"
     model, processor = engine.models.model, engine.models.processor
-    with engine.alone:
+    with engine.alone.wait():
         given = to_device(model, dict(prepare(processor, image, question)))
         report = vlmprune.find_sinks(model, **given)
         answers, chances = [], []
@@ -76,7 +76,14 @@ def find_and_edit(engine: Engine, image: Image.Image, question: str, p: float, r
     yield SinkResult(image, report, answers[0], answers[1], words)
 
 
-def build(engine: Engine) -> None:
+def opening(engine: Engine) -> SinkResult:
+    """The sinks of the first example, found once."""
+    image, question = next(iter(examples().values()))
+    found: SinkResult = engine.opened(TITLE, lambda: last(find_and_edit(engine, image, question, P, RHO)))
+    return found
+
+
+def build(engine: Engine, tab: gr.Tab) -> None:
     """Add the tab to the page."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -94,7 +101,9 @@ def build(engine: Engine) -> None:
     state = gr.State(None)
 
     asked, work = [*given, p, rho], partial(find_and_edit, engine)
-    on_start(go, work, shown, asked, [alert, changed, image, counts, state], views=[layer])
+    outputs = [alert, changed, image, counts, state]
+    opened = on_open(tab, partial(opening, engine), shown, outputs, [layer])
+    on_start(go, work, shown, asked, outputs, views=[layer], cancels=[opened])
     redraw(heat, state, [layer], image)
     about = "Attention sinks of an image and question, and the answers without and with VAR."
     offer("sinks", work, SinkResult.to_dict, asked, about)
@@ -102,7 +111,44 @@ def build(engine: Engine) -> None:
 
 def shown(found: SinkResult, layer: int) -> tuple[Any, ...]:
     """The tab's outputs; the last one is the state, to draw other layers from."""
-    return compared(found), heat(found, layer), by_layer(found), found
+    return compared(found), heat(found, layer), by_head(found) + by_layer(found), found
+
+
+def in_a_sentence(found: SinkResult) -> str:
+    """The head that looks at sinks most, and what VAR did to the answer."""
+    shares = found.sample.sink_share.nan_to_num()
+    sinks = {token for row in found.sample.visual_sinks for token in row}
+    if not sinks:
+        said = "None of the visual tokens is a sink in any layer"
+    else:
+        layer, head = divmod(int(shares.argmax()), shares.shape[1])
+        tokens = f"{len(sinks)} visual token{'s are sinks' if len(sinks) > 1 else ' is a sink'}"
+        most = f"{float(shares.max()):.0%} of its attention to the image"
+        said = f"{tokens}; head {head} of layer {layer} gives them {most}"
+    same = found.before.text == found.after.text
+    return f"{said}. With VAR the answer is {'the same' if same else repr(found.after.text)}."
+
+
+def by_head(found: SinkResult) -> str:
+    """Two maps of the heads: how much each looks at the image, and how much of that goes to visual sinks."""
+    one = found.sample
+    changed = {(layer, head) for layer, heads in enumerate(one.gated_heads) for head in heads}
+    maps = (
+        ("Head importance: attention of the text to the image; framed: changed by VAR", one.image_attention, changed),
+        ("Of that attention, fraction on visual sinks", one.sink_share, set[tuple[int, int]]()),
+    )
+    drawn = []
+    for about, values, framed in maps:
+        most = max(float(values.nan_to_num().max()), 0.01)
+        rows = [
+            [
+                ((i, j) in framed, colour(value / most), f"layer {i}, head {j}: {value:.0%}")
+                for j, value in enumerate(row)
+            ]
+            for i, row in enumerate(values.nan_to_num().tolist())
+        ]
+        drawn.append(html.heads(about, rows, f"{most:.0%}"))
+    return str(html.grid(drawn))
 
 
 def compared(found: SinkResult) -> str:
@@ -116,7 +162,7 @@ def compared(found: SinkResult) -> str:
     chances = [(word, f"{a:.1%}", f"{b:.1%}") for word, a, b in found.words]
     notes = dict.fromkeys([*found.report.notes, *found.after.report.notes])
     table = html.table(("first token", "without", "with VAR"), chances)
-    return str(html.grid(cells) + table + html.notices(notes))
+    return str(html.result(in_a_sentence(found)) + html.grid(cells) + table + html.notices(notes))
 
 
 def heat(found: SinkResult, layer: int) -> str:
