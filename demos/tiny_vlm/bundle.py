@@ -1,6 +1,7 @@
-"""The questions that the package ships, one per image: for `vlmprune compare --questions` and the demo's examples.
+"""The questions that the package ships, one per image: for `vlmprune compare --questions` and the demo's examples;
+and the example of `vlmprune ask`, one question about four images.
 
-python -m demos.tiny_vlm.bundle     # writes vlmprune/tiny/benchmark
+python -m demos.tiny_vlm.bundle     # writes vlmprune/tiny/benchmark and vlmprune/tiny/album
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from vlmprune.tiny import BENCHMARK
+from vlmprune.tiny import ALBUM, BENCHMARK
 
 from .questions import SCORED, benchmark
-from .scenes import Scene
+from .scenes import Scene, make_scene
 
 COUNT = 96
+# Chosen to show what pruning by chance loses: with a tenth of the tokens the answer is right where a small model ranks
+# them, and wrong with 8 of 10 random draws. How often that is so, the benchmark tells, not the example.
+ALBUM_SEEDS, ALBUM_QUESTION = range(70152, 70156), "What colour is the triangle?"
 DRAWS = 400  # validation questions of a family that determine its most frequent answer
 
 
@@ -38,13 +43,22 @@ def bundled() -> Iterator[tuple[Scene, dict[str, Any]]]:
         yield scene, record | {"family": family, "usual": usual[family]}
 
 
+def save(scene: Scene, path: Path) -> None:
+    """The scene's image, every pixel as it is."""
+    scene.image().save(path, lossless=True, quality=100, method=6)
+
+
 def main() -> None:
-    """Replace the folder."""
-    shutil.rmtree(BENCHMARK, ignore_errors=True)
-    BENCHMARK.mkdir()
+    """Replace the folders."""
+    for folder in (BENCHMARK, ALBUM):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    for number, seed in enumerate(ALBUM_SEEDS):
+        save(make_scene(seed, "test"), ALBUM / f"{number}.webp")
+    (ALBUM / "question.txt").write_text(f"{ALBUM_QUESTION}\n")
     records = []
     for scene, record in bundled():
-        scene.image().save(BENCHMARK / record["image"], lossless=True, quality=100, method=6)
+        save(scene, BENCHMARK / record["image"])
         records.append(json.dumps(record) + "\n")
     (BENCHMARK / "questions.jsonl").write_text("".join(records))
 

@@ -21,11 +21,29 @@ class State:
     duration is not known ahead. Warmup, then flat, then linear to zero over the last ``decay`` fraction of the budget.
     """
 
-    def __init__(self, module: nn.Module, lr: float, folder: Path, *, weight_decay: float = 0.05, ema: float = 0.999):
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float,
+        folder: Path,
+        *,
+        weight_decay: float = 0.05,
+        ema: float = 0.999,
+        slow: nn.Module | None = None,
+        factor: float = 1.0,
+    ):
+        """`slow`: a part of the module that is trained at `factor` times the rate."""
         self.module, self.lr, self.folder, self.ema_decay = module, lr, folder, ema
-        matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
-        vectors = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        behind = set() if slow is None else {id(p) for p in slow.parameters()}
+        groups: list[dict[str, Any]] = []
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
+        for part, times in ((False, 1.0), (True, factor)):
+            chosen = [p for p in module.parameters() if p.requires_grad and (id(p) in behind) == part]
+            wide, thin = [p for p in chosen if p.ndim >= 2], [p for p in chosen if p.ndim < 2]
+            groups += [{"params": wide, "weight_decay": weight_decay, "factor": times}] * bool(wide)
+            groups += [{"params": thin, "weight_decay": 0.0, "factor": times}] * bool(thin)
+            matrices, vectors = matrices + wide, vectors + thin
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.97), eps=1e-8, foreach=True)
         self.params = matrices + vectors
         self.ema = [p.detach().clone() for p in self.params]
@@ -46,7 +64,7 @@ class State:
 
     def step(self, rate: float, clip: float = 1.0) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         norm = float(nn.utils.clip_grad_norm_(self.params, clip))
         if math.isfinite(norm):
             self.optimizer.step()

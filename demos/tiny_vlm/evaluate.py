@@ -47,7 +47,7 @@ def table(record: dict[str, Any]) -> str:
     return markdown.table(("questions", "n", "chance", "small", "large"), lines)
 
 
-def in_readme(record: dict[str, Any]) -> str:
+def in_docs(record: dict[str, Any]) -> str:
     """The README's last limit."""
     short = [row for family, row in record["families"].items() if family not in ("caption", "easy-vqa test")]
     large, small = (sum(row[name] for row in short) / len(short) for name in ("large", "small"))
@@ -55,7 +55,7 @@ def in_readme(record: dict[str, Any]) -> str:
         [
             "The bundled pair is a toy for its own procedural scenes: nothing measured with it says how far your model "
             f"can be pruned. Its large model answers {large:.2f} of the scenes' short questions, its small one "
-            f"{small:.2f}; see the [model card](demos/tiny_vlm/README.md)."
+            f"{small:.2f}; see the [model card](../demos/tiny_vlm/README.md)."
         ]
     )
 

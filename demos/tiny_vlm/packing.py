@@ -53,8 +53,8 @@ class Packed:
     gaps: tuple[Tensor, Tensor, Tensor]
 
 
-def pack(rows: list[list[Question]], places: Tensor) -> Packed:
-    """Pack each image's questions behind its visual tokens at canvas patches `places` [B, V]."""
+def pack(rows: list[list[Question]], places: Tensor, patches: int = GRID * GRID) -> Packed:
+    """Pack each image's questions behind its visual tokens at the places [B, V] of a canvas of so many patches."""
     batch, visual = places.shape
 
     def prompt_and_answer(q: Question) -> tuple[Question, list[int], list[int]]:
@@ -80,7 +80,7 @@ def pack(rows: list[list[Question]], places: Tensor) -> Packed:
             end = at + len(whole)
             ids[b, at:end] = torch.tensor(whole)
             group[b, at:end] = number
-            first = 1 + GRID * GRID
+            first = 1 + patches
             positions[b, 1 + visual + at : 1 + visual + end] = torch.arange(first, first + len(whole))
             answers.append((question.family, len(target), len(target) + len(answer)))
             start = at + len(prompt) - 1  # the row of <ans> predicts the first token of the answer
@@ -148,9 +148,13 @@ class Ran:
 
 def run(model: Any, features: Tensor, packed: Packed) -> Ran:
     """The language model on images' `features` [B, V, tower width] and their questions."""
+    return read(model, model.model.multi_modal_projector(features), packed)
+
+
+def read(model: Any, visual: Tensor, packed: Packed) -> Ran:
+    """The same of what the projector made of images or clips, `visual` [B, V, D]."""
     lm = model.model.language_model
-    visual = model.model.multi_modal_projector(features)
-    start = lm.embed_tokens(torch.full((len(features), 1), IDS["<bos>"]))
+    start = lm.embed_tokens(torch.full((len(visual), 1), IDS["<bos>"]))
     whole = torch.cat([start, visual, lm.embed_tokens(packed.ids)], dim=1)
     out = lm(
         inputs_embeds=whole,
@@ -159,7 +163,7 @@ def run(model: Any, features: Tensor, packed: Packed) -> Ran:
         use_cache=False,
         output_hidden_states=True,
     )
-    layers, text = len(lm.layers), 1 + features.shape[1]
+    layers, text = len(lm.layers), 1 + visual.shape[1]
     halfway, before_last = (out.hidden_states[at][:, text:] for at in (layers // 2, layers - 1))
     return Ran(out.last_hidden_state[:, text:], halfway, before_last, visual)
 

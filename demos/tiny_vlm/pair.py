@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -68,35 +69,46 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """The stock processor with a PIL image part: any image becomes 112 x 112."""
-    square = {"height": CANVAS, "width": CANVAS}
+def build_processor(canvas: int = CANVAS, patch: int = PATCH) -> LlavaProcessor:
+    """The stock processor with a PIL image part: any image becomes a square of `canvas` pixels a side."""
+    square = {"height": canvas, "width": canvas}
     image = LlavaImageProcessorPil(size=square, crop_size=square, do_center_crop=False, do_pad=False)
     return LlavaProcessor(
         image_processor=image,
         tokenizer=build_tokenizer(),
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_model(which: str, tower: Path | None = None) -> LlavaForConditionalGeneration:
-    """A model with its start weights and, where given, the trained tower (frozen)."""
-    text = LlamaConfig(
+def text_config(sizes: Mapping[str, int]) -> LlamaConfig:
+    """The text model of any pair over this vocabulary."""
+    return LlamaConfig(
         vocab_size=64 * math.ceil(len(IDS) / 64),
-        num_key_value_heads=TEXT[which]["num_attention_heads"],
+        num_key_value_heads=sizes["num_attention_heads"],
         max_position_embeddings=2048,
         bos_token_id=IDS["<bos>"],
         eos_token_id=IDS["<eos>"],
         pad_token_id=IDS["<pad>"],
         tie_word_embeddings=True,
-        **TEXT[which],
+        **sizes,
     )
+
+
+def greedy() -> GenerationConfig:
+    """How every model of a pair generates."""
+    return GenerationConfig(
+        bos_token_id=IDS["<bos>"], eos_token_id=IDS["<eos>"], pad_token_id=IDS["<pad>"], do_sample=False
+    )
+
+
+def build_model(which: str, tower: Path | None = None) -> LlavaForConditionalGeneration:
+    """A model with its start weights and, where given, the trained tower (frozen)."""
     config = LlavaConfig(
         vision_config=tower_config(),
-        text_config=text,
+        text_config=text_config(TEXT[which]),
         image_token_id=IDS["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -110,9 +122,7 @@ def build_model(which: str, tower: Path | None = None) -> LlavaForConditionalGen
     else:
         model.model.vision_tower.load_state_dict(load_file(str(tower)))
     model.model.vision_tower.requires_grad_(False)
-    model.generation_config = GenerationConfig(
-        bos_token_id=IDS["<bos>"], eos_token_id=IDS["<eos>"], pad_token_id=IDS["<pad>"], do_sample=False
-    )
+    model.generation_config = greedy()
     return model
 
 
@@ -139,7 +149,7 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
-def export_processor(folder: Path) -> None:
+def export_processor(folder: Path, canvas: int = CANVAS, patch: int = PATCH) -> None:
     """The processor as from_pretrained reads it."""
-    build_processor().save_pretrained(folder)
+    build_processor(canvas, patch).save_pretrained(folder)
     json.loads((folder / "processor_config.json").read_text())

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from .scenes import Scene, Thing, make_scene
-from .vocabulary import CELLS, COLOURS, PLURALS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
+from .vocabulary import CANVAS, CELLS, COLOURS, PLURALS, RELATIONS, SHAPES, SIZES, SUPERLATIVES, TEMPLATES
 
 MARGIN = 12  # pixels between centres before "left of" and its like may be asked
 MOST = 6  # the highest count asked for
@@ -27,8 +27,8 @@ _VALUES: dict[str, tuple[Any, ...]] = {**_NAMING, "digit": tuple(range(10)), "po
 class Question:
     """A question about a scene, and the one right answer.
 
-    `named`: the names in the text that fit one thing each, in order, with its centre (x, y) in pixels; of superlatives
-    ("the leftmost tile") those in a relation only.
+    `named`: the names in the text that fit one thing each, in order, with its centre (x, y) in pixels of a canvas of
+    112; of superlatives ("the leftmost tile") those in a relation only.
     """
 
     family: str
@@ -38,7 +38,8 @@ class Question:
 
 
 def _centres(*named: tuple[Thing, str]) -> tuple[tuple[str, float, float], ...]:
-    return tuple((name, thing.cx, thing.cy) for thing, name in named)
+    scaled = ((thing, name, CANVAS / thing.canvas) for thing, name in named)
+    return tuple((name, thing.cx * scale, thing.cy * scale) for thing, name, scale in scaled)
 
 
 def phrase(thing: Thing, parts: str = "size colour shape") -> str:
@@ -265,16 +266,31 @@ def ask(scene: Scene, family: str, rng: random.Random) -> Question | None:
     return _MAKERS[family](rng, scene)
 
 
+def by_scene(asked: Iterable[tuple[Any, Question]]) -> list[tuple[Any, list[Question]]]:
+    """Scenes or clips, each with all questions about it: the families walk the same seeds."""
+    found: dict[int, tuple[Any, list[Question]]] = {}
+    for scene, question in asked:
+        found.setdefault(scene.seed, (scene, []))[1].append(question)
+    return list(found.values())
+
+
 def benchmark(
-    family: str, count: int, split: str = "test", *, start: int = 0, per_scene: int = 2
+    family: str,
+    count: int,
+    split: str = "test",
+    *,
+    start: int = 0,
+    per_scene: int = 2,
+    make: Callable[[int, str], Scene] = make_scene,
 ) -> Iterator[tuple[Scene, Question]]:
     """``count`` questions of one family on full-size scenes of a split, at most ``per_scene`` different ones per scene.
 
-    Each call walks the split's seeds from ``start`` on and is the same on every machine.
+    Each call walks the split's seeds from ``start`` on and is the same on every machine. `make`: draws a scene of a
+    world from its seed and split.
     """
     seed, done = start, 0
     while done < count:
-        scene = make_scene(seed, split)
+        scene = make(seed, split)
         rng = random.Random(f"{split} {family} {seed}")
         seen: set[str] = set()
         for _ in range(per_scene):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .vocabulary import CANVAS, COLOURS, GLYPHS, GRID, PATCH, POSITIONS, SHAPES, SIZES, TEXTURES
+from .vocabulary import CANVAS, COLOURS, GLYPHS, PATCH, POSITIONS, SHAPES, SIZES, TEXTURES
 
 # Seeds of a split never meet those of another: a seed is offset by its split's base.
 SPLITS = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
+
+
+Area = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Thing:
     digit: int | None
     rgb: tuple[int, int, int]
     angle: int
+    canvas: int = CANVAS
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -43,7 +48,7 @@ class Thing:
 
     @property
     def cell(self) -> tuple[int, int]:
-        return min(2, int(self.cy * 3 / CANVAS)), min(2, int(self.cx * 3 / CANVAS))
+        return min(2, int(self.cy * 3 / self.canvas)), min(2, int(self.cx * 3 / self.canvas))
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def _background(rng: random.Random, used: list[tuple[int, int, int]]) -> tuple[i
 
 
 def _place(
-    rng: random.Random, area: tuple[float, float, float, float], w: int, h: int, taken: list[tuple[int, int, int, int]]
+    rng: random.Random, area: Area, w: int, h: int, canvas: int, free: Callable[[int, int, int, int], bool]
 ) -> tuple[int, int] | None:
     """A top-left corner whose box is free, with a centre at least 3 px off the borders of the 3 x 3 grid."""
     left, top, right, bottom = area
@@ -85,11 +90,17 @@ def _place(
     for _ in range(25):
         x, y = rng.randint(int(left), int(right) - w), rng.randint(int(top), int(bottom) - h)
         cx, cy = x + w / 2, y + h / 2
-        if any(abs(c - k * CANVAS / 3) < 3 for c in (cx, cy) for k in (1, 2)):
+        if any(abs(c - k * canvas / 3) < 3 for c in (cx, cy) for k in (1, 2)):
             continue
-        if all(x >= b[2] + 2 or y >= b[3] + 2 or x + w + 2 <= b[0] or y + h + 2 <= b[1] for b in taken):
+        if free(x, y, w, h):
             return x, y
     return None
+
+
+def apart(taken: list[Thing], x: int, y: int, w: int, h: int) -> bool:
+    """Whether a box is at least 2 px off all others."""
+    boxes = (thing.box for thing in taken)
+    return all(x >= b[2] + 2 or y >= b[3] + 2 or x + w + 2 <= b[0] or y + h + 2 <= b[1] for b in boxes)
 
 
 def _attributes(rng: random.Random, count: int, digits: float) -> list[tuple[str, str]]:
@@ -115,17 +126,21 @@ def make_scene(
     seed: int,
     split: str = "train",
     *,
-    window: tuple[int, int, int, int] = (0, 0, GRID, GRID),
+    window: tuple[int, int, int, int] | None = None,
     max_things: int = 8,
     digits: float = 1.0,
+    canvas: int = CANVAS,
 ) -> Scene:
     """Draw a scene's truth from its seed: 1 to ``max_things`` things inside ``window`` (patch units).
 
-    ``digits`` scales how often tiles with a digit appear.
+    Args:
+        window: the whole canvas if None.
+        digits: scales how often tiles with a digit appear.
+        canvas: the side in pixels, a multiple of the patch.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+    check_split(split)
     rng = random.Random(SPLITS[split] + seed)
+    window = window or (0, 0, canvas // PATCH, canvas // PATCH)
     row, col, rows, cols = window
     count = rng.randint(1, max(1, min(max_things, rows * cols // 14)))
     left, top = col * PATCH, row * PATCH
@@ -136,14 +151,39 @@ def make_scene(
         middle_x, middle_y = (left + right) // 2, (top + bottom) // 2
         left, right = (left, middle_x) if side == 0 else (middle_x, right) if side == 1 else (left, right)
         top, bottom = (top, middle_y) if side == 2 else (middle_y, bottom) if side == 3 else (top, bottom)
-    bias = rng.choice([None, None, None, *SIZES])
     things: list[Thing] = []
+    for thing in draw_things(rng, (left, top, right, bottom), count, digits, canvas, partial(apart, things)):
+        things.append(thing)
+    background = _background(rng, [COLOURS[t.colour] for t in things] or [(0, 0, 0)])
+    return Scene(seed, split, window, rng.choice(TEXTURES), background, tuple(things))
+
+
+def check_split(split: str) -> None:
+    """Raise where there is no such split."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+
+
+def draw_things(
+    rng: random.Random,
+    area: Area,
+    count: int,
+    digits: float,
+    canvas: int,
+    free: Callable[[int, int, int, int], bool],
+) -> Iterator[Thing]:
+    """Up to `count` things in the area of a canvas, one by one; the first one always.
+
+    `free` says of a box (left, top, width, height) whether the next thing may have it, given those before.
+    """
+    bias = rng.choice([None, None, None, *SIZES])
+    drawn = 0
     for shape, colour in _attributes(rng, count, digits):
         wanted = bias or rng.choice(list(SIZES))
         ladder = ["large", "medium", "small"]
         for size in ladder[ladder.index(wanted) :]:
             if shape == "tile" and size == "small":
-                if things:
+                if drawn:
                     continue
                 shape = "circle"  # no room for a tile, and a scene is never empty
             low, high = (27, 29) if shape == "tile" and size == "medium" else SIZES[size]
@@ -151,16 +191,15 @@ def make_scene(
             if shape == "rectangle" and rng.random() < 0.75:
                 short = rng.uniform(0.5, 0.85)
                 w, h = (w, max(7, round(h * short))) if rng.random() < 0.5 else (max(7, round(w * short)), h)
-            spot = _place(rng, (left, top, right, bottom), w, h, [thing.box for thing in things])
+            spot = _place(rng, area, w, h, canvas, free)
             if spot is not None:
                 x, y = spot
                 digit = rng.randrange(10) if shape == "tile" else None
                 angle = rng.choice((0, 0, -14, -7, 7, 14)) if shape in ("star", "triangle", "cross") else 0
                 r, g, b = (min(255, max(0, c + rng.randint(-16, 16))) for c in COLOURS[colour])
-                things.append(Thing(shape, colour, size, x + w / 2, y + h / 2, w, h, digit, (r, g, b), angle))
+                drawn += 1
+                yield Thing(shape, colour, size, x + w / 2, y + h / 2, w, h, digit, (r, g, b), angle, canvas)
                 break
-    background = _background(rng, [COLOURS[t.colour] for t in things] or [(0, 0, 0)])
-    return Scene(seed, split, window, rng.choice(TEXTURES), background, tuple(things))
 
 
 def _polygon(shape: str) -> list[tuple[float, float]]:
@@ -204,7 +243,7 @@ def coverage(shape: str, w: int, h: int, angle: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def _glyph(digit: int, w: int, h: int) -> np.ndarray:
+def glyph(digit: int, w: int, h: int) -> np.ndarray:
     """A digit's coverage (h, w), centred in its tile; 20-28 px high."""
     high = min(28, h - 7)
     wide = round(high * 5 / 7)
@@ -246,8 +285,13 @@ def render(scene: Scene) -> np.ndarray:
         area = canvas[y0 - row * PATCH : y1 - row * PATCH, x0 - col * PATCH : x1 - col * PATCH]
         mask = coverage(thing.shape, thing.width, thing.height, thing.angle)[..., None]
         area += mask * (np.array(thing.rgb, dtype=np.float32) - area)
-        if thing.digit is not None:
-            light = 0.3 * thing.rgb[0] + 0.59 * thing.rgb[1] + 0.11 * thing.rgb[2] < 120
-            ink = np.float32(245 if light else 10)
-            area += _glyph(thing.digit, thing.width, thing.height)[..., None] * (ink - area)
+        write_digit(area, thing)
     return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def write_digit(area: np.ndarray, thing: Thing) -> None:
+    """A tile's digit onto its pixels (h, w, 3), light on dark or dark on light."""
+    if thing.digit is not None:
+        light = 0.3 * thing.rgb[0] + 0.59 * thing.rgb[1] + 0.11 * thing.rgb[2] < 120
+        ink = np.float32(245 if light else 10)
+        area += glyph(thing.digit, thing.width, thing.height)[..., None] * (ink - area)

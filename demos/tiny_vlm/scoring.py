@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.stats import standard_error
+from vlmprune.harness.stats import standard_error
 
 from .packing import answer_logits, encode_text, pack, right_answers
-from .questions import FAMILIES, Question, benchmark
-from .scenes import Scene, render
+from .questions import FAMILIES, Question, benchmark, by_scene
+from .scenes import render
 from .tower import encode, pixels
 from .vocabulary import GRID
 
@@ -22,12 +22,9 @@ Asked = tuple[np.ndarray, list[Question]]  # a picture and its questions
 
 
 def scene_questions(number: int, split: str) -> list[Asked]:
-    """``number`` questions of every family, grouped by scene: the families walk the same seeds."""
-    scenes: dict[int, tuple[Scene, list[Question]]] = {}
-    for family in FAMILIES:
-        for scene, question in benchmark(family, number, split):
-            scenes.setdefault(scene.seed, (scene, []))[1].append(question)
-    return [(render(scene), questions) for scene, questions in scenes.values()]
+    """``number`` questions of every family, grouped by scene."""
+    asked = by_scene(pair for family in FAMILIES for pair in benchmark(family, number, split))
+    return [(render(scene), questions) for scene, questions in asked]
 
 
 def batches(asked: list[Asked]) -> Iterator[list[Asked]]:

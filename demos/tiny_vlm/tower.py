@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ WEIGHT = {
     "row": 0.15,
     "column": 0.15,
 }
-_FREQUENCIES = (0.35, 0.8, 1.5, 2.4)
+FREQUENCIES = (0.35, 0.8, 1.5, 2.4)
+WAVES = 4 * len(FREQUENCIES)  # numbers of a position: a sine and a cosine for each, of the row and of the column
 
 
 def tower_config() -> CLIPVisionConfig:
@@ -58,6 +60,27 @@ def tower_config() -> CLIPVisionConfig:
     )
 
 
+def start(tower: nn.Module) -> Any:
+    """Start weights of a tower, all but its positions, to which the first numbers of a patch are left.
+
+    Returns:
+        Its embeddings.
+    """
+    for name, p in tower.named_parameters():
+        if p.ndim == 2 and "embedding" not in name:
+            p.normal_(0, 1 / math.sqrt(p.shape[1]))
+            if "out_proj" in name or "fc2" in name:
+                p.mul_(0.35)
+        elif name.endswith("bias"):
+            p.zero_()
+    embeddings: Any = next(m for m in tower.modules() if hasattr(m, "patch_embedding"))
+    weight = embeddings.patch_embedding.weight
+    weight.normal_(0, 1 / math.sqrt(weight[0].numel()))
+    weight[:WAVES].zero_()
+    embeddings.class_embedding.normal_(0, 0.5)
+    return embeddings
+
+
 def init_tower(model: CLIPVisionModel) -> None:
     """Start the first three layers as convolutions: head h looks at neighbour h, through sin-cos positions.
 
@@ -65,39 +88,37 @@ def init_tower(model: CLIPVisionModel) -> None:
     reading a digit needs 3 x 4 patches at once. The attention is free to change from there.
     """
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim == 2 and "embedding" not in name:
-                p.normal_(0, 1 / math.sqrt(p.shape[1]))
-                if "out_proj" in name or "fc2" in name:
-                    p.mul_(0.35)
-            elif name.endswith("bias"):
-                p.zero_()
-        embeddings = next(m for m in model.modules() if hasattr(m, "patch_embedding"))
-        embeddings.patch_embedding.weight.normal_(0, 1 / math.sqrt(3 * PATCH * PATCH))
-        embeddings.patch_embedding.weight[:16].zero_()
-        embeddings.class_embedding.normal_(0, 0.5)
+        embeddings = start(model)
         table = embeddings.position_embedding.weight
         table.normal_(0, 0.02)
-        place = torch.arange(GRID).float()
-        waves = [g(f * place) for f in _FREQUENCIES for g in (torch.cos, torch.sin)]
-        waves_t = torch.stack(waves, 1)  # (14, 8)
-        table[1:, :8] = waves_t.repeat_interleave(GRID, 0)
-        table[1:, 8:16] = waves_t.repeat(GRID, 1)
+        table[1:, :WAVES] = waves(GRID)
         offsets = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
         for layer, reach in zip(encoder_layers(model)[:3], (1, 1, 2), strict=True):
-            layer.self_attn.q_proj.weight.mul_(0.2)
-            layer.self_attn.k_proj.weight.mul_(0.2)
-            for head, (dr, dc) in enumerate(offsets):
-                q = layer.self_attn.q_proj.weight[head * 16 : head * 16 + 16]
-                k = layer.self_attn.k_proj.weight[head * 16 : head * 16 + 16]
-                q.zero_(), k.zero_()
-                k[:, :16] = 2.2 * torch.eye(16)
-                for axis, d in enumerate((dr * reach, dc * reach)):
-                    for i, f in enumerate(_FREQUENCIES):
-                        a, at = f * d, axis * 8 + 2 * i
-                        # q = position turned by the offset, so that q . k peaks at (own place + offset).
-                        turn = torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
-                        q[at : at + 2, at : at + 2] = 2.2 * turn
+            look_around(layer, [(dr * reach, dc * reach) for dr, dc in offsets])
+
+
+def waves(side: int) -> Tensor:
+    """Sines and cosines of a patch's row and column, [side * side, 16]."""
+    place = torch.arange(side).float()
+    one = torch.stack([g(f * place) for f in FREQUENCIES for g in (torch.cos, torch.sin)], 1)  # [side, 8]
+    return torch.cat((one.repeat_interleave(side, 0), one.repeat(side, 1)), 1)
+
+
+def look_around(layer: Any, offsets: Sequence[tuple[int, int]]) -> None:
+    """Start an encoder layer as a convolution: head h, 16 wide, looks at the patch that many rows and columns away."""
+    attention = layer.self_attn
+    attention.q_proj.weight.mul_(0.2)
+    attention.k_proj.weight.mul_(0.2)
+    for head, offset in enumerate(offsets):
+        q = attention.q_proj.weight[head * 16 : head * 16 + 16].zero_()
+        k = attention.k_proj.weight[head * 16 : head * 16 + 16].zero_()
+        k[:, :WAVES] = 2.2 * torch.eye(WAVES)
+        for axis, steps in enumerate(offset):
+            for i, f in enumerate(FREQUENCIES):
+                # q = position turned by the offset, so that q . k peaks at (own place + offset).
+                a, at = f * steps, 8 * axis + 2 * i
+                turn = torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
+                q[at : at + 2, at : at + 2] = 2.2 * turn
 
 
 def encoder_layers(model: CLIPVisionModel) -> Any:

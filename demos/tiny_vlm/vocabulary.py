@@ -119,6 +119,12 @@ EXTRA_WORDS = (
     "background plain noise gradient stripes none sign letter of to do you see show tell me about"
 )
 
+# Of the questions about clips; behind all others, so that those keep their numbers.
+CLIP_WORDS = (
+    "<video> way move moves up down stay stays first last appear appears before after change changes blink blinks "
+    "times end start beginning"
+)
+
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>", "<image>", "<ans>")
 PUNCTUATION = (".", ",", "?", ":", "!", "'", '"', "-")
 
@@ -135,6 +141,7 @@ def words() -> list[str]:
     plain += [w for w in text.split() if "{" not in w and "}" not in w]
     plain += ["a", "object", "at", "digit", "the", *EXTRA_WORDS.split()]
     seen.update(dict.fromkeys(w.lower() for w in plain))
+    seen.update(dict.fromkeys(CLIP_WORDS.split()))
     return list(seen)
 
 

@@ -76,6 +76,14 @@ def test_the_bundled_example_is_answered_rightly(pair: tuple) -> None:
         assert handle.ask(image, question).text
 
 
+def test_the_plain_model_answers_within_off(pair: tuple) -> None:
+    large, _, processor = pair
+    image, question = example()
+    with vlmprune.wrap(large, "fastv", keep=0.1, processor=processor) as handle, handle.off():
+        answer = handle.ask(image, question)
+    assert (answer.text, answer.report) == ("black", None)
+
+
 def test_unknown_words_warn(pair: tuple) -> None:
     large, _, processor = pair
     handle = vlmprune.wrap(large, "fastv", keep=0.5, processor=processor)

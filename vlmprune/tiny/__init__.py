@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 BENCHMARK = Path(__file__).parent / "benchmark"
+ALBUM = Path(__file__).parent / "album"
 
-__all__ = ["example", "load_tiny"]
+__all__ = ["album", "example", "load_tiny"]
 
 
 def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGeneration, LlavaProcessor]:
@@ -56,6 +57,15 @@ def example() -> tuple[Image.Image, str]:
     """A bundled image and a question about it."""
     with Image.open(Path(__file__).parent / "example.png") as image:
         return image.convert("RGB"), "What colour is the star?"
+
+
+def album() -> tuple[list[Image.Image], str]:
+    """Four bundled images for one prompt, and a question about a thing that is in one of them."""
+    images = []
+    for path in sorted(ALBUM.glob("*.webp")):
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    return images, (ALBUM / "question.txt").read_text().strip()
 
 
 def questions() -> list[dict[str, Any]]:
