@@ -10,7 +10,7 @@ Importing the package loads neither torch nor transformers; the first use of a n
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -1,5 +1,6 @@
 """The one call: attach a method to a model, return a handle, remove everything again."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ import torch
 from torch import nn
 
 from .accounting.report import Report
-from .errors import VIDEO, InactiveHandleError, UnsupportedModelError, VlmpruneError, checked
+from .errors import InactiveHandleError, UnsupportedModelError, VlmpruneError, checked
 from .families import family_of, inner_model
+from .flow.frames import HINT
 from .guide.runner import guide_for
 from .guide.session import GuidedSession
 from .hf.arguments import to_device
 from .hf.compatibility import check_transformers
 from .hf.hooks import HANDLE
-from .inputs.chat import opened, prepare
+from .inputs.chat import opened, prepare, shown_at, thinner
 from .methods.base import Intervention, Method
 from .methods.combined import Combined, parts_of
 from .methods.guided import Guided
@@ -24,10 +26,13 @@ from .methods.registry import make_method
 from .runtime.call_lock import bare, call_lock_of
 from .runtime.session import Session
 
+_log = logging.getLogger(__name__)
+_suggested: set[str] = set()
+
 
 @dataclass(frozen=True)
 class Answer:
-    """What `ask` returns: the generated text and the report of the call."""
+    """What `ask` returns: the generated text and the report of the call, None where the plain model ran (`off`)."""
 
     text: str
     report: Report
@@ -59,29 +64,50 @@ class PrunedModel:
             return self.model.generate(*args, **kwargs)
 
     @checked
-    def ask(self, image: Any, question: str, **generation_kwargs: Any) -> Answer:
-        """Answer a question about an image.
+    def ask(
+        self,
+        image: Any = ...,
+        question: Any = ...,
+        *,
+        video: Any = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        **generation_kwargs: Any,
+    ) -> Answer:
+        """Answer a question about images and videos.
 
         Args:
-            image: a PIL image of any mode, the path of an image file, or a list of these; rotated as its EXIF tag says,
-                transparent parts on white.
+            image: a PIL image of any mode, the path of an image or video file, or a list of these; rotated as its EXIF
+                tag says, transparent parts on white.
             question: plain text; the processor's chat template is applied.
+            video: frames (a list of PIL images or of their paths, an array), the path of a video or an animated image,
+                or a list of several videos; behind the images.
+            frames: how many evenly spaced frames of each video are taken; of a file 32, of a list all, unless given.
+            fps: of a file, how many frames a second are taken instead; of a list, how many a second it has.
             generation_kwargs: for `generate`; `max_new_tokens` is 64 unless given.
         Raises:
-            VlmpruneError: no processor, no image, or an empty question.
+            VlmpruneError: no processor, no image or video, one that cannot be read, or an empty question.
         """
+        if image is ... and video is not None:
+            image = None
+        for name, given in (("image", image), ("question", question)):
+            if given is ...:  # None is a value too, and a wrong one
+                raise VlmpruneError(f"ask() needs {name}; pass {name}=... to it.")
         with self._mine():  # the processor too: a tokenizer refuses to be used by two threads at once
             if self.processor is None:
                 raise VlmpruneError("ask() needs the model's processor; pass wrap(model, method, processor=processor).")
-            if generation_kwargs.keys() & {"video", "videos", "frames"}:
-                raise VlmpruneError(VIDEO)
-            image = opened(image)
+            if "videos" in generation_kwargs:
+                raise VlmpruneError("ask() has no option 'videos'; pass video=..., which may be a list of several.")
+            image = opened(image, video=video, frames=frames, fps=fps)
             inputs = to_device(self._plain, prepare(self.processor, image, question))
-            guided = self.for_guide(lambda processor: prepare(processor, image, question))
+            guided = self._for_guide(image, question)
+            if frames_at := shown_at(image, inputs):
+                guided[HINT] = frames_at
             out = self.model.generate(**inputs, **guided, **{"max_new_tokens": 64, **generation_kwargs})
             sequences = out if isinstance(out, torch.Tensor) else out.sequences
             new = sequences[0, inputs["input_ids"].shape[1] :]
-            return Answer(self.processor.decode(new, skip_special_tokens=True).strip(), out.report)
+            report: Any = getattr(out, "report", None)
+            return Answer(self.processor.decode(new, skip_special_tokens=True).strip(), report)
 
     def for_guide(self, make: Callable[[Any], Any]) -> dict[str, Any]:
         """Further arguments of `generate`: the inputs of a guide that reads other ids or pixels, made by `make` from
@@ -90,6 +116,19 @@ class PrunedModel:
         if isinstance(session, GuidedSession) and not session.same:
             return {"guide_inputs": make(session.guide_processor)}
         return {}
+
+    def _for_guide(self, media: Any, question: str) -> dict[str, Any]:
+        """`for_guide` of one question about images and clips, of which the guide may see fewer and smaller frames."""
+        session = self._session
+        if not isinstance(session, GuidedSession):
+            return {}
+        options = session.guide.options
+        seen = thinner(media, options.guide_frames, options.guide_scale)
+        if session.same and seen is media:
+            return {}
+        inputs = prepare(session.guide_processor or self.processor, seen, question)
+        frames_at = shown_at(seen, inputs)
+        return {"guide_inputs": {**inputs, **({HINT: frames_at} if frames_at else {})}}
 
     def get_base_model(self) -> Any:
         """The transformers model; PEFT's name for it, so that a handle stands for its model wherever one is taken."""
@@ -178,8 +217,8 @@ def wrap(
     Args:
         model: an image-text-to-text model of a supported family (see `list_families()`); PEFT and quantised ones
             too, and a wrapped model's handle.
-        method: a method object, its registered name plus `options`, or a list with at most one pruner
-            and any number of interventions.
+        method: a method object, its registered name plus `options`, or a list with at most one pruner, at most one
+            cache method and any number of interventions.
         processor: the model's processor, needed by `ask`.
     Returns:
         A handle; `unwrap()` or leaving its `with` block takes everything off again. Wrapping a wrapped model replaces
@@ -196,6 +235,8 @@ def wrap(
     plain = unwrap_peft(model)
     family = family_of(plain)
     made = one_method(method, options)
+    if family.adapter == "generic":
+        _suggest_check(family.model_type)
     with call_lock_of(plain).generating():
         older: PrunedModel | None = plain.__dict__.get(HANDLE)
         if older is not None and processor is None:
@@ -214,6 +255,17 @@ def wrap(
         return PrunedModel(model, session, processor)
 
 
+def _suggest_check(model_type: str) -> None:
+    """Once a process, for models of which nothing is declared."""
+    if not _suggested:
+        _suggested.add(model_type)
+        _log.warning(
+            "Nothing is declared about models of type %r; their parts were found by rule. "
+            "vlmprune.check(model, processor) shows in seconds whether pruning is exact on this one.",
+            model_type,
+        )
+
+
 def unwrap_peft(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper, or the model itself.
 
@@ -229,7 +281,7 @@ def unwrap_peft(model: Any) -> Any:
 
 
 def one_method(method: Method | str | type[Method] | Sequence[Any], options: dict[str, Any]) -> Method:
-    """The method to attach; a list holds at most one pruner and each intervention once.
+    """The method to attach; a list holds at most one pruner, one cache method, and each intervention once.
 
     Raises:
         VlmpruneError: an empty list, or methods that cannot run together.

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError
+from ..families import Family
 from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import eligible_layers
 from ..hf.cache_state import attach_state, physical_sizes, repeated, state_of
 from ..ops.gather import gather_positions
+from .masks import sources_of
 from .observer import AttentionObserver
 from .probe import AttentionCall
 
@@ -80,19 +82,25 @@ def with_rows(visual: Tensor, real: Tensor, suffix_rows: Tensor) -> KeyColumns:
 
 
 class AttentionEditor(AttentionObserver):
-    """Watches the eligible layers, 2..L-2, and keeps one sink mask [B, ..., P] for each that has sinks.
+    """Watches the eligible layers, those of 2..L-2 that attend, and keeps one sink mask [B, ..., P] for each that has
+    sinks.
 
     The sink masks of a prompt lie on the cache that it fills, so that another prompt in between, or beams that repeat
     its rows, cannot mix them up.
     """
 
-    def __init__(self, name: str, text_model: Any) -> None:
+    def __init__(self, name: str, family: Family, text_model: Any) -> None:
         self.name, self.text = name, text_model
-        self.eligible = list(eligible_layers(len(text_model.layers)))
+        layers = text_model.layers
+        attentions = [family.attention(layer) for layer in layers]
+        self.eligible = [i for i in eligible_layers(len(layers)) if attentions[i] is not None]
+        self.sources = sources_of(attentions)
+        self._lent = {source for i, source in enumerate(self.sources) if source != i}
         if not self.eligible:
             raise VlmpruneError(
-                f"{name!r} changes decoder layers 2 to L-2, and a model of {len(text_model.layers)} layers has none of "
-                "these; use a deeper model."
+                f"{name!r} changes the attention of decoder layers 2 to L-2, and a model of {len(layers)} layers has "
+                f"{'none that attends among these' if eligible_layers(len(layers)) else 'none of these'}; use a deeper "
+                "model."
             )
         self.state: PromptState | None = None
         self._cache: weakref.ref[Any] | None = None  # the editor outlives a call, and must not keep its cache alive
@@ -124,14 +132,17 @@ class AttentionEditor(AttentionObserver):
         self.sink_masks = found or {}
 
     def before_layer(self, layer: int, hidden: Tensor) -> None:
-        if layer not in self.eligible:
-            return
         if self.state is None:
-            if layer in self.sink_masks:
+            source = self.sources[layer]
+            if source != layer:  # it has run
+                self.offsets[layer] = self.offsets.get(source, 0)
+            elif layer in self.sink_masks or (self.sink_masks and layer in self._lent):
                 # A sliding window holds only the last columns; read here, before the step's own are added.
                 cache = self._cache() if self._cache is not None else None
                 assert cache is not None, "the step that fills it is running"
                 self.offsets[layer] = physical_sizes(cache, hidden.shape[1], layer)[1]
+            return
+        if layer not in self.eligible:
             return
         if self._cache is None and self.state.cache is not None:
             self._cache = weakref.ref(self.state.cache)
@@ -165,6 +176,11 @@ class AttentionEditor(AttentionObserver):
         """The sink mask as a step with these rows [B, ...] finds the layer's columns."""
         return repeated(self.sink_masks[layer], len(rows)).to(rows.device)[..., self.offsets[layer] :]
 
+    def cut(self, layer: int, chosen: Compaction, group: int) -> None:
+        for i, source in enumerate(self.sources):
+            if source == layer and i in self.sink_masks:
+                self.sink_masks[i] = self.gathered(i, self.sink_masks[i], chosen, group)
+
     # -- what an intervention defines ---------------------------------------------------------------------------
 
     def enter_prompt(self, layer: int, hidden: Tensor, columns: KeyColumns) -> None:
@@ -172,6 +188,10 @@ class AttentionEditor(AttentionObserver):
 
     def read_prompt(self, layer: int, call: AttentionCall, columns: KeyColumns) -> None:
         """An attention call of a prompt; the last chance to make a sink mask."""
+
+    def gathered(self, layer: int, sink_mask: Tensor, chosen: Compaction, group: int) -> Tensor:
+        """A sink mask [B, ..., P] of the entries that are left, False at filler; see `cut`."""
+        raise NotImplementedError
 
     def edit(
         self, layer: int, call: AttentionCall, output: Tensor, sink_mask: Tensor, columns: KeyColumns | None

@@ -69,7 +69,7 @@ class ImportanceObserver(AttentionObserver):
         if self._steps is not None and self._taken > self._steps:
             return
         assert self._state is not None, "a prompt came first"
-        stage = self._state.stage_at(layer)
+        stage, held = self._state.stage_at(layer), self._state.held_at(layer)
         chosen, rows = stage.chosen if stage is not None else None, self._rows
         if chosen is not None and self._causal and not self._taken:
             # The last row is real in every sample: it stands in for those that do not count, which may be gone.
@@ -79,7 +79,7 @@ class ImportanceObserver(AttentionObserver):
         chunk = max(1, _LARGEST_MAP // (batch * heads * call.key.shape[2]))
         for at in range(0, rows.shape[1], chunk):
             part = call.received(rows[:, at : at + chunk], self._weight[:, at : at + chunk], causal=self._causal)
-            self._add(part, chosen)
+            self._add(part, held.chosen if held is not None else None)
 
     def _add(self, received: Tensor, chosen: Compaction | None) -> None:
         """Add what was received by keys [B, T], of a pruned prompt those `chosen`: a sliding window's cache holds the

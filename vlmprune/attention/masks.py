@@ -55,13 +55,16 @@ class Window:
         """Query-key pairs that a sample's rows see: so many side by side, or at ascending positions [R], the sample's
         first token being 0."""
         positions = torch.arange(rows) if isinstance(rows, int) else rows
-        start = positions // self.size * self.size if self.chunked else positions - self.size + 1
-        seen = torch.arange(1, len(positions) + 1) - torch.searchsorted(positions, start)
+        seen = torch.arange(1, len(positions) + 1) - torch.searchsorted(positions, self.first(positions))
         return int(seen.sum())
+
+    def first(self, positions: Tensor) -> Tensor:
+        """The first position that each of these sees."""
+        return positions // self.size * self.size if self.chunked else positions - self.size + 1
 
 
 def windows_of(attentions: Sequence[Any], config: Any) -> list[Window | None]:
-    """The window of every decoder layer, None where a layer sees everything before it.
+    """The window of every decoder layer, None where a layer sees everything before it, or does not attend (None).
 
     The kind of a layer is the one by which transformers makes its cache and its mask, from the config: `layer_types`,
     or one window or chunk size for all layers (Mistral, Phi-3, Mixtral). EXAONE 4's modules all have a window, its full
@@ -72,12 +75,41 @@ def windows_of(attentions: Sequence[Any], config: Any) -> list[Window | None]:
     kinds = getattr(config, "layer_types", None) or [everywhere] * len(attentions)
     windows: list[Window | None] = []
     for attention, kind in zip(attentions, kinds, strict=True):
+        if attention is None:
+            windows.append(None)
+            continue
         if kind == "chunked_attention" and chunk:
             windows.append(Window(int(chunk), chunked=True))
             continue
         size = None if kind == "full_attention" else getattr(attention, "sliding_window", sliding)
         windows.append(Window(int(size)) if size else None)
     return windows
+
+
+def sources_of(attentions: Sequence[Any]) -> list[int]:
+    """Of every decoder layer the one whose keys and values it attends to: its own, or those that an earlier one of its
+    kind stored for all later ones to use (Gemma 3n and 4)."""
+    sources: list[int] = []
+    stored: dict[tuple[Any, Any], int] = {}
+    for i, attention in enumerate(attentions):
+        kind = (getattr(attention, "layer_type", None), getattr(attention, "use_rope", None))
+        sources.append(stored.get(kind, i) if getattr(attention, "is_kv_shared_layer", False) else i)
+        if getattr(attention, "store_full_length_kv", False):
+            stored[kind] = i
+    return sources
+
+
+def still_seen(columns: Tensor, left: Tensor, length: int) -> Tensor:
+    """Of the positions of keys [B, P] or [B, G, P], with -1 in those that are not among the positions `left` [B, C] of
+    later layers.
+
+    Both are positions 0..length-1, or -1 at filler.
+    """
+    marks = torch.zeros(len(left), length + 1, dtype=torch.bool, device=left.device)
+    marks = marks.scatter(1, left + 1, torch.ones_like(left, dtype=torch.bool))
+    columns = columns.to(left.device)
+    seen = marks.gather(1, columns.flatten(1) + 1).view_as(columns)
+    return columns.masked_fill(~seen, -1)
 
 
 def own_mask(config: Any, hidden: Tensor, valid: Tensor | None, sizes: Sizes, layer: int, window: Window | None) -> Any:
@@ -113,6 +145,17 @@ def check_window(config: Any, window: Window | None, length: int) -> None:
         )
 
 
+def check_hides(config: Any, layer: int, source: int) -> None:
+    """Refuse kernels that cannot hide single keys of another layer's, which hold the dropped tokens too."""
+    implementation = config._attn_implementation
+    if implementation not in IN_MASK:
+        raise VlmpruneError(
+            f"Layer {layer} attends to the keys of layer {source}, which has all visual tokens, and "
+            f"attn_implementation={implementation!r} cannot hide the dropped ones; load the model with "
+            f"attn_implementation='sdpa', or prune at layer {source} or before."
+        )
+
+
 def check_scale(attention: Any, length: int) -> None:
     """Refuse Llama 4's layers that scale queries by their row where the scale changes within a prompt of `length`
     unpruned tokens."""
@@ -126,23 +169,28 @@ def check_scale(attention: Any, length: int) -> None:
         )
 
 
-def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool) -> Any:
+def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool, group: int = 1) -> Any:
     """Rows and columns of a layer's mask; one of an unknown type is refused.
 
     Args:
         mask: made by the model over the unpruned sequence, not None.
         rows: [B, R] positions of the unpruned sequence; None = the mask's own rows.
-        columns: [B, P] positions of the unpruned sequence, -1 for columns that nothing may see.
+        columns: [B, P] positions of the unpruned sequence, -1 for columns that nothing may see; [B, G, P] where key
+            heads hold others.
         hides: whether there is any -1 among them (known to the host without asking the device).
+        group: query heads of a key head.
     """
-    if isinstance(mask, BlockMask):
+    if isinstance(mask, BlockMask) and columns.dim() == 2:
         return _take_block(mask, rows, columns)
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        by_head = " head by head" if columns.dim() == 3 else ""
         raise VlmpruneError(
-            f"An attention mask of type {type(mask).__name__} cannot be pruned; load the model with "
+            f"An attention mask of type {type(mask).__name__} cannot be pruned{by_head}; load the model with "
             "attn_implementation='sdpa'."
         )
     columns = columns.to(mask.device)
+    if columns.dim() == 3:
+        return _take_by_head(mask, columns.repeat_interleave(group, dim=1), hides)
     index = columns.clamp(min=0)
     if mask.dim() == 2:
         taken = torch.gather(mask.expand(len(columns), -1), 1, index)
@@ -152,10 +200,40 @@ def take_mask(mask: Any, rows: Tensor | None, columns: Tensor, hides: bool) -> A
         rows = rows.to(mask.device)
         mask = torch.gather(mask, 2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
     out = torch.gather(mask, 3, index[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
-    if hides:
-        hidden = False if out.dtype == torch.bool else torch.finfo(out.dtype).min
-        out = out.masked_fill((columns < 0)[:, None, None, :], hidden)
-    return out
+    return _hidden(out, (columns < 0)[:, None, None]) if hides else out
+
+
+def _hidden(mask: Tensor, places: Tensor) -> Tensor:
+    """A 4-D mask that hides these places too."""
+    return mask.masked_fill(places, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+
+def by_head(real: Tensor, group: int, rows: int, config: Any) -> Tensor:
+    """The mask [B, H, 1, P] of a single row that sees these entries [B, G, P]; `group`: query heads of a key head."""
+    if config._attn_implementation != "sdpa" or rows != 1:
+        raise VlmpruneError(
+            f"attn_implementation={config._attn_implementation!r} has no mask in which heads see different numbers of "
+            "entries; load the model with attn_implementation='sdpa', or use 'snapkv'."
+        )
+    return real.repeat_interleave(group, dim=1)[:, :, None]
+
+
+def _take_by_head(mask: Tensor, columns: Tensor, hides: bool) -> Tensor:
+    """The columns [B, H, P] of a mask, each head its own; where the mask has no heads, they must agree."""
+    index = columns.clamp(min=0)
+    if mask.dim() == 2:
+        every = mask.expand(len(columns), -1)[:, None].expand(-1, columns.shape[1], -1).gather(2, index)
+        every = every.masked_fill(columns < 0, 0)
+        if bool((every != every[:, :1]).any()):
+            raise VlmpruneError(
+                "The attention_mask hides tokens of the prompt that some heads' caches hold and others do not, which "
+                "FlashAttention's mask cannot say; load the model with attn_implementation='sdpa'."
+            )
+        return every[:, 0]
+    rows = mask.shape[2]
+    mask = mask.expand(len(columns), columns.shape[1], -1, -1)
+    out = torch.gather(mask, 3, index[:, :, None].expand(-1, -1, rows, -1))
+    return _hidden(out, (columns < 0)[:, :, None]) if hides else out
 
 
 def _take_block(mask: BlockMask, rows: Tensor | None, columns: Tensor) -> BlockMask:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import VlmpruneError
+from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
 from .probe import AttentionCall
 
@@ -48,6 +49,10 @@ class AttentionObserver:
     def step(self, layer: int, call: AttentionCall, kernel: Callable[[], Tensor]) -> Tensor | None:
         """An attention call of a single row whose fused kernel has not run yet: its output, or None to let it run."""
         return None
+
+    def cut(self, layer: int, chosen: Compaction, group: int) -> None:
+        """The prompt has run, and of the entries that a layer's cache holds of it only those at `chosen.index` [B, C]
+        are left, or [B, G, C] of each key head, which is that of `group` query heads."""
 
     def notes(self) -> list[str]:
         """What a reader of the report of the prompt that just ended should know."""

@@ -11,6 +11,7 @@ Shapes: B batch, S query length, T key length, H heads, R chosen rows, D head wi
 
 import copy
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -23,10 +24,12 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import VlmpruneError
+from ..hf.grouped_layer import GroupedLayer
 from ..hf.hooks import conceal
 from ..hf.per_thread import PerThread
 from ..ops.attention_rows import Visibility, attention_rows, visible_keys
 from ..ops.column_sums import column_sums as received
+from ..ops.gather import gather_entries
 from ..ops.redistribution import redistribute
 from .masks import block_rows
 
@@ -103,6 +106,23 @@ class AttentionCall:
         query, key, value = _heads(self.query, heads), _heads(self.key, shared), _heads(self.value, shared)
         return AttentionCall(query, key, value, mask, self.options)
 
+    def narrows(self, *, by_head: bool = False) -> bool:
+        """Whether `of_entries` can follow its mask; `by_head`: with other entries in every head."""
+        dims = (4,) if by_head else (2, 4)
+        return self.mask is None or (isinstance(self.mask, Tensor) and self.mask.dim() in dims)
+
+    def of_entries(self, index: Tensor) -> "AttentionCall":
+        """The same call of a single row over some entries: `index` [B, K], or [B, G, K] of each key head its own."""
+        mask, length = self.mask, self.key.shape[2]
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            mask = mask.expand(len(index), -1).gather(1, index)
+        elif isinstance(mask, Tensor):
+            heads = mask.shape[1] if index.dim() == 2 else self.query.shape[1]
+            mask = mask[..., :length].expand(len(index), heads, -1, -1)
+            by_head = index[:, None] if index.dim() == 2 else index.repeat_interleave(heads // index.shape[1], dim=1)
+            mask = mask.gather(3, by_head[:, :, None].expand(-1, heads, mask.shape[2], -1))
+        return replace(self, key=gather_entries(self.key, index), value=gather_entries(self.value, index), mask=mask)
+
 
 def _heads(states: Tensor, heads: list[int]) -> Tensor:
     """Some heads of [B, H, ...]; a list as an index would be copied to the device in every layer, and waited for."""
@@ -113,6 +133,9 @@ def _heads(states: Tensor, heads: list[int]) -> Tensor:
 Observer = Callable[[AttentionCall, Tensor], Tensor | None]
 # Gets a call of a single row and its kernel, not run yet; what it returns, unless None, is the output.
 StepObserver = Callable[[AttentionCall, Callable[[], Tensor]], Tensor | None]
+# Gets a call whose kernel has not run yet, and returns the one that runs in its place.
+Exchange = Callable[[AttentionCall], AttentionCall]
+
 
 class _Reached(Exception):
     """An attention call that is looked at ahead of the layer's run, which ends with it."""
@@ -123,8 +146,17 @@ class _Reached(Exception):
 
 _ahead: PerThread[set[nn.Module]] = PerThread(set)
 _observers: PerThread[dict[nn.Module, list[tuple[Observer, StepObserver | None]]]] = PerThread(dict)
+_exchanges: PerThread[dict[nn.Module, Exchange]] = PerThread(dict)
+_groups: PerThread[dict[nn.Module, GroupedLayer]] = PerThread(dict)
 _attached = 0
 _attached_lock = threading.Lock()
+
+
+@functools.cache
+def _eager_of(kind: type[Any]) -> Callable[..., Any] | None:
+    """The eager kernel of an attention class: beside it, or beside one that it derives from."""
+    beside = (getattr(sys.modules[one.__module__], "eager_attention_forward", None) for one in kind.__mro__)
+    return next((kernel for kernel in beside if kernel is not None), None)
 
 
 def _dispatch(
@@ -136,11 +168,25 @@ def _dispatch(
         seen = attention_mask[..., : key.shape[2]] if isinstance(attention_mask, Tensor) else attention_mask
         raise _Reached(AttentionCall(query, key, value, seen, kwargs))
     own: Any = module.config
-    eager = sys.modules[type(module).__module__].eager_attention_forward
+    kind: Any = type(module)
+    eager = _eager_of(kind)
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(own.vlmprune_original._attn_implementation, eager)
-    run = functools.partial(kernel, module, query, key, value, attention_mask, **kwargs)
-    observers = _observers.own.get(module, [])
+    if kernel is None:
+        raise VlmpruneError(
+            f"The eager attention of a {type(module).__name__} is not found beside its class, so it cannot be read; "
+            "load the model with attn_implementation='sdpa'."
+        )
     call = AttentionCall(query, key, value, attention_mask, kwargs)
+    if (exchange := _exchanges.own.get(module)) is not None:
+        call = exchange(call)
+    observers = _observers.own.get(module, [])
+    if (layer := _groups.own.get(module)) is not None:
+        if not observers and kwargs.get("s_aux") is None:
+            return in_groups(module, kernel, call, layer), None
+        # What reads or edits the attention of all heads gets them side by side.
+        key, value = layer.whole()
+        call = replace(call, key=key, value=value)
+    run = functools.partial(kernel, module, call.query, call.key, call.value, call.mask, **kwargs)
     step = observers[0][1] if len(observers) == 1 and query.shape[2] == 1 and kernel is not eager else None
     if step is not None and (made := step(call, lambda: run()[0])) is not None:
         return made, None
@@ -151,6 +197,20 @@ def _dispatch(
     return out, weights
 
 
+def in_groups(module: nn.Module, kernel: Callable[..., Any], call: AttentionCall, layer: GroupedLayer) -> Tensor:
+    """The output [B, S, H, D] of a call whose cache holds its heads in groups: one kernel for each."""
+    length = layer.length
+    queries = layer.groups(call.query, 1)
+    masks: list[Any] = [None] * len(queries)
+    if call.mask is not None:
+        masks = layer.groups(call.mask.expand(len(call.query), call.query.shape[1], -1, -1), 1)
+    outputs = []
+    for part, query, mask in zip(layer.parts, queries, masks, strict=True):
+        seen = None if mask is None else mask[..., length - part.keys.shape[2] : length]
+        outputs.append(kernel(module, query, part.keys, part.values, seen, **call.options)[0])
+    return layer.together(outputs, 2)
+
+
 def observe(module: nn.Module, observer: Observer, step: StepObserver | None = None) -> None:
     """Let `observer` read (and edit) the attention calls of `module` made by this thread, until `clear_observers()`.
 
@@ -159,6 +219,17 @@ def observe(module: nn.Module, observer: Observer, step: StepObserver | None = N
     Several observers of a module see its calls in the order in which they came, each the output of the one before.
     """
     _observers.own.setdefault(module, []).append((observer, step))
+
+
+def exchange_calls(module: nn.Module, exchange: Exchange) -> None:
+    """Let `exchange` replace the attention calls of `module` made by this thread, until `clear_observers()`."""
+    _exchanges.own[module] = exchange
+
+
+def group_calls(module: nn.Module, layer: GroupedLayer) -> None:
+    """Let the next attention call of `module` made by this thread run over the groups of a layer of its cache."""
+    layer.armed = True
+    _groups.own[module] = layer
 
 
 def look_ahead(module: nn.Module, run: Callable[[], Any]) -> AttentionCall:
@@ -182,13 +253,43 @@ def look_ahead(module: nn.Module, run: Callable[[], Any]) -> AttentionCall:
 
 
 def clear_observers(modules: Iterable[nn.Module]) -> None:
-    """Forget this thread's observers of these modules; called when a forward begins and when it ends."""
+    """Forget this thread's observers and exchanges of these modules; called when a forward begins and when it ends."""
     for module in modules:
         _observers.own.pop(module, None)
+        _exchanges.own.pop(module, None)
+        _groups.own.pop(module, None)
+
+
+class _Name(str):
+    """Our dispatcher's name where a kernel is looked up by it, and equal to the name of the model's own kernel: some
+    modules mask or reshape by which one it is (the indexed attention of Mistral Large 4 under "eager" and "sdpa")."""
+
+    own: str
+
+    def __eq__(self, other: object) -> bool:
+        return other == self.own or str.__eq__(self, other) is True
+
+    __ne__ = str.__ne__  # `if name != "eager"` guards a look-up
+    __hash__ = str.__hash__
 
 
 @functools.cache
-def _view_of(kind: type[Any]) -> type[Any]:
+def _name_beside(own: str) -> _Name:
+    name = _Name(DISPATCHER)
+    name.own = own
+    return name
+
+
+def _names_kernels(module: nn.Module) -> bool:
+    """Whether a module's own code tells kernels apart by name, other than by looking one up."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    constants = () if code is None else code.co_consts
+    named = [one for some in constants for one in (some if isinstance(some, tuple | frozenset) else (some,))]
+    return any(one in ("eager", "sdpa") for one in named)
+
+
+@functools.cache
+def _view_of(kind: type[Any], named: bool) -> type[Any]:
     """A config class whose instances show another config's attributes, but our kernel; their copies are that other's.
 
     `vlmprune_original`, the other config, has a slot: the attributes are the other's very dictionary.
@@ -197,7 +298,10 @@ def _view_of(kind: type[Any]) -> type[Any]:
     class View(kind):
         __slots__ = ("vlmprune_original",)
 
-        _attn_implementation = property(lambda self: DISPATCHER)
+        # Only where it is asked for: torch.compile cannot follow a name that equals two.
+        _attn_implementation = property(
+            lambda self: _name_beside(self.vlmprune_original._attn_implementation) if named else DISPATCHER
+        )
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             return copy.copy, (self.vlmprune_original,)
@@ -218,7 +322,7 @@ class ProbedLayer:
         self.original = module.config
         original = getattr(self.original, "vlmprune_original", self.original)  # probes may nest
         kind: Any = type(original)
-        view = object.__new__(_view_of(kind))
+        view = object.__new__(_view_of(kind, _names_kernels(module)))
         object.__setattr__(view, "__dict__", original.__dict__)
         object.__setattr__(view, "vlmprune_original", original)
         global _attached

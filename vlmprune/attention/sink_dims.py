@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..families import Family
 from ..flow.sinks import check_dims, eligible_layers, spiking_dims, threshold
+from ..ops.gather import one_stream
 
 MOST_TOKENS = 8  # different first tokens of a batch that are tried
 
@@ -90,7 +91,7 @@ def entering_states(text_model: Any, tokens: list[int], device: torch.device) ->
     states: dict[int, Tensor] = {}
 
     def record(layer: int, module: Any, args: Any) -> None:
-        states[layer] = args[0][:, 0].float().cpu()
+        states[layer] = one_stream(args[0], len(tokens), 1)[:, 0].float().cpu()
 
     with ExitStack() as stack:
         for layer in layers:

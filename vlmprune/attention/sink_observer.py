@@ -18,14 +18,15 @@ from .sink_dims import SinkDims
 
 
 class VisualSinkObserver(AttentionObserver):
-    """Collects the visual sinks of a prompt, layer by layer, from the residual stream alone.
+    """Collects the visual sinks of a prompt, one attention layer after another, from the residual stream alone.
 
-    After a prompt, `by_layer` holds the visual sinks of each layer from 2 on, per sample bool [V], and `often()` those
-    to leave out of a ranking.
+    After a prompt, `by_layer` holds the visual sinks of each such layer from 2 on, per sample bool [V], and `often()`
+    those to leave out of a ranking.
     """
 
     def __init__(self, family: Family, model: Any) -> None:
         self.sinks = SinkDims(family, model, tau=None, dims=None, what="exclude_sinks")
+        self._attending = {i for i, one in enumerate(self.sinks.text.layers) if family.attention(one) is not None}
         self._state: PromptState | None = None
         self._running = False
         self.by_layer: dict[int, list[Tensor]] = {}
@@ -45,7 +46,9 @@ class VisualSinkObserver(AttentionObserver):
 
     def before_layer(self, layer: int, hidden: Tensor) -> None:
         # After a compaction the layouts no longer say where the visual tokens stand.
-        if self._running and self._state is not None and self._state.chosen is None and layer >= FIRST_LAYER:
+        if not self._running or self._state is None or self._state.chosen is not None:
+            return
+        if layer >= FIRST_LAYER and layer in self._attending:
             self.by_layer[layer] = self.among(hidden, self._state.layouts, layer)
 
     def among(self, hidden: Tensor, layouts: Sequence[SampleLayout], layer: int) -> list[Tensor]:
@@ -56,7 +59,7 @@ class VisualSinkObserver(AttentionObserver):
         return [row[layout.slots.to(row.device)] for row, layout in zip(found, layouts, strict=True)]
 
     def often(self) -> list[Tensor]:
-        """The visual tokens of the last prompt that are sinks in at least half of the layers from 2 on: bool [V]."""
+        """The visual tokens of the last prompt that are sinks in at least half of those layers: bool [V]."""
         assert self._state is not None, "no prompt was seen"
         if not self.by_layer:
             return [torch.zeros(layout.count, dtype=torch.bool) for layout in self._state.layouts]

@@ -33,16 +33,19 @@ class TowerReader:
         method: what the class of the method that asks is called.
         as_one: read the tower's last layer, its H heads as one of width H D, instead of the layer that the model uses.
     Raises:
-        VlmpruneError: a visual token of the family is more than one patch of its tower.
+        VlmpruneError: a visual token of the family is more than one patch of its tower, or nothing is known of that.
     """
 
     def __init__(self, family: Family, model: Any, method: str, *, as_one: bool = False) -> None:
         self.module = family.tower_attention(model, last=as_one)
         if self.module is None:
+            reason, remedy = f"each token of {family.model_type!r} comes from several patches or tiles", ""
+            if family.adapter == "generic":
+                reason = f"no adapter says from which of its layers those of {family.model_type!r} come"
+                remedy = ", or register_family with its tower_layer"
             raise VlmpruneError(
-                f"{method} reads the vision tower's attention for every visual token, but each token of "
-                f"{family.model_type!r} comes from several patches or tiles; use a method that reads the language "
-                "model, such as 'fastv' or 'divprune'."
+                f"{method} reads the vision tower's attention for every visual token, but {reason}; use a method that "
+                f"reads the language model, such as 'fastv' or 'divprune'{remedy}."
             )
         self.class_token, self.method, self.as_one = family.class_token(model), method, as_one
         self._seen = PerThread(_Seen)
@@ -59,15 +62,11 @@ class TowerReader:
         clear_observers([self.module])
 
     def _see(self, call: AttentionCall, output: Tensor) -> None:
-        images, _, tokens, _ = call.query.shape
         if self.as_one:
             query, key = (states.transpose(1, 2).flatten(2)[:, None] for states in (call.query, call.key))
             scaling = query.shape[-1] ** -0.5
             call = replace(call, query=query, key=key, options={**call.options, "scaling": scaling})
-        keys = call.key.detach().float().mean(dim=1)
-        rows = torch.arange(1 if self.class_token else tokens).expand(images, -1)
-        received = call.weights(rows, causal=False).mean(dim=(1, 2))
-        self._seen.own.images += list(zip(received, keys, strict=True))
+        self._seen.own.images += image_stats(call, self.class_token)
 
     def take(self, layouts: Sequence[SampleLayout], repeats: int) -> list[VisionStats]:
         """Statistics of every row's visual tokens; `repeats` rows (beams) stand for one prompt.
@@ -91,3 +90,16 @@ class TowerReader:
             received, keys = map(torch.cat, zip(*parts, strict=True)) if parts else [torch.zeros(0)] * 2
             out += [VisionStats(received, keys)] * repeats
         return out
+
+
+def image_stats(call: AttentionCall, class_token: bool) -> list[tuple[Tensor, Tensor]]:
+    """Of every image of a tower's attention call, what its tokens receive [N] and their keys [N, D], means over heads.
+
+    Args:
+        class_token: whether it comes first; received is what it gives then, else what all tokens give.
+    """
+    images, _, tokens, _ = call.query.shape
+    keys = call.key.detach().float().mean(dim=1)
+    rows = torch.arange(1 if class_token else tokens).expand(images, -1)
+    received = call.weights(rows, causal=False).mean(dim=(1, 2))
+    return list(zip(received, keys, strict=True))

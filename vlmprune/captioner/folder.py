@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
         folder = Path(images)
         if not folder.is_dir():
             raise VlmpruneError(f"{str(folder)!r} is not a folder; give a folder of images, or a list of paths.")
-        paths = sorted(one for one in folder.iterdir() if one.is_file() and one.suffix.lower() in suffixes())
+        paths = sorted(one for one in shown(folder) if one.is_file() and one.suffix.lower() in suffixes())
     else:
         given = list(images)
         wrong = next((one for one in given if not isinstance(one, str | Path)), None)
@@ -36,8 +36,32 @@ def image_paths(images: str | Path | Iterable[str | Path]) -> list[Path]:
             raise VlmpruneError(f"map() takes paths, so that a later run finds the same images, got {wrong!r:.80}.")
         paths = [Path(one) for one in given]
     if not paths:
-        raise VlmpruneError(f"There are no images in {images!r:.80}; give PNG, JPEG, WebP, GIF, BMP or TIFF files.")
+        where = repr(str(images)) if isinstance(images, str | Path) else "an empty list"
+        raise VlmpruneError(f"There are no images in {where:.80}; give PNG, JPEG, WebP, GIF, BMP or TIFF files.")
     return paths
+
+
+def shown(folder: Path) -> Iterator[Path]:
+    """What lies in a folder, without hidden files: those of macOS (`._photo.jpg`) have the names of images."""
+    return (one for one in folder.iterdir() if not one.name.startswith("."))
+
+
+def left_out(images: str | Path | Iterable[str | Path]) -> str:
+    """What of a folder is not captioned, in words; "" where all is, or no folder was given."""
+    if not isinstance(images, str | Path):
+        return ""
+    others = sorted(shown(Path(images)))
+    folders = [one.name for one in others if one.is_dir()]
+    files = [one.name for one in others if one.is_file() and one.suffix.lower() not in suffixes()]
+    parts = [
+        f"{len(names)} {one if len(names) == 1 else more} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for one, more, names in (
+            ("sub-folder", "sub-folders", folders),
+            ("file of another kind", "files of another kind", files),
+        )
+        if names
+    ]
+    return f"Not captioned of {str(images)!r}: {' and '.join(parts)}." if parts else ""
 
 
 def claim(out: Path, identity: dict[str, Any]) -> None:

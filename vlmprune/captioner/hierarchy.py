@@ -43,7 +43,7 @@ class Region:
 
 
 @dataclass
-class Comparison:
+class SortedSentences:
     """Sentences sorted into kinds, to be decided about at one stage.
 
     `about`: the patch that rewritten sentences describe; `numbers`: what the indices of `grouping` stand for; `pairs`:
@@ -99,7 +99,7 @@ class Hierarchy:
 
     def _compare(
         self, stage: str, about: Patch, samples: Sequence[Sequence[int]], trusted: Collection[int] = ()
-    ) -> Comparison:
+    ) -> SortedSentences:
         """Group the sentences of several samples; unique ones that are `trusted` are left out of the decision.
 
         Contradictory sentences are scored in the box of `about`, unique ones in their own, which their entry knows.
@@ -113,16 +113,16 @@ class Hierarchy:
         entries = {i: self.provenance[numbers[i]] for i in to_score(grouping)}
         alone = set(grouping.unique)
         pairs = {i: (entry.box if i in alone else about.box, entry.text) for i, entry in entries.items()}
-        return Comparison(stage, about, numbers, grouping, pairs)
+        return SortedSentences(stage, about, numbers, grouping, pairs)
 
-    def _measure(self, comparisons: Sequence[Comparison]) -> None:
+    def _measure(self, comparisons: Sequence[SortedSentences]) -> None:
         """Score what has not been scored yet, all of it together."""
         if self.config.filter:
             wanted = dict.fromkeys(pair for one in comparisons for pair in one.pairs.values())
             new = [pair for pair in wanted if pair not in self._scores]
             self._scores.update(zip(new, self.score(new), strict=True))
 
-    def _decide(self, comparison: Comparison) -> dict[int, int | None]:
+    def _decide(self, comparison: SortedSentences) -> dict[int, int | None]:
         """For each sentence the number it goes on as, its own or that of its rewriting; None where it is dropped."""
         self._measure([comparison])
         numbers, grouping = comparison.numbers, comparison.grouping

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from .caption import Caption, tree_of
 from .config import CaptionConfig
 from .detect import Detector, SaliencyDetector
 from .divide import Box, Detection, Patch, confident, hull, pixel_box, semantic_patch, spatial_patches, usable
-from .folder import ALL, RECORDS, claim, image_paths, one_record, write_whole
+from .folder import ALL, RECORDS, claim, image_paths, left_out, one_record, write_whole
 from .hierarchy import Hierarchy
 from .llm import StructuredAggregator
 from .match import Matcher, VLMMatcher, checked_scores
@@ -121,11 +122,15 @@ class PatchCaptioner:
             One record per path, in order: `path`, and what `Caption.to_dict` gives, or `error`.
         Raises:
             VlmpruneError: no images, or `out` holds captions made in another way.
+
+        Of a folder the image files are captioned; sub-folders and other files are named in a warning.
         """
         from rich.console import Console
         from rich.progress import track
 
         paths, folder, screen = image_paths(images), Path(out), Console(stderr=True)
+        if note := left_out(images):
+            warnings.warn(note, stacklevel=2)
         claim(folder, self.identity())
         hidden = not (progress and screen.is_terminal)
         shown = track(paths, "captioning", console=screen, transient=True, disable=hidden, show_speed=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from ..accounting.scores import sureness
 from ..attention.importance import ImportanceObserver
@@ -182,18 +182,28 @@ class Guide:
         config = self._config(settings, whole)
         ends = end_ids(config.eos_token_id)
         with bare(self.model), torch.no_grad():
-            record = _Confidence()
             with self._observed(ends, None if self.steps is None else self.steps - 1) as vision:
-                sequences = self.model.generate(
-                    **inputs, generation_config=config, logits_processor=LogitsProcessorList([record])
-                )
+                sequences, likeliest = self._generated(inputs, config)
             importance, layouts = self._importance(), self.observer.layouts
             answers = [_until(row, ends) for row in sequences[:, inputs["input_ids"].shape[1] :]]
-            logs = torch.stack(record.steps, dim=1)
+            logs = torch.stack(likeliest, dim=1)
             confidence = [float(row[: len(answer)].mean().exp()) for row, answer in zip(logs, answers, strict=True)]
             consistency = self._consistency(inputs, answers, importance, vision, config) if self.check else None
             flops = self._prefill_flops(self._first) + self._answer_flops(inputs, answers, layouts)
         return GuideOutput(importance, layouts, flops, vision, answers, confidence, consistency)
+
+    def _generated(self, inputs: dict[str, Any], config: GenerationConfig) -> tuple[Tensor, list[Tensor]]:
+        """Token ids, prompts included, and of every step the log-probability of the likeliest token [B]."""
+        record = _Confidence()
+        if type(self.model).generate is GenerationMixin.generate:
+            processors = LogitsProcessorList([record])
+            return self.model.generate(**inputs, generation_config=config, logits_processor=processors), record.steps
+        # One of its own may leave processors out, as Janus's does: the scores of all steps are kept until its end.
+        config.output_scores = config.return_dict_in_generate = True
+        made = self.model.generate(**inputs, generation_config=config)
+        for scores in made.scores:
+            record(made.sequences, scores)
+        return made.sequences, record.steps
 
     def _config(self, settings: dict[str, Any], whole: bool) -> GenerationConfig:
         """The guide's own settings, greedy, with the caller's lengths and end tokens."""

@@ -4,7 +4,6 @@ Shapes: B batch, S sequence, V visual tokens of a sample.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from ..accounting.report import Report
 from ..attention.observer import AttentionObserver
 from ..errors import VlmpruneError
 from ..families import Family, Media
+from ..flow.frames import HINT
 from ..flow.locate import SampleLayout
 from ..flow.transfer import transfer
-from ..hf.arguments import cache_in, has_image, image_metadata, padding_mask, refuse_video, setting
+from ..hf.arguments import cache_in, has, has_visuals, media_metadata, padding_mask, setting
 from ..hf.cache_state import is_filled
 from ..methods.base import Method
 from ..runtime.output_rows import Asked
@@ -68,16 +68,16 @@ class GuidedSession(Session):
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.calls.bypassed:
-            return original(*args, **kwargs)
+            return super()._generate(original, *args, **kwargs)
         kwargs.update(zip(generate_parameters(), args, strict=False))
         given = dict(kwargs)
         guide_inputs = kwargs.pop("guide_inputs", None)
         if kwargs.get("inputs") is not None:
             kwargs["input_ids"] = kwargs.pop("inputs")
-        for inputs in (kwargs, guide_inputs or {}):
-            refuse_video(inputs)
+        self.family.check_video(kwargs)
+        self.guide.family.check_video(guide_inputs or kwargs)
         drafts = self.calls.now.generating  # within a call of the same prompt, whose ranking stands
-        if drafts or not has_image(kwargs) or is_filled(cache_in(kwargs)):
+        if drafts or not has_visuals(kwargs) or is_filled(cache_in(kwargs)):
             return super()._generate(original, **kwargs)
         if kwargs.get("input_ids") is None:
             raise VlmpruneError("A guided prompt needs token ids; pass input_ids with the image, not inputs_embeds.")
@@ -93,27 +93,30 @@ class GuidedSession(Session):
         clock = self.calls.now.clock
         start = clock.now()
         found = self._ask_guide(kwargs, guide_inputs)
-        layouts, importance = self._transferred(found, kwargs)
+        same = self.same and guide_inputs is None  # what the guide was given apart may be other pixels
+        layouts, importance = self._transferred(found, kwargs, same)
         exited = found.exits(self.exit_at)
-        # What the guide was given apart may be other pixels.
-        alike = self.same and guide_inputs is None and bool(self._shared)
+        alike = same and bool(self._shared)
         guided = clock.now() - start
         running = [i for i, gone in enumerate(exited) if not gone]
         out: Any = None
         report: Report | None = None
         if running:
-            given, rows = kwargs, None
+            given: dict[str, Any] = kwargs
+            rows: list[Tensor] = []
             if any(exited):
-                own, rows = take_samples(self.family, self.model.config, prompt_inputs(kwargs), running, layouts)
-                given = {**kwargs, **own}
+                prompt = prompt_inputs(kwargs)
+                own, rows = take_samples(self.family, self.model.config, prompt, running, layouts)
+                given = {name: value for name, value in kwargs.items() if name not in prompt} | own
             tower = self.family.vision_tower(self.model)
-            with found.vision.replaying(tower, rows) if alike else nullcontext():
+            with found.vision.replaying(tower if alike else None, rows):
                 out, report = self._reported(original, (), given, [importance[i] for i in running])
         if any(exited):
             columns = self.family.cross_columns
-            keys = columns(self.model.config, Media(image_metadata(kwargs))) if columns else 0
+            keys = columns(self.model.config, Media(media_metadata(kwargs))) if columns else 0
             valid = self._valid(kwargs)
-            report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost)
+            last = None if self.setup.cut is None else (self.setup.cut, 1)
+            report = exited_report(report, running, layouts, valid, keys, self.method, self.setup.cost, last)
             out = self._merged(out, found, exited, kwargs)
         assert report is not None, "what ran has a report"
         self._note(report, found, exited, guided)
@@ -128,7 +131,13 @@ class GuidedSession(Session):
                 "samples that exit; leave it out, or set exit_at=None."
             )
 
-    def _refuse_foreign_inputs(self) -> None:
+    def _refuse_foreign_inputs(self, given: dict[str, Any]) -> None:
+        options = self.guide.options
+        if (options.guide_frames or options.guide_scale) and (has(given, "video") or given.get(HINT) is not None):
+            raise VlmpruneError(
+                "guide_frames and guide_scale are about clips that ask() gets; use it, or generate(..., "
+                "guide_inputs=...) with inputs of fewer or smaller frames."
+            )
         if not self.same:
             raise VlmpruneError(
                 "The guide reads other token ids or pixels than the model; use ask(), or generate(..., "
@@ -140,7 +149,7 @@ class GuidedSession(Session):
 
     def _ask_guide(self, kwargs: dict[str, Any], guide_inputs: Any) -> GuideOutput:
         if guide_inputs is None:
-            self._refuse_foreign_inputs()
+            self._refuse_foreign_inputs(kwargs)
         settings: dict[str, Any] = {}
         for name in _LENGTHS if guide_inputs is not None and not self.same else _LENGTHS + _TOKENS:
             if (value := setting(self.model, kwargs, name)) is not None:
@@ -156,14 +165,22 @@ class GuidedSession(Session):
         with self.calls.bypass():
             return self.guide.answer(inputs, settings, whole=self.exit_at is not None)
 
-    def _transferred(self, found: GuideOutput, given: dict[str, Any]) -> tuple[list[SampleLayout], list[Tensor]]:
-        """Where the prompt's visual tokens are, and what the guide made of them."""
+    def _transferred(
+        self, found: GuideOutput, given: dict[str, Any], same: bool
+    ) -> tuple[list[SampleLayout], list[Tensor]]:
+        """Where the prompt's visual tokens are, and what the guide made of them.
+
+        In the `same` prompt they are where the guide found them: its vision stage has run, the model's has not.
+        """
+        if same:
+            return found.layouts, transfer(found.importance, found.layouts, found.layouts)
         call = self.calls.now
-        call.image_metadata = {}
+        call.media = {}
         layouts = self.forwards.locator.layouts(call, given, given["input_ids"], self._valid(given))
         return layouts, transfer(found.importance, found.layouts, layouts)
 
     def _note(self, report: Report, found: GuideOutput, exited: list[bool], seconds: float) -> None:
+        report.adapter = self.family.adapter
         report.exited, report.guide_flops = exited, found.flops
         report.confidence, report.consistency = found.confidence, found.consistency
         report.seconds["guide"] = seconds
@@ -216,13 +233,13 @@ class GuidedSession(Session):
         if call.generating:
             return changed
         given = self._arguments(self.model, args, kwargs)
-        if self.setup.pruner is None or not has_image(given) or is_filled(cache_in(given)):
+        if self.setup.pruner is None or not has_visuals(given) or is_filled(cache_in(given)):
             return changed
-        self._refuse_foreign_inputs()
+        self._refuse_foreign_inputs(given)
         start = call.clock.now()
         with self.calls.bypass():
             found = self.guide.rank(prompt_inputs(given))
-        layouts, call.importance = self._transferred(found, given)
+        layouts, call.importance = self._transferred(found, given, True)
         seconds, exited = call.clock.now() - start, [False] * len(layouts)
         call.complete = lambda report: self._note(report, found, exited, seconds)
         return changed

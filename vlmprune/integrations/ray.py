@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from ..errors import VlmpruneError
 from ..harness.measure import MethodRun
 from ..harness.models import load_models, make
+from ..inputs.chat import opened
 from ..inputs.images import as_rgb, decoded, read_image
+from ..inputs.video import check_sampling
 from ..methods.base import Method
 from ..methods.guided import Guided
 
@@ -34,23 +37,28 @@ def map_images(
     batch_size: int = 1,
     image: str = "image",
     question: str = "question",
+    video: str = "video",
+    frames: int | None = None,
+    fps: float | None = None,
     max_new_tokens: int = 64,
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Any:
-    """Ask every row's question about its image, on a pool of actors that each hold the wrapped model.
+    """Ask every row's question about its image or video, on a pool of actors that each hold the wrapped model.
 
     Args:
         dataset: a Ray Dataset, or an iterable of rows as dicts. model: a directory or Hub id that every machine can
             read; None is the bundled pair. method: a name with its `options`, or a method object without a guide.
         guide: the small model of methods that need one, a directory or Hub id. workers: actors, a GPU each where there
             are GPUs. batch_size: questions that one actor answers together.
-        image, question: the columns. An image is a path, the bytes of a file, or an array [H, W, 3] as
-            `ray.data.read_images` makes them.
+        image, video, question: the columns. An image is a path, the bytes of a file, or an array [H, W, 3] as
+            `ray.data.read_images` makes them; a video is a path, or frames as paths or as an array [T, H, W, 3]. A row
+            may have either or both, the other column missing, None or "". Rows with a video are asked one by one.
+        frames, fps: how many frames of a video are taken, or how many a second, as in `ask`.
     Returns:
         A Ray Dataset, not run yet: the rows with the columns `answer` and `report` (JSON, of the row's batch), or
-        `error`, the sentence, where an image cannot be read. An actor that dies is replaced and its rows are done
-        again.
+        `error`, the sentence, where an image or video cannot be read or the question cannot be asked. An actor that
+        dies is replaced and its rows are done again.
     Raises:
         VlmpruneError: Ray is not installed, or the method and its options do not fit.
     """
@@ -60,9 +68,11 @@ def map_images(
         raise VlmpruneError(f"method must be a name with options or a method object alone, got {method!r:.80}.")
     elif isinstance(method, Guided) and method.guide is not None:
         raise VlmpruneError("A guide does not travel with a method object; pass method='sgl', guide=ID_OR_DIR.")
+    check_sampling(frames, fps)
     settings = {
         "model": model, "guide": guide, "method": method, "options": options, "image": image, "question": question,
-        "max_new_tokens": max_new_tokens, "trust_remote_code": trust_remote_code,
+        "video": video, "frames": frames, "fps": fps, "max_new_tokens": max_new_tokens,
+        "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     return map_actors(dataset, Asker, (settings,), workers=workers, batch_size=batch_size)
 
@@ -110,7 +120,7 @@ class Asker:
     """One actor of `map_images`: loads the models on its own machine, then answers batch after batch."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
+        self.settings = {"video": "video", "frames": None, "fps": None, **settings}
         models = load_models(settings["model"], settings["guide"], trust_remote_code=settings["trust_remote_code"])
         method = settings["method"]
         if isinstance(method, str):
@@ -120,22 +130,49 @@ class Asker:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Columns in, the same columns and the answers out."""
         questions = batch[self.settings["question"]]
+        none = [None] * len(questions)
+        images, videos = (batch.get(self.settings[kind], none) for kind in ("image", "video"))
         made = {name: [""] * len(questions) for name in ("answer", "report", "error")}
-        usable: dict[int, Any] = {}
-        for row, value in enumerate(batch[self.settings["image"]]):
+        together: dict[int, Any] = {}
+        for row, (image, video) in enumerate(zip(images, videos, strict=True)):
             try:
-                usable[row] = read(value)
+                if _is_missing(video):
+                    together[row] = read(image)
+                    continue
+                seen = [] if _is_missing(image) else [read(image)]
+                self._answer({row: [*seen, *self._clips(video)]}, questions, made)
             except VlmpruneError as error:
                 made["error"][row] = str(error)
-        if usable:
-            asked = [str(questions[row]) for row in usable]
-            texts, report = self.run.answer(
-                list(usable.values()), asked, max_new_tokens=self.settings["max_new_tokens"]
-            )
-            described = json.dumps(report.to_dict())
-            for row, text in zip(usable, texts, strict=True):
-                made["answer"][row], made["report"][row] = text, described
+        self._answer(together, questions, made)
         return {**batch, **made}
+
+    def _clips(self, video: Any) -> list[Any]:
+        paths = video.tolist() if isinstance(video, np.ndarray) and video.dtype == object else video
+        return list(opened(None, video=paths, frames=self.settings["frames"], fps=self.settings["fps"]))
+
+    def _answer(self, seen: Mapping[int, Any], questions: Any, made: dict[str, list[str]]) -> None:
+        """Ask these rows together; where one of them cannot be asked, each alone."""
+        if not seen:
+            return
+        asked = [str(questions[row]) for row in seen]
+        try:
+            texts, report = self.run.answer(
+                list(seen.values()), asked, max_new_tokens=self.settings["max_new_tokens"]
+            )
+        except VlmpruneError as error:
+            if len(seen) == 1:
+                made["error"][next(iter(seen))] = str(error)
+                return
+            for row, media in seen.items():
+                self._answer({row: media}, questions, made)
+            return
+        described = json.dumps(report.to_dict())
+        for row, text in zip(seen, texts, strict=True):
+            made["answer"][row], made["report"][row] = text, described
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value)
 
 
 def read(value: Any) -> Any:

@@ -14,16 +14,17 @@ def marks_of(sinks: Tensor, visual: Tensor) -> Tensor:
     """The column masks that `redistribution` needs.
 
     Args:
-        sinks, visual: [B, P] bool.
+        sinks, visual: [B, P] bool, or [B, H, P] where heads hold other keys.
     Returns:
-        [B, 3, P] fp32: sinks; visual tokens; visual tokens that are not sinks.
+        [B, 1 or H, 3, P] fp32: sinks; visual tokens; visual tokens that are not sinks.
     """
-    return torch.stack([sinks, visual, visual & ~sinks], dim=1).float()
+    marks = torch.stack([sinks, visual, visual & ~sinks], dim=-2).float()
+    return marks if marks.dim() == 4 else marks[:, None]
 
 
 def masses(weights: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of each row [B, H, R, P] to sinks, to the image, and to visual tokens that are not sinks: [B, H, R]."""
-    sums = weights @ marks[:, None].transpose(-1, -2)
+    sums = weights @ marks.transpose(-1, -2)
     return sums[..., 0], sums[..., 1], sums[..., 2]
 
 
@@ -45,14 +46,14 @@ def redistribution(weights: Tensor, marks: Tensor, *, p: float, rho: float, gate
 
     Args:
         weights: [B, H, R, P], softmax rows (columns beyond P, which nothing marks, may be left out).
-        marks: [B, 3, P] from `marks_of`; all zero for a sample that must not change.
+        marks: [B, 1 or H, 3, P] from `marks_of`; all zero for a sample that must not change.
     Returns:
         [B, H, R, P].
     """
     sunk, image, free = masses(weights, marks)
     take = gated(image, free, rho, gate).float() * p
     give = take * sunk / free.clamp(min=torch.finfo(free.dtype).tiny)
-    factors = torch.stack([-take, give], dim=-1) @ marks[:, None, ::2]
+    factors = torch.stack([-take, give], dim=-1) @ marks[..., ::2, :]
     return weights * factors
 
 

@@ -3,6 +3,8 @@
 Shapes: B batch, S sequence before, C sequence after, A axes of positions, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,52 @@ def gather_rows(tensor: Tensor, index: Tensor) -> Tensor:
 def gather_positions(tensor: Tensor, index: Tensor) -> Tensor:
     """Entries of [..., B or 1, S] at `index` [B, C]: [..., B, C]."""
     return gather_rows(tensor.unsqueeze(-1), index).squeeze(-1)
+
+
+def gather_entries(states: Tensor, index: Tensor) -> Tensor:
+    """Entries of keys or values [B, G, P, D] at `index` [B, C], or [B, G, C] of each head its own: [B, G, C, D]."""
+    if index.dim() == 2:
+        index = index[:, None].expand(-1, states.shape[1], -1)
+    return torch.gather(states, 2, index[..., None].expand(-1, -1, -1, states.shape[-1]))
+
+
+def gather_along(value: Any, index: Tensor, batch: int, length: int) -> Any:
+    """What holds something for each token of [batch, length], at `index` [B, C]; anything else as it is.
+
+    The axis of the sequence is the first of `length` entries behind one of 1 or `batch`; tuples, lists and dicts are
+    gone through.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(gather_along(one, index, batch, length) for one in value)
+    if isinstance(value, dict):
+        return {name: gather_along(one, index, batch, length) for name, one in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    shape, axis = value.shape, sequence_axis(value, batch, length)
+    if axis is None:
+        return value
+    value = value.expand(*shape[: axis - 1], batch, *shape[axis:])
+    at = index.to(value.device).view(*(1,) * (axis - 1), *index.shape, *(1,) * (value.dim() - axis - 1))
+    return torch.gather(value, axis, at.expand(*shape[: axis - 1], *index.shape, *shape[axis + 1 :]))
+
+
+def sequence_axis(tensor: Tensor, batch: int, length: int) -> int | None:
+    """The first axis of `length` entries behind one of 1 or `batch`."""
+    shape = tensor.shape
+    return next((a for a in range(1, tensor.dim()) if shape[a] == length and shape[a - 1] in (1, batch)), None)
+
+
+def one_stream(hidden: Tensor, batch: int, length: int) -> Tensor:
+    """[B, S, D]: the first of the streams that a model keeps of every token, [N, B, S, D] or [B, S, N, D]."""
+    if hidden.dim() == 3:
+        return hidden
+    axis = sequence_axis(hidden, batch, length)
+    assert axis is not None, "hidden states have a row for every token"
+    while axis > 1:
+        hidden, axis = hidden[0], axis - 1
+    while hidden.dim() > 3:
+        hidden = hidden[:, :, 0]
+    return hidden
 
 
 def compact(

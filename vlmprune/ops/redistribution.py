@@ -33,11 +33,12 @@ def redistribute(
 
     Args:
         output: [B, S, H, D]; where a gradient needs it, pass a copy. query: [B, H, S, D]. key, value: [B, G, T, D].
-        rows: [B, R] query positions, each once, -1 for none. sinks, visual: bool [B, P], of the first P keys.
+        rows: [B, R] query positions, each once, -1 for none. sinks, visual: bool [B, P] of the first P keys, or
+            [B, H, P] where heads hold other keys.
     """
     same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1] <= 256
     given = [output, query, key, value, rows, sinks, visual, *(() if seen.mask is None else (seen.mask,))]
-    if seen.in_kernels and same and runs_triton(*given):
+    if seen.in_kernels and same and sinks.dim() == 2 and runs_triton(*given):
         from .redistribution_triton import redistribute as launch
 
         return launch(output, query, key, value, rows, sinks, visual, seen, p, rho, gate)
@@ -47,7 +48,7 @@ def redistribute(
         place = torch.where(part < 0, part.amax(dim=1, keepdim=True), part)
         at = place.clamp(min=0)
         weights = attention_rows(query, key, at, seen)
-        changes = redistribution(weights[..., : sinks.shape[1]], marks, p=p, rho=rho, gate=gate)
+        changes = redistribution(weights[..., : sinks.shape[-1]], marks, p=p, rho=rho, gate=gate)
         before = output[samples, at]
         after = (before + weighted_values(changes, value)).to(output.dtype)
         # In a sample without rows the row read may see no key: NaN, which multiplying by 0 would keep.

@@ -20,11 +20,12 @@ from ..errors import VlmpruneError, checked, nearest
 from ..families import Family, family_of
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, active_window, phi, secondary_sinks
-from ..hf.arguments import has_image, refuse_video
+from ..hf.arguments import has_visuals
 from ..methods.none import Unpruned
 from ..methods.var import VAR
 from ..ops.attention_rows import row_chunks
 from ..ops.correction import gated, marks_of, masses
+from ..ops.gather import one_stream
 from ..runtime.call_lock import attached
 from ..runtime.session import Session
 from .report import SinkReport
@@ -45,7 +46,10 @@ def find_sinks(
 
     Args:
         model: a loaded model of a supported family; a wrapped one is read as if it were unwrapped.
-        tau, sink_dims, rho, gate: as in `VAR`; the gates are those that VAR would open.
+        tau: as in `VAR`.
+        sink_dims: as in `VAR`.
+        rho: as in `VAR`.
+        gate: as in `VAR`; the gates are those that VAR would open.
         inputs: what the processor returns, with an image.
     Raises:
         UnsupportedModelError: not a vision-language model.
@@ -55,7 +59,7 @@ def find_sinks(
     plain = unwrap_peft(model)
     family = family_of(plain)
     reader = SinkReader(family, plain, var)
-    refuse_video(inputs)
+    family.check_video(inputs)
     for name, value in inputs.items():
         # What else a processor returns is ignored, as the model ignores it.
         if isinstance(value, int | float | str) and name not in inspect.signature(plain.forward).parameters:
@@ -63,7 +67,7 @@ def find_sinks(
             raise VlmpruneError(f"find_sinks() has no option {name!r}; {nearest(name, known)}")
     ids = inputs.get("input_ids")
     visual = torch.tensor(family.visual_ids(plain.config))
-    if not isinstance(ids, Tensor) or not has_image(inputs) or not bool(torch.isin(ids.cpu(), visual).any()):
+    if not isinstance(ids, Tensor) or not has_visuals(inputs) or not bool(torch.isin(ids.cpu(), visual).any()):
         raise VlmpruneError(
             "The prompt has no image or no image tokens, so there are no visual sinks to find; pass what the "
             "processor returns for an image and a question."
@@ -74,7 +78,8 @@ def find_sinks(
 
 
 class SinkReader(AttentionObserver):
-    """Reads the residual stream before every layer and after the last, and the suffix rows' attention in each."""
+    """Reads the residual stream before every layer and after the last, and the suffix rows' attention in each that
+    attends."""
 
     def __init__(self, family: Family, model: Any, var: VAR) -> None:
         self.sinks = SinkDims(family, model, tau=var.tau, dims=var.sink_dims, what="find_sinks")
@@ -91,11 +96,13 @@ class SinkReader(AttentionObserver):
         real, text = self.columns.real, self.columns.real & ~self.columns.visual
         self.firsts = torch.stack([real.int().argmax(dim=1), text.int().argmax(dim=1)], dim=1)
         self.read: dict[str, list[Tensor]] = defaultdict(list)  # layer by layer
+        self.attended: dict[int, Tensor] = {}  # of the layers that attend
         self._last = self.text.layers[-1].register_forward_hook(self._leave)
 
     def _leave(self, module: Any, args: Any, output: Any) -> None:
         self._last.remove()
-        self.read["norms"].append(_norms(output[0] if isinstance(output, tuple) else output))
+        hidden = output[0] if isinstance(output, tuple) else output
+        self.read["norms"].append(_norms(one_stream(hidden, *self.columns.real.shape)))
 
     def before_layer(self, layer: int, hidden: Tensor) -> None:
         lengths = _norms(hidden)
@@ -122,7 +129,7 @@ class SinkReader(AttentionObserver):
             _, image, free = masses(weights, marks)
             passed = gated(image, free, self.var.rho, self.var.gate) & touched.to(device)[:, None, None]
             totals += torch.stack([image.sum(-1), (image - free).sum(-1), passed.float().sum(-1)])
-        self.read["attention"].append(totals.cpu())
+        self.attended[layer] = totals.cpu()
 
     def _sinks(self, layer: int) -> Tensor:
         """bool [B, S]; none before layer 2."""
@@ -133,6 +140,8 @@ class SinkReader(AttentionObserver):
     def report(self) -> SinkReport:
         """What was read, sample by sample, padding left out."""
         found = {name: torch.stack(layers) for name, layers in self.read.items()}
+        none = torch.zeros_like(next(iter(self.attended.values())))
+        found["attention"] = torch.stack([self.attended.get(layer, none) for layer in range(len(found["phi"]))])
         found["sinks"] = torch.stack([self._sinks(layer) for layer in range(len(found["phi"]))])
         samples = [self._sample(b, found) for b in range(len(self.columns.real))]
         return SinkReport(self.sinks.dims, self.sinks.tau, samples)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..accounting.report import painted
+from ..flow.frames import frame_of
 from ..flow.sinks import FIRST_LAYER
 from ..inputs.images import as_rgb
 from .sample import SampleSinks
@@ -54,6 +55,10 @@ def heat_map(
     layers = slice(min(FIRST_LAYER, one.layers - 1), None) if layer is None else slice(layer, layer + 1)
     places = one.visual[span.positions]
     values, sinks = one.phi[layers, places].amax(dim=0), one.sinks[layers, places].any(dim=0)
+    if span.frame is not None:  # the frame of a video in which a token sticks out most
+        at = span.frame[values.argmax()].clamp(min=0)
+        mine = span.frame == at
+        span, values, sinks = frame_of(span, int(at)), values[mine], sinks[mine]
     canvas = Image.new("RGB", (SIDE, SIDE), LOW)
     if image is not None:
         grey = as_rgb(image).convert("L").resize((SIDE, SIDE)).convert("RGB")

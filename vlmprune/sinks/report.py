@@ -84,6 +84,7 @@ class SinkReport:
                 f"number={number!r} and sample={sample!r} name no image; the samples have "
                 f"{[len(one.images) for one in self.samples]} images, counted from 0."
             )
-        if layer is not None and not 0 <= layer < self.samples[sample].layers:
-            raise VlmpruneError(f"layer must be from 0 to {self.samples[sample].layers - 1}, got {layer!r}.")
+        last = self.samples[sample].layers - 1
+        if layer is not None and (type(layer) is not int or not 0 <= layer <= last):
+            raise VlmpruneError(f"layer must be an int from 0 to {last}, got {layer!r}.")
         return draw(self.samples[sample], self.dims, self.tau, image, number, layer)

@@ -23,7 +23,8 @@ class SampleSinks:
     from layer 2 on. `primary`: position of the primary sink, `norms` [L + 1] its norm entering every layer and leaving
     the last, `window` between the largest rise and the largest drop. `cosines` [L, S]: with the primary sink;
     `secondary`: tokens of the same direction. `image_attention`, `sink_share`, `gated` [L, H]: of text rows after
-    the image, mean attention to it, the fraction of it on visual sinks, the fraction of rows that pass VAR's gate.
+    the image, mean attention to it, the fraction of it on visual sinks, the fraction of rows that pass VAR's gate; 0 in
+    layers that do not attend.
     """
 
     phi: Tensor
