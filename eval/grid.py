@@ -16,12 +16,11 @@ import sys
 from pathlib import Path
 
 import vlmprune
-from vlmprune.errors import VlmpruneError
-from vlmprune.harness.format import note
 from vlmprune.harness.models import quiet
 
 from . import tables
-from .run import BAD_INPUT, evaluate
+from .exits import Arguments, ended
+from .run import evaluate
 from .settings import BASELINES, DIVERSE, DIVERSE_EXIT, SGL_EXIT, Settings
 
 KEEPS = ("0.18", "0.09", "0.05")
@@ -29,8 +28,15 @@ QUESTIONS = {"scenes": 2112, "easy-vqa": 1056}  # all of the first task, of easy
 
 
 def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ...]) -> Settings:
-    """The grid: the baselines, every registered method, and SGL with exits, with diversity and with both."""
-    registered = (name for name in vlmprune.list_methods() if name not in BASELINES)
+    """The grid: the baselines, every registered method, and SGL with exits, with diversity and with both.
+
+    Not those that act on the cache: the answers are one token, which comes from the prompt.
+    """
+    registered = (
+        name
+        for name, method in vlmprune.list_methods().items()
+        if name not in BASELINES and not issubclass(method, vlmprune.CacheMethod)
+    )
     methods = (*BASELINES, *registered, SGL_EXIT, DIVERSE, DIVERSE_EXIT)
     return Settings(
         tasks=names, methods=methods, keeps=KEEPS, out=str(out), limit=limit, batch_size=batch_size, share=True
@@ -39,7 +45,11 @@ def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ..
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the grid and write what comes of it; bad input is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
+    return ended(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = Arguments(
         prog="python -m eval.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="where records and tables go")
@@ -47,16 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first N questions of a task")
     parser.add_argument("--batch-size", type=int, default=48, help="questions at a time")
     args = parser.parse_args(arguments)
-    try:
-        grids = [settings(args.out, args.limit or QUESTIONS[name], args.batch_size, (name,)) for name in args.task]
-        with quiet():
-            for grid in grids:
-                evaluate(grid)
-        if not all((grid.folder(run) / "summary.json").exists() for grid in grids for run in grid.runs()):
-            return 0  # another process has questions left, and will write the tables
-    except VlmpruneError as error:
-        note(str(error))
-        return BAD_INPUT
+    grids = [settings(args.out, args.limit or QUESTIONS[name], args.batch_size, (name,)) for name in args.task]
+    with quiet():
+        for grid in grids:
+            evaluate(grid)
+    if not all(grid.finished() for grid in grids):
+        return 0  # another process has questions left, and will write the tables
     return tables.main([str(args.out)])
 
 

@@ -20,16 +20,16 @@ from typing import Any
 
 from demos.tiny_vlm import evaluate
 from vlmprune.errors import VlmpruneError
-from vlmprune.harness.format import note
+from vlmprune.harness.record import write_text
 
-from . import results_page, sinks_study
+from . import errors_page, families_page, gain, methods_page, results_page, sinks_study
 from . import tables as all_tables
 from .captions import tables as captions
-from .record import write_text
-from .run import BAD_INPUT
+from .exits import Arguments, ended
+from .kv import tables as kv
 from .serving import fleet
 from .sgl import tables as sgl
-from .speed import sentences
+from .speed import sentences, video, video_scale
 from .speed import sgl as speed
 
 ROOT = Path(__file__).parents[1]
@@ -37,26 +37,39 @@ MARKED = re.compile(r"(<!-- (table|text): (\S+) -->\n).*?(<!-- end of \2 -->)", 
 
 _WHOLE = "all"  # a page without marks, which is made whole
 _GRID = "eval/results"
+_NONE = "eval"  # no record: computed from the source, or from sizes alone
 _STUDY = "eval/sgl/results/study.json"
 _CAPTIONS = "eval/captions/results/scenes.json"
+_KV = "eval/kv/results/scenes.json"
 _SINKS = "eval/results/sinks_study.json"
 _PAIR = "demos/tiny_vlm/results/accuracy.json"
 _SPEED = "eval/speed/results"
+_MATRIX = "tests/full/records/matrix.json"
 # Page -> name of a table or text -> its record, and what makes it; a folder stands for the grid's summaries.
 PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
-    "README.md": {
-        "which": (_GRID, results_page.in_readme),
-        "captions": (_CAPTIONS, captions.in_readme),
+    "README.md": {"gain": (_NONE, lambda _: gain.table()), "families": (_MATRIX, families_page.in_readme)},
+    "docs/cache.md": {"kv": (_KV, kv.in_docs)},
+    "docs/captions.md": {"captions": (_CAPTIONS, captions.in_docs)},
+    "docs/cost.md": {
         "overhead": (f"{_SPEED}/overhead.json", sentences.overhead),
         "imports": (f"{_SPEED}/imports.json", sentences.imports),
         "var": (f"{_SPEED}/var.json", sentences.var),
         "prefill": (f"{_SPEED}/prefill.json", sentences.prefill),
-        "pair": (_PAIR, evaluate.in_readme),
+        "video": (_NONE, lambda _: video.in_docs()),
+        "video-scale": (_NONE, lambda _: video_scale.in_docs()),
     },
+    "docs/each_method.md": {_WHOLE: (_GRID, methods_page.page)},
+    "docs/evaluation.md": {"which": (_GRID, results_page.in_docs)},
+    "docs/limits.md": {"pair": (_PAIR, evaluate.in_docs)},
+    "docs/troubleshooting.md": {_WHOLE: (_NONE, lambda _: errors_page.page())},
     "demos/tiny_vlm/README.md": {"accuracy": (_PAIR, evaluate.table), "gaps": (_PAIR, evaluate.findings)},
+    "docs/families.md": {_WHOLE: (_MATRIX, families_page.page)},
     "docs/results.md": {_WHOLE: (_GRID, results_page.page)},
     "eval/results/tables.md": {_WHOLE: (_GRID, lambda folder: all_tables.markdown(all_tables.read(folder)))},
-    "eval/serving/README.md": {"fleet": ("eval/speed/results/sgl.json", lambda _: fleet.table())},
+    "eval/serving/README.md": {
+        "fleet": ("eval/speed/results/sgl.json", lambda _: fleet.table()),
+        "turns": (_NONE, lambda _: fleet.turns()),
+    },
     "eval/sgl/README.md": {
         "measured": (_STUDY, sgl.measured),
         "retention": (_STUDY, lambda record: sgl.table(record, "at_retention")),
@@ -76,6 +89,14 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
         "findings": (_CAPTIONS, captions.findings),
         "captions-pruned": (_CAPTIONS, lambda record: captions.table(record["pruned"])),
         "pruned-findings": (_CAPTIONS, captions.pruned_findings),
+    },
+    "eval/kv/README.md": {
+        "verdict": (_KV, kv.verdict),
+        "findings": (_KV, kv.findings),
+        "captions": (_KV, lambda record: kv.table(record, "captions")),
+        "second": (_KV, lambda record: kv.table(record, "second")),
+        "needle": (_KV, lambda record: kv.table(record, "needle")),
+        "about": (_KV, kv.about),
     },
     "eval/sinks.md": {
         "existence": (_SINKS, sinks_study.existence),
@@ -114,24 +135,24 @@ def made_of(page: str, name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Rewrite or check all pages; bad input is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
+    return ended(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = Arguments(
         prog="python -m eval.pages", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing, status 1 where a page is out of date")
     args = parser.parse_args(arguments)
     stale = 0
-    try:
-        for page in PAGES:
-            shown = (ROOT / page).read_text() if (ROOT / page).exists() else ""
-            text = filled(page, shown)
-            if text != shown:
-                stale += 1
-                print(page)
-                if not args.check:
-                    write_text(ROOT / page, text)
-    except VlmpruneError as error:
-        note(str(error))
-        return BAD_INPUT
+    for page in PAGES:
+        shown = (ROOT / page).read_text() if (ROOT / page).exists() else ""
+        text = filled(page, shown)
+        if text != shown:
+            stale += 1
+            print(page)
+            if not args.check:
+                write_text(ROOT / page, text)
     return int(args.check and stale > 0)
 
 

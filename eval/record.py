@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlmprune.errors import VlmpruneError
+from vlmprune.harness.record import append_lines, good_lines, repair, write_text
 
 WHOLE = "samples.jsonl"
+# Fields of run.json that came later, with what held before; one that is not here and not in a file may be anything.
+LATER = {"share": False, "boxes": "auto", "reading": "official", "dataset": None, "config": None, "split": None}
+MAY_DIFFER = {"scorers"}  # answers are scored again
 
 
 class Record:
@@ -26,39 +29,53 @@ class Record:
 
     Args:
         identity: what must be the same for a run to be resumed, JSON-serialisable.
-        shard: this process and how many there are. option: what names the folder on the command line.
+        shard: this process and how many there are. option: what names the folder on the command line. needs: what a
+            line without an error must have; others are taken as damaged.
     Raises:
-        VlmpruneError: the folder holds another run.
+        VlmpruneError: the folder holds another run, or cannot be made.
     """
 
     def __init__(
-        self, folder: Path, identity: Mapping[str, Any], shard: tuple[int, int] = (0, 1), *, option: str = "--out"
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        shard: tuple[int, int] = (0, 1),
+        *,
+        option: str = "--out",
+        needs: Set[str] = frozenset(),
     ) -> None:
-        self.folder, self.option = folder, option
+        self.folder, self.option, self.needs = folder, option, needs
         rank, world = shard
         self.path = folder / (WHOLE if world == 1 else f"samples-{rank}-of-{world}.jsonl")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder_at(folder, option)
         with self.locked():
-            self._check(json.loads(json.dumps(identity)))
+            self.before = self._check(json.loads(json.dumps(identity)))
             repair(self.path)
             # An image that could not be opened may have been mended since.
             self.done = {name: line for name, line in self.lines().items() if "error" not in line}
 
-    def _check(self, identity: dict[str, Any]) -> None:
+    def _check(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """What the folder says its run is, which must be this one; a field that came later has its first value."""
         path = self.folder / "run.json"
         if not path.exists():
             write_json(path, identity)
-            return
+            return identity
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            before = {}
-        for name in sorted({*identity, *before}):
-            if identity.get(name) != before.get(name):
+            before = None
+        if not isinstance(before, dict) or not before:
+            raise VlmpruneError(
+                f"{str(path)!r} does not say what its run is; give another {self.option} or remove that folder."
+            )
+        for name in sorted({*identity, *before} - MAY_DIFFER):
+            found = before.get(name, LATER.get(name, identity.get(name)))
+            if identity.get(name) != found:
                 raise VlmpruneError(
-                    f"The folder {str(self.folder)!r} holds a run with {name}={before.get(name)!r}, not "
+                    f"The folder {str(self.folder)!r} holds a run with {name}={found!r}, not "
                     f"{identity.get(name)!r}; give another {self.option} or remove that folder."
                 )
+        return before
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -75,6 +92,8 @@ class Record:
         out: dict[str, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("samples*.jsonl")):
             for line in good_lines(path):
+                if not ("error" in line or self.needs <= line.keys()):
+                    continue
                 if line["id"] not in out or "error" in out[line["id"]]:
                     out[line["id"]] = line
         return out
@@ -82,69 +101,44 @@ class Record:
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Add lines in one write; a question that is there already is left out."""
         new = [line for line in lines if line["id"] not in self.done]
-        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in new)
-        # O_APPEND and one call: what is killed in the middle leaves one torn line, the last.
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            data = text.encode()
-            while data:
-                data = data[os.write(file, data) :]
-        finally:
-            os.close(file)
+        append_lines(self.path, new)
         self.done.update({str(line["id"]): dict(line) for line in new})
 
-    def complete(self, ids: Sequence[str]) -> list[dict[str, Any]] | None:
+    def complete(
+        self, ids: Sequence[str], mend: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]] | None:
         """All lines in the order of `ids`, merged into one file, or None while some are missing.
 
-        Call with the folder `locked()`. Lines of questions beyond `ids` (an earlier, larger --limit) stay behind them.
+        `mend` brings a line up to date. Call with the folder `locked()`. Lines of questions beyond `ids` (an earlier,
+        larger --limit) stay behind them.
         """
         by_id = self.lines()
         if any(name not in by_id for name in ids):
             return None
         wanted = set(ids)
-        ordered = [by_id[name] for name in ids]
+        ordered = [by_id[name] if mend is None else mend(by_id[name]) for name in ids]
         beyond = [line for name, line in by_id.items() if name not in wanted]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ordered + beyond)
         whole = self.folder / WHOLE
-        if not whole.exists() or whole.read_text() != text:
+        if not whole.exists() or whole.read_text(encoding="utf-8") != text:
             write_text(whole, text)
         for path in self.folder.glob("samples-*-of-*.jsonl"):
             path.unlink()
         return ordered
 
 
-def good_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a record that are whole."""
-    if path.exists():
-        for raw in path.read_bytes().split(b"\n"):
-            line = _parsed(raw)
-            if line is not None:
-                yield line
+def folder_at(path: Path, option: str = "--out") -> None:
+    """Make a folder of records.
 
-
-def repair(path: Path) -> None:
-    """Cut a torn last line off, so that the next one starts on its own."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(data.rfind(b"\n") + 1)
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
+    Raises:
+        VlmpruneError: a file stands there, or it cannot be made.
+    """
     try:
-        line = json.loads(raw)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("id"), str) else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a reader, or a crash, sees the old one or the new one."""
-    other = path.with_name(f".{path.name}.{os.getpid()}")
-    other.write_text(text)
-    os.replace(other, path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VlmpruneError(
+            f"{str(path)!r} cannot be a folder of records ({error.strerror}); give another {option}."
+        ) from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -23,9 +23,9 @@ from typing import Any
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import note
 
+from .exits import BAD_INPUT
 from .provenance import ROOT, provenance
 from .record import write_json
-from .run import BAD_INPUT
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ STEPS = {
             "eval.captions.run --scenes 300 --pruned-scenes 48 --start 10000 --records {records} --out {out}",
             "eval/captions/results/scenes.json",
         ),
+        Step("kv", "eval.kv.run --records {records} --out {out}", "eval/kv/results/scenes.json"),
         Step("sinks", "eval.sinks_study --records {records} --out {out}", "eval/results/sinks_study.json"),
         Step("clock", "eval.speed.sgl --rounds 5 --prompts 3 --out {out}", "eval/speed/results/sgl.json"),
     ),

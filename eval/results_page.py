@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmprune.harness.format import milliseconds
+from vlmprune.harness.stats import Interval
 
 from . import markdown
 from .markdown import bullets, paragraph
 from .plots import Summary, prefill_flops
 from .settings import BASELINES, SMALL
-from .stats import Interval
 from .tables import about, accuracy, by_task, change, label, named, read, share
 
 OWN = "sgl"  # what our own methods' names begin with
@@ -38,7 +38,7 @@ def page(folder: Path) -> str:
     return "\n".join([f"# Results\n\n{HEAD}\n", *(section(task, tasks[task]) for task in order)])
 
 
-def in_readme(folder: Path) -> str:
+def in_docs(folder: Path) -> str:
     """What to choose at each budget, of the task that the page begins with."""
     rows = max(by_task(read(folder)).values(), key=lambda rows: bool(families(named(rows, "none"))))
     said = bullets(f"**keep {keep}**: {recommended(rows, keep)}" for keep in budgets(rows))

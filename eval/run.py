@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vlmprune.errors import VlmpruneError
@@ -25,22 +27,23 @@ from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.harness.format import console, note
 from vlmprune.harness.models import method_class, quiet
 
+from .exits import BAD_INPUT, Arguments, ended
 from .provenance import provenance
-from .record import Record, write_json
+from .record import Record, folder_at, write_json
 from .scorers.boxes import UNITS
-from .settings import BASELINES, ROWS, SGL_EXIT, Run, Settings, registered
+from .settings import BASELINES, ROWS, SGL_EXIT, VIDEO_BASELINES, Run, Settings, canonical, registered
 from .summary import summarise
+from .tasks.base import OFFICIAL, READINGS
 from .tasks.registry import TASKS, task_class
-from .worker import Worker, sha
+from .worker import LINE, SCORERS, Worker, sha
 
-BAD_INPUT = 2
 Todo = dict[int, list[list[int]]]  # by run: the batches that are still to be answered
 ENGINES = ("local", "ray")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    out = argparse.ArgumentParser(
+    out = Arguments(
         prog="python -m eval.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     rows = "; ".join(f"{name}: {what}" for name, what in ROWS.items())
@@ -50,7 +53,11 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--keep", nargs="+", default=["0.25"], metavar="K", help="budgets: fractions like 0.25, or token counts"
     )
-    out.add_argument("--baselines", action="store_true", help=f"also run {', '.join(BASELINES)}")
+    out.add_argument(
+        "--baselines",
+        action="store_true",
+        help=f"also run {', '.join(BASELINES)}; of videos {', '.join(VIDEO_BASELINES)} too",
+    )
     out.add_argument("--out", required=True, metavar="DIR", help="where records go; an interrupted run goes on there")
     out.add_argument("--model", metavar="ID_OR_DIR", help="a Hugging Face image-text model; default: the bundled pair")
     out.add_argument(
@@ -63,10 +70,24 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--data", default="data", metavar="DIR", help="holds one folder a task with its official files")
     out.add_argument("--hub", action="store_true", help="read the data from the Hugging Face Hub")
+    out.add_argument(
+        "--dataset",
+        metavar="WHERE",
+        help="a folder or file with the data, a name of VLMEvalKit's like MMBench_DEV_EN_V11, or an id of the Hub; "
+        "default: the task's folder below --data",
+    )
+    out.add_argument("--config", metavar="NAME", help="the configuration to read; default: the one of the task")
+    out.add_argument("--split", metavar="NAME", help="the split to read; default: the one of the task")
+    out.add_argument("--frames", type=int, metavar="N", help="of videos: so many frames; default: the task's number")
+    out.add_argument(
+        "--reading", choices=READINGS, default=OFFICIAL,
+        help="how answers are read: as the official scripts do, or as a person would (eval/README.md)",
+    )  # fmt: skip
     out.add_argument("--limit", type=int, metavar="N", help="only the first N questions of a task")
     out.add_argument("--batch-size", type=int, default=1, metavar="N", help="questions at a time; 1 gives honest times")
     out.add_argument("--max-new-tokens", type=int, metavar="N", help="the longest answer; default: the task's own")
-    out.add_argument("--boxes", choices=UNITS, default="auto", help="what numbers above 1 in a box are; auto = pixels")
+    boxes = "what numbers above 1 in a box are; auto = pixels, resized ones for Qwen2.5-VL"
+    out.add_argument("--boxes", choices=UNITS, default="auto", help=boxes)
     out.add_argument("--seed", type=int, default=0, help="for methods that draw")
     out.add_argument("--strict", action="store_true", help="stop at the first fault in the data instead of counting it")
     out.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
@@ -83,14 +104,25 @@ def settings_of(args: argparse.Namespace) -> Settings:
     Raises:
         VlmpruneError: an unknown name or a bad value.
     """
-    for option in ("limit", "batch_size", "max_new_tokens", "workers"):
+    for option in ("limit", "batch_size", "max_new_tokens", "workers", "frames"):
         if (value := getattr(args, option)) is not None and value < 1:
             raise VlmpruneError(f"--{option.replace('_', '-')} {value} is too small; give 1 or more")
-    methods = [*(BASELINES if args.baselines else ()), *args.method]
+    methods = [*((*BASELINES, *VIDEO_BASELINES) if args.baselines else ()), *args.method]
     if not methods:
         raise VlmpruneError("there is nothing to run; name a method with --method, or pass --baselines")
     for name in args.task:
         task_class(name)
+    videos = {name for name in args.task if TASKS[name].frames is not None}
+    if args.frames is not None and not videos:
+        raise VlmpruneError(f"--frames {args.frames} is about videos, and {args.task[0]!r} has none; leave it out")
+    if others := [name for name in args.method if name in VIDEO_BASELINES and not videos]:
+        raise VlmpruneError(f"the row {others[0]!r} is about videos, and {args.task[0]!r} has none; leave it out")
+    for option in ("out", "model", "guide", "dataset", "config", "split"):
+        if (given := getattr(args, option)) is not None and not str(given).strip():
+            raise VlmpruneError(f"--{option} is empty; name something, or leave it out")
+    several = len(set(args.task)) > 1
+    if several and (one := next((o for o in ("dataset", "config", "split") if getattr(args, o) is not None), None)):
+        raise VlmpruneError(f"--{one} is for one task, and --task names {len(set(args.task))}; run them one by one")
     for name in methods:
         if name not in ROWS:
             method_class(registered(name))
@@ -98,7 +130,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     settings = Settings(
         tasks=tuple(dict.fromkeys(args.task)),
         methods=tuple(methods),
-        keeps=tuple(args.keep),
+        keeps=tuple(canonical(keep) for keep in args.keep),
         **{name: getattr(args, name) for name in sorted(same)},
     )
     for run in settings.runs():
@@ -134,10 +166,11 @@ def evaluate(settings: Settings, *, engine: str = "local", workers: int = 1) -> 
         VlmpruneError: missing data, a model that cannot be loaded, a folder that holds another run.
     """
     worker, (rank, world) = Worker(settings), shard()
+    folder_at(Path(settings.out))
     runs = list(settings.runs())
     for name in settings.tasks:  # what is missing is said before a model is loaded
         worker.data(name)
-    records = [Record(settings.folder(run), worker.identity(run), (rank, world)) for run in runs]
+    records = [Record(settings.folder(run), worker.identity(run), (rank, world), needs=LINE) for run in runs]
     todo: Todo = {}
     for at, (run, record) in enumerate(zip(runs, records, strict=True)):
         check_prompts(worker, run, record)
@@ -194,13 +227,16 @@ def finish(worker: Worker, run: Run, record: Record, engine: str) -> list[dict[s
     """Write the summary where every question of the run has its line, from whichever process; else nothing."""
     task, data = worker.data(run.task)
     with record.locked():
-        lines = record.complete([sample.id for sample in data.samples])
+        mend = None
+        if record.before.get("scorers") != SCORERS:  # its answers were scored otherwise
+            mend = partial(worker.rescored, run, {sample.id: sample for sample in data.samples})
+        lines = record.complete([sample.id for sample in data.samples], mend)
         if lines is None:
             return []
         identity = worker.identity(run)
         source = provenance(
             engine=engine, processes=shard()[1], seed=worker.settings.seed, backend=identity["backend"],
-            limit=worker.settings.limit, data="hub" if worker.settings.hub else "files",
+            limit=worker.settings.limit, data="hub" if worker.settings.hub else "files", source=data.source,
         )  # fmt: skip
         summary = summarise(task, data, lines, identity, source)
         write_json(record.folder / "summary.json", summary)
@@ -247,23 +283,32 @@ def progress(total: int, rank: int) -> Iterator[Callable[[str], None]]:
         yield step
 
 
+def say_what_is_bad(summary: dict[str, Any]) -> None:
+    """What of the data could not be used, on stderr."""
+    if summary["bad"]:
+        first, more = summary["bad"][0], summary["bad_count"] - 1
+        also = f" and {more} more, which its summary.json names" if more else ""
+        note(f"{summary['task']}, {summary['method']}: not used: {first['where']} ({first['why']}){also}")
+    elif not summary["answered"]:
+        note(f"{summary['task']}, {summary['method']}: the data holds no question; check its files")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run, and print one line a summary; bad input is one line on stderr and status 2."""
+    """Run, and print one line per summary; what is wrong is one line on stderr: status 2, or 130 after Ctrl-C."""
     use_one_gpu()
-    args = parser().parse_args(arguments)
-    try:
+
+    def body() -> int:
+        args = parser().parse_args(arguments)
         with quiet():
             summaries = evaluate(settings_of(args), engine=args.engine, workers=args.workers)
-    except VlmpruneError as error:
-        note(str(error))
-        return BAD_INPUT
-    for summary in summaries:
-        print(
-            json.dumps(
-                {k: summary[k] for k in ("task", "method", "keep", "main", "value", "standard_error", "bad_count")}
-            )
-        )
-    return 0
+        for summary in summaries:
+            say_what_is_bad(summary)
+            if summary["answered"]:
+                shown = ("task", "method", "keep", "main", "value", "standard_error", "bad_count")
+                print(json.dumps({name: summary[name] for name in shown}))
+        return 0 if all(summary["answered"] for summary in summaries) else BAD_INPUT
+
+    return ended(body)
 
 
 if __name__ == "__main__":

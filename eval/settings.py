@@ -12,6 +12,9 @@ from vlmprune.harness.baselines import EXIT_AT
 from vlmprune.harness.models import Models, make, options_of
 from vlmprune.harness.parse import number
 
+from .frames import FEWER, ONE, SMALLER
+from .tasks.registry import TASKS
+
 SMALL, BLIND = "small-alone", "blind"
 SGL_EXIT = "sgl+exit"  # SGL whose small model answers alone where it is sure enough
 DIVERSE = "sgl+diversity=1"  # guided diversity; the exponent was chosen on validation scenes
@@ -21,8 +24,12 @@ SHORTCUTS = ("sgl+guide_steps=1", "sgl+guide_steps=1+guide_keep=0.25")
 ROWS = {
     SMALL: "the small model unpruned: what a pruned large model has to beat",
     BLIND: "the large model without the image: what the words alone give",
+    FEWER: "of videos, the large model with as many evenly spaced frames as have the tokens of the budget",
+    SMALLER: "of videos, the large model with all frames, so small that they have the tokens of the budget",
+    ONE: "of videos, the large model with the frame in the middle",
 }
 BASELINES = ("none", SMALL, BLIND, "random", "uniform", "downsample")  # what every table needs
+VIDEO_BASELINES = (FEWER, SMALLER, ONE)  # what a table about videos needs too
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,27 @@ class Settings:
     boxes: str = "auto"
     share: bool = False
     hub: bool = False
+    dataset: str | None = None
+    config: str | None = None
+    split: str | None = None
+    frames: int | None = None
+    reading: str = "official"
     strict: bool = False
     trust_remote_code: bool = False
 
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where the data is, as `load` takes it."""
+        return {"hub": self.hub, "dataset": self.dataset, "config": self.config, "split": self.split}
+
     def runs(self) -> Iterator[Run]:
-        """Every task x method x budget; a method without a budget runs once."""
+        """Every task x method x budget; a method without a budget runs once, one about videos on videos."""
         for task in self.tasks:
             for method in dict.fromkeys(self.methods):
+                if method in VIDEO_BASELINES and TASKS[task].frames is None:
+                    continue
                 takes = set() if method in ROWS else options_of(registered(method))
+                takes |= {"keep"} if method in (FEWER, SMALLER) else set()
                 layer = self.layer if "layer" in takes else None
                 for keep in dict.fromkeys(self.keeps) if "keep" in takes else (None,):
                     yield Run(task, method, keep, layer)
@@ -80,6 +100,8 @@ class Settings:
     def method(self, run: Run, models: Models | None) -> Any:
         """The run's method object; without `models` only what can be checked before loading any."""
         if run.method in ROWS:
+            if run.keep is not None:
+                make("uniform", keep=number(run.keep, "--keep"))  # refuses what is no budget
             return make("none")
         takes = options_of(registered(run.method))
         given: dict[str, Any] = {"seed": self.seed} if "seed" in takes else {}
@@ -92,6 +114,19 @@ class Settings:
 
     def folder(self, run: Run) -> Path:
         return Path(self.out) / run.name
+
+    def finished(self) -> bool:
+        """Whether every run has its summary; where not, another process has questions left."""
+        return all((self.folder(run) / "summary.json").exists() for run in self.runs())
+
+
+def canonical(keep: str) -> str:
+    """A budget as it is written everywhere, so that .25 and 0.250 are one: `1` and `1.0` stay two.
+
+    Raises:
+        VlmpruneError: it is no number.
+    """
+    return str(number(keep, "--keep"))
 
 
 def registered(method: str) -> str:

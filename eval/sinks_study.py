@@ -26,14 +26,13 @@ from eval import markdown
 from eval.provenance import provenance, write_record
 from eval.record import Record
 from eval.shared import BatchCache
-from eval.stats import Paired, paired, standard_error
-from eval.tables import p_value
 from eval.tasks.scenes import in_turns
-from eval.worker import weights_hash
 from vlmprune.accounting.scores import plain
 from vlmprune.flow.sinks import separation
 from vlmprune.harness.format import note
 from vlmprune.harness.measure import MethodRun
+from vlmprune.harness.models import weights_hash
+from vlmprune.harness.stats import Paired, p_value, paired, standard_error
 from vlmprune.inputs.chat import prepare
 
 SEED = 0

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from .stats import standard_error
+from vlmprune.harness.stats import standard_error
+
 from .tasks.base import Task, by, incomplete
 from .tasks.load import Data
 from .worker import LATTICE

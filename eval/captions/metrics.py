@@ -16,8 +16,8 @@ from scipy.optimize import linear_sum_assignment
 
 from demos.tiny_vlm.scenes import Scene, Thing
 from demos.tiny_vlm.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
-from eval.stats import paired, standard_error
 from vlmprune.captioner.text import sentences, singular, words
+from vlmprune.harness.stats import paired, standard_error
 
 ATTRIBUTES = ("colour", "size", "position", "digit")
 PLACES = sorted((place.split() for row in POSITIONS for place in row), key=len, reverse=True)

@@ -29,7 +29,6 @@ from eval.captions.metrics import Counts, difference
 from eval.captions.rows import CaptionRow
 from eval.provenance import provenance, write_record
 from eval.record import Record
-from eval.worker import weights_hash
 from vlmprune.captioner import BUNDLED_CONFIG, CaptionConfig, PatchCaptioner
 from vlmprune.captioner.hierarchy import Hierarchy
 from vlmprune.captioner.pipeline import Described
@@ -37,6 +36,7 @@ from vlmprune.captioner.sampling import seed_of
 from vlmprune.captioner.text import joined
 from vlmprune.captioner.vlm import CaptionCost
 from vlmprune.harness.measure import backend
+from vlmprune.harness.models import weights_hash
 
 FEW, MANY = 3, 13  # samples of the whole image: as many as of a patch, and as Patch Matters takes in all
 KEEPS = (0.35, 0.18, 0.09)
@@ -66,11 +66,11 @@ def groups(scenes: Sequence[Scene]) -> Iterator[Sequence[Scene]]:
 
 @contextmanager
 def charged(captioner: PatchCaptioner, row: CaptionRow) -> Iterator[None]:
-    """Charge the row with what the captioner spends and with the time that passes."""
+    """Charge the row with what the captioner spends, and with the processor's time, whatever else the machine does."""
     captioner.vision.cost = CaptionCost()
-    start = time.perf_counter()
+    start = time.process_time()
     yield
-    row.seconds += time.perf_counter() - start
+    row.seconds += time.process_time() - start
     row.cost.add(captioner.vision.cost)
 
 

@@ -19,7 +19,7 @@ QUALITIES = {  # metric in the record -> column
     "chair_i": "CHAIR-i",
     "chair_s": "CHAIR-s",
 }
-COSTS = ("CIDEr", "visual tokens", "GFLOPs of prefill", "s")
+COSTS = ("CIDEr", "visual tokens", "GFLOPs of prefill", "CPU s")
 
 
 def label(row: dict[str, Any]) -> str:
@@ -68,7 +68,7 @@ def change(record: Row, first: str, second: str, metric: str) -> str:
     return points({"difference": middle, "low": low, "high": high})
 
 
-def in_readme(record: Row) -> str:
+def in_docs(record: Row) -> str:
     """The README's sentence."""
     one, patches = (find(record["rows"], name) for name in (ONE, PATCHES))
     assert one is not None and patches is not None
@@ -76,7 +76,7 @@ def in_readme(record: Row) -> str:
     return paragraph(
         f"On {one['scenes']} held-out scenes the bundled model's recall of objects is {recall[0]:.2f} with one "
         f"caption and {recall[1]:.2f} with Patch Matters, its precision {precision[0]:.2f} and {precision[1]:.2f}, for "
-        f"{seconds(record):.1f} times the seconds; [eval/captions](eval/captions/README.md) has every row, with "
+        f"{seconds(record):.1f} times the seconds; [eval/captions](../eval/captions/README.md) has every row, with "
         "pruning too, and where it breaks."
     )
 

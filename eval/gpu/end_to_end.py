@@ -285,4 +285,4 @@ def headlines(points: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-STAGE = GpuStage("end_to_end", 110, groups, run, whole=False)
+STAGE = GpuStage("end_to_end", 100, groups, run, whole=False)

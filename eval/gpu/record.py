@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from eval.record import write_text
+from vlmprune.harness.record import write_text
 
 from .stage import CUT, FAILED, PASSED, GpuStage, Point
 

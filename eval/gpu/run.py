@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from eval.provenance import provenance
-from eval.record import write_text
+from vlmprune.harness.record import write_text
 from vlmprune.ops.dispatch import runs_triton
 
-from . import bandwidth, conformance, end_to_end, kernels
+from . import bandwidth, conformance, end_to_end, graphs, kernels
 from .measure import about_device
 from .processes import run_stage
 from .record import StageRecord
 from .stage import CUT, FAILED, MEASURED, Emit, GpuStage, Point, StageSetting
 
-MODULES: tuple[Any, ...] = (kernels, conformance, end_to_end, bandwidth)  # most telling first
+MODULES: tuple[Any, ...] = (kernels, conformance, graphs, end_to_end, bandwidth)  # most telling first
 STAGES: dict[str, GpuStage] = {module.STAGE.name: module.STAGE for module in MODULES}
 HEADLINES: dict[str, Callable[[Sequence[Point]], list[str]]] = {m.STAGE.name: m.headlines for m in MODULES}
 

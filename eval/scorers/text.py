@@ -1,35 +1,10 @@
-"""Short answers compared as text: ANLS, relaxed accuracy, containment (exact match is `vlmprune.accounting.scores`)."""
+"""Short answers compared as text; exact match and ANLS are in `vlmprune.accounting.scores`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from vlmprune.accounting.scores import plain
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, other in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (letter != other))
-    return row[-1]
-
-
-def anls(answer: str, truths: Sequence[str], threshold: float = 0.5) -> float:
-    """Average normalised Levenshtein similarity of one answer (Biten et al., ICCV 2019): the best truth counts.
-
-    Returns:
-        1 - distance / the longer length, 0 where that is below the threshold.
-    """
-    given = " ".join(answer.lower().split())
-    best = 0.0
-    for truth in truths:
-        right = " ".join(truth.lower().split())
-        longest = max(len(given), len(right))
-        best = max(best, 1 - edit_distance(given, right) / longest if longest else 1.0)
-    return best if best >= threshold else 0.0
 
 
 def as_number(text: str) -> float | None:
@@ -51,11 +26,34 @@ def as_number(text: str) -> float | None:
 
 
 def relaxed_accuracy(answer: str, truth: str, tolerance: float = 0.05) -> float:
-    """ChartQA (Masry et al., ACL 2022): numbers may be off by 5 % of the truth, all else must match but for case."""
+    """ChartQA (Masry et al., ACL 2022): numbers may be off by 5 % of the truth, all else must match but for case.
+
+    As in the script that results are reported with (Pix2Struct's): a number is what Python's `float` takes.
+    """
+
+    def number(text: str) -> float | None:
+        try:
+            return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            return None
+
+    given, right = number(answer), number(truth)
+    if given is not None and right:  # a truth of 0 has no 5 %, so it is compared as text
+        return float(abs(given - right) / abs(right) <= tolerance)
+    return float(answer.lower() == truth.lower())
+
+
+def relaxed_by_person(answer: str, truth: str, tolerance: float = 0.05) -> float:
+    """The same as a person compares: no outer spaces, no closing full stop, and "nan" or "1_000" are no numbers."""
     given, right = as_number(answer.strip().removesuffix(".")), as_number(truth)
     if given is not None and right:  # a truth of 0 has no 5 %, so it is compared as text
         return float(abs(given - right) / abs(right) <= tolerance)
     return float(plain(answer) == plain(truth))
+
+
+def gqa_match(answer: str, truth: str) -> float:
+    """GQA (Hudson and Manning, CVPR 2019): equal to the truth, after LLaVA's conversion: no case, no closing stops."""
+    return float(answer.strip().rstrip(".").lower() == truth)
 
 
 def contains(answer: str, truths: Sequence[str], *, formula: bool = False) -> float:

@@ -1,7 +1,7 @@
 """Yes-or-no questions: POPE and MME.
 
-An answer that says neither is wrong whatever the truth, and counted as unreadable. POPE's own script reads everything
-without a "no" as "yes", so that an empty answer scores one half; its reading is `pope_reading`, reported beside ours.
+POPE's own script reads everything without a "no" as "yes", so that an empty answer scores one half: `pope_reading`. As
+a person reads (`read_yes_no`), an answer that says neither is wrong whatever the truth, and counted as unreadable.
 """
 
 from __future__ import annotations

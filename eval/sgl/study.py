@@ -22,15 +22,16 @@ from statistics import mean
 from typing import Any
 
 from demos.tiny_vlm.questions import SCORED
+from eval.exits import BAD_INPUT
 from eval.plots import prefill_flops
 from eval.provenance import provenance, write_record
-from eval.run import BAD_INPUT, evaluate
+from eval.run import evaluate
 from eval.settings import DIVERSE, DIVERSE_EXIT, SGL_EXIT, SHORTCUTS, SMALL, Run, Settings
 from eval.sgl.top_p import BUDGETS, bounds
-from eval.stats import paired, standard_error
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.format import note
 from vlmprune.harness.models import quiet
+from vlmprune.harness.stats import paired, standard_error
 
 RETENTION = (0.64, 0.50, 0.35, 0.18, 0.09, 0.05)
 LAYERS = 6  # of the bundled large model
@@ -137,8 +138,9 @@ def summaries(table: Sequence[StudyRow], task: str, limit: int, folder: Path) ->
     whole = StudySettings((task,), (), (), str(folder), limit=limit, batch_size=32, share=True, listed=listed)
     with quiet():
         evaluate(whole)
-    paths = [whole.folder(run) / "summary.json" for run in listed]
-    return [json.loads(path.read_text()) for path in paths] if all(path.exists() for path in paths) else None
+    if not whole.finished():
+        return None
+    return [json.loads((whole.folder(run) / "summary.json").read_text()) for run in listed]
 
 
 def chosen_exponent(table: Sequence[StudyRow], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

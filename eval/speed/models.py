@@ -1,4 +1,4 @@
-"""LLaVA-like models with random weights and prompts for them: what the benchmarks of speed run."""
+"""Models with random weights, most of them LLaVA-like, and prompts for them: what the benchmarks of speed run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 IMAGE_TOKEN = 3
@@ -32,15 +39,31 @@ def random_llava(
         text: settings of the language model beside its size; the vocabulary is 1,024 unless given.
     """
     vision = CLIPVisionConfig(**tower, image_size=side * patch, patch_size=patch)
-    sizes = {"intermediate_size": width * 11 // 4, "vocab_size": 1024, **text}
     heads = width // HEAD
-    language = LlamaConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads, **sizes
-    )
+    sizes = {"intermediate_size": width * 11 // 4, "vocab_size": 1024, "num_key_value_heads": heads, **text}
+    language = LlamaConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, **sizes)
     config = LlavaConfig(
         vision_config=vision, text_config=language, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1
     )
     return LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
+
+
+def random_generic(model_type: str, width: int, layers: int, *, attention: str = "sdpa") -> Any:
+    """A model of a type without an adapter of its own, its language model of that width and depth, its tower tiny."""
+    config = AutoConfig.for_model(model_type)
+    heads = width // HEAD
+    sizes = {
+        "hidden_size": width, "intermediate_size": width * 11 // 4, "num_hidden_layers": layers, "vocab_size": 1024,
+        "num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": HEAD, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    text = config.get_text_config()
+    pattern = text.to_dict() | sizes | {"layer_types": (getattr(text, "layer_types", None) or [])[:layers] or None}
+    config.text_config = type(text)(**{name: value for name, value in pattern.items() if name != "model_type"})
+    for name, size in NO_TOWER.items():
+        setattr(config.vision_config, name, size)
+    config.image_token_id = config.image_token_index = IMAGE_TOKEN
+    return AutoModelForImageTextToText.from_config(config, attn_implementation=attention).eval()
 
 
 def random_prompt(visual: int, text: int, *, before: int = 1, vocabulary: int = 1000) -> dict[str, Tensor]:

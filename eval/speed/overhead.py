@@ -1,7 +1,8 @@
 """What the wrap and the probe cost by themselves, as ratios within one run.
 
-A random-weight LLaVA-like model (language model of 8 layers, width 512, a prompt of 1,024 tokens) runs in turn plain,
-wrapped keeping all but one visual token, and probed in one layer; medians of interleaved runs, same attention backend.
+Random-weight models (language model of 8 layers, width 512, a prompt of 1,024 tokens) run in turn plain, wrapped
+keeping all but one visual token, and probed in one layer; medians of interleaved runs, same attention backend. One is
+LLaVA-like, the others are of types without an adapter of their own.
 
     python -m eval.speed.overhead --out eval/speed/results/overhead.json
 """
@@ -20,12 +21,13 @@ import torch
 
 import vlmprune
 from eval.provenance import provenance, write_record
-from eval.speed.models import encoded, random_llava, random_prompt
+from eval.speed.models import encoded, random_generic, random_llava, random_prompt
 from vlmprune.attention.probe import AttentionCall, ProbedLayer, clear_observers, observe
 
 SIDE = 30  # 900 visual tokens
-TEXT = 124
-MODEL = "random LLaVA-like, LM 8 layers x 512, 1,024 tokens of which 900 visual, fp32"
+TEXT, WIDTH, LAYERS = 124, 512, 8
+GENERIC = ("mistral3", "lighton_ocr")  # types without an adapter of their own
+MODEL = "random LLaVA-like and generic ones, LM 8 layers x 512, 1,024 tokens of which 900 visual, fp32"
 
 
 def interleave(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -46,13 +48,8 @@ def ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(a / b for a, b in zip(own, plain, strict=True)) for name, own in seconds.items()}
 
 
-def measure(rounds: int) -> dict[str, Any]:
-    """Median ratios to the plain forward, pair by pair."""
-    torch.manual_seed(0)
-    model = random_llava(512, 8, side=SIDE)
-    inputs = {**random_prompt(SIDE * SIDE, TEXT), **encoded(torch.randn(1, SIDE * SIDE, 512))}
-    attention = model.model.language_model.layers[1].self_attn
-    rows = torch.tensor([[len(inputs["input_ids"][0]) - 1]])
+def runs_of(model: Any, inputs: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The forward of a model plain, wrapped for it, and plain again; and the wrap without a forward."""
 
     def plain() -> None:
         model(**inputs, use_cache=True)
@@ -61,20 +58,50 @@ def measure(rounds: int) -> dict[str, Any]:
         with vlmprune.wrap(model, "uniform", keep=SIDE * SIDE - 1):
             model(**inputs, use_cache=True)
 
+    def wrap() -> None:
+        with vlmprune.wrap(model, "uniform", keep=SIDE * SIDE - 1):
+            pass
+
+    return {"plain": plain, "wrapped": wrapped, "plain_again": plain, "wrap": wrap}
+
+
+def probed(model: Any, inputs: dict[str, Any]) -> Callable[[], None]:
+    """The forward with the probe in its second layer."""
+    attention = model.model.language_model.layers[1].self_attn
+    rows = torch.tensor([[len(inputs["input_ids"][0]) - 1]])
+
     def read(call: AttentionCall, output: torch.Tensor) -> None:
         call.weights(rows).mean(dim=1).sum(dim=1)
 
-    def probed() -> None:
+    def run() -> None:
         probe = ProbedLayer(attention)
         observe(attention, read)
         model(**inputs, use_cache=True)
         clear_observers([attention])
         probe.remove()
 
+    return run
+
+
+def timed(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
+    """Median seconds of each, and median ratios to the plain forward, pair by pair."""
     with torch.no_grad():
-        seconds = interleave({"plain": plain, "wrapped": wrapped, "probed": probed, "plain_again": plain}, rounds)
+        seconds = interleave(runs, rounds)
     medians = {name: statistics.median(own) for name, own in seconds.items()}
-    return {"rounds": rounds, "median_seconds": medians, "ratio": ratios(seconds)}
+    return {"median_seconds": medians, "ratio": ratios(seconds)}
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Of a family with an adapter of its own, and of two types that go through the generic one."""
+    torch.manual_seed(0)
+    prompt, features = random_prompt(SIDE * SIDE, TEXT), torch.randn(1, SIDE * SIDE, WIDTH)
+    model: Any = random_llava(WIDTH, LAYERS, side=SIDE)
+    inputs = {**prompt, **encoded(features)}
+    out = {"rounds": rounds, **timed(runs_of(model, inputs) | {"probed": probed(model, inputs)}, rounds), "generic": {}}
+    for model_type in GENERIC:
+        model = random_generic(model_type, WIDTH, LAYERS)
+        out["generic"][model_type] = timed(runs_of(model, {**prompt, **encoded(features)}), rounds)
+    return out
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import torch
 
 import vlmprune
 from eval.provenance import provenance, write_record
+from eval.speed.memory import kib
 from eval.speed.models import encoded, random_llava, random_prompt
 from vlmprune.accounting.flops import model_cost
 from vlmprune.accounting.hardware import Hardware
@@ -182,9 +183,7 @@ def memory_of(size: str, visual: int, name: str) -> float:
     else:
         with vlmprune.wrap(model, method(*settings(visual)[name])):
             model(**inputs, use_cache=True, logits_to_keep=1)
-    # Not getrusage: through fork and exec its peak is that of the parent, which was larger.
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return kib("VmHWM") / 1024
 
 
 def memory(size: str, visual: int) -> list[dict[str, Any]]:

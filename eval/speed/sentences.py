@@ -10,9 +10,11 @@ from eval.markdown import paragraph
 def overhead(record: dict[str, Any]) -> str:
     """What wrapping and probing cost."""
     ratio = record["ratio"]
+    generic = [f"{one['ratio']['wrapped']:.3f} (`{name}`)" for name, one in record.get("generic", {}).items()]
+    others = f", with the generic adapter {' and '.join(generic)}" if generic else ""
     return paragraph(
         f"Medians of {record['rounds']} interleaved rounds, as ratios to the plain forward: wrapping, keeping all "
-        f"but one of 900 visual tokens and unwrapping {ratio['wrapped']:.3f}; the probe in one layer "
+        f"but one of 900 visual tokens and unwrapping {ratio['wrapped']:.3f}{others}; the probe in one layer "
         f"{ratio['probed']:.3f}; the plain forward a second time {ratio['plain_again']:.3f}, which is the noise."
     )
 
@@ -23,7 +25,7 @@ def imports(record: dict[str, Any]) -> str:
         "`import vlmprune` loads neither torch nor transformers "
         f"({record['seconds']['import vlmprune']:.2f} processor seconds); the first `vlmprune.wrap` takes "
         f"{record['vlmprune.wrap over its parts']:.2f} times what the parts of both that it needs take (`python -m "
-        "eval.speed.imports`, [record](eval/speed/results/imports.json))."
+        "eval.speed.imports`, [record](../eval/speed/results/imports.json))."
     )
 
 

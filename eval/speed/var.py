@@ -27,6 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmprune
 from eval.provenance import provenance, write_record
+from eval.speed.memory import forget_peak, kib
 from eval.speed.models import encoded, random_llava, random_prompt
 from eval.speed.overhead import interleave, ratios
 from vlmprune.hf.arguments import cache_in
@@ -153,20 +154,15 @@ def peak(variant: str) -> float:
 
 def own_peak(variant: str) -> float:
     """In this process: the peak over what was resident before."""
-
-    def resident(line: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split(f"{line}:")[1].split()[0])
-
     inputs, model = prompt(), build("eager" if variant.startswith("eager") else "sdpa")
     peaks = []
     with torch.no_grad(), on(model, variant):
         model(**inputs, use_cache=True, logits_to_keep=1)
         for _ in range(3):
-            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-            before = resident("VmRSS")
+            forget_peak()
+            before = kib("VmRSS")
             model(**inputs, use_cache=True, logits_to_keep=1)
-            peaks.append((resident("VmHWM") - before) / 1024)
+            peaks.append((kib("VmHWM") - before) / 1024)
     return statistics.median(peaks)
 
 

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from ..scorers.options import LETTERS, lettered, listed
 from .base import LETTER, Hub, Sample, each
-from .choice import MultipleChoice
-from .readers import Bad, BadRow, Folder, number, read_json, read_text, text, texts, value
+from .choice import MultipleChoice, check_answer
+from .files import Folder
+from .readers import Bad, BadRow, Row, number, read_json, read_text, text, texts, value
+from .tsv import index_of, options_of
 
 
 class AI2D(MultipleChoice):
@@ -21,6 +23,7 @@ class AI2D(MultipleChoice):
         "images/": "its diagrams",
     }
     hub = Hub("lmms-lab/ai2d", None, "test")
+    tsvs = ("AI2D_TEST", "AI2D_TEST_NO_MASK")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         names = read_text(folder.file("ai2d_test_ids.csv")).split()
@@ -41,9 +44,21 @@ class AI2D(MultipleChoice):
         options = texts(row, "options")
         yield self._sample(name, text(row, "question"), options, number(row, "answer"), name, row["image"])
 
+    def from_tsv(self, rows: Iterable[Row | Bad], where: str) -> Iterator[Sample | Bad]:
+        def build(row: Row) -> Iterable[Sample]:
+            name, group = str(index_of(row)), row["image_name"]
+            yield self._chosen(name, text(row, "question"), options_of(row), text(row, "answer"), group, row["image"])
+
+        yield from each(rows, build, where)
+
     def _sample(self, name: str, question: str, texts: list[str], right: int, group: str, image: Any) -> Sample:
-        options = lettered(texts)
-        if not 0 <= right < len(options):
-            raise BadRow(f"the right answer is {right}, but there are {len(options)} options")
+        if not 0 <= right < len(texts):
+            raise BadRow(f"the right answer is {right}, but there are {len(texts)} options")
+        return self._chosen(name, question, lettered(texts), LETTERS[right], group, image)
+
+    def _chosen(
+        self, name: str, question: str, options: Mapping[str, str], right: str, group: str, image: Any
+    ) -> Sample:
+        check_answer(right, options)
         prompt = f"{question}\n{listed(options)}\n{LETTER}"
-        return Sample(name, prompt, image, LETTERS[right], group, {"options": options})
+        return Sample(name, prompt, image, right, group, {"options": options})

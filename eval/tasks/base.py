@@ -17,9 +17,16 @@ from PIL import Image
 from vlmprune.accounting.scores import exact_match
 from vlmprune.errors import VlmpruneError
 
-from .readers import Bad, BadRow, Folder, hub_rows, local_parquet
+from .files import Folder
+from .readers import Bad, BadRow, Row
+from .source import HERE, Source, found_in
+from .tables import Hub as Hub
+from .tables import TablePart, hub_table, local_table, rows_of
+from .tsv import tsv_rows
+from .video_files import VideoFile
 
 Line = Mapping[str, Any]  # one record line: id, group, answer, parsed, score, meta
+OFFICIAL, PERSON = READINGS = ("official", "person")  # how answers are read: see eval/README.md, Readings
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 
@@ -28,17 +35,26 @@ LETTER = "Answer with the option's letter from the given choices directly."
 class Sample:
     """One question.
 
-    `image`: a file, its bytes, or a function that draws or fetches it, so that nothing is decoded before its turn.
+    `image`: a file, its bytes, or a function that draws or fetches it, so that nothing is decoded before its turn; or
+    a video.
     `truth`: what the scorer compares with. `group`: questions that share an image or a case and so are not
     independent. `meta`: what summing up needs beside the score; it is written into the record.
     """
 
     id: str
     prompt: str
-    image: Path | bytes | Callable[[], Any]
+    image: Path | bytes | Callable[[], Any] | VideoFile
     truth: Any
     group: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def load(self, frames: int | None = None) -> Any:
+        """The image, or the clip with so many frames at most.
+
+        Raises:
+            VlmpruneError: it is missing or damaged.
+        """
+        return self.image.read(frames) if isinstance(self.image, VideoFile) else self.load_image()
 
     def load_image(self) -> Image.Image:
         """The image, RGB.
@@ -48,9 +64,9 @@ class Sample:
         """
         from io import BytesIO
 
-        from vlmprune.inputs.images import as_rgb, decoded, read_image
+        from vlmprune.inputs.images import OWN_FORMATS, as_rgb, decoded, read_image
 
-        image = self.image() if callable(self.image) else self.image
+        image: Any = self.image() if callable(self.image) else self.image
         if isinstance(image, Image.Image):
             return as_rgb(image, f"the image of {self.id}")
         if isinstance(image, Path):
@@ -58,57 +74,76 @@ class Sample:
         if not isinstance(image, bytes):
             kind = "a text" if isinstance(image, str) else f"of type {type(image).__name__}"
             raise VlmpruneError(f"the image of {self.id} is {kind} ({image!r:.40}), no file's content; check the data")
-        return decoded(BytesIO(image), f"the image of {self.id}")
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A data set on the Hugging Face Hub."""
-
-    id: str
-    config: str | None
-    split: str
+        return decoded(BytesIO(image), f"the image of {self.id}", formats=OWN_FORMATS)
 
 
 class Task:
     """Base of the tasks.
 
-    `files`: what to put into the task's folder, and where it comes from. `hub`: where else it can be read.
+    `files`: what to put into the task's folder, and where it comes from. `hub`: where else it can be read. `tsvs`: its
+    names in VLMEvalKit, the one that is read where several lie there first.
     `main`: the metric of the tables, 0..1, with `units` behind it. `by`: a field of `meta` to report the score by.
     `whole`: whether a unit (a sample's `group`) counts only with all its members, as many as `meta["members"]` says.
+    `frames`: of a task about videos, how many are shown unless the command line says another number; None: images.
+    `parts`: files of official splits by name, where `--split` chooses among them.
     """
 
     name: ClassVar[str]
     files: ClassVar[Mapping[str, str]] = {}
     hub: ClassVar[Hub | None] = None
+    tsvs: ClassVar[tuple[str, ...]] = ()
     max_new_tokens: ClassVar[int] = 16
     main: ClassVar[str] = "accuracy"
     whole: ClassVar[bool] = False
+    frames: ClassVar[int | None] = None
+    parts: ClassVar[Mapping[str, str]] = {}
 
     by: ClassVar[str | None] = None
     scorer: ClassVar[Any] = staticmethod(exact_match)  # of an answer and the truth
+    by_person: ClassVar[Any] = None  # the same where answers are read as a person would, if it differs
 
-    def __init__(self, *, boxes: str = "auto") -> None:
-        self.boxes = boxes
+    def __init__(self, *, boxes: str = "auto", reading: str = OFFICIAL) -> None:
+        self.boxes, self.reading = boxes, reading
+        self.seen_size: Callable[[tuple[int, int]], tuple[int, int]] = lambda size: size  # in which a model's boxes are
+        self.source = ""  # what was read, in words
+        self.place = Folder(Path(), self.name)  # where it was
+        self.part: str | None = None  # the official split asked for, one of `parts`
         self._counted = 0
 
     # -- data --------------------------------------------------------------------------------------------------
 
-    def samples(self, root: Path, *, hub: bool = False) -> Iterator[Sample | Bad]:
+    def samples(self, root: Path, source: Source = HERE) -> Iterator[Sample | Bad]:
         """The task's questions in a fixed order, what is wrong with the data among them.
 
         Args:
-            root: the folder that holds one folder a task. hub: read the Hugging Face Hub instead.
+            root: the folder that holds one folder per task. source: where else the data is, and which part of it.
         Raises:
-            VlmpruneError: a file that is needed is not there.
+            VlmpruneError: a file that is needed is not there, or it is not said which of several parts is meant.
         """
-        folder = Folder(root / self.name, self.name, self.files, self.hub is not None)
-        if hub and self.hub is not None:
-            yield from self.from_table(hub_rows(self.name, self.hub.id, self.hub.config, self.hub.split))
-        elif self.hub is not None and (parquet := sorted(folder.path.glob("**/*.parquet"))):
-            yield from self.from_table(local_parquet(parquet))
+        self._counted = 0
+        found = found_in(self, root, source)
+        self.source, self.place, self.part = found.said, found.folder, found.part
+        yield from found.bad
+        if found.hub is not None:
+            yield from self.from_table(self.hub_rows(found.hub))
+        elif found.parquet:
+            yield from self.from_table(self.parquet_rows(found.parquet, found.every))
+        elif found.tsv is not None:
+            yield from self.from_tsv(self.tsv_rows(found.tsv), found.tsv.name)
         else:
-            yield from self.from_files(folder)
+            yield from self.from_files(found.folder)
+
+    def hub_rows(self, hub: Hub) -> Iterator[Row]:
+        """The rows of the Hub's table, each with its `image` as something to call."""
+        yield from rows_of(hub_table(self.name, hub.id, hub.config, hub.split))
+
+    def parquet_rows(self, parts: Sequence[TablePart], every: Sequence[TablePart]) -> Iterator[Row]:
+        """The rows of the chosen parquet files; `every` are all that lie in the folder."""
+        yield from rows_of(local_table([part.path for part in parts]))
+
+    def tsv_rows(self, path: Path) -> Iterator[Row | Bad]:
+        """The rows of a TSV of VLMEvalKit, with their images."""
+        yield from tsv_rows(path)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         """Samples from the official files; here of a task that has none but parquet files, which are missing."""
@@ -118,6 +153,19 @@ class Task:
     def from_table(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | Bad]:
         """Samples from the Hub's rows."""
         yield from each(rows, self.from_hub)
+
+    @classmethod
+    def reads_tsv(cls) -> bool:
+        """Whether it reads a table in VLMEvalKit's form."""
+        return (cls.hub_row, cls.from_tsv) != (Task.hub_row, Task.from_tsv)
+
+    def from_tsv(self, rows: Iterable[Row | Bad], where: str) -> Iterator[Sample | Bad]:
+        """Samples from VLMEvalKit's rows, each read as the row of the Hub's table that says the same."""
+        yield from each(rows, lambda row: self.from_hub(Row(self.hub_row(row), image=row["image"])), where)
+
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        """The columns of the Hub's table for a row of VLMEvalKit's."""
+        raise BadRow(f"the task {self.name!r} reads no TSV files")
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         """The samples of one row of the Hub's table; its `image` comes as something `Sample.image` takes."""
@@ -136,7 +184,8 @@ class Task:
 
     def score(self, sample: Sample, parsed: Any) -> float | None:
         """0..1, here what `scorer` makes of answer and truth; None where it is given elsewhere (a judge model)."""
-        return self.scorer(str(parsed), sample.truth)
+        scorer = self.by_person if self.reading == PERSON and self.by_person is not None else self.scorer
+        return scorer(str(parsed), sample.truth)
 
     # -- sums --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 from ..scorers.chair import chair, mentions, read_synonyms
 from .base import Hub, Line, Sample, Task, each, mean
-from .readers import Bad, BadRow, Folder, read_json_lines, read_text, text
+from .files import Folder
+from .readers import Bad, BadRow, read_json_lines, read_text, text
+from .source import HERE, Source
 
 PROMPT = "Describe this image in detail."
 REFERENCES = ("GT_Caption_GPT4O", "GT_Caption_GPT4V", "GT_Caption_Gemini15Pro")
@@ -34,10 +36,10 @@ class DetailCaps(Task):
         super().__init__(**options)
         self._synonyms: dict[str, str] = {}
 
-    def samples(self, root: Path, *, hub: bool = False) -> Iterator[Sample | Bad]:
+    def samples(self, root: Path, source: Source = HERE) -> Iterator[Sample | Bad]:
         folder = Folder(root / self.name, self.name, self.files, on_hub=False)
         self._synonyms = read_synonyms(read_text(folder.file(SYNONYMS)))
-        yield from super().samples(root, hub=hub)
+        yield from super().samples(root, source)
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         references = [text(row, name) for name in REFERENCES if row.get(name)]

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from ..scorers.text import as_number
 from .base import Line, Sample, Task, by, each, mean, short
-from .readers import Bad, Folder, text
+from .files import Folder, Place
+from .readers import Bad, text
 
 QUESTIONS = "Val_QA.json"
 
@@ -23,7 +24,8 @@ class EarthVQA(Task):
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         questions = folder.json(QUESTIONS, dict, "a table by image")
         images = folder.folder("Val")
-        found = {path.name: path for path in sorted(images.glob("**/images_png/*.png"))}
+        paths: list[Place] = sorted(images.glob("**/images_png/*.png"), key=str)
+        found = {path.name: path for path in paths}
 
         def build(item: tuple[str, int, Any]) -> Iterable[Sample]:
             image, at, row = item

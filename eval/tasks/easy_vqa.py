@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from vlmprune.errors import VlmpruneError
 
 from .base import Sample, Task
-from .readers import Bad, Folder
+from .files import Folder
+from .readers import Bad
 
 
 class EasyVQA(Task):

@@ -6,28 +6,43 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vlmprune.errors import VlmpruneError
 
 from .base import Sample, Task, incomplete
 from .readers import Bad, BadRow
+from .source import Source
 
 
 @dataclass
 class Data:
-    """The questions in order, what could not be used, and sha256 over all ids, prompts and truths."""
+    """The questions in order, what could not be used, and sha256 over all ids, prompts and truths, and which
+    files it was read from."""
 
     samples: list[Sample] = field(default_factory=list)
     bad: list[Bad] = field(default_factory=list)
     sha256: str = ""
+    source: str = ""
 
 
-def load(task: Task, root: Path, *, hub: bool = False, limit: int | None = None, strict: bool = False) -> Data:
+def unusable(sample: Sample) -> str | None:
+    """Why a record cannot hold a sample, if so; values that are no number (an empty cell of a table) become null."""
+    sample.meta.update({name: None for name, value in sample.meta.items() if value != value})
+    try:
+        json.dumps([sample.id, sample.prompt, sample.truth, sample.meta], ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError) as error:
+        return f"it holds what no JSON text can ({str(error)[:80]})"
+    return None
+
+
+def load(task: Task, root: Path, *, limit: int | None = None, strict: bool = False, **where: Any) -> Data:
     """Read a task.
 
     Args:
-        root: the folder that holds one folder a task. limit: stop after so many usable questions; of a task whose
-            units count whole, those that it cuts are finished. strict: raise at the first thing that is wrong.
+        root: the folder that holds one folder per task. limit: stop after so many usable questions; of a task whose
+            units count whole, those that it cuts are finished. strict: raise at the first thing that is wrong. where:
+            where else the data is (`Source`).
     Raises:
         VlmpruneError: a file is missing; with `strict` anything else too.
     """
@@ -45,11 +60,13 @@ def load(task: Task, root: Path, *, hub: bool = False, limit: int | None = None,
         data.bad.append(bad)
 
     try:
-        for one in task.samples(root, hub=hub):
+        for one in task.samples(root, Source(**where)):
             if full() and not (isinstance(one, Sample) and one.group in groups):
                 continue  # the members of a unit may stand anywhere in a file
             if isinstance(one, Bad):
                 note(one)
+            elif why := unusable(one):
+                note(Bad(ascii(one.id)[1:-1], why))
             elif one.id in seen:
                 note(Bad(one.id, "the id was used by an earlier question; the first one counts"))
             else:
@@ -67,5 +84,5 @@ def load(task: Task, root: Path, *, hub: bool = False, limit: int | None = None,
         there = [{"group": one.group, "meta": one.meta} for one in data.samples]
         for unit, (found, wanted) in incomplete(there).items():
             note(Bad(unit, f"{found} of its {wanted} questions are there, and it counts only whole"))
-    data.sha256 = content.hexdigest()
+    data.sha256, data.source = content.hexdigest(), task.source
     return data

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..scorers.options import circular, listed
 from .base import LETTER, Hub, Line, Sample, by, each, mean, whole_units
-from .choice import MultipleChoice
-from .readers import Bad, BadRow, Folder, is_empty, read_tsv, text, value
+from .choice import MultipleChoice, check_answer
+from .files import Folder
+from .readers import Bad, Row, is_empty, text
+from .tsv import index_of, options_of, tsv_rows, with_images
 
-NAMES = ("mmbench_dev_en_20231003.tsv", "MMBench_DEV_EN.tsv", "mmbench_dev_20230712.tsv")
+NAMES = ("mmbench_dev_en_20231003.tsv", "mmbench_dev_20230712.tsv")
 ROTATION = 1_000_000  # official files number the rotations of question i as i + 1,000,000 and so on
-LONGEST_REFERENCE = 64  # VLMEvalKit reads a cell of at most so many characters as the index of another row
 
 
 class MMBench(MultipleChoice):
@@ -28,42 +26,31 @@ class MMBench(MultipleChoice):
     whole = True
     files: ClassVar = {NAMES[0]: "MMBench's English dev TSV, images in base64"}
     hub = Hub("lmms-lab/MMBench", "en", "dev")
+    tsvs = (
+        *(name.removesuffix(".tsv") for name in NAMES),
+        *(f"MMBench_{split}_{language}{version}" for language in ("EN", "CN") for split in ("DEV", "TEST")
+          for version in ("", "_V11")),
+        "MMBench", "MMBench_CN", "MMBench_V11", "MMBench_CN_V11",
+    )  # fmt: skip
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        path = folder.file(folder.first(*NAMES) or NAMES[0])
-        yield from self._all(read_tsv(path), path.name)
+        path = folder.file(NAMES[0])
+        yield from self.from_tsv(tsv_rows(path), path.name)
 
     def from_table(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | Bad]:
-        yield from self._all(rows, "row")
+        yield from self.from_tsv(with_images(rows, "row"), "row")
 
-    def _all(self, source: Iterable[Mapping[str, Any]], where: str) -> Iterator[Sample | Bad]:
-        """The samples of all rows; every row is read first, since an image may stand in any of them."""
-        rows: list[Mapping[str, Any]] = []
-        stopped: list[Bad] = []
-        try:
-            rows += source
-        except BadRow as error:
-            stopped = [Bad(where, str(error))]
-        images: dict[int, Any] = {}
-        for row in rows:
-            if (index := _whole_number(row.get("index"))) is not None and not is_empty(row.get("image")):
-                images.setdefault(index, row["image"])
-        rotated = any((_whole_number(row.get("index")) or 0) >= ROTATION for row in rows)
-        decoded: dict[int, bytes] = {}  # rotations share one copy
-
-        def build(row: Any) -> Iterable[Sample]:
-            yield from self._samples(row, _image(row, images, decoded), rotated)
-
-        yield from each(rows, build, where)
-        yield from stopped
+    def from_tsv(self, rows: Iterable[Row | Bad], where: str) -> Iterator[Sample | Bad]:
+        found = list(rows)
+        rotated = any(row["highest"] >= ROTATION for row in found if isinstance(row, Row))
+        yield from each(found, lambda row: self._samples(row, row["image"], rotated), where)
 
     def _samples(self, row: Mapping[str, Any], image: Any, rotated: bool) -> Iterator[Sample]:
-        index = _index(row)
-        letters = [letter for letter in "ABCD" if not is_empty(row.get(letter))]
-        texts = [str(row[letter]) for letter in letters]
+        index = index_of(row)
+        given_options = options_of(row)
+        letters, texts = list(given_options), list(given_options.values())
         letter = text(row, "answer")
-        if letter not in letters:
-            raise BadRow(f"the field 'answer' is {letter!r}, but there are {len(texts)} options")
+        check_answer(letter, given_options)
         right, hint = letters.index(letter), row.get("hint")
         for turn in range(1 if rotated else len(texts)):
             options = dict(zip(letters, texts[turn:] + texts[:turn], strict=True))
@@ -95,48 +82,3 @@ class MMBench(MultipleChoice):
         for category, part in by(lines, "category").items():
             out[f"category/{category}"] = mean(above for above, _ in self.units(part).values())
         return out
-
-
-def _index(row: Mapping[str, Any]) -> int:
-    """A row's own index, which a table may hold as a float, as it does references to it."""
-    found = _whole_number(value(row, "index", (int, str, float)))
-    if found is None:
-        raise BadRow(f"the field 'index' is {row['index']!r:.40}, no whole number")
-    return found
-
-
-def _whole_number(cell: Any) -> int | None:
-    """A cell as an index: an int, or digits with the ".0" that a table of floats leaves behind."""
-    if isinstance(cell, str) and re.fullmatch(r"\s*[0-9]+(\.0)?\s*", cell) and len(cell) <= LONGEST_REFERENCE:
-        return int(cell.strip().removesuffix(".0"))
-    if isinstance(cell, float) and cell.is_integer():
-        return int(cell)
-    return cell if isinstance(cell, int) and not isinstance(cell, bool) else None
-
-
-def _image(row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int, bytes]) -> Any:
-    """A row's image; where its cell holds another row's index, that row's (VLMEvalKit's files save space so).
-
-    A reference wins over base64: "1000" is four valid characters of it.
-
-    Raises:
-        BadRow: there is none, it is not base64, or its references lead nowhere.
-    """
-    cell, place = row.get("image"), _index(row)
-    seen = set()
-    while (index := _whole_number(cell)) is not None:
-        if index not in images or index in seen:
-            why = "refers back to itself" if index in seen else "is not there or has no image"
-            raise BadRow(f"the field 'image' refers to row {index}, which {why}")
-        seen.add(index)
-        cell, place = images[index], index
-    if is_empty(cell) or isinstance(cell, float):
-        raise BadRow("the field 'image' is missing")
-    if not isinstance(cell, str):
-        return cell  # an image of a table, fetched when its turn comes
-    if place not in decoded:
-        try:
-            decoded[place] = base64.b64decode(cell, validate=True)
-        except binascii.Error as error:
-            raise BadRow(f"the field 'image' is not base64 ({error})") from None
-    return decoded[place]

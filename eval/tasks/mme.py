@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from ..scorers.yes_no import mme_reading, mme_scores
 from .base import SHORT, Hub, Line, Sample, Task, by, each, mean, whole_units
-from .readers import Bad, BadRow, Folder, read_text, text
+from .files import Folder, Place
+from .readers import Bad, BadRow, Row, read_text, text
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
@@ -31,6 +31,7 @@ class MME(Task):
     main = "score_share"
     files: ClassVar = {"MME_Benchmark_release_version/": "MME's release: one folder per subtask, images and .txt files"}
     hub = Hub("lmms-lab/MME", None, "test")
+    tsvs = ("MME",)
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -39,8 +40,10 @@ class MME(Task):
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         self._asked = {}
         release = folder.folder("MME_Benchmark_release_version")
+        if (release / "MME_Benchmark").is_dir():  # the second release has a folder more
+            release = release / "MME_Benchmark"
         for subtask in (*PERCEPTION, *COGNITION):
-            texts = sorted((release / subtask).glob("**/*.txt"))
+            texts: list[Place] = sorted((release / subtask).glob("**/*.txt"), key=str)
             if not texts:
                 yield Bad(f"MME_Benchmark_release_version/{subtask}", "no .txt file with questions")
             for path in texts:
@@ -48,12 +51,12 @@ class MME(Task):
                     self._rows(path), self._build(subtask, path, release / subtask), f"{subtask}/{path.name}"
                 )
 
-    def _rows(self, path: Path) -> Iterator[list[str]]:
-        for line in read_text(path).splitlines():
+    def _rows(self, path: Place) -> Iterator[list[str]]:
+        for line in read_text(path).replace("\r", "").split("\n"):
             if line.strip():
                 yield line.split("\t")
 
-    def _build(self, subtask: str, path: Path, folder: Path) -> Any:
+    def _build(self, subtask: str, path: Place, folder: Place) -> Any:
         # Some subtasks keep images and questions apart, in images/ and questions_answers_YN/.
         places = [place / (path.stem + ending) for place in (path.parent, folder / "images") for ending in ENDINGS]
         image = next((place for place in places if place.exists()), places[0])
@@ -75,6 +78,13 @@ class MME(Task):
         if not group.startswith(f"{category}/"):
             group = f"{category}/{group}"
         yield self._sample(category, group, text(row, "question"), text(row, "answer"), row["image"])
+
+    def from_tsv(self, rows: Iterable[Row | Bad], where: str) -> Iterator[Sample | Bad]:
+        self._asked = {}
+        yield from super().from_tsv(rows, where)
+
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        return {**row, "question_id": row["image_name"]}
 
     def _sample(self, subtask: str, group: str, question: str, answer: str, image: Any) -> Sample:
         truth = answer.strip().lower()

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from .base import Hub, Sample, Task, each
-from .readers import Bad, Folder, text
+from .files import Folder
+from .readers import Bad, Row, text
+from .tsv import index_of
 
 
 class MMVet(Task):
@@ -17,6 +19,7 @@ class MMVet(Task):
     max_new_tokens = 512
     files: ClassVar = {"mm-vet.json": "from mm-vet.zip", "images/": "the images of mm-vet.zip"}
     hub = Hub("lmms-lab/MMVet", None, "test")
+    tsvs = ("MMVet",)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         rows, images = folder.json("mm-vet.json", dict, "a table by question id"), folder.folder("images")
@@ -28,6 +31,9 @@ class MMVet(Task):
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         yield self._sample(text(row, "question_id"), row, row["image"])
+
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        return {**row, "question_id": f"v1_{index_of(row)}"}
 
     def _sample(self, name: str, row: Mapping[str, Any], image: Any) -> Sample:
         return Sample(name, text(row, "question"), image, text(row, "answer"), name)

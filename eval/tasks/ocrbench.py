@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from ..scorers.text import contains
 from .base import Hub, Sample, Task, each
-from .readers import Bad, Folder, text, texts
+from .files import Folder
+from .readers import Bad, Row, several, text, texts
 
 FORMULAS = "HME100k"  # compared with case and without spaces
 
@@ -23,6 +24,7 @@ class OCRBench(Task):
         "OCRBench_Images/": "the images of OCRBench_Images.zip",
     }
     hub = Hub("echo840/OCRBench", None, "test")
+    tsvs = ("OCRBench",)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         rows, images = folder.json("OCRBench.json", list, "a list"), folder.folder("OCRBench_Images")
@@ -46,7 +48,12 @@ class OCRBench(Task):
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         name = self.next_row()
         meta = {"type": text(row, "question_type"), "set": text(row, "dataset")}
-        yield Sample(name, text(row, "question"), row["image"], texts(row, "answer"), name, meta)
+        yield Sample(name, text(row, "question"), row["image"], texts(row, "answer"), row.get("image_name", name), meta)
+
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        kind = text(row, "category")
+        source = FORMULAS if kind == "Handwritten Mathematical Expression Recognition" else kind
+        return {**row, "question_type": kind, "dataset": source, "answer": several(row["answer"])}
 
     def score(self, sample: Sample, parsed: Any) -> float:
         return contains(parsed, sample.truth, formula=sample.meta["set"] == FORMULAS)

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from ..scorers.yes_no import YES, confusion, pope_reading, read_yes_no
-from .base import Hub, Line, Sample, Task, by, each, mean, short
-from .readers import Bad, BadRow, Folder, read_json_lines, text
+from ..scorers.yes_no import NEITHER, YES, confusion, pope_reading, read_yes_no
+from .base import OFFICIAL, PERSON, Hub, Line, Sample, Task, by, each, mean, short
+from .files import Folder
+from .readers import Bad, BadRow, Row, read_json_lines, text
+from .tsv import index_of
 
+READERS = {OFFICIAL: pope_reading, PERSON: read_yes_no}
 CATEGORIES = ("random", "popular", "adversarial")
 
 
 class Pope(Task):
-    """F1 of "yes" over all questions; an answer that says neither is wrong. POPE's own reading stands beside it."""
+    """F1 of "yes" over all questions, as POPE's script reads answers: what does not say no says yes.
+
+    Beside it, the numbers where an answer that says neither is wrong, and how many do.
+    """
 
     name = "pope"
     main = "f1"
@@ -22,6 +28,7 @@ class Pope(Task):
         "val2014/": "COCO's val2014 images",
     }
     hub = Hub("lmms-lab/POPE", None, "test")
+    tsvs = ("POPE",)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         images = folder.folder("val2014")
@@ -38,6 +45,9 @@ class Pope(Task):
         source, category = text(row, "image_source"), text(row, "category")
         yield self._sample(category, row, text(row, "question"), text(row, "answer"), source, row["image"])
 
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        return {**row, "question_id": index_of(row), "image_source": row["image_name"]}
+
     def _sample(
         self, category: str, row: Mapping[str, Any], question: str, label: str, source: str, image: Any
     ) -> Sample:
@@ -49,7 +59,7 @@ class Pope(Task):
         )
 
     def read(self, sample: Sample, answer: str) -> str:
-        return read_yes_no(answer)
+        return READERS[self.reading](answer)
 
     def units(self, lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
         """F1 = sum of 2 hits / sum of (said yes + truly yes), so an image's part of it is a pair of counts."""
@@ -63,9 +73,12 @@ class Pope(Task):
     def metrics(self, lines: Sequence[Line]) -> dict[str, float]:
         truths = [line["meta"]["label"] for line in lines]
         out = confusion([line["parsed"] for line in lines], truths)
-        official = confusion([pope_reading(line["answer"]) for line in lines], truths)
+        out["unreadable"] = mean(read_yes_no(line["answer"]) == NEITHER for line in lines)
         for category, part in by(lines, "category").items():
             labels = [line["meta"]["label"] for line in part]
             out[f"f1/{category}"] = confusion([line["parsed"] for line in part], labels)["f1"]
         out["f1_mean_of_categories"] = mean(v for k, v in out.items() if k.startswith("f1/"))
-        return out | {f"official_{name}": official[name] for name in ("accuracy", "f1", "yes_ratio")}
+        for reading, reader in READERS.items():
+            found = confusion([reader(line["answer"]) for line in lines], truths)
+            out |= {f"{reading}_{name}": found[name] for name in ("accuracy", "f1", "yes_ratio")}
+        return out

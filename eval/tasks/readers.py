@@ -1,20 +1,38 @@
-"""Reading what benchmarks are published as: JSON, JSONL, TSV, parquet, images; in a folder or on the Hub.
+"""Reading what stands in benchmarks' files: texts in every encoding, JSON, JSONL, TSV, images in base64, typed fields.
 
 A file that is missing is an error with one sentence. What is wrong inside a file is a `Bad`, which the summary names.
 """
 
 from __future__ import annotations
 
+import ast
+import base64
+import codecs
 import csv
+import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlmprune.errors import VlmpruneError
 
+if TYPE_CHECKING:
+    from .files import Place
+
 T = TypeVar("T")
+# Longest first: UTF-32's mark starts like UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_DATA_URL = re.compile(r"data:[\w./+-]*(?:;[\w=.+-]+)*,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,60 +47,52 @@ class BadRow(VlmpruneError):
     """A row, or a whole file, that cannot be read; becomes a `Bad`."""
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A task's folder. `files`: what belongs there and where it comes from."""
+class Row(dict[str, Any]):
+    """A row of a table; what it lacks is a `BadRow`."""
 
-    path: Path
-    task: str
-    files: Mapping[str, str]
-    on_hub: bool
-
-    def file(self, name: str) -> Path:
-        """A file of the task.
-
-        Raises:
-            VlmpruneError: it is not there.
-        """
-        if not (self.path / name).is_file():
-            raise self._missing(name, "file")
-        return self.path / name
-
-    def folder(self, name: str) -> Path:
-        """A folder of images.
-
-        Raises:
-            VlmpruneError: it is not there.
-        """
-        if not (self.path / name).is_dir():
-            raise self._missing(name, "folder")
-        return self.path / name
-
-    def json(self, name: str, kind: type, what: str) -> Any:
-        """The value of a JSON file, of the type it must have.
-
-        Raises:
-            VlmpruneError: it is not there. BadRow: as `read_json`, or it is of another type.
-        """
-        found = read_json(self.file(name))
-        if not isinstance(found, kind):
-            raise BadRow(f"{name} is of type {type(found).__name__}, not {what}")
-        return found
-
-    def first(self, *names: str) -> str | None:
-        """The first of several names that is there."""
-        return next((name for name in names if (self.path / name).exists()), None)
-
-    def _missing(self, name: str, kind: str) -> VlmpruneError:
-        source = self.files.get(name) or self.files.get(f"{name}/")
-        other = ", or pass --hub to read the data from the Hugging Face Hub" if self.on_hub else ""
-        return VlmpruneError(
-            f"The task {self.task!r} finds no {kind} {str(self.path / name)!r}; put it there"
-            f"{f' ({source})' if source else ''}{other}."
-        )
+    def __missing__(self, name: str) -> Any:
+        raise BadRow(f"the field {name!r} is missing")
 
 
-def read_json(path: Path) -> Any:
+def encoding_of(start: bytes) -> str:
+    """The encoding of a text by its first bytes: by its byte-order mark, else UTF-16 where every other byte is 0."""
+    for mark, name in _MARKS:
+        if start.startswith(mark):
+            return name
+    pairs = [start[at : at + 2] for at in range(0, len(start) - 1, 2)]
+    for zero, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if pairs and sum(pair[zero] == 0 != pair[1 - zero] for pair in pairs) > len(pairs) / 2:
+            return name
+    return "utf-8"
+
+
+def check_start(path: Place, start: bytes) -> None:
+    """Refuse a file without content.
+
+    Raises:
+        BadRow: it is empty, or a pointer of Git LFS.
+    """
+    if not start:
+        raise BadRow(f"{path.name} is empty")
+    if start.startswith(_POINTER):
+        raise BadRow(f"{path.name} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull")
+
+
+def read_text(path: Place) -> str:
+    """A file's text, without a byte-order mark.
+
+    Raises:
+        BadRow: it is empty, or neither UTF-8, UTF-16 nor UTF-32.
+    """
+    content = path.read_bytes()
+    check_start(path, content)
+    try:
+        return content.decode(encoding_of(content[:64]))
+    except UnicodeDecodeError as error:
+        raise BadRow(f"{path.name} is not UTF-8 text ({error})") from None
+
+
+def read_json(path: Place) -> Any:
     """A JSON file's value.
 
     Raises:
@@ -91,49 +101,79 @@ def read_json(path: Path) -> Any:
     content = read_text(path)
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRow(f"{path.name} is not JSON ({error})") from None
 
 
-def read_json_lines(path: Path) -> Iterator[Any]:
+def read_json_lines(path: Place) -> Iterator[Any]:
     """A JSONL file's values; a line that is not JSON comes as a `Bad`.
 
     Raises:
         BadRow: the file is empty.
     """
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield Bad(f"{path.name}, line {number}", f"no JSON ({error})")
 
 
-def read_tsv(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a table with a heading, separated by tabs; empty cells are left out of a row.
+def read_tsv(path: Place, delimiter: str = "\t") -> Iterator[Row | Bad]:
+    """The rows of a table with a heading, separated by tabs or commas; empty cells are left out of a row.
 
     Raises:
-        BadRow: the file is empty.
+        BadRow: the file is empty, in no known encoding, or no table.
     """
-    read_text(path, only_check=True)
+    with path.open("rb") as file:
+        start = file.read(64)
+    check_start(path, start)
     csv.field_size_limit(1 << 30)  # images stand in cells, in base64
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            yield {name: cell for name, cell in row.items() if name is not None and cell not in (None, "")}
+    with path.open("rb") as file, io.TextIOWrapper(file, encoding=encoding_of(start), newline="") as text:
+        rows = csv.DictReader(text, delimiter=delimiter)
+        try:
+            if len(rows.fieldnames or ()) < 2:
+                between = "tabs" if delimiter == "\t" else f"{delimiter!r}"
+                raise BadRow(f"{path.name} is no table of columns separated by {between}")
+            for row in rows:
+                if None in row:
+                    yield Bad(f"{path.name}, line {rows.line_num}", "the row has more cells than the heading")
+                    continue
+                yield Row({name.strip(): cell for name, cell in row.items() if cell not in (None, "")})
+        except UnicodeDecodeError as error:
+            raise BadRow(f"{path.name} is not UTF-8 text ({error})") from None
+        except csv.Error as error:
+            raise BadRow(f"{path.name} cannot be read as a table ({error})") from None
 
 
-def read_text(path: Path, *, only_check: bool = False) -> str:
-    """A file's text.
+def from_base64(cell: str) -> bytes:
+    """An image's content from a cell, as tables hold it: with line breaks, url-safe, unpadded, behind `data:...,`.
 
     Raises:
-        BadRow: it is empty or no UTF-8.
+        BadRow: it is not base64.
     """
-    if path.stat().st_size == 0:
-        raise BadRow(f"{path.name} is empty")
+    text = "".join(cell.strip().strip("'\"").split())
+    if mark := _DATA_URL.match(text):
+        text = text[mark.end() :]
+    text = text.translate(str.maketrans("-_", "+/")).rstrip("=")
     try:
-        return "" if only_check else path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadRow(f"{path.name} is not UTF-8 text ({error})") from None
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError as error:  # not its alphabet, or a length that no bytes give
+        raise BadRow(f"the field 'image' is not base64 ({error})") from None
+
+
+def several(cell: Any) -> list[str]:
+    """The texts of a cell: a table of text alone writes a list as Python, NumPy or JSON does, and one text as it is."""
+    if isinstance(cell, str) and cell.strip()[:1] == "[" and cell.strip()[-1:] == "]":
+        inside = cell.strip()[1:-1]
+        # NumPy writes no commas, and Python would join what stands side by side.
+        if not re.sub(r"[\s,]", "", _QUOTED.sub("", inside)):
+            return [str(ast.literal_eval(one)) for one in _QUOTED.findall(inside)]
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return [cell]
+    return [str(one) for one in cell] if isinstance(cell, list | tuple) else [str(cell)]
 
 
 def value(row: Any, name: str, kind: type[T] | tuple[type, ...]) -> T:
@@ -194,95 +234,3 @@ def number(row: Any, name: str) -> int:
         return int(found)
     except ValueError:
         raise BadRow(f"the field {name!r} is {found!r}, no whole number") from None
-
-
-# -- parquet and the Hub, through `datasets` ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An image in a column of a data set, fetched when called: memory holds none of them."""
-
-    table: Any
-    row: int
-    column: str = "image"
-
-    def __call__(self) -> Any:
-        cell = self.table[self.row][self.column]
-        if isinstance(cell, list):
-            cell = cell[0] if cell else None
-        if isinstance(cell, Mapping):
-            cell = cell.get("bytes") or (Path(cell["path"]) if cell.get("path") else None)
-        if cell is None:
-            raise VlmpruneError(f"row {self.row} holds no image; check the data set")
-        return cell
-
-
-def hub_table(task: str, name: str, config: str | None, split: str) -> Any:
-    """A data set of the Hub (or of a folder laid out like one), images left encoded.
-
-    Raises:
-        VlmpruneError: `datasets` is not installed, or the data set cannot be had.
-    """
-    datasets = _datasets(task)
-    try:
-        table = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # no network, no access, a changed layout: whatever it is, the user must act on it
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise VlmpruneError(
-            f"The task {task!r} cannot read {name!r} from the Hub ({reason}); check the network and access, or put "
-            "the files into the task's folder."
-        ) from error
-    return _encoded(table, datasets)
-
-
-def hub_rows(task: str, name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a data set of the Hub, each with its `image` as something to call."""
-    yield from _rows(hub_table(task, name, config, split))
-
-
-def local_parquet(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of parquet files, each with its `image` as something to call.
-
-    Raises:
-        BadRow: a file is empty or no parquet.
-    """
-    datasets = _datasets("parquet")
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise BadRow(f"{path.name} is empty")
-    try:
-        table = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
-    except Exception as error:  # whatever a damaged file makes the reader raise
-        raise BadRow(f"{paths[0].parent.name} cannot be read as parquet ({error.__cause__ or error})") from None
-    yield from _rows(_encoded(table, datasets))
-
-
-def _datasets(task: str) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise VlmpruneError(
-            f"The task {task!r} needs the package datasets to read parquet files or the Hub; install vlmprune[eval]."
-        ) from None
-    datasets.disable_progress_bars()
-    return datasets
-
-
-def _encoded(table: Any, datasets: Any) -> Any:
-    features = table.features.copy()
-    for name, feature in features.items():
-        if isinstance(feature, datasets.Image):
-            features[name] = datasets.Image(decode=False)
-        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            features[name] = datasets.List(datasets.Image(decode=False))
-    return table.cast(features)
-
-
-def _rows(table: Any) -> Iterator[dict[str, Any]]:
-    # Texts and numbers stay as they are: they are base64, or refer to another row.
-    kind = str(getattr(table.features.get("image"), "dtype", ""))
-    images = "image" in table.column_names and not kind.startswith(("string", "large_string", "int", "uint"))
-    bare = table.remove_columns("image") if images else table
-    for at, row in enumerate(bare):
-        yield {**row, "image": Stored(table, at)} if images else row

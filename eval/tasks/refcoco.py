@@ -1,17 +1,21 @@
 """RefCOCO, RefCOCO+ and RefCOCOg (Yu et al., ECCV 2016; Mao et al., CVPR 2016), validation: find what is described.
 
 The official annotations are Python pickles, which can run code when opened; read here are the same referring
-expressions as JSON lines (`{"image", "sent", "bbox": [left, top, right, bottom] in pixels}`) or the Hub's table.
+expressions as JSON lines (`{"image", "sent", "bbox": [left, top, right, bottom] in pixels}`), the Hub's table, or
+VLMEvalKit's, which holds all splits of the three and asks in its own words.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..scorers.boxes import iou, read_box
 from .base import Hub, Sample, Task, each
-from .readers import Bad, BadRow, Folder, read_json_lines, text, texts, value
+from .files import Folder
+from .readers import Bad, BadRow, Row, is_empty, read_json_lines, text, texts, value
+from .tsv import index_of
 
 PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 
@@ -27,6 +31,8 @@ class RefCOCO(Task):
     max_new_tokens = 48
     files: ClassVar = _files("refcoco_val.jsonl")
     hub = Hub("lmms-lab/RefCOCO", None, "val")
+    tsvs = ("RefCOCO",)
+    called: ClassVar = "RefCOCO"  # what VLMEvalKit's table calls it
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         name = next(iter(self.files))
@@ -46,12 +52,21 @@ class RefCOCO(Task):
         for at, sentence in enumerate(texts(row, "answer")):
             yield self._sample(f"{name}/{at}", sentence, box, str(row.get("file_name")), row["image"])
 
+    def from_tsv(self, rows: Iterable[Row | Bad], where: str) -> Iterator[Sample | Bad]:
+        def build(row: Row) -> Iterable[Sample]:
+            if split_of(row) == f"{self.called}_val":
+                name, asked = f"{self.called}_val_{index_of(row)}", text(row, "question")
+                yield Sample(name, asked, row["image"], list(pixels_of(row)), row["image_name"])
+
+        yield from each(rows, build, where)
+
     def _sample(self, name: str, sentence: str, box: tuple[float, ...], group: str, image: Any) -> Sample:
         return Sample(name, PROMPT.format(sentence), image, list(box), group)
 
     def read(self, sample: Sample, answer: str) -> list[float] | None:
         size = sample.load_image().size
-        box = read_box(answer, size, self.boxes)
+        seen = self.seen_size(size) if self.boxes in ("auto", "resized") else size
+        box = read_box(answer, seen, self.boxes)
         return None if box is None else [box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1]]
 
     def score(self, sample: Sample, parsed: Any) -> float:
@@ -64,6 +79,7 @@ class RefCOCOPlus(RefCOCO):
     name = "refcoco+"
     files: ClassVar = _files("refcoco+_val.jsonl")
     hub = Hub("lmms-lab/RefCOCOplus", None, "val")
+    called: ClassVar = "RefCOCO+"
 
 
 class RefCOCOg(RefCOCO):
@@ -72,6 +88,7 @@ class RefCOCOg(RefCOCO):
     name = "refcocog"
     files: ClassVar = _files("refcocog_val.jsonl")
     hub = Hub("lmms-lab/RefCOCOg", None, "val")
+    called: ClassVar = "RefCOCOg"
 
 
 def corners(numbers: list[Any]) -> tuple[float, float, float, float]:
@@ -84,3 +101,35 @@ def corners(numbers: list[Any]) -> tuple[float, float, float, float]:
         raise BadRow(f"the field 'bbox' is {numbers!r}, not four numbers")
     left, top, right, bottom = (float(n) for n in numbers)
     return left, top, right, bottom
+
+
+def split_of(row: Mapping[str, Any]) -> str:
+    """The split of a row of VLMEvalKit's table, as its column `split` has it: `RefCOCO_val` for "RefCOCO val"."""
+    if not is_empty(row.get("split")):
+        return str(row["split"]).strip()
+    return "_".join(text(row, "category").split())
+
+
+def pixels_of(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """The box of a row of VLMEvalKit's table in pixels: its four columns, or its answer as fractions of the image."""
+    sides = [row.get(f"bbox_{side}") for side in ("x1", "y1", "x2", "y2")]
+    if not any(map(is_empty, sides)):
+        return corners([number(one) for one in sides])
+    found = [number(one) for one in re.findall(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", text(row, "answer"))]
+    left, top, right, bottom = corners(found)
+    if max(map(abs, found)) > 1.5:
+        return left, top, right, bottom
+    width, height = number(value(row, "width", (str, int, float))), number(value(row, "height", (str, int, float)))
+    return left * width, top * height, right * width, bottom * height
+
+
+def number(cell: Any) -> float:
+    """A number of a table.
+
+    Raises:
+        BadRow: it is none.
+    """
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        raise BadRow(f"{cell!r:.40} stands where a number of a box must be") from None

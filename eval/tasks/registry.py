@@ -11,18 +11,24 @@ from .chartqa import ChartQA
 from .docvqa import DocVQA
 from .earthvqa import EarthVQA
 from .easy_vqa import EasyVQA
+from .ego_schema import EgoSchema
 from .gqa import GQA
+from .long_video_bench import LongVideoBench
+from .mlvu import MLVU
 from .mmbench import MMBench
 from .mme import MME
 from .mmstar import MMStar
 from .mmvet import MMVet
+from .mvbench import MVBench
+from .next_qa import NExTQA
 from .ocrbench import OCRBench
 from .pope import Pope
 from .refcoco import RefCOCO, RefCOCOg, RefCOCOPlus
-from .scenes import Scenes, ScenesValidation
+from .scenes import Photographs, PhotographsWide, Scenes, ScenesValidation, ScenesWide
 from .scienceqa import ScienceQA
 from .seed import SeedImage
 from .textvqa import TextVQA
+from .video_mme import VideoMME
 from .vizwiz import VizWiz
 from .vqav2 import VQAv2
 
@@ -51,8 +57,17 @@ TASKS: dict[str, type[Task]] = {
         EasyVQA,
         Scenes,
         ScenesValidation,
+        Photographs,
+        ScenesWide,
+        PhotographsWide,
         DetailCaps,
         DIDBench,
+        VideoMME,
+        MVBench,
+        NExTQA,
+        LongVideoBench,
+        MLVU,
+        EgoSchema,
     )
 }
 

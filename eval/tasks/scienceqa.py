@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..scorers.options import lettered, listed
+from ..scorers.options import LETTERS, lettered, listed, scienceqa_reading
 from .base import LETTER, Hub, Sample, each
-from .choice import MultipleChoice
-from .readers import Bad, BadRow, Folder, number, read_json, text, texts, value
+from .choice import MultipleChoice, check_answer
+from .files import Folder
+from .readers import Bad, BadRow, Row, is_empty, number, read_json, text, texts, value
+from .tsv import index_of, options_of
 
 
 class ScienceQA(MultipleChoice):
@@ -16,15 +18,17 @@ class ScienceQA(MultipleChoice):
 
     name = "scienceqa"
     by = "subject"
+    official = staticmethod(scienceqa_reading)
     files: ClassVar = {
         "problems.json": "from data/scienceqa of ScienceQA",
         "pid_splits.json": "from data/scienceqa of ScienceQA",
         "test/": "the images of its test.zip, one folder per question",
     }
     hub = Hub("lmms-lab/ScienceQA", "ScienceQA-IMG", "test")
+    tsvs = ("ScienceQA_TEST", "ScienceQA_VAL")
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
-        problems = value({"problems": read_json(folder.file("problems.json"))}, "problems", dict)
+        problems = folder.json("problems.json", dict, "a table of problems")
         test = value(read_json(folder.file("pid_splits.json")), "test", list)
         images = folder.folder("test")
 
@@ -42,11 +46,22 @@ class ScienceQA(MultipleChoice):
         yield self._sample(self.next_row(), row, row["image"])
 
     def _sample(self, name: str, row: Mapping[str, Any], image: Any) -> Sample:
-        options, right = lettered(texts(row, "choices")), number(row, "answer")
-        if not 0 <= right < len(options):
-            raise BadRow(f"the field 'answer' is {right}, but there are {len(options)} choices")
-        hint = row.get("hint") or ""
+        choices, right = texts(row, "choices"), number(row, "answer")
+        if not 0 <= right < len(choices):
+            raise BadRow(f"the field 'answer' is {right}, but there are {len(choices)} choices")
+        return self._chosen(name, row, lettered(choices), LETTERS[right], row.get("subject"), image)
+
+    def from_tsv(self, rows: Iterable[Row | Bad], where: str) -> Iterator[Sample | Bad]:
+        def build(row: Row) -> Iterable[Sample]:
+            name, options, subject = str(index_of(row)), options_of(row), row.get("category")
+            yield self._chosen(name, row, options, text(row, "answer"), subject, row["image"])
+
+        yield from each(rows, build, where)
+
+    def _chosen(
+        self, name: str, row: Mapping[str, Any], options: Mapping[str, str], right: str, subject: Any, image: Any
+    ) -> Sample:
+        check_answer(right, options)
+        hint = "" if is_empty(row.get("hint")) else row["hint"]
         prompt = "\n".join([*([f"Context: {hint}"] if hint else []), text(row, "question"), listed(options), LETTER])
-        return Sample(
-            name, prompt, image, "ABCDEFGHIJ"[right], name, {"subject": row.get("subject"), "options": options}
-        )
+        return Sample(name, prompt, image, right, name, {"subject": subject, "options": options})

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from ..scorers.vqa import vqa_accuracy
+from ..scorers.vqa import textvqa_accuracy
 from .base import Hub, Sample, Task, each, short
-from .readers import Bad, Folder, number, read_json, text, texts, value
+from .files import Folder
+from .readers import Bad, Row, number, read_json, several, text, texts, value
+from .tsv import index_of
 
 QUESTIONS = "TextVQA_0.5.1_val.json"
 
@@ -16,9 +18,10 @@ class TextVQA(Task):
     """VQA accuracy over ten people's answers."""
 
     name = "textvqa"
-    scorer = staticmethod(vqa_accuracy)
+    scorer = staticmethod(textvqa_accuracy)
     files: ClassVar = {QUESTIONS: "from textvqa.org", "train_images/": "the images of train_val_images.zip"}
     hub = Hub("lmms-lab/textvqa", None, "validation")
+    tsvs = ("TextVQA_VAL",)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         rows = value(read_json(folder.file(QUESTIONS)), "data", list)
@@ -31,6 +34,10 @@ class TextVQA(Task):
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         yield self._sample(row, row["image"])
+
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        answers = several(row["answer"])
+        return {**row, "question_id": index_of(row), "image_id": row["image_name"], "answers": answers}
 
     def _sample(self, row: Mapping[str, Any], image: Any) -> Sample:
         name, prompt = str(number(row, "question_id")), short(text(row, "question"))

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from ..scorers.vqa import vqa_accuracy
 from .base import SHORT, Hub, Line, Sample, Task, each, mean
-from .readers import Bad, BadRow, Folder, text, texts, value
+from .files import Folder
+from .readers import Bad, BadRow, Row, several, text, texts, value
+from .tsv import index_of
 
 PROMPT = "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
 
@@ -19,6 +21,7 @@ class VizWiz(Task):
     scorer = staticmethod(vqa_accuracy)
     files: ClassVar = {"val.json": "from Annotations.zip of vizwiz.org's VQA task", "val/": "its validation images"}
     hub = Hub("lmms-lab/VizWiz-VQA", None, "val")
+    tsvs = ("VizWiz",)
 
     def from_files(self, folder: Folder) -> Iterator[Sample | Bad]:
         rows, images = folder.json("val.json", list, "a list"), folder.folder("val")
@@ -32,6 +35,10 @@ class VizWiz(Task):
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         yield self._sample(text(row, "question_id"), row, texts(row, "answers"), row["image"])
+
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        answers = several(row["answers"] if "answers" in row else row["answer"])
+        return {**row, "question_id": str(index_of(row)), "answers": answers}
 
     def _sample(self, name: str, row: Mapping[str, Any], answers: list[str], image: Any) -> Sample:
         if not answers:

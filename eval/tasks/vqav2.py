@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from ..scorers.vqa import vqa_accuracy
 from .base import Hub, Sample, Task, each, short
-from .readers import Bad, BadRow, Folder, number, read_json, text, texts, value
+from .files import Folder
+from .readers import Bad, BadRow, Row, number, read_json, several, text, texts, value
+from .tsv import index_of
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
@@ -43,6 +45,11 @@ class VQAv2(Task):
 
     def from_hub(self, row: Mapping[str, Any]) -> Iterable[Sample]:
         yield self._sample(row, row, row["image"])
+
+    def hub_row(self, row: Row) -> dict[str, Any]:
+        answers = [{"answer": one} for one in several(row["answer"])]
+        named = {"question_id": index_of(row), "image_id": row["image_name"]}
+        return {"answer_type": "other", **row, **named, "answers": answers}
 
     def _sample(self, row: Mapping[str, Any], annotation: Mapping[str, Any], image: Any) -> Sample:
         answers = [text(one, "answer") for one in value(annotation, "answers", list)]

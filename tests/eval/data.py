@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import base64
-import json
+import csv
 from collections.abc import Callable
-from io import BytesIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from tests.eval.video_data import VIDEO_BUILDERS, VIDEO_HUB
+from tests.eval.written import jpeg, lines, parquet, put
 
 SYNONYMS = "person, man, woman\ndog, puppy\nbus\ncat, kitten\n"
-
-
-def jpeg(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
-    file = BytesIO()
-    Image.new("RGB", size, colour).save(file, "JPEG")
-    return file.getvalue()
-
-
-def put(root: Path, name: str, content: Any) -> None:
-    """Write a file: bytes and text as they are, all else as JSON."""
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-
-
-def lines(*rows: Any) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def people(*answers: str) -> list[dict[str, str]]:
@@ -216,14 +197,6 @@ def did(root: Path) -> None:
     put(root, "synonyms.txt", SYNONYMS)
 
 
-def parquet(path: Path, table: dict[str, list[Any]]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table(table), path)
-
-
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "vqav2": vqav2,
     "gqa": gqa,
@@ -246,6 +219,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "earthvqa": earthvqa,
     "detailcaps": detailcaps,
     "did": did,
+    **VIDEO_BUILDERS,
 }
 
 _CELL = {"bytes": jpeg(), "path": None}
@@ -274,4 +248,80 @@ HUB: dict[str, dict[str, list[Any]]] = {
     "ai2d": {"question": ["?"], "options": [["a", "b"]], "answer": ["1"], "image": [_CELL]},
     "refcoco": {"question_id": ["1"], "answer": [["left", "the cup"]], "bbox": [[1.0, 2.0, 3.0, 4.0]],
                 "file_name": ["f"], "image": [_CELL]},
+    **VIDEO_HUB,
 }  # fmt: skip
+
+
+def _b64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _kit(*rows: dict[str, Any]) -> str:
+    """A TSV as VLMEvalKit's: rows with an index, one image for all, which later rows name by the first one's index."""
+    full = [{"index": at, "image": 0 if at else _b64(jpeg()), **row} for at, row in enumerate(rows)]
+    names = list(dict.fromkeys(name for row in full for name in row))
+    text = StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(
+        [names, *([str(row.get(name, "")) for name in names] for row in full)]
+    )
+    return text.getvalue()
+
+
+def _yes_no(categories: Any, *asked: tuple[str, str], path: str = "") -> list[dict[str, Any]]:
+    rows = [(category, question, answer) for category in categories for question, answer in asked]
+    more = {"image_path": f"{path}/0.jpg"} if path else {}
+    return [{"question": q, "answer": a, "category": c, **more} for c, q, a in rows]
+
+
+def tsv(task: str) -> tuple[str, str]:
+    """VLMEvalKit's name of a task and a TSV that asks what the official layout of its fixture asks."""
+    from eval.tasks.mme import COGNITION, PERCEPTION
+
+    ten = {name: repr(answers) for name, answers in
+           {"red": ["red"] * 9 + ["dark red"], "no": ["no"] * 10, "can": ["can"] * 8 + ["tin"] * 2,
+            "unanswerable": ["unanswerable"] * 10, "nokia": ["nokia"] * 10}.items()}  # fmt: skip
+    four = dict(zip("ABCD", ("leaf", "root", "stem", "bud"), strict=True))
+    mme_rows = [
+        row | {"image_path": f"{row['category']}/0.jpg"}
+        for row in _yes_no(
+            (*PERCEPTION, *COGNITION),
+            ("Is it red? Please answer yes or no.", "Yes"),
+            ("Is it blue? Please answer yes or no.", "No"),
+        )
+    ]
+    hidden = {"dataset_name": "", "category": "Regular Text Recognition"}
+    formula = {"category": "Handwritten Mathematical Expression Recognition"}
+    rows: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "vqav2": ("vqav2", [{"question": "What colour is it?", "answer": ten["red"]},
+                            {"question": "Is it a dog?", "answer": ten["no"]}]),
+        "gqa": ("GQA_TestDev_Balanced", [{"question": "Is the sky blue?", "answer": "yes"},
+                                         {"question": "What is it?", "answer": "tree"}]),
+        "vizwiz": ("VizWiz", [{"question": "What is this?", "answer": ten["can"]},
+                              {"question": "What does it say?", "answer": ten["unanswerable"]}]),
+        "textvqa": ("TextVQA_VAL", [{"question": "what brand?", "answer": ten["nokia"]}]),
+        "scienceqa": ("ScienceQA_TEST", [{"question": "Which is a solid?", "hint": "Look at it.", "A": "water",
+                                          "B": "rock", "answer": "B", "category": "natural science"}]),
+        "pope": ("POPE", _yes_no(("random", "popular", "adversarial"), ("Is there a dog in the image?", "yes"),
+                                 ("Is there a dog in the image?", "no"))),
+        "mme": ("MME", mme_rows),
+        "mmbench": ("MMBench_DEV_EN_V11", [
+            {"question": "What is it?", "A": "cat", "B": "dog", "C": "cow", "answer": "B", "category": "object"},
+            {"question": "Where?", "hint": "A map.", "A": "up", "B": "down", "answer": "A", "category": "place"}]),
+        "seed": ("SEEDBench_IMG", [{"question": "How many?", "A": "One", "B": "Two", "C": "Three", "D": "Four",
+                                    "answer": "C", "category": "Instances Counting"}]),
+        "mmstar": ("MMStar", [{"question": "Which is red?\nOptions: A: left, B: right, C: both, D: none",
+                               "answer": "B", "category": "logical reasoning"}]),
+        "mmvet": ("MMVet", [{"question": "What is x?", "answer": "-1<AND>-5", "category": "math"}]),
+        "ocrbench": ("OCRBench", [hidden | {"question": "what is written in the image?", "answer": "['CENTRE']"},
+                                  formula | {"question": "Please write out the expression.", "answer": "['x^2']"}]),
+        "chartqa": ("ChartQA_TEST", [{"question": "How much?", "answer": "['14']", "split": "test_human"},
+                                     {"question": "Which one?", "answer": "Peru", "split": "test_augmented"}]),
+        "docvqa": ("DocVQA_VAL", [{"question": "What date?", "answer": "['May 5']"}]),
+        "ai2d": ("AI2D_TEST", [{"question": "Which one grows?", **four, "answer": "D"}]),
+    }  # fmt: skip
+    name, content = rows[task]
+    return name, _kit(*content)
+
+
+TSV_TASKS = ("vqav2", "gqa", "vizwiz", "textvqa", "scienceqa", "pope", "mme", "mmbench", "seed", "mmstar", "mmvet",
+             "ocrbench", "chartqa", "docvqa", "ai2d")  # fmt: skip

@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import vlmprune
-from eval.record import Record, good_lines, repair
+from eval.record import Record
 from eval.run import evaluate, main, parser, settings_of
 from eval.settings import Settings
+from eval.tasks.registry import task_class
+from eval.worker import Worker
 from tests.eval.data import BUILDERS, jpeg, put
 from tests.support.grid import either, only_full
 from vlmprune import VlmpruneError
+from vlmprune.harness.record import good_lines, repair
 
 QUESTIONS = 24
 FORK = multiprocessing.get_context("fork")  # the models are loaded once, in this process
@@ -125,6 +129,7 @@ class TestSharing:
         "none", "small-alone", "blind", "random", "visionzip", "fastv-oracle", "sgl", "sgl+exit", "var"
     )  # fmt: skip
 
+    @only_full
     def test_answers_are_what_they_are_without(self, tmp_path: Path) -> None:
         few = ("none", "small-alone", "visionzip", "sgl", "sgl+exit")
         methods, limit = either([(few, 4)], [(self.methods, 8)])[0]
@@ -201,6 +206,7 @@ def test_killed_shards_are_taken_over_by_one_process(alone: dict[str, Any], tmp_
     assert content(tmp_path) == alone
 
 
+@only_full
 def test_a_limit_can_grow_and_shrink(alone: dict[str, Any], tmp_path: Path) -> None:
     evaluate(settings(tmp_path, limit=4))
     evaluate(settings(tmp_path))
@@ -261,6 +267,32 @@ class TestBadPictures:
         (summary,) = evaluate(settings(tmp_path / "out", **given))
         assert summary["value"] is None
         assert list(json.loads((tmp_path / "out/mmvet/none/predictions.json").read_text())) == ["v1_0"]
+
+
+class TestBoxes:
+    """Which size a model's boxes are in: the worker asks the processor, for each run anew."""
+
+    def given(self, unit: str, processor: Any) -> tuple[int, int]:
+        task = task_class("refcoco")(boxes=unit)
+        task.seen_size = lambda size: (1, 1)  # of another run's model
+        Worker(Settings((), (), (), "", boxes=unit)).seen_size(task, processor)
+        return task.seen_size((640, 480))
+
+    def test_of_qwen_and_of_others(self) -> None:
+        images = Qwen2VLImageProcessorPil()
+
+        class Qwen2_5_VLProcessor:  # the name is what tells
+            image_processor = images
+
+        class OtherProcessor:
+            image_processor = images
+
+        assert self.given("auto", Qwen2_5_VLProcessor()) == self.given("resized", OtherProcessor()) == (644, 476)
+        assert self.given("auto", OtherProcessor()) == (640, 480)
+        images.size = {"shortest_edge": 3136, "longest_edge": 28 * 28 * 4}
+        assert self.given("auto", Qwen2_5_VLProcessor()) == (56, 28)
+        with pytest.raises(VlmpruneError, match="--boxes resized is for processors that resize images as Qwen2"):
+            self.given("resized", object())
 
 
 class TestRecord:

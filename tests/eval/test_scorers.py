@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+from PIL import Image
 
 from eval.scorers import boxes, chair, options, text, vqa, yes_no
+from eval.tasks.base import Sample
+from eval.tasks.registry import TASKS
+from vlmprune.accounting import scores
 from vlmprune.accounting.scores import exact_match
 
 DEGENERATE = ["", " ", ".", "?!", "\n", "yes no", "A B C D", "😀", "nan", "x" * 2000]
@@ -72,13 +78,13 @@ class TestText:
         ],
     )
     def test_anls(self, answer: str, truth: str, score: float) -> None:
-        assert text.anls(answer, ["nothing like it", truth]) == pytest.approx(score)
+        assert scores.anls(answer, ["nothing like it", truth]) == pytest.approx(score)
 
     def test_edit_distance(self) -> None:
-        assert text.edit_distance("kitten", "sitting") == 3
-        assert text.edit_distance("sunday", "saturday") == text.edit_distance("saturday", "sunday") == 3
-        assert text.edit_distance("abcd", "bcd") == text.edit_distance("bcd", "abcd") == 1
-        assert text.edit_distance("", "abc") == text.edit_distance("abc", "") == 3
+        assert scores.edit_distance("kitten", "sitting") == 3
+        assert scores.edit_distance("sunday", "saturday") == scores.edit_distance("saturday", "sunday") == 3
+        assert scores.edit_distance("abcd", "bcd") == scores.edit_distance("bcd", "abcd") == 1
+        assert scores.edit_distance("", "abc") == scores.edit_distance("abc", "") == 3
 
     @pytest.mark.parametrize(
         ("answer", "truth", "score"),
@@ -94,13 +100,30 @@ class TestText:
             ("-10", "-10.2", 1.0),
             ("10.", "10", 1.0),
             ("nan", "100", 0.0),
-            ("nan", "nan", 1.0),
+            ("nan", "nan", 0.0),
             ("inf", "100", 0.0),
             ("", "100", 0.0),
+            ("Peru.", "peru", 0.0),
+            ("1_00", "100", 1.0),
         ],
     )
     def test_relaxed(self, answer: str, truth: str, score: float) -> None:
         assert text.relaxed_accuracy(answer, truth) == score
+
+    @pytest.mark.parametrize(
+        ("answer", "truth", "score"),
+        [
+            ("nan", "nan", 1.0),
+            (" Peru.", "peru", 1.0),
+            ("1_00", "100", 0.0),
+            ("105", "100", 1.0),
+            ("106", "100", 0.0),
+            ("12%", "0.12", 1.0),
+            ("12", "12%", 0.0),
+        ],
+    )
+    def test_relaxed_as_a_person_compares(self, answer: str, truth: str, score: float) -> None:
+        assert text.relaxed_by_person(answer, truth) == score
 
     def test_contains(self) -> None:
         assert text.contains("The word is CENTRE", ["centre", "center"]) == 1.0
@@ -112,7 +135,7 @@ class TestText:
     @pytest.mark.parametrize("answer", DEGENERATE)
     def test_degenerate(self, answer: str) -> None:
         assert exact_match(answer, "red") == 0.0
-        assert text.anls(answer, ["red"]) == 0.0
+        assert scores.anls(answer, ["red"]) == 0.0
         assert text.relaxed_accuracy(answer, "12") == 0.0
         assert text.contains(answer, ["red"]) == 0.0
 
@@ -196,10 +219,51 @@ class TestOptions:
             ("", None),
             (".", None),
             ("none of them", None),
+            ("(b)", "B"),
+            ("[c].", "C"),
+            ("b)", "B"),
+            ("(b) a cat", "B"),
+            ("Option (b)", "B"),
+            ("option b", "B"),
+            ("The answer is (c).", "C"),
+            ("The answer is c.", "C"),
+            ("The correct answer is: (D) 12", "D"),
+            ("**B**", "B"),
+            ("The answer is **C**.", "C"),
+            ("\uff22", "B"),
+            ("\uff08\uff23\uff09", "C"),
+            ("\uff22\uff0e a cat", "B"),
+            ("The answer is not A.", None),
+            ("It is not A but B.", "B"),
+            ("It isn't (a), it is (d)", "D"),
+            ("The answer is not option C, it is D", "D"),
+            ("The answer is a dog", "A"),
+            ("The answer is a cow", None),
+            ("not 12", None),
+            ("I think it's (d).", "D"),
+            ("Neither A nor B", None),
+            ("(a) or (b)", None),
+            ("Definitely not D.", None),
+            ("f(a) = 3", None),
+            ("a or b", None),
         ],
     )
     def test_reading(self, answer: str, letter: str | None) -> None:
         assert options.read_option(answer, CHOICES) == letter
+
+    @pytest.mark.parametrize(
+        ("answer", "letter"),
+        [
+            ("The answer is not A.", None),
+            ("Definitely not D.", None),
+            ("The answer isn't A, it's C.", "C"),
+            ("A cat", "A"),  # the kit takes any capital A for a letter
+            ("(c)", "C"),
+            ("Cannot determine the answer", None),
+        ],
+    )
+    def test_reading_as_the_kit_and_its_judge(self, answer: str, letter: str | None) -> None:
+        assert options.kit_or_person(answer, CHOICES) == letter
 
     def test_one_option_inside_another_is_not_guessed(self) -> None:
         assert options.read_option("the big red ball", {"A": "red ball", "B": "big red ball"}) is None
@@ -224,8 +288,46 @@ class TestBoxes:
         qwen = "<|box_start|>(100,200),(300,400)<|box_end|>"
         assert boxes.read_box(qwen, size, "thousandths") == (0.1, 0.2, 0.3, 0.4)
         assert boxes.read_box('{"bbox_2d": [20, 10, 40, 50]}', size) == (0.1, 0.1, 0.2, 0.5)
-        for nothing in ("", "no box", "1 2 3", "[0.1, 0.2, 0.3]"):
+        for nothing in ("", "no box", "1 2 3", "[0.1, 0.2, 0.3]", "<loc0001><loc0002>", "9" * 400 + ", 1, 2, 3"):
             assert boxes.read_box(nothing, size) is None
+
+    def test_forms_of_other_models(self) -> None:
+        size = (200, 100)
+        # PaliGemma: top, left, bottom, right, of 1024.
+        assert boxes.read_box("<loc0256><loc0128><loc0768><loc0512> cup", size) == (0.125, 0.25, 0.5, 0.75)
+        named = (0.1, 0.1, 0.2, 0.5)
+        for answer in (
+            '{"x1": 20, "y1": 10, "x2": 40, "y2": 50}',
+            '{"label": "cup 3", "y2": 50.0, "x2": 40, "y1": 10, "x1": 20}',
+            "xmin=20, ymin=10, xmax=40, ymax=50",
+            "{'left': '20', 'top': '10', 'right': '40', 'bottom': '50'}",
+        ):
+            assert boxes.read_box(answer, size) == named
+        assert boxes.read_box('{"x1": 100, "y1": 200, "x2": 300, "y2": 400}', size, "thousandths") == (
+            0.1,
+            0.2,
+            0.3,
+            0.4,
+        )
+
+    @pytest.mark.parametrize("unit", ["auto", "resized"])
+    def test_qwens_boxes_are_in_the_size_that_its_processor_makes(self, unit: str) -> None:
+        """640 x 480 becomes 644 x 476: a box that covers the image there covers it here."""
+        task = TASKS["refcoco"](boxes=unit)
+        image = Image.new("RGB", (640, 480))
+        sample = Sample("1", "", lambda: image, [0.0, 0.0, 640.0, 480.0])
+        assert task.read(sample, "[0, 0, 640, 480]") == [0, 0, 640, 480]
+        task.seen_size = partial(boxes.resized, factor=28, least=3136, most=12845056)
+        assert task.read(sample, '{"bbox_2d": [0, 0, 644, 476]}') == [0, 0, 640, 480]
+        task.boxes = "pixels"
+        assert task.read(sample, "[0, 0, 640, 480]") == [0, 0, 640, 480]
+
+    def test_fractions_stay_fractions(self) -> None:
+        size = (200, 100)
+        for box in ((0.1, 0.2, 1.02, 0.9), (0.0, 0.0, 1.001, 1.002), (0, 0, 1, 1), (0.25, 0.5, 1, 1.5)):
+            assert boxes.read_box(str(list(box)), size) == box
+        assert boxes.read_box("[0, 0, 2, 2]", size) == (0, 0, 0.01, 0.02)
+        assert boxes.read_box("[0.5, 0.5, 100, 50]", size) == (0.0025, 0.005, 0.5, 0.5)
 
     def test_iou(self) -> None:
         assert boxes.iou((0, 0, 2, 2), (0, 0, 2, 2)) == 1.0
@@ -238,7 +340,7 @@ class TestBoxes:
 class TestChair:
     SYNONYMS = chair.read_synonyms(
         "person, man, woman, child, baby, passenger\ndog, puppy\nbus\ngiraffe\nhot dog\nbicycle, bike\n"
-        "knife\ntrain\nbowl, plate"
+        "knife\ntrain\nbowl, plate\ntoilet\nchair, seat\nwine glass"
     )
 
     @pytest.mark.parametrize(
@@ -248,7 +350,14 @@ class TestChair:
             ("a hot dog", ["hot dog"]),
             ("Children and buses, knives", ["person", "bus", "knife"]),
             ("a baby giraffe", ["giraffe"]),
-            ("a passenger train on the train tracks", ["train"]),
+            ("a passenger train on the train tracks", ["train", "train"]),
+            ("a man's dog and the dogs' bowl", ["person", "dog", "dog", "bowl"]),
+            ("the woman\u2019s bike isn't a giraffe's", ["person", "bicycle", "giraffe"]),
+            ("a toilet seat, a toilet and its seat", ["toilet", "toilet"]),
+            ("a seat", ["chair"]),
+            ("two wine glasses, a glass", ["wine glass"]),
+            ("a baby puppy and adult dogs", ["person", "dog", "dog"]),
+            ("a fire-hydrant-red bus/train", []),
             ("a player at home plate", []),
             ("a baby", ["person"]),
             ("", []),
