@@ -10,6 +10,7 @@ from tests.support.running import shared
 from tests.support.sinks import planted, shared_planted
 from tests.support.tiny_families import build, make_inputs
 from tests.test_bad_input import sentence
+from vlmprune.inputs.chat import prepare, unknown_words
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -124,3 +125,23 @@ def test_gradient_checkpointing():
 
 def test_no_vision_language_model():
     sentence(lambda: vlmprune.find_sinks(torch.nn.Linear(2, 2)), "Linear", kind=vlmprune.UnsupportedModelError)
+
+
+@pytest.mark.parametrize("layer", [1.5, 2.0, True, "2", -1, 99])
+def test_a_layer_that_the_plot_cannot_show(layer):
+    large, _, processor = vlmprune.load_tiny()
+    image, question = vlmprune.tiny.example()
+    report = vlmprune.find_sinks(large, **prepare(processor, image, question))
+    sentence(lambda: report.plot(image, layer=layer), repr(layer), "an int from 0 to 5")
+
+
+def test_words_are_named_once_and_of_many_the_first():
+    """A question of 3,000 unknown words named all of them in its warning."""
+    _, _, processor = vlmprune.load_tiny()
+    question = " ".join(f"zqx{number % 100}" for number in range(3000)) + " " + "w" * 5000
+    said = unknown_words(processor, question)
+    assert said.startswith("The tokenizer does not know 'zqx0', 'zqx1', 'zqx2', 'zqx3', 'zqx4' and 96 more words;")
+    assert len(said) < 200
+    assert "zqx" in unknown_words(processor, "zqx zqx zqx")
+    assert unknown_words(processor, "zqx zqx").count("zqx") == 1
+    assert unknown_words(processor, "what colour is the star?") == ""

@@ -77,6 +77,12 @@ METHODS = {
     "visionzip": vlmprune.VisionZip(KEEP),
     "prumerge": vlmprune.PruMerge(KEEP),
     "fastv-oracle": vlmprune.FastVOracle(KEEP),
+    "temporal": vlmprune.Temporal(KEEP),
+    "framefusion": vlmprune.FrameFusion(KEEP),
+    "vidcom2": vlmprune.VidCom2(KEEP),
+    "fastvid": vlmprune.FastVID(KEEP),
+    "holitom": vlmprune.HoliTom(KEEP),
+    "semantic": vlmprune.Semantic(KEEP),
 }
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LINES = (
     "apps integrations",
     "harness",
-    "captioner sinks calibrate serving",
+    "captioner sinks calibrate serving conformance",
     "api",
     "guide",
     "runtime",

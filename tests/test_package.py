@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from importlib import metadata
@@ -44,10 +46,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "vlmprune", source / "vlmprune", ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
+    return zipfile.ZipFile(built("wheel", source))
+
+
+def built(kind: str, source: Path) -> Path:
+    """The wheel or sdist that the backend makes of a folder."""
+    code = f"import setuptools.build_meta as b; print(b.build_{kind}('dist'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=source)
     assert done.returncode == 0, done.stderr
-    return zipfile.ZipFile(source / "dist" / done.stdout.splitlines()[-1])
+    return source / "dist" / done.stdout.splitlines()[-1]
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
@@ -71,13 +78,74 @@ def test_the_wheel_installs_the_command(wheel: zipfile.ZipFile) -> None:
     assert "vlmprune = vlmprune.apps.cli:main" in wheel.read(entry).decode()
 
 
+def from_the_wheel(wheel: zipfile.ZipFile, folder: Path, *words: str) -> str:
+    """What a command prints in an empty folder, the package taken from the unpacked wheel."""
+    wheel.extractall(folder / "unpacked")
+    (folder / "empty").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(folder / "unpacked"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, cwd=folder / "empty", env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@only_full
+def test_ask_runs_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    words = ("-m", "vlmprune", "ask", "--json", "--repeats", "1", "--max-new-tokens", "2")
+    assert json.loads(from_the_wheel(wheel, tmp_path, *words))["exit"]["text"] == "blue"
+
+
+@only_full
+def test_check_runs_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    found = json.loads(from_the_wheel(wheel, tmp_path, "-m", "vlmprune", "check", "--layer", "1", "--json"))
+    assert found["ok"] is True
+
+
+@only_full
+def test_a_source_distribution_builds_the_same_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Without the checkout around it: what the wheel needs is in the archive."""
+    source = Path(str(wheel.filename)).parents[1]
+    with tarfile.open(built("sdist", source)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / f"vlmprune-{vlmprune.__version__}"
+    with zipfile.ZipFile(built("wheel", unpacked)) as again:
+        assert sorted(again.namelist()) == sorted(wheel.namelist())
+
+
+@only_full
+def test_vllm_finds_the_plugin_in_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    code = """
+from importlib.metadata import entry_points
+(found,) = entry_points(group="vllm.general_plugins", name="vlmprune")
+print(found.load().__code__.co_filename)
+"""
+    assert str(tmp_path / "unpacked") in from_the_wheel(wheel, tmp_path, "-c", code)
+
+
+@only_full
+def test_the_demo_answers_from_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    code = """
+import httpx
+from vlmprune.apps.demo.app import served
+from vlmprune.apps.demo.engine import Engine
+from vlmprune.harness.models import load_models
+with served(Engine(load_models(None, None, trust_remote_code=False))) as (url, _):
+    print(httpx.get(url).status_code)
+"""
+    assert from_the_wheel(wheel, tmp_path, "-c", code).split()[-1] == "200"
+
+
 def test_the_version_is_one() -> None:
     assert vlmprune.__version__ == PROJECT["version"]
 
 
-def test_the_changelog_names_the_version() -> None:
-    changelog = (ROOT / "CHANGELOG.md").read_text()
-    assert "## [Unreleased]" in changelog or f"## [{vlmprune.__version__}]" in changelog
+def test_the_changelog_has_notes_of_the_version_below_what_is_not_released() -> None:
+    sections = re.findall(r"^## \[(.+?)\](.*)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert sections[0] == ("Unreleased", "")
+    version, date = sections[1]
+    assert version == vlmprune.__version__
+    assert re.fullmatch(r" - \d{4}-\d\d-\d\d", date)
 
 
 def test_everything_that_gets_installed_is_pinned() -> None:

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 import vlmprune
+from tests.support.generic import build_generic, make_generic_inputs
 from tests.support.grid import grid
 from tests.support.planted import Planted
 from tests.support.tiny_families import FAMILIES, build, make_inputs
 from vlmprune import VlmpruneError
+from vlmprune.apps.demo.draw import overlay
 
 
 def cache_bytes(cache: object) -> int:
@@ -102,3 +104,19 @@ def test_every_family_draws_an_overlay(family: str) -> None:
         model(**make_inputs(model))
     bright = np.asarray(pruned.report.overlay(Image.new("RGB", (60, 60), "white"))).min(axis=2) == 255
     assert 0.2 < bright.mean() < 0.9
+
+
+def test_an_image_without_places_has_a_report_and_no_overlay():
+    """Of a model whose adapter is generic and whose tower says nothing of a grid."""
+    model = build_generic("qianfan_ocr")
+    model.config.vision_config.image_size = 7
+    with vlmprune.wrap(model, "uniform", keep=0.4) as pruned, torch.no_grad():
+        model(**make_generic_inputs(model))
+        report = pruned.report
+    (first, *_), _ = report.images
+    assert first.grid == (1, 1, 9)
+    assert json.loads(json.dumps(report.to_dict()))["images"][0][0]["xy"] == [[None, None]] * 9
+    with pytest.raises(VlmpruneError, match=r"overlay\(\) needs to know where visual tokens lie"):
+        report.overlay(Image.new("RGB", (28, 28)))
+    grey = Image.new("RGB", (28, 28), (90, 90, 90))
+    assert overlay(grey, kept=first, side=28).getpixel((5, 5)) == (90, 90, 90)

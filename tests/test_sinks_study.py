@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from eval.sinks_study import changed, row, study
+from tests.support.grid import only_full
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
+@only_full
 def test_a_small_run_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads(json.dumps(study(questions=2, prompts=1, calibration=1, folder=tmp_path)))
     assert "min left" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import vlmprune
+from tests.support.grid import few
 from tests.support.running import outside, shared
 from tests.support.tiny_families import build, make_inputs
 
@@ -68,7 +69,7 @@ def told(report: vlmprune.Report) -> tuple[Any, ...]:
     return tuple(sorted((name, str(value)) for name, value in record.items()))
 
 
-@pytest.mark.parametrize("name", ["fastv", "sgl"])
+@pytest.mark.parametrize("name", few(["sgl", "fastv"], 2))
 def test_every_answer_and_every_report_is_its_own(name):
     """8 threads with questions and pictures of their own."""
     large, small, processor = vlmprune.load_tiny()

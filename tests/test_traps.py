@@ -90,8 +90,8 @@ def test_1_grids_are_captured_at_the_tower(family, monkeypatch):
             assert seen[0].get(size) is None
 
     # Neither the tower's arguments nor those of the base model: nothing is left to know the grid from.
-    monkeypatch.setattr(Session, "_image_features", lambda self, original, *args, **kwargs: original(*args, **kwargs))
-    monkeypatch.setattr(locate, "image_metadata", lambda arguments: {})
+    monkeypatch.setattr(Session, "_features", lambda self, kind, original, *args, **kwargs: original(*args, **kwargs))
+    monkeypatch.setattr(locate, "media_metadata", lambda arguments: {})
     with (
         vlmprune.wrap(model, vlmprune.Uniform(keep=0.5)),
         pytest.raises(vlmprune.VlmpruneError, match=f"without {size}"),

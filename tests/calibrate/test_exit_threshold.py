@@ -10,6 +10,7 @@ import pytest
 import vlmprune
 from demos.tiny_vlm.questions import ask
 from demos.tiny_vlm.scenes import make_scene
+from tests.support.grid import only_full
 from vlmprune import SGL, VlmpruneError
 from vlmprune.accounting.scores import exact_match, plain
 
@@ -64,6 +65,7 @@ def test_forms(found):
     assert "unpruned" in str(found)
 
 
+@only_full
 def test_a_limit_on_cost(setting):
     large, small, processor, data = setting
     method = SGL(small, keep=0.2)

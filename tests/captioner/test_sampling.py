@@ -14,7 +14,7 @@ from demos.tiny_vlm.scenes import make_scene
 from tests.support.grid import grid
 from tests.support.running import shared
 from tests.support.sinks import shared_planted
-from tests.support.tiny_families import IMAGE, VIDEO, make_inputs
+from tests.support.tiny_families import FAMILIES, IMAGE, VIDEO, make_inputs
 from vlmprune import VlmpruneError
 from vlmprune.captioner import PatchCaptioner, VisionModel
 from vlmprune.captioner.prompts import BUNDLED
@@ -37,7 +37,7 @@ def sampled(model: Any, inputs: dict[str, Tensor], decoding: Any = None, **optio
     return out[:, inputs["input_ids"].shape[1] :]
 
 
-@grid(family=vlmprune.list_families(), method=[None, vlmprune.FastV(keep=0.5), vlmprune.Random(keep=0.5)])
+@grid(family=FAMILIES, method=[None, vlmprune.FastV(keep=0.5), vlmprune.Random(keep=0.5)])
 def test_every_family_shares_the_prefill(family: str, method: Any) -> None:
     """The same tokens as transformers' own loop, which runs every sample's prompt; and a third of its rows."""
     model, decoding = shared(family), SharedPrefill(SAMPLES)

@@ -16,6 +16,7 @@ from typing import Any
 
 import vlmprune
 from eval.provenance import write_record
+from tests.full import matrix
 from tests.full.grids import GRIDS, RECORDS, ROOT, environment_of
 from tests.full.journal import VARIABLE, read
 from tests.support.grid import VARIABLE as GRID
@@ -68,15 +69,18 @@ def run(name: str, short: bool, processes: int, more: list[str]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.full", description=__doc__)
-    parser.add_argument("name", nargs="?", choices=list(GRIDS))
+    parser.add_argument("name", nargs="?", choices=[*GRIDS, matrix.NAME])
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--short", action="store_true", help="each family once, as by default; no record")
     parser.add_argument("-n", "--processes", type=int, default=min(2, os.cpu_count() or 1))
     chosen, more = parser.parse_known_args()
     if chosen.list or chosen.name is None:
         for name, grid in GRIDS.items():
-            print(f"{name:9} {grid.says}")
+            print(f"{name:10} {grid.says}")
+        print(f"{matrix.NAME:10} {matrix.SAYS}")
         return 0
+    if chosen.name == matrix.NAME:
+        return matrix.run(more)
     return run(chosen.name, chosen.short, chosen.processes, more)
 
 

@@ -24,6 +24,8 @@ class Grid:
     pins: Path | None = None  # packages that replace those of this environment
 
 
+# Without test_generic.py: every type without an adapter is a matter of the methods' grid.
+_KV = tuple(f"tests/methods/kv/test_{name}.py" for name in ("exact", "choice", "cache", "delta", "quest", "by_head"))
 GRIDS = {
     "families": Grid(
         "every family x attention x layer x batch: pruned equals masked, in every way to generate, and with a guide",
@@ -52,6 +54,14 @@ GRIDS = {
             "tests/test_compile.py",
         ),
     ),
+    "video": Grid(
+        "every family that takes videos x attention x layer x batch: pruned equals masked, in turns and with a guide",
+        ("tests/test_videos.py", "tests/guide/test_guided_videos.py", "tests/flow/test_frames.py"),
+    ),
+    "kv": Grid(
+        "caches cut after the prompt: every method against one uncached pass with a mask per layer and head", _KV
+    ),
+    "kv-oldest": Grid("the same with the oldest transformers that is supported", _KV, pins=OLDEST_PINS),
     "evaluation": Grid(
         "evaluation, captions and command line, with every engine and batch size",
         ("tests/eval", "tests/captioner", "tests/apps/cli", "tests/integrations", "tests/accounting"),
@@ -72,7 +82,7 @@ GRIDS = {
         ("tests/serving",),
     ),
     "browser": Grid(
-        "the demo in a real browser, two people at once for longer",
+        "the demo in a real browser: every state at two widths in light and dark, two people at once for longer",
         ("tests/apps/demo",),
         {"VLMPRUNE_REQUIRE_BROWSER": "1"},
     ),

@@ -15,6 +15,7 @@ from tests.support.running import assert_near, generate, outside
 from tests.support.tiny_families import FAMILIES, build, make_inputs, row
 from vlmprune.guide.inputs import prompt_inputs
 from vlmprune.guide.runner import Guide
+from vlmprune.guide.vision import SharedTower
 from vlmprune.methods.sgl import SGL
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -37,6 +38,30 @@ def guide_of(family: str, **options):
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_guide_whose_own_generate_drops_processors_is_as_sure():
+    small = guide_of("llava")
+    inputs, settings = prompt_inputs(dict(make_inputs(small))), {"max_new_tokens": STEPS}
+    expected = Guide(small).answer(inputs, settings, whole=True)
+
+    class Own(type(small)):
+        def generate(self, *given, logits_processor=None, **options):
+            return super().generate(*given, **options)
+
+    small.__class__ = Own
+    found = Guide(small).answer(inputs, settings, whole=True)
+    assert found.confidence == pytest.approx(expected.confidence, rel=1e-6)
+    assert found.consistency == pytest.approx(expected.consistency, rel=1e-6)
+    assert all(map(torch.equal, found.answers, expected.answers))
+
+
+def test_towers_without_a_config_are_shared_where_they_are_equal():
+    """Fuyu's is one linear map."""
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    assert not SharedTower(one, other)
+    other.load_state_dict(one.state_dict())
+    assert SharedTower(one, other)
 
 
 @grid(family=["llava", "qwen2_5_vl", "smolvlm", "llava_next", "internvl"], attn=["sdpa", "eager"])

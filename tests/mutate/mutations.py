@@ -177,15 +177,15 @@ MUTATIONS = [
     *_in(
         "eval.scorers.text",
         "tests/eval/test_scorers.py",
-        ("edit_distance", "row[j] + 1, row[j - 1] + 1", "row[j] + 2, row[j - 1] + 1"),
         ("relaxed_accuracy", "<= tolerance", "< tolerance"),
         ("as_number", "value / 100", "value"),
     ),
     *_in(
-        "eval.scorers.vqa",
+        "vlmprune.accounting.scores",
         "tests/eval/test_scorers.py",
-        ("vqa_accuracy", "others / 3) for", "others / 2) for"),
-        ("vqa_accuracy", "matches - (person == given)", "matches"),
+        ("edit_distance", "row[j] + 1, row[j - 1] + 1", "row[j] + 2, row[j - 1] + 1"),
+        ("agreement", "others / 3) for", "others / 2) for"),
+        ("agreement", "matches - (person == given)", "matches"),
     ),
     *_in(
         "eval.scorers.options",

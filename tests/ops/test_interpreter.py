@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.grid import only_full
+
 ROOT = Path(__file__).parents[2]
 
 
+@only_full
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_the_kernels_equal_their_naive_twins() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops/interpreted.py"]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from demos.tiny_vlm.scenes import make_scene
+from vlmprune.serving.export import save_for_vllm
 
 from .tiny_families import CLOSE, IMAGE, OPEN, VIDEO, VOCAB, build
 
@@ -19,22 +19,6 @@ def picture(number: int) -> Image.Image:
     return make_scene(number).image()
 
 
-def save_for_engine(model: Any, folder: Path, processor: Any = None) -> Path:
-    """A model's folder as vLLM 0.32 reads it: its CLIP tower has the names of older checkpoints."""
-    model.save_pretrained(folder)
-    if model.config.model_type == "llava":
-        weights = load_file(folder / "model.safetensors")
-        renamed = {_older(name): value for name, value in weights.items()}
-        save_file(renamed, folder / "model.safetensors", {"format": "pt"})
-    if processor is not None:
-        processor.save_pretrained(folder)
-    return folder
-
-
-def _older(name: str) -> str:
-    return name.replace("vision_tower.", "vision_tower.vision_model.") if "vision_model" not in name else name
-
-
 def qwen_for_engine(model_type: str, folder: Path) -> Any:
     """A tiny Qwen in a folder as vLLM reads it, and loaded; its CPU kernels want heads of a multiple of 32 numbers."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
@@ -42,7 +26,7 @@ def qwen_for_engine(model_type: str, folder: Path) -> Any:
         rope["mrope_interleaved"] = True  # transformers has no other way
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "rope_parameters": rope}
     model = build(model_type, text=heads)
-    save_for_engine(model, folder)
+    save_for_vllm(model, folder)
     _qwen_processor(model_type, folder)
     return model
 

@@ -25,6 +25,18 @@ def only_full(test: Any) -> Any:
     return pytest.mark.costly(pytest.mark.skipif(not full(), reason="costs a minute: --grid full")(test))
 
 
+def only_by_hand(test: Any) -> Any:
+    """Leave a test out of CI too, which has few minutes for it: `python -m tests.full` alone runs it."""
+    return pytest.mark.skipif(not full(), reason="costs minutes together: python -m tests.full")(test)
+
+
+def few(values: Sequence[Any], every: int) -> list[Any]:
+    """Of a test's parameters all but one in `every` are left out by default, `costly` like `only_full`'s."""
+    marks = [pytest.mark.costly, pytest.mark.skipif(not full(), reason="costs a minute together: --grid full")]
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*row, marks=marks if number % every else ()) for number, row in enumerate(rows)]
+
+
 def either(short: Sequence[Any], whole: Sequence[Any]) -> Sequence[Any]:
     """The values of an axis: a few by default, all of them in a full run."""
     return whole if full() else short

@@ -147,9 +147,8 @@ SAVED = {
 }  # fmt: skip
 
 
-def tokenizer(family: str) -> PreTrainedTokenizerFast:
+def tokenizer(saved: Saved) -> PreTrainedTokenizerFast:
     """Byte-level BPE, with the family's special tokens at the ids of its tiny build."""
-    saved = SAVED[family]
     special = [f"<unused{i}>" for i in range(tiny_families.VOCAB + 1)]
     for at, token in {PAD: "<pad>", BOS: "<s>", 2: "</s>", **saved.tokens}.items():
         special[at] = token
@@ -166,18 +165,23 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def save(family: str, folder: Path, *, nested: bool = False) -> Path:
+def save(family: str, folder: Path, *, nested: bool = False, text: dict[str, Any] | None = None) -> Path:
     """Write the family's folder.
 
     Args:
+        text: what its text config has otherwise.
         nested: everything in processor_config.json, as transformers 5 saves it; else a file for each part, as most
             folders on the Hub have it.
     """
-    saved = SAVED[family]
-    model = tiny_families.build(family, text={"vocab_size": VOCABULARY})
+    model = tiny_families.build(family, text={"vocab_size": VOCABULARY, **(text or {})})
     model.generation_config.max_length = None
     model.save_pretrained(folder)
-    tokenizer(family).save_pretrained(folder)
+    return save_processor(SAVED[family], folder, nested=nested)
+
+
+def save_processor(saved: Saved, folder: Path, *, nested: bool = False) -> Path:
+    """Write the files of a processor alone."""
+    tokenizer(saved).save_pretrained(folder)
     write(folder, "chat_template.json", {"chat_template": saved.template})
     whole = {"processor_class": saved.processor, **saved.extra}
     if nested:
