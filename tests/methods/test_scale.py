@@ -35,6 +35,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Any:
     def lower() -> None:
         for module in (divprune, cdpruner, mmtok, scope):
             monkeypatch.setattr(module, "WHOLE", 20)
+        monkeypatch.setattr(scope, "_REMEMBERED", 500)
+        monkeypatch.setattr(scope, "_TOGETHER", 12)
         for name, value in (("_LARGE", 400), ("_BLOCK", 40), ("_NUMBERS", 500)):
             monkeypatch.setattr(f"vlmprune.methods.per_image.{name}", value)
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from .declared import number
-from .per_image import ROUGH, WHOLE, ImageContext, PerImage, cosine, pair_blocks, rough_unit_rows, unit_rows
+from .per_image import ROUGH, WHOLE, ImageContext, PerImage, cosine, part_size, rough_unit_rows, unit_rows
 from .scope import greedy_coverage, lazy_coverage
+
+_WARM = 10  # from 1 / this temperature on cosines in fp32 tell tokens apart well enough
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,21 @@ class MMTok(PerImage):
         if len(features) <= WHOLE:
             visual = torch.softmax(cosine(features) / self.visual_temperature, dim=1) / len(features)
             return greedy_coverage(torch.cat([text, self.visual_weight * visual]), image.count)
-        heat, visible, unit = self.visual_temperature, self.visual_weight / len(features), unit_rows(features)
-        total = torch.zeros(len(unit), dtype=unit.dtype, device=unit.device)  # of each row before its softmax
-        for rows, others, near in pair_blocks(unit):
-            total[rows] += near.sub_(1).div_(heat).exp_().sum(dim=1)
-            if rows != others:
-                total[others] += near.sum(dim=0)
-        del unit
-        scale, gain = visible / total, text.sum(dim=0)  # what each token adds while nothing is covered
-        for rows, others, near in pair_blocks(rough_unit_rows(features)):
-            near = near.sub_(1).div_(heat).exp_()
-            gain[others] += scale[rows].float() @ near
-            if rows != others:
-                gain[rows] += near @ scale[others].float()
-        unit = unit_rows(features)
+        visible, colder = self.visual_weight / len(features), 1 / self.visual_temperature
+        unit = rough_unit_rows(features) if colder <= _WARM else unit_rows(features)
+        scale = unit.new_empty(len(unit))  # of a row's exponentials
+        gain, text = text.sum(dim=0), text.to(unit)  # what each token adds while nothing is covered
+
+        def exponentials(rows: Tensor) -> Tensor:
+            return torch.addmm(unit.new_tensor(-colder), rows, unit.T, alpha=colder).exp_()
+
+        size = part_size(len(unit))
+        for rows, own in zip(unit.split(size), scale.split(size), strict=True):
+            near = exponentials(rows)
+            own.copy_(visible / near.sum(dim=1))
+            gain += own @ near
 
         def similar(some: Tensor) -> Tensor:
-            visual = (unit[some] @ unit.T).sub_(1).div_(heat).exp_().mul_(scale)
-            return torch.cat([text[:, some].T, visual], dim=1)
+            return torch.cat([text[:, some].T, exponentials(unit[some]).mul_(scale)], dim=1)
 
-        return lazy_coverage(similar, gain * (1 + ROUGH) * math.exp(2 * ROUGH / heat), image.count)
+        return lazy_coverage(similar, gain * (1 + ROUGH) * math.exp(2 * ROUGH * colder), image.count)

@@ -15,13 +15,14 @@ from .per_image import (
     PerImage,
     cosine,
     pair_blocks,
-    part_size,
     rough_unit_rows,
-    unit_rows,
 )
 
 _AT_ONCE = 8  # tokens that are looked at again before it is known how many have to be
-_REMEMBERED = 256  # rows of similarities: 50 MB for 25,088 tokens
+_TOGETHER = 128  # rows of similarities that are made at a time: for fewer, reading all tokens takes too long
+_REMEMBERED = 1 << 23  # similarities, with what they are to: 96 MiB
+_TIE = 1e-5  # of what a token adds: fp32 may be off by less
+_FINE = 1e-9  # fp64
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,15 @@ class Scope(PerImage):
 
 
 def coverage_of(features: Tensor, count: int, weights: Tensor) -> Tensor:
-    """`greedy_coverage` of the cosines of features [V, D], which are not all made where V is large."""
+    """`greedy_coverage` of the cosines of features [V, D]; where V is large they are fp32 and not all made."""
     if len(features) <= WHOLE:
         return greedy_coverage(cosine(features), count, weights)
-    rough = rough_unit_rows(features)
-    gain = torch.zeros(len(rough), dtype=torch.float64, device=rough.device)
-    for rows, others, near in pair_blocks(rough):
+    unit = rough_unit_rows(features)
+    gain = torch.zeros(len(unit), dtype=torch.float64, device=unit.device)
+    for rows, others, near in pair_blocks(unit):
         gain[others] += near.clamp_(min=0).sum(dim=0)
         if rows != others:
             gain[rows] += near.sum(dim=1)
-    del rough
-    unit = unit_rows(features)
     return lazy_coverage(lambda some: unit[some] @ unit.T, (gain + ROUGH * len(unit)) * weights, count, weights)
 
 
@@ -71,46 +70,89 @@ def lazy_coverage(
     """What `greedy_coverage` chooses, from similarities that are made when they are asked for.
 
     What a token adds can only become less, so what it added before is a bound, and only tokens whose bound reaches the
-    best are looked at again (Minoux, 1978).
+    best are looked at again (Minoux, 1978). Of tokens that add the same, but for rounding, the first is taken.
 
     Args:
-        similar: from indices [b] to their similarities [b, U] to what is to be covered.
+        similar: from indices [b] to their similarities [b, U] to what is to be covered, in fp32 or fp64.
         bounds: [V], not below what each token adds while nothing is covered.
     """
     if count >= len(bounds):
         return torch.arange(len(bounds))
-    made: dict[int, Tensor] = {}  # the last of them: a token is looked at many times
-
-    def rows_of(some: Tensor) -> Tensor:
-        wanted = some.tolist()
-        if missing := [token for token in wanted if token not in made]:
-            made.update(zip(missing, similar(bounds.new_tensor(missing, dtype=torch.long)), strict=True))
-        rows = torch.stack([made[token] for token in wanted])
-        for token in list(made)[: max(0, len(made) - _REMEMBERED)]:
-            del made[token]
-        return rows
-
-    covered = torch.zeros_like(rows_of(torch.zeros(1, dtype=torch.long))[0])
-    gain = bounds.clone()
-    taken = torch.zeros(len(gain), dtype=torch.bool, device=covered.device)
-    known = taken.clone()
+    gain, rows = bounds.clone(), _Rows(similar, bounds)
+    taken = torch.zeros(len(gain), dtype=torch.bool, device=gain.device)
     for _ in range(count):
-        most = _AT_ONCE
-        # Ties as in `greedy_coverage`: all that come within 1e-9 of the best, of which the first is taken.
-        while len(more := (~known & (gain >= _bar(gain, known))).nonzero()[:, 0]):
-            more = more[gain[more].sort(descending=True, stable=True).indices[:most]]
-            new = rows_of(more).sub_(covered).clamp_(min=0).sum(dim=1)
-            gain[more], known[more] = new if weights is None else new * weights[more].to(new), True
-            most = min(2 * most, part_size(len(covered)))
-        best = (known & (gain >= _bar(gain, known))).int().argmax()
-        covered = torch.maximum(covered, rows_of(best[None])[0])
+        before, bar, most = gain.clone(), -torch.inf, _AT_ONCE
+        while True:
+            bound, more = before.topk(min(most, len(before)))
+            if not len(more := more[(bound >= bar) & (bound > -torch.inf)]):
+                break
+            new = rows.gains(more, gain)
+            new = new if weights is None else new * weights[more].to(new)
+            gain[more], before[more] = new, -torch.inf
+            bar, most = max(bar, float(new.max()) * (1 - rows.tie)), min(2 * most, _TOGETHER)
+        best = int((gain >= bar).int().argmax())
+        rows.cover(best, gain)
         taken[best], gain[best] = True, -torch.inf
-        known = taken.clone()
     return taken.nonzero()[:, 0].cpu()
 
 
-def _bar(gain: Tensor, known: Tensor) -> Tensor:
-    return gain.masked_fill(~known, -torch.inf).max() * (1 - 1e-9)
+class _Rows:
+    """Of each token the similarities that are above what is covered; as that only grows, the others never count again.
+
+    Args:
+        similar, bounds: as in `lazy_coverage`.
+    """
+
+    def __init__(self, similar: Callable[[Tensor], Tensor], bounds: Tensor) -> None:
+        self._similar = similar
+        self._fresh = torch.ones_like(bounds, dtype=torch.bool)  # tokens whose row was never made
+        self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # where they are above and what they are, the oldest first
+        self._numbers = 0
+        self._covered, self.tie = torch.zeros(()), _TIE
+
+    def gains(self, some: Tensor, bounds: Tensor) -> Tensor:
+        """What each token [b] adds to what is covered: [b], fp64. `bounds` [V]: those of the largest are made too."""
+        tokens = some.tolist()
+        self._make(tokens, bounds)
+        index, near = (torch.cat(part) for part in zip(*(self._rows[token] for token in tokens), strict=True))
+        sizes = torch.tensor([len(self._rows[token][0]) for token in tokens], device=some.device)
+        owner = torch.arange(len(tokens), device=some.device).repeat_interleave(sizes)
+        gap = (near - self._covered[index]).clamp_(min=0)
+        left = gap > 0
+        if 2 * int(left.sum()) < len(left):
+            still = owner[left].bincount(minlength=len(tokens)).tolist()
+            for token, own, values in zip(tokens, index[left].split(still), near[left].split(still), strict=True):
+                self._remember(token, own.clone(), values.clone())
+        return torch.zeros(len(tokens), dtype=torch.float64, device=some.device).index_add(0, owner, gap.double())
+
+    def cover(self, token: int, bounds: Tensor) -> None:
+        """Count as covered what a token covers."""
+        self._make([token], bounds)
+        index, near = self._rows.pop(token)
+        self._numbers -= len(index)
+        self._covered[index] = torch.maximum(self._covered[index], near)
+
+    def _make(self, tokens: list[int], bounds: Tensor) -> None:
+        while len(self._rows) > len(tokens) and self._numbers > _REMEMBERED:
+            oldest = next(token for token in self._rows if token not in tokens)
+            self._numbers -= len(self._rows.pop(oldest)[0])
+        if not (missing := [token for token in tokens if token not in self._rows]):
+            return
+        wish = bounds.masked_fill(~self._fresh, -torch.inf)
+        wish[missing] = torch.inf
+        wish, new = wish.topk(min(max(len(missing), _TOGETHER), len(bounds)))
+        new = new[wish > -torch.inf]
+        self._fresh[new] = False
+        rows = self._similar(new)
+        if not self._covered.dim():
+            self._covered, self.tie = torch.zeros_like(rows[0]), _FINE if rows.dtype == torch.float64 else _TIE
+        for token, row in zip(new.tolist(), rows, strict=True):
+            index = (row > self._covered).nonzero()[:, 0]
+            self._remember(token, index, row[index])
+
+    def _remember(self, token: int, index: Tensor, near: Tensor) -> None:
+        self._numbers += len(index) - len(self._rows.pop(token, (index[:0],))[0])
+        self._rows[token] = index, near
 
 
 def greedy_coverage(similarity: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
@@ -131,7 +173,7 @@ def greedy_coverage(similarity: Tensor, count: int, weights: Tensor | None = Non
             gain = gain * weights.to(gain)
         gain = gain.masked_fill(taken, -torch.inf)
         # Without weights two tokens may gain the same but for rounding, which differs between devices.
-        best = (gain >= gain.max() * (1 - 1e-9)).int().argmax()
+        best = (gain >= gain.max() * (1 - _FINE)).int().argmax()
         taken[best] = True
         covered = torch.maximum(covered, similarity[:, best])
     return taken.nonzero()[:, 0].cpu()

@@ -171,7 +171,9 @@ def is_looked_at(browser: Any, video_demo: Served, clip_file: Path, size: tuple[
         kept, every = (sum(column) for column in zip(*counts, strict=True))
         assert f"In all {kept} of {every} visual tokens stay" in caption.inner_text()
         assert slider.get_attribute("aria-valuetext").startswith("Frame 4, 3.2 s")
-        # On one screen: from the clip to both answers, and nothing to scroll sideways.
+        # On one screen: from the clip to both answers, however long, and nothing to scroll sideways.
+        answers = page.locator("#ask-answers .vp-answer")
+        answers.evaluate_all("all => all.forEach(one => { one.textContent += ' long'.repeat(400) })")
         top = page.locator("#ask-picture").bounding_box()["y"]
         end = page.locator("#ask-answers").bounding_box()
         assert end["y"] + end["height"] - top < size[1]
