@@ -56,7 +56,12 @@ GRIDS = {
     ),
     "video": Grid(
         "every family that takes videos x attention x layer x batch: pruned equals masked, in turns and with a guide",
-        ("tests/test_videos.py", "tests/test_video_methods.py", "tests/guide/test_guided_videos.py", "tests/flow/test_frames.py"),
+        (
+            "tests/test_videos.py",
+            "tests/test_video_methods.py",
+            "tests/guide/test_guided_videos.py",
+            "tests/flow/test_frames.py",
+        ),
     ),
     "kv": Grid(
         "caches cut after the prompt: every method against one uncached pass with a mask per layer and head", _KV

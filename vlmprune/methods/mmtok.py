@@ -7,10 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..flow.select import evenly
 from .declared import number
-from .per_image import ROUGH, WHOLE, ImageContext, PerImage, cosine, part_size, rough_unit_rows, unit_rows
+from .per_image import ROUGH, WHOLE, ImageContext, PerImage, cosine, pair_blocks, part_size, rough_unit_rows, unit_rows
 from .scope import greedy_coverage, lazy_coverage
 
+_GROUPS, _SOME = 16, 256  # of rows, and the columns by which they are put together
 _WARM = 10  # from 1 / this temperature on cosines in fp32 tell tokens apart well enough
 
 
@@ -46,19 +48,28 @@ class MMTok(PerImage):
             return greedy_coverage(torch.cat([text, self.visual_weight * visual]), image.count)
         visible, colder = self.visual_weight / len(features), 1 / self.visual_temperature
         unit = rough_unit_rows(features) if colder <= _WARM else unit_rows(features)
-        scale = unit.new_empty(len(unit))  # of a row's exponentials
-        gain, text = text.sum(dim=0), text.to(unit)  # what each token adds while nothing is covered
 
-        def exponentials(rows: Tensor) -> Tensor:
-            return torch.addmm(unit.new_tensor(-colder), rows, unit.T, alpha=colder).exp_()
+        def exponentials(rows: Tensor, columns: Tensor) -> Tensor:
+            return torch.addmm(unit.new_tensor(-colder), rows, columns.T, alpha=colder).exp_()
 
-        size = part_size(len(unit))
-        for rows, own in zip(unit.split(size), scale.split(size), strict=True):
-            near = exponentials(rows)
-            own.copy_(visible / near.sum(dim=1))
-            gain += own @ near
+        # What a token adds needs the sums of all rows. So rows are put together whose sums over some columns are alike,
+        # their exponentials added up for each group, and in a group the least sum taken for all: a bound from one pass.
+        some = unit[evenly(_SOME, len(unit), unit.device)]
+        size = part_size(_SOME)
+        rough = torch.cat([exponentials(part, some).sum(dim=1) for part in unit.split(size)])
+        group = rough.argsort().argsort() * _GROUPS // len(unit)
+        member = (group == torch.arange(_GROUPS, device=unit.device)[:, None]).to(unit)
+        sums = torch.zeros(_GROUPS, len(unit), dtype=torch.float64, device=unit.device)
+        for rows, others, near in pair_blocks(unit):
+            near = near.sub_(1).mul_(colder).exp_()
+            sums[:, others] += member[:, rows] @ near
+            if rows != others:
+                sums[:, rows] += member[:, others] @ near.T
+        scale = visible / sums.sum(dim=0)
+        most = scale.new_zeros(_GROUPS).scatter_reduce(0, group, scale, "amax")
+        gain, scale, text = text.sum(dim=0) + most @ sums, scale.to(unit), text.to(unit)
 
         def similar(some: Tensor) -> Tensor:
-            return torch.cat([text[:, some].T, exponentials(unit[some]).mul_(scale)], dim=1)
+            return torch.cat([text[:, some].T, exponentials(unit[some], unit).mul_(scale)], dim=1)
 
         return lazy_coverage(similar, gain * (1 + ROUGH) * math.exp(2 * ROUGH * colder), image.count)

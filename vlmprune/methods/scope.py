@@ -18,7 +18,7 @@ from .per_image import (
     rough_unit_rows,
 )
 
-_AT_ONCE = 8  # tokens that are looked at again before it is known how many have to be
+_AT_ONCE = 16  # tokens that are looked at again before it is known how many have to be
 _TOGETHER = 128  # rows of similarities that are made at a time: for fewer, reading all tokens takes too long
 _REMEMBERED = 1 << 23  # similarities, with what they are to: 96 MiB
 _TIE = 1e-5  # of what a token adds: fp32 may be off by less
