@@ -89,6 +89,11 @@ class AttentionCall:
         softcap, window, sinks = given.get("softcap"), given.get("sliding_window"), given.get("s_aux")
         return Visibility(given["scaling"], self.mask, causal, softcap, window, sinks)
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether a call of a single row has nothing that hides a key from it."""
+        return self.mask is None and self.options.get("sliding_window") is None
+
     def visible(self, rows: Tensor) -> Tensor:
         """Which keys query rows [B, R] see: bool [B, 1 or H, R, T]."""
         seen = visible_keys(rows, self.query.shape[2], self.key.shape[2], self._seen())
