@@ -29,7 +29,7 @@ from .exits import Arguments, ended
 from .kv import tables as kv
 from .serving import fleet
 from .sgl import tables as sgl
-from .speed import sentences, video, video_scale
+from .speed import cache, sentences, video, video_scale
 from .speed import sgl as speed
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ _MATRIX = "tests/full/records/matrix.json"
 # Page -> name of a table or text -> its record, and what makes it; a folder stands for the grid's summaries.
 PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
     "README.md": {"gain": (_NONE, lambda _: gain.table()), "families": (_MATRIX, families_page.in_readme)},
-    "docs/cache.md": {"kv": (_KV, kv.in_docs)},
+    "docs/cache.md": {"kv": (_KV, kv.in_docs), "speed": (_NONE, lambda _: cache.in_docs())},
     "docs/captions.md": {"captions": (_CAPTIONS, captions.in_docs)},
     "docs/cost.md": {
         "overhead": (f"{_SPEED}/overhead.json", sentences.overhead),

@@ -30,15 +30,17 @@ GENERIC = ("mistral3", "lighton_ocr")  # types without an adapter of their own
 MODEL = "random LLaVA-like and generic ones, LM 8 layers x 512, 1,024 tokens of which 900 visual, fp32"
 
 
-def interleave(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def interleave(
+    runs: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every run in every round, taken in turn so that the machine's drift hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

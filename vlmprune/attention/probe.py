@@ -89,6 +89,11 @@ class AttentionCall:
         softcap, window, sinks = given.get("softcap"), given.get("sliding_window"), given.get("s_aux")
         return Visibility(given["scaling"], self.mask, causal, softcap, window, sinks)
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether a call of a single row has nothing that hides a key from it."""
+        return self.mask is None and self.options.get("sliding_window") is None
+
     def visible(self, rows: Tensor) -> Tensor:
         """Which keys query rows [B, R] see: bool [B, 1 or H, R, T]."""
         seen = visible_keys(rows, self.query.shape[2], self.key.shape[2], self._seen())
@@ -185,7 +190,8 @@ def _dispatch(
             return in_groups(module, kernel, call, layer), None
         # What reads or edits the attention of all heads gets them side by side.
         key, value = layer.whole()
-        call = replace(call, key=key, value=value)
+        mask = call.mask if call.mask is not None else layer.seen_of_all(query.shape[1] // key.shape[1])
+        call = replace(call, key=key, value=value, mask=mask)
     run = functools.partial(kernel, module, call.query, call.key, call.value, call.mask, **kwargs)
     step = observers[0][1] if len(observers) == 1 and query.shape[2] == 1 and kernel is not eager else None
     if step is not None and (made := step(call, lambda: run()[0])) is not None:
@@ -199,15 +205,16 @@ def _dispatch(
 
 def in_groups(module: nn.Module, kernel: Callable[..., Any], call: AttentionCall, layer: GroupedLayer) -> Tensor:
     """The output [B, S, H, D] of a call whose cache holds its heads in groups: one kernel for each."""
-    length = layer.length
-    queries = layer.groups(call.query, 1)
-    masks: list[Any] = [None] * len(queries)
-    if call.mask is not None:
-        masks = layer.groups(call.mask.expand(len(call.query), call.query.shape[1], -1, -1), 1)
-    outputs = []
-    for part, query, mask in zip(layer.parts, queries, masks, strict=True):
-        seen = None if mask is None else mask[..., length - part.keys.shape[2] : length]
-        outputs.append(kernel(module, query, part.keys, part.values, seen, **call.options)[0])
+    queries, length = layer.groups(call.query, 1), layer.length
+    if call.mask is None:  # of a single row
+        masks = layer.seen(call.query.shape[1] // layer.order.shape[1])
+    else:
+        wide = layer.groups(call.mask.expand(len(call.query), call.query.shape[1], -1, -1), 1)
+        masks = [mask[..., length - part.keys.shape[2] : length] for part, mask in zip(layer.parts, wide, strict=True)]
+    outputs = [
+        kernel(module, query, part.keys, part.values, mask, **call.options)[0]
+        for part, query, mask in zip(layer.parts, queries, masks, strict=True)
+    ]
     return layer.together(outputs, 2)
 
 

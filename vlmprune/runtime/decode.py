@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..attention.masks import Sizes, by_head, check_hides, check_window, own_mask, still_seen, take_mask
 from ..hf.arguments import cache_in
-from ..hf.cache_state import PrunedPrompt, later_valid, physical_length, physical_sizes, repeated
+from ..hf.cache_state import PrunedPrompt, holds_keys, later_valid, physical_length, physical_sizes, repeated
+from ..hf.grouped_layer import GroupedLayer
 from ..ops.gather import one_stream
 from .setup import Setup
 
@@ -79,16 +80,17 @@ class Decode:
         held = None if self.state is None else self.state.at(source)
         layers = tuple(None if one is None else one.layer for one in (state, held))
         key = ("mask", id(mask), *layers, length, offset, self.setup.windows[i])
-        return self._once(key, lambda: self._cut(i, state, mask, hidden, (before, length, offset), empty))
+        grouped = holds_keys(cache, source) and isinstance(cache.layers[source], GroupedLayer)
+        return self._once(key, lambda: self._cut(i, state, mask, hidden, (before, length, offset), empty, grouped))
 
     def _cut(
-        self, i: int, state: PrunedPrompt | None, mask: Any, hidden: Tensor, sizes: tuple[int, int, int], empty: bool
-    ) -> Any:
+        self, i: int, state: PrunedPrompt | None, mask: Any, hidden: Tensor, sizes: tuple[int, int, int], empty: bool,
+        grouped: bool,
+    ) -> Any:  # fmt: skip
         (before, length, offset), steps = sizes, self.tokens[1]
         held = None if self.state is None else self.state.at(self.setup.sources[i])  # of the keys
         config, window = self.setup.text.config, self.setup.windows[i]
         total, hides = before + steps, empty
-        entries = torch.arange(total, device=hidden.device).expand(len(hidden), -1)
         alike = held is not None and state is not None and held.columns is state.columns
         if held is not None:
             held = held.rows(len(hidden))
@@ -97,15 +99,20 @@ class Decode:
                 # Re-indexed tokens count a window in the shortened sequence, as a model that was given it would.
                 valid = later_valid(held, self.mask, later)
                 return own_mask(config, hidden, valid, Sizes(length, offset, before), i, window)
-            total, entries, hides = held.length + later, _followed(held, later), hides or held.ragged
+            total, hides = held.length + later, hides or held.ragged
         if state is not None:
             check_window(config, window, total)
-            if not alike:  # its keys are those of an earlier stage
-                check_hides(config, i, self.setup.sources[i])
-                left = _followed(state.rows(len(hidden)), total - state.length)
-                entries, hides = still_seen(entries, left, total), True
-        if mask is None and not hides:
+        # A layer in groups masks the filler of a single row by itself.
+        masked = hides and not (grouped and steps == 1 and config._attn_implementation == "sdpa")
+        if mask is None and not masked and (state is None or alike):
             return None
+        entries = torch.arange(total, device=hidden.device).expand(len(hidden), -1)
+        if held is not None:
+            entries = _followed(held, later)
+        if state is not None and not alike:  # its keys are those of an earlier stage
+            check_hides(config, i, self.setup.sources[i])
+            left = _followed(state.rows(len(hidden)), total - state.length)
+            entries, hides = still_seen(entries, left, total), True
         entries = entries[..., offset : offset + length]
         entries = nn.functional.pad(entries, (0, length - entries.shape[-1]), value=-1)
         if mask is None:

@@ -220,6 +220,32 @@ def test_a_batch_stores_what_its_longest_sample_needs(method):
     assert together[1] == sum(real for _, real in alone) < together[0]
 
 
+@grid(method=either(("task-kv", "adakv"), ("task-kv", "adakv", "adakv-all")), samples=either((1, 2), (1, 2)))
+def test_a_step_masks_only_what_its_groups_fill_up(method, samples, monkeypatch):
+    """Four key heads in two groups, of prompts without padding, whose masks the model leaves out."""
+    model = with_heads("llava", "sdpa", 4)
+    inputs = make_inputs(model, text_lengths=(9,) * samples, images=(2,) * samples)
+    masks, original = [], torch.nn.functional.scaled_dot_product_attention
+
+    def record(query, key, value, *args, attn_mask=None, **kwargs):
+        if query.shape[2] == 1 or attn_mask is not None:  # no row of the prompt
+            masks.append((key.shape[2], None if attn_mask is None else attn_mask.flatten(1, 2)))
+        return original(query, key, value, *args, attn_mask=attn_mask, **kwargs)
+
+    with vlmprune.wrap(model, METHODS[method]) as pruned, torch.no_grad():
+        cache = model(**inputs, use_cache=True)["past_key_values"]
+        kept = kept_sets(pruned.report.cache.kept)
+        tokens = torch.tensor([[20, 21, 22]] * samples)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+        logits = [model(input_ids=tokens[:, at : at + 1], **{CACHE: cache}).logits for at in range(2)]
+        monkeypatch.undo()
+    assert_near(torch.cat(logits, dim=1), cut_logits(model, inputs, kept, tokens)[:, 1:])
+    assert masks
+    for length, mask in masks:
+        assert mask is None or (mask.shape[-1] == length and not bool(mask.all()))
+    assert any(mask is not None for _, mask in masks) is (method != "task-kv")
+
+
 def test_only_the_wrapped_model_reads_such_a_cache():
     model = shared("llava")
     inputs = row(batch(model), 1)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vlmprune
 from tests.methods.kv.test_exact import batch, outside
@@ -95,6 +96,35 @@ def test_a_bound_is_the_most_that_a_key_could_give():
     assert bounds(call, hidden, 2).tolist() == [[[10.0, 2.0, 1.0]]]
     hidden[0, 3] = True
     assert bounds(call, hidden, 2)[0, 0, 1] == float("-inf")
+    assert torch.equal(bounds(call, None, 2), bounds(call, torch.zeros_like(hidden), 2))
+    assert bounds(call, None, 2).tolist() == [[[10.0, 18.0, 1.0]]]
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that any operation allocates for a result."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
+        for one in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in given:
+                self.made = max(self.made, one.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_copies_no_keys_for_its_bounds(dtype):
+    """Copied three times, they took longer than attending to everything; 100 pages of 16 and a shorter one."""
+    torch.manual_seed(0)
+    room = torch.randn(1, 2, 2000, 64).to(dtype)
+    key, query = room[:, :, :1607], torch.randn(1, 4, 1, 64).to(dtype)
+    call = AttentionCall(query, key, key, None, {"scaling": 1.0})
+    with Largest() as largest:
+        exchanged = vlmprune.Quest(pages=6, full=0).selector([0], 1).exchange(0, call)
+    assert exchanged.key.shape == (1, 2, 5 * 16 + 7, 64)
+    assert largest.made <= key.numel() * key.element_size() / 4
 
 
 def test_a_step_that_would_not_pay_reads_everything():

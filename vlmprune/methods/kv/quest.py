@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ...attention.probe import AttentionCall
 from ...errors import VlmpruneError
@@ -71,28 +70,36 @@ class QuestSelector:
         short = length < BREAK_EVEN * method.pages * method.page
         if call.query.shape[2] != 1 or short or layer not in self.layers or not call.narrows(by_head=True):
             return call
-        row = torch.zeros(len(call.query), 1, dtype=torch.long, device=call.query.device)
-        hidden = ~call.visible(row)[:, :, 0].any(dim=1)
+        hidden = None
+        if not call.sees_all:
+            row = torch.zeros(len(call.query), 1, dtype=torch.long, device=call.query.device)
+            hidden = ~call.visible(row)[:, :, 0].any(dim=1)
         index = page_index(bounds(call, hidden, method.page), method.page, method.pages, 1, length)
         self.attended[layer] = index.shape[-1]
         return call.of_entries(index)
 
 
-def bounds(call: AttentionCall, hidden: Tensor, page: int) -> Tensor:
+def bounds(call: AttentionCall, hidden: Tensor | None, page: int) -> Tensor:
     """The most that any key of a page could give the query of a single row, over the queries of a key head: [B, G, N].
 
     Args:
-        hidden: bool [B, T], entries that the row does not see.
+        hidden: bool [B, T], entries that the row does not see; None where it sees all, whose keys are read in place.
     """
-    heads, length = call.key.shape[1], call.key.shape[2]
-    more = -length % page
-    unseen = pad(hidden, (0, more), value=True)[:, None, :, None]
-    key = pad(call.key.float(), (0, 0, 0, more))
-    low, high = (key.masked_fill(unseen, worst).unflatten(2, (-1, page)) for worst in (float("inf"), float("-inf")))
-    low, high = low.amin(dim=3), high.amax(dim=3)  # [B, G, N, D]
-    query = call.query[:, :, 0].float().unflatten(1, (heads, -1))  # [B, G, queries, D]
+    low, high = (_extremes(call.key, hidden, page, worst) for worst in (float("inf"), float("-inf")))  # [B, G, N, D]
+    query = call.query[:, :, 0].float().unflatten(1, (call.key.shape[1], -1))  # [B, G, queries, D]
     empty = low[..., 0] == float("inf")
     low, high = (part.masked_fill(empty[..., None], 0.0) for part in (low, high))
     # The larger of the two products is the one with the highest key where the query is positive, else the other.
     most = query.clamp(min=0) @ high.mT + query.clamp(max=0) @ low.mT
     return most.amax(dim=2).masked_fill(empty, float("-inf"))
+
+
+def _extremes(key: Tensor, hidden: Tensor | None, page: int, worst: float) -> Tensor:
+    """The lowest keys [B, G, N, D] of the pages, or the highest where the worst is -inf, in fp32."""
+    if hidden is not None:
+        key = key.masked_fill(hidden[:, None, :, None], worst)
+    length = key.shape[2]
+    whole = length - length % page
+    parts = [key[:, :, :whole].unflatten(2, (-1, page)), key[:, :, None, whole:]]
+    extreme = torch.amin if worst > 0 else torch.amax
+    return torch.cat([extreme(part, dim=3) for part in parts if part.numel()], dim=2).float()
