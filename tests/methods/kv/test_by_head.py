@@ -246,6 +246,18 @@ def test_a_step_masks_only_what_its_groups_fill_up(method, samples, monkeypatch)
     assert any(mask is not None for _, mask in masks) is (method != "task-kv")
 
 
+def test_filler_is_hidden_where_all_heads_are_seen_side_by_side():
+    """As an intervention sees them: zeros, in each sample before the entries of its own heads."""
+    lengths = torch.tensor([[9, 2, 3, 2], [4, 9, 2, 1]])
+    index = torch.arange(9).expand(2, 4, 9)
+    layer = GroupedLayer.of(*torch.ones(2, 2, 4, 9, 8), index, lengths)
+    layer.reorder_cache(torch.tensor([1, 0]))
+    seen = layer.seen_of_all(2)
+    assert seen.sum(dim=-1)[:, ::2, 0].tolist() == lengths.flip(0).tolist()
+    assert torch.equal(seen[:, ::2, 0], seen[:, 1::2, 0])
+    assert torch.equal(seen[:, ::2, 0], torch.arange(9) >= 9 - lengths.flip(0)[..., None])
+
+
 def test_only_the_wrapped_model_reads_such_a_cache():
     model = shared("llava")
     inputs = row(batch(model), 1)
