@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlmprune.ops.gather import gather_rows
 from vlmprune.ops.top_k import top_k
-from vlmprune.serving.plugin.positions import PositionBuffer, distances_of, with_distances
+from vlmprune.serving.plugin.positions import PositionBuffer, with_distances
 
 from .stage import FAILED, PASSED, Emit, GpuStage, Point, StageSetting, short
 
@@ -74,7 +74,7 @@ def positions(device: str, size: int, longest: int | None = None) -> GraphStep:
     def fill() -> None:
         visual = torch.rand(size) < 0.5
         kept = torch.arange(1600)[torch.randperm(1600)[: int(visual.sum())]].sort().values
-        distances = distances_of(kept, (1, 40, 40), longest is None)
+        distances = torch.stack(torch.unravel_index(kept, (1, 40, 40))) if longest is None else kept.expand(3, -1)
         buffer.take([with_distances(torch.zeros(len(kept), 8, device=device, dtype=torch.bfloat16), distances)], visual)
         counted[:, :size].copy_(torch.arange(size) + int(torch.randint(100, (1,))))
         given["expected"] = counted[:, :size].cpu().clone()

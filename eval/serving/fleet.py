@@ -99,6 +99,7 @@ TURNS, BLOCK, VISUAL = 3, 16, 576  # of a conversation; vLLM's cache keeps whole
 WAYS = (
     ("plain vLLM", None, True, 1),
     ("inside vLLM", "0.25", True, 1),
+    ("proxy, the first question's choice kept", "0.25", True, 1),
     ("proxy, chosen anew by each question", "0.25", False, TURNS),
 )
 

@@ -6,24 +6,24 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmprune.serving.plugin.positions import PositionBuffer, distances_of, with_distances
+from vlmprune.serving.plugin.positions import PositionBuffer, with_distances
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("several_axes", [False, True])
 def test_distances_travel_with_rows(dtype: torch.dtype, several_axes: bool) -> None:
     """In the columns of a row whose type has 8 bits for digits, up to 65,535."""
-    grid = (1, 250, 260)
     kept = torch.tensor([0, 1, 255, 256, 257, 40_000, 64_999])
     rows = torch.randn(len(kept), 8).to(dtype)
     buffer = PositionBuffer(16, None if several_axes else 10**6)
     visual = torch.zeros(12, dtype=torch.bool)
     visual[[1, 2, 5, 6, 7, 8, 11]] = True
-    carried = with_distances(rows, distances_of(kept, grid, several_axes))
+    distances = torch.stack([kept * 0, kept // 260, kept % 260]) if several_axes else kept.expand(3, -1)
+    carried = with_distances(rows, distances)
     (left, right) = buffer.take([carried[:3], carried[3:]], visual)
     assert torch.equal(torch.cat([left, right]), rows)
     expected = torch.arange(100, 112).repeat(3, 1)
-    expected[:, visual] += torch.stack([kept * 0, kept // 260, kept % 260]) if several_axes else kept
+    expected[:, visual] += distances
     found = buffer.add(torch.arange(100, 112).repeat(3, 1))
     assert torch.equal(found, expected if several_axes else expected[0])
 

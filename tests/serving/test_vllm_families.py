@@ -24,7 +24,7 @@ TEXT = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}  # v
 # LLaVA-NeXT's newline tokens are all equal: divprune's choice among six of them is one of rounding.
 DEFAULT = {"llava_next": "uniform"}
 QUESTION = "What colour is the star?"
-FAMILIES = ["internvl", "idefics3", "llava_next", "llava_onevision"]
+FAMILIES = ["internvl", "idefics3", "smolvlm", "llava_next", "llava_onevision"]
 
 
 @pytest.fixture(scope="module", params=either(["internvl"], FAMILIES))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+import torch
 from transformers import AutoProcessor
 
 import vlmprune
@@ -17,6 +20,7 @@ from tests.support.grid import either
 from vlmprune.errors import VlmpruneError
 from vlmprune.flow.select import count_for
 from vlmprune.inputs.chat import build_messages, tokenize
+from vlmprune.serving.in_engine import VIDEOS
 
 pytestmark = pytest.mark.vllm
 SETTINGS = {"method": "divprune", "keep": 0.25, "max_keep": 0.6}
@@ -190,7 +194,10 @@ def test_bounds_and_offers(in_process: None) -> None:
 
     config = vlmprune.load_tiny()[0].config
     config.vlmprune = {"keep": 0.25, "min_keep": 10, "max_keep": 0.5, "methods": ["uniform"]}
-    settings, span = EngineSettings.read(config), layout_of(config, {}, 196).images[0]
+    settings, span = (
+        EngineSettings.read(config),
+        layout_of(config, {}, torch.full((196,), config.image_token_id), torch.ones(196, dtype=torch.bool)).images[0],
+    )
     for keep in (10, 0.25, 98):
         assert settings.count(planned(settings.plan({"keep": keep})), span) == count_for(keep, 196)
     for keep in (9, 0.01, 99, 1.0):
@@ -206,6 +213,30 @@ def test_bounds_and_offers(in_process: None) -> None:
     config.model_type = "mllama"
     with pytest.raises(VlmpruneError, match="not pruned inside vLLM"):
         EngineSettings.read(config)
+
+
+def test_what_cannot_be_combined(in_process: None) -> None:
+    from vlmprune.serving.plugin.pruned import check_engine
+
+    config = vlmprune.load_tiny()[0].config
+
+    def check(settings: Any, tensor: int = 1, pipeline: int = 1, draft: Any = None, videos: bool = False) -> None:
+        config.vlmprune = settings
+        multimodal = SimpleNamespace(mm_processor_kwargs=None, is_multimodal_pruning_enabled=lambda: videos)
+        model = SimpleNamespace(hf_config=config, get_multimodal_config=lambda: multimodal)
+        parallel = SimpleNamespace(tensor_parallel_size=tensor, pipeline_parallel_size=pipeline)
+        check_engine(SimpleNamespace(model_config=model, parallel_config=parallel, speculative_config=draft))
+
+    check({})
+    check({"methods": ["uniform"]}, 2)
+    for wrong in ({"methods": ["uniform", "scope"]}, {"method": "visionzip", "methods": []}):
+        with pytest.raises(VlmpruneError, match=r"Tensor parallelism.*(scope|visionzip)"):
+            check(wrong, 2)
+    with pytest.raises(VlmpruneError, match="which scope, visionzip would"):
+        check({}, 2)  # a request may ask for any method
+    for options in ({"pipeline": 2}, {"draft": object()}, {"videos": True}):
+        with pytest.raises(VlmpruneError, match="cannot be pruned inside vLLM together with"):
+            check({}, **options)
 
 
 @pytest.fixture(scope="module", params=either(["qwen3_vl"], ["qwen2_5_vl", "qwen3_vl"]))
@@ -273,3 +304,50 @@ def test_the_server(address: str) -> None:
         assert refused.status_code == 400, refused.text
         assert message_of(refused).count("\n") == 0
     assert text_of(post()).strip() == expected.text
+
+
+def clip(number: int, frames: int, wide: int = 32, high: int = 24) -> np.ndarray[Any, Any]:
+    """Noise: tokens of equal patches tie, and rounding would choose among them. [frames, height, width, 3]"""
+    return np.random.default_rng(number).integers(0, 255, (frames, high, wide, 3), dtype=np.uint8)
+
+
+def clip_prompt(engine: Engine, text: str, clips: list[Any], images: list[Any], **wanted: Any) -> tuple[Any, Any]:
+    """A prompt for the engine and the model's own inputs, of clips of two frames a second."""
+    processor = AutoProcessor.from_pretrained(engine.folder)
+    about = [
+        {"fps": 2.0, "duration": len(one) / 2, "total_num_frames": len(one), "frames_indices": list(range(len(one)))}
+        for one in clips
+    ]
+    media: dict[str, Any] = {"video": list(zip(clips, about, strict=True))}
+    more = {"videos": clips, "video_metadata": about, "do_sample_frames": False}
+    if images:
+        media["image"] = images
+        more["images"] = images
+    prompt = {"prompt_token_ids": processor.tokenizer(text)["input_ids"], "multi_modal_data": media}
+    inputs = dict(processor(text=[text], return_tensors="pt", **more))
+    return {**prompt, **({"mm_processor_kwargs": wanted} if wanted else {})}, inputs
+
+
+def test_videos(qwen: Engine) -> None:
+    if qwen.model.config.model_type not in VIDEOS:
+        pytest.skip("its videos stay whole")
+    span, film = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video"))
+    short, long, image = clip(0, 4), clip(1, 6, 40, 32), picture(2).crop((0, 0, 96, 48))
+    wanted: list[tuple[str, list[Any], list[Any], dict[str, Any]]] = [
+        (f"w11 {film} w12 w13", [short], [], {}),
+        (f"w11 {film} w12 w13", [long], [], {"keep": 2, "method": "uniform"}),
+        (f"w11 {film} w12 {span} w13 {film} w14", [long, short], [image], {"keep": 0.4}),
+        (f"w11 {film} {film} w12", [short, short], [], {"keep": 0.5, "method": "temporal"}),
+        (f"w15 {film} w12", [long], [], {"keep": 0.3, "method": "vidcom2"}),
+        (f"w15 {film} w12", [long], [], {"keep": 0.35, "method": {"name": "divprune", "frames": "even"}}),
+        (f"w15 {film} w12", [long], [], {"keep": 0.5, "method": "downsample"}),
+    ]
+    prompts, expected = [], []
+    for text, clips, images, options in wanted:
+        prompt, inputs = clip_prompt(qwen, text, clips, images, **options)
+        prompts.append(prompt)
+        expected.append(inputs)
+    for answer, inputs, (_, _, _, options) in zip(qwen.answers(prompts), expected, wanted, strict=True):
+        method = options.get("method", "divprune")
+        given = dict(method) if isinstance(method, dict) else {"name": method}
+        qwen.expect(answer, inputs, vlmprune.list_methods()[given.pop("name")](keep=options.get("keep", 0.25), **given))

@@ -91,11 +91,13 @@ def _one_video(images: Sequence[ImageSpan], frames: Any, sample: int) -> ImageSp
 
 def by_frame(layout: SampleLayout) -> SampleLayout:
     """The layout with every frame of a video as a span of its own; tokens of no frame are in none of them."""
-    spans: list[ImageSpan] = []
-    for span in layout.images:
-        shown = torch.zeros(0, dtype=torch.long) if span.frame is None else span.frame[span.frame >= 0].unique()
-        spans += [frame_of(span, at) for at in shown.tolist()] or [span]
-    return replace(layout, images=tuple(spans))
+    return replace(layout, images=tuple(part for span in layout.images for part in frames_of(span)))
+
+
+def frames_of(span: ImageSpan) -> list[ImageSpan]:
+    """A video's frames as spans of their own; an image as it is."""
+    shown = torch.zeros(0, dtype=torch.long) if span.frame is None else span.frame[span.frame >= 0].unique()
+    return [frame_of(span, at) for at in shown.tolist()] or [span]
 
 
 def frame_of(span: ImageSpan, at: int) -> ImageSpan:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ..errors import VlmpruneError, check_call
-from ..flow.frames import FRAMES, by_frame, counts_for, text_weights
+from ..flow.frames import FRAMES, by_frame, counts_for, frames_of, text_weights
 from ..flow.locate import ImageSpan, SampleLayout, last_valid
 from ..flow.prompt_state import VisionStats
 from ..flow.returned import checked_scores
 from ..flow.score import visual_columns
-from ..flow.select import Selection, check_keep, count_for, top_k_per_image, top_p_counts
+from ..flow.select import Selection, check_keep, top_k_per_image, top_p_counts
 from .declared import check_layer, check_names, check_options, checked_option, number
 
 if TYPE_CHECKING:
@@ -303,8 +303,12 @@ class Pruner(Method):
         return prompt if self.frames == "shared" else replace(prompt, layouts=[by_frame(one) for one in prompt.layouts])
 
     def kept_of(self, span: ImageSpan) -> int | None:
-        """How many tokens of an image stay, where its grid alone says it; None where what it shows decides."""
-        return count_for(self.keep, span.count) if self.top_p is None else None
+        """How many tokens of an image or a video stay, where its grid alone says it; None where what it shows
+        decides."""
+        if self.top_p is not None:
+            return None
+        parts = [span] if self.frames == "shared" else frames_of(span)
+        return sum(counts_for(self.keep, parts))
 
     def _counts(self, prompt: PruningContext, scores: Sequence[Tensor] = ()) -> list[list[int]]:
         """How many tokens of each span of each sample stay; with `top_p` by their scores, per sample [V]."""

@@ -19,15 +19,16 @@ from ..flow.locate import ImageSpan, SampleLayout, dealt, plain_grid
 from ..flow.prompt_state import VisionStats
 from ..flow.select import check_keep, count_for, evenly
 from ..methods.base import Pruner, PruningContext
-from ..methods.registry import make_method
+from ..methods.registry import list_methods, make_method
 from .encoder import before_the_model
 from .options import IN_ENGINE
 
 KEY = "vlmprune"  # in the model's config: `--hf-overrides '{"vlmprune": {"keep": 0.25}}'`
 REQUEST = ("keep", "method")  # in a request's mm_processor_kwargs
 READABLE = ("llava",)  # families whose tower's attention is read in the engine
-# What a processor returns about an image that its grid follows from.
-METADATA = ("image_grid_thw", "image_sizes")
+VIDEOS = ("qwen2_5_vl",)  # families whose videos are pruned too
+# What a processor returns about an image or a video that its grid follows from.
+METADATA = ("image_grid_thw", "image_sizes", "video_grid_thw", "second_per_grid_ts")
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,18 @@ class EngineSettings:
                 )
         return json.dumps(method.describe(), sort_keys=True)
 
+    def tower_readers(self) -> list[str]:
+        """Names of the methods that a request may ask for here and that read the vision tower's attention."""
+        readers = {self.method.name} if self.method.reads_vision else set()
+        for name in list_methods() if self.methods is None else self.methods:
+            try:
+                readers |= {name} if engine_method(name, self.method.keep, self.model_type).reads_vision else set()
+            except VlmpruneError:
+                continue  # it cannot run in an engine
+        return sorted(readers)
+
     def count(self, method: Pruner, span: ImageSpan) -> int:
-        """How many tokens of an image stay.
+        """How many tokens of an image or a video stay.
 
         Raises:
             VlmpruneError: the server allows no such number.
@@ -110,7 +121,7 @@ class EngineSettings:
         asked = count_for(method.keep, span.count)
         if not least <= asked <= most:
             raise VlmpruneError(
-                f"keep={method.keep!r:.60} is {asked} of the image's {span.count} tokens, and this server keeps "
+                f"keep={method.keep!r:.60} is {asked} of the {span.kind}'s {span.count} tokens, and this server keeps "
                 f"{least} to {most}; ask for a number between."
             )
         return kept
@@ -160,37 +171,41 @@ def planned(plan: str) -> Pruner:
     return method
 
 
-def layout_of(config: Any, image: Mapping[str, Any], visual: int) -> SampleLayout:
-    """One image by itself as a prompt's layout.
+def layout_of(config: Any, given: Mapping[str, Any], ids: Tensor, visual: Tensor, video: bool = False) -> SampleLayout:
+    """One image or video by itself as a prompt's layout.
 
     Args:
-        image: what a processor returned about it; of that the `METADATA`.
+        given: what a processor returned about it; of that the `METADATA`. ids: the [N] tokens of its part of an
+            unpruned prompt. visual: bool [N], which of these are its own V.
     Raises:
-        VlmpruneError: its grid has another number of tokens than `visual`.
+        VlmpruneError: its grid has another number of tokens.
     """
-    family = family_of_type(config.model_type)
-    arguments = {name: torch.as_tensor(image[name]).reshape(1, -1) for name in METADATA if name in image}
-    ids = torch.full((1, visual), min(family.visual_ids(config)))
-    grids = family.grids(config, Media(arguments, ids, torch.ones(1, visual, dtype=torch.bool)))
-    layout = dealt(torch.arange(visual), grids)
-    if len(layout.images) != 1 or layout.images[0].count != visual:
+    family, count = family_of(config), int(visual.sum())
+    arguments: dict[str, Any] = {
+        name: torch.as_tensor(given[name]).reshape(1, -1) for name in METADATA if name in given
+    }
+    arguments["feature_rows"] = [count]
+    grids_of = family.video_grids if video and family.video_grids else family.grids
+    layout = dealt(torch.arange(count), grids_of(config, Media(arguments, ids[None], visual[None])))
+    if len(layout.images) != 1 or layout.images[0].count != count:
         raise VlmpruneError(
-            f"The image has {visual} visual tokens, and its grid {sum(span.count for span in layout.images)}; this "
-            "version of vLLM lays it out in another way than transformers, so leave it unpruned (keep=1.0)."
+            f"The {'video' if video else 'image'} has {count} visual tokens, and its grid "
+            f"{sum(span.count for span in layout.images)}; this version of vLLM lays it out in another way than "
+            "transformers, so leave it unpruned (keep=1.0)."
         )
     return layout
 
 
-def family_of_type(model_type: str) -> Family:
-    """The adapter of a type that is pruned in the engine; Qwen3.5's images lie as Qwen2-VL's."""
-    return FAMILIES.get(model_type, FAMILIES["qwen2_vl"])
+def family_of(config: Any) -> Family:
+    """The adapter of a model that is pruned in the engine; Qwen3.5's images and videos lie as Qwen2-VL's."""
+    return FAMILIES.get(config.model_type, FAMILIES["qwen2_vl"])
 
 
 @torch.no_grad()
 def choose(
     method: Pruner, layout: SampleLayout, rows: Tensor, width: int, vision: VisionStats | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Which tokens of one image stay, and what stands there.
+    """Which tokens of one image or video stay, and what stands there.
 
     Args:
         rows: [V, R]; the first `width` of R are the embedding, which methods see. vision: for methods that read the

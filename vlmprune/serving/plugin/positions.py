@@ -32,7 +32,7 @@ def positions_of_kept(
 ) -> tuple[Tensor, int]:
     """Positions [3, N] of a prompt with pruned images, and what to add to the number of a later token.
 
-    Rows of an image whose kept tokens are not known yet all stand where its first token stood.
+    Rows of an image or a video whose kept tokens are not known yet all stand where its first token stood.
 
     Args:
         tokens: the prompt's N ids. unpruned: gives the positions [3, n] of the prompt with all its tokens, from their
@@ -64,7 +64,7 @@ def positions_of_kept(
 
 
 def with_distances(rows: Tensor, distances: Tensor | None = None) -> Tensor:
-    """Rows [K, R] and their distances [3, K] from the image's first token as numbers in more columns.
+    """Rows [K, R] and their distances [3, K] from the first token's position as numbers in more columns.
 
     Args:
         distances: None where `positions_of_kept` knew the positions already.
@@ -73,13 +73,6 @@ def with_distances(rows: Tensor, distances: Tensor | None = None) -> Tensor:
         return torch.cat([rows, rows.new_zeros(len(rows), COLUMNS)], dim=1)
     digits = torch.cat([distances // _BASE, distances % _BASE]).T
     return torch.cat([rows, digits.to(rows.device, rows.dtype)], dim=1)
-
-
-def distances_of(kept: Tensor, grid: tuple[int, int, int], several_axes: bool) -> Tensor:
-    """[3, K] for kept tokens [K] of an image: along time, height and width, or three times along the text."""
-    if not several_axes:
-        return kept.expand(AXES, -1)
-    return torch.stack(torch.unravel_index(kept, grid))
 
 
 class PositionBuffer:

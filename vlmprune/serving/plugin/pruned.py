@@ -1,9 +1,9 @@
-"""Models of vLLM that prune images themselves, before the language model.
+"""Models of vLLM that prune images and videos themselves, before the language model.
 
 The processor works out from the grid how many tokens of an image stay and writes so many placeholders; the model
 chooses them when it has encoded the image. Both read what to do from a plan (`in_engine`) that travels with the image
 and is part of the key of every cache. The hooks into vLLM are private ones, read in 0.32.
-Shapes: V visual tokens of an image, K kept, N tokens of a step, R width of a row.
+Shapes: V visual tokens of an image or video, K kept, N tokens of a step, R width of a row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,36 @@ import torch
 from torch import Tensor
 from vllm.model_executor.models.interfaces import SupportsMRoPE, supports_mrope
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFeatureSpec,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    PlaceholderRange,
+)
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from ...errors import VlmpruneError
-from ..in_engine import KEY, METADATA, REQUEST, EngineSettings, choose, layout_of, planned
+from ..in_engine import (
+    KEY,
+    METADATA,
+    REQUEST,
+    VIDEOS,
+    EngineSettings,
+    choose,
+    family_of,
+    layout_of,
+    planned,
+)
 from ..payload import KEPT, VISUAL
-from .positions import PositionBuffer, distances_of, positions_of_kept, with_distances
+from .positions import AXES, PositionBuffer, positions_of_kept, with_distances
 from .tower import EngineTower
 
 PLAN = "vlmprune_plan"
 
 
 def pruned_model(model: Any) -> Any:
-    """A model of vLLM that prunes images where its config has settings for it, and else is what it was."""
+    """A model of vLLM that prunes where its config has settings for it, and else is what it was."""
     own = model._processor_factory
 
     def processor(info: Any, dummy_inputs: Any, **options: Any) -> Any:
@@ -44,7 +60,7 @@ def pruned_model(model: Any) -> Any:
 
     register = MULTIMODAL_REGISTRY.register_processor(processor, info=own.info, dummy_inputs=own.dummy_inputs)
     several = supports_mrope(model)
-    bases = (PrunesImages, model) if several else (PrunesImages, model, SupportsMRoPE)
+    bases = (PrunesMedia, model) if several else (PrunesMedia, model, SupportsMRoPE)
     members = {"several_axes": several}
     if hasattr(model, "get_encoder_cudagraph_config"):
         members["get_encoder_cudagraph_config"] = _no_tower_alone
@@ -53,11 +69,11 @@ def pruned_model(model: Any) -> Any:
 
 def _no_tower_alone(self: Any) -> Any:
     """No graph of the vision tower alone: it would go past `embed_multimodal`."""
-    config = super(PrunesImages, self).get_encoder_cudagraph_config()
+    config = super(PrunesMedia, self).get_encoder_cudagraph_config()
     return replace(config, modalities=[]) if self.prunes else config
 
 
-class PrunesImages:
+class PrunesMedia:
     """In front of a model class of vLLM."""
 
     several_axes: bool
@@ -78,11 +94,11 @@ class PrunesImages:
         return positions_of_kept(input_tokens, mm_features, lambda tokens, whole: plain(tokens, whole)[0])
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Per image the rows that are left, with their places in more columns."""
+        """Per image or video the rows that are left, with their places in more columns."""
         made: Any = super()
         if not self.prunes:
             return made.embed_multimodal(**kwargs)
-        if PLAN not in kwargs:  # a video, or embeddings
+        if PLAN not in kwargs:  # embeddings, or videos of a family where they stay whole
             return tuple(with_distances(rows) for rows in made.embed_multimodal(**kwargs))
         plans, _ = kwargs.pop(PLAN), kwargs.pop(VISUAL)
         methods = [planned(bytes(plan.tolist()).decode()) for plan in plans]
@@ -91,14 +107,32 @@ class PrunesImages:
             if any(method.reads_vision for method in methods):
                 tower = reading.enter_context(EngineTower(self))
             every = made.embed_multimodal(**kwargs)
-        width, out = self._whole.get_text_config().hidden_size, []
+        out, video = [], any("video" in name for name in kwargs)
+        width, alone = self._whole.get_text_config().hidden_size, min(family_of(self._whole).visual_ids(self._whole))
         for number, (rows, method) in enumerate(zip(every, methods, strict=True)):
-            image = {name: kwargs[name][number] for name in METADATA if name in kwargs}
-            layout = layout_of(self._whole, image, len(rows))
+            given = {name: kwargs[name][number] for name in METADATA if name in kwargs}
+            ids = torch.full((len(rows),), alone)
             vision = tower.seen(number, len(rows)) if tower and method.reads_vision else None
-            kept, stay = choose(method, layout, rows, width, vision)
-            out.append(with_distances(stay, distances_of(kept, layout.images[0].grid, self.several_axes)))
+            layout = None if method.keeps_all else layout_of(self._whole, given, ids, ids == alone, video)
+            kept, stay = torch.arange(len(rows)), rows
+            if layout is not None:
+                kept, stay = choose(method, layout, rows, width, vision)
+            out.append(with_distances(stay, self._distances(ids, given, video)[:, kept]))
         return tuple(out)
+
+    def _distances(self, ids: Tensor, given: Mapping[str, Any], video: bool) -> Tensor:
+        """How far each of an image's or video's V tokens `ids` stands from the first: [3, V]."""
+        if not self.several_axes:
+            return torch.arange(len(ids)).expand(AXES, -1)
+        fields = {
+            name: MultiModalFieldElem(torch.as_tensor(one).cpu(), MultiModalBatchedField())
+            for name, one in given.items()
+        }
+        place = PlaceholderRange(offset=0, length=len(ids))
+        feature = MultiModalFeatureSpec(MultiModalKwargsItem(fields), "video" if video else "image", "", place)
+        made: Any = super()
+        positions: Tensor = made.get_mrope_input_positions(ids.tolist(), [feature])[0]
+        return positions - positions[:, :1]
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
@@ -147,12 +181,14 @@ def check_engine(config: Any) -> None:
         (multimodal.is_multimodal_pruning_enabled(), "vLLM's own pruning of videos"),
     ):
         if wrong:
-            raise VlmpruneError(f"Images cannot be pruned inside vLLM together with {what}; switch one of them off.")
-    method = EngineSettings.read(config.model_config.hf_config).method
-    if method.reads_vision and parallel.tensor_parallel_size > 1:
+            raise VlmpruneError(
+                f"Images and videos cannot be pruned inside vLLM together with {what}; switch one of them off."
+            )
+    readers = EngineSettings.read(config.model_config.hf_config).tower_readers()
+    if readers and parallel.tensor_parallel_size > 1:
         raise VlmpruneError(
-            f"The method {method.name!r} reads attention heads that tensor parallelism spreads over GPUs; use another "
-            "one, such as 'divprune'."
+            f"Tensor parallelism spreads the vision tower's attention heads over GPUs, which {', '.join(readers)} "
+            'would have to read; offer other methods only, such as "methods": ["divprune", "uniform"].'
         )
 
 
@@ -173,13 +209,24 @@ class PrunesPrompts:
         given = dict(inputs.hf_processor_mm_kwargs)
         asked = {name: given.pop(name) for name in REQUEST if name in given}
         given.pop(PLAN, None)
-        if inputs.mm_data_items.get_all_counts().get("image", 0):
+        counts = inputs.mm_data_items.get_all_counts()
+        if any(counts.get(kind, 0) for kind in self._kinds):
             given[PLAN] = self.settings.plan(asked)
         above: Any = super()
         made = above.apply(replace(inputs, hf_processor_mm_kwargs=given), timing_ctx)
         if PLAN in given and not planned(given[PLAN]).keeps_all:
-            check_end(made["mm_placeholders"]["image"], len(made["prompt_token_ids"]))
+            config = self.info.ctx.model_config.hf_config
+            if made["prompt_token_ids"][-1] in family_of(config).visual_ids(config):
+                raise VlmpruneError(
+                    "The prompt ends with an image or a video, whose last token must not be pruned; put text behind "
+                    "it or send keep=1.0."
+                )
         return made
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """What is pruned."""
+        return ("image", "video") if self.settings.model_type in VIDEOS else ("image",)
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         made: Any = super()
@@ -195,49 +242,44 @@ class PrunesPrompts:
         made: Any = super()
         plan = hf_processor_mm_kwargs.get(PLAN)
         found = made._get_mm_prompt_updates(mm_items, _without_plan(hf_processor_mm_kwargs), out_mm_kwargs)
-        images = out_mm_kwargs.get("image", ())
-        if plan is None or not len(images) or KEPT in images[0]:
+        if plan is None:
             return found
-        own = [self._pruned(updates, item, plan) for updates, item in zip(found["image"], images, strict=True)]
-        return {**found, "image": own}
+        pruned = {}
+        for kind in self._kinds:
+            items = out_mm_kwargs.get(kind, ())
+            if len(items) and KEPT not in items[0]:
+                pairs = zip(found[kind], items, strict=True)
+                pruned[kind] = [self._pruned(updates, item, plan, kind == "video") for updates, item in pairs]
+        return {**found, **pruned}
 
-    def _pruned(self, updates: Sequence[Any], item: Any, plan: str) -> list[Any]:
-        """An image's updates with the placeholders that stay; its fields get what the model has to know."""
-        visual, out = 0, []
+    def _pruned(self, updates: Sequence[Any], item: Any, plan: str, video: bool) -> list[Any]:
+        """An image's or a video's updates with the placeholders that stay; its fields get what the model has to
+        know."""
+        config, method, out = self.info.ctx.model_config.hf_config, planned(plan), []
+        fields: dict[str, Tensor] = {PLAN: torch.tensor(list(plan.encode()), dtype=torch.uint8)}
         for update in updates:
-            mask = _mask(update.content)
-            visual, first = int(mask.sum()), int(mask.int().argmax())
-            if not planned(plan).keeps_all and not bool(mask[first : first + visual].all()):
-                raise VlmpruneError(
-                    "The image's tokens have text between them (it is cut into tiles), so they cannot be pruned "
-                    "inside vLLM; send keep=1.0, or switch the cutting off in mm_processor_kwargs."
-                )
-            stay = visual
-            if not planned(plan).keeps_all:
-                layout = layout_of(self.info.ctx.model_config.hf_config, item.get_data(), visual)
-                stay = self.settings.count(planned(plan), layout.images[0])
-            left = torch.ones(len(mask), dtype=torch.bool)
-            left[first + stay : first + visual] = False
+            mask, ids = _mask(update.content), torch.tensor(update.content.full)
+            places = mask.nonzero()[:, 0]
+            fields[VISUAL] = torch.tensor(len(places))
+            left, between = torch.ones(len(mask), dtype=torch.bool), int(places[-1] - places[0]) >= len(places)
+            if not method.keeps_all:
+                if between:
+                    raise VlmpruneError(
+                        "The image's tokens have text between them (it is cut into tiles), so they cannot be pruned "
+                        "inside vLLM; send keep=1.0, or switch the cutting off in mm_processor_kwargs."
+                    )
+                layout = layout_of(config, item.get_data(), ids[places], mask[places], video)
+                left[places[self.settings.count(method, layout.images[0]) :]] = False
             out.append(update.with_content(_left(update.content, mask, left)))
         field = MultiModalBatchedField(keep_on_cpu=True)
-        item[PLAN] = MultiModalFieldElem(torch.tensor(list(plan.encode()), dtype=torch.uint8), field)
-        item[VISUAL] = MultiModalFieldElem(torch.tensor(visual), field)
+        for name, value in fields.items():
+            item[name] = MultiModalFieldElem(value, field)
         return out
 
 
 @cache
 def _pruning(base: Any) -> Any:
     return type(f"Pruning{base.__name__}", (PrunesPrompts, base), {})
-
-
-def check_end(images: Sequence[Any], tokens: int) -> None:
-    """Refuse a prompt of so many tokens whose last one is an image's, since the next one is predicted from it."""
-    for place in images:
-        if place.offset + place.length == tokens and (place.is_embed is None or bool(place.is_embed[-1])):
-            raise VlmpruneError(
-                "The prompt ends with an image, whose last token must not be pruned; put text behind it or send "
-                "keep=1.0."
-            )
 
 
 def _without_plan(given: Mapping[str, Any]) -> dict[str, Any]:
