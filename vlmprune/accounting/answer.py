@@ -2,7 +2,7 @@
 
 A step of one layer over T entries moves them once to attend to them. `torch.cat`, by which a `DynamicCache` grows,
 copies all of them before: they are read and written. A layer of DELTA that reads K of them gathers these first, and one
-that selects reads as many entries again. Weights come on top, and a roofline bounds the sum.
+that selects reads the keys of all again, half of each. Weights come on top, and a roofline bounds the sum.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class MoveCost:
     move of attending to it."""
 
     copy: float = 2.0
-    select: float = 1.0
+    select: float = 0.5
     gather: float = 2.0
 
     def moved(self, held: float, *, copied: bool, read: float | None = None, selects: bool = False) -> float:
