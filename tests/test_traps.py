@@ -132,7 +132,9 @@ def test_2_sliding_windows_count_original_positions(layer, monkeypatch):
     inputs = make_inputs(model, text_lengths=(5, 6, 7))
     assert decoding_error(model, inputs, layer, "ragged") < NEAR
 
-    def compact(self: Decode, i: int, state: Any, mask: Any, hidden: Tensor, sizes: Any, empty: bool) -> Any:
+    def compact(
+        self: Decode, i: int, state: Any, mask: Any, hidden: Tensor, sizes: Any, empty: bool, grouped: bool
+    ) -> Any:
         before, length, offset = sizes
         valid = None if state is None else later_valid(state, self.mask, before + 1 - state.columns.shape[1])
         config, window = self.setup.text.config, self.setup.windows[i]
