@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -151,12 +154,33 @@ def test_nobody_is_visited(server: Any) -> None:
         assert hits == []
 
 
+@contextmanager
+def slowed(group: int) -> Iterator[None]:
+    """Processes that run a twentieth of the time."""
+    end = threading.Event()
+
+    def stop_and_go() -> None:
+        with suppress(ProcessLookupError):  # killed in between
+            while not end.wait(0.005):
+                os.killpg(group, signal.SIGSTOP)
+                time.sleep(0.1)
+                os.killpg(group, signal.SIGCONT)
+
+    thread = threading.Thread(target=stop_and_go)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
 def test_an_engine_killed_in_the_middle_of_a_stream(server: Any) -> None:
-    """Last of its server, which it ends. The answer is so long that a busy machine does not see its end first."""
+    """Last of its server, which it ends. So long an answer of so slow an engine does not end before, however busy all is."""
     address, encoder, process = server
     with proxy(encoder, address) as (client, _):
         body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=1800)
-        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        with slowed(process.pid), client.stream("POST", "/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
             os.killpg(process.pid, signal.SIGKILL)
