@@ -176,7 +176,7 @@ def slowed(group: int) -> Iterator[None]:
 
 
 def test_an_engine_killed_in_the_middle_of_a_stream(server: Any) -> None:
-    """Last of its server, which it ends. So long an answer of so slow an engine does not end before, however busy all is."""
+    """Last of its server, which it ends. So long an answer of so slow an engine does not end before that."""
     address, encoder, process = server
     with proxy(encoder, address) as (client, _):
         body = chat(QUESTIONS[0], picture(0), stream=True, ignore_eos=True, max_tokens=1800)
