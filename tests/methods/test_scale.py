@@ -32,12 +32,12 @@ def points(seed: int, number: int = 90, width: int = 48) -> Tensor:
 def few(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Count 20 tokens as too many."""
 
-    def lower() -> None:
+    def lower(room: int = 0) -> None:
         for module in (divprune, cdpruner, mmtok, scope):
             monkeypatch.setattr(module, "WHOLE", 20)
         monkeypatch.setattr(scope, "_REMEMBERED", 500)
         monkeypatch.setattr(scope, "_TOGETHER", 12)
-        for name, value in (("_LARGE", 400), ("_BLOCK", 40), ("_NUMBERS", 500)):
+        for name, value in (("_LARGE", 400), ("_BLOCK", 40), ("_NUMBERS", 500), ("_ALL", room)):
             monkeypatch.setattr(f"vlmprune.methods.per_image.{name}", value)
 
     return lower
@@ -69,11 +69,12 @@ def test_cdpruner_beyond_the_rank(few: Any) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("weighted", [True, False])
-def test_coverage(seed: int, weighted: bool, few: Any) -> None:
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_coverage(seed: int, weighted: bool, room: int, few: Any) -> None:
     features = points(seed)
     weights = torch.rand(90, dtype=torch.float64) if weighted else torch.ones(90, dtype=torch.float64)
     wanted = [scope.greedy_coverage(cosine(features), count, weights) for count in (1, 9, 40)]
-    few()
+    few(room)
     for count, kept in zip((1, 9, 40), wanted, strict=True):
         assert torch.equal(scope.coverage_of(features, count, weights), kept)
 
@@ -93,10 +94,11 @@ class Shown:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", [{}, {"visual_weight": 3.0}, {"visual_temperature": 0.01}])
-def test_mmtok(seed: int, options: dict[str, float], few: Any) -> None:
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_mmtok(seed: int, options: dict[str, float], room: int, few: Any) -> None:
     shown: Any = Shown(seed, 12)
     wanted = mmtok.MMTok(**options).choose(shown)
-    few()
+    few(room)
     assert torch.equal(mmtok.MMTok(**options).choose(shown), wanted)
 
 

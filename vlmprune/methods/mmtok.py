@@ -9,7 +9,18 @@ from torch import Tensor
 
 from ..flow.select import evenly
 from .declared import number
-from .per_image import ROUGH, WHOLE, ImageContext, PerImage, cosine, pair_blocks, part_size, rough_unit_rows, unit_rows
+from .per_image import (
+    ROUGH,
+    WHOLE,
+    ImageContext,
+    PerImage,
+    cosine,
+    pair_blocks,
+    part_size,
+    room_for_all,
+    rough_unit_rows,
+    unit_rows,
+)
 from .scope import greedy_coverage, lazy_coverage
 
 _GROUPS, _SOME = 16, 256  # of rows, and the columns by which they are put together
@@ -60,7 +71,8 @@ class MMTok(PerImage):
         group = rough.argsort().argsort() * _GROUPS // len(unit)
         member = (group == torch.arange(_GROUPS, device=unit.device)[:, None]).to(unit)
         sums = torch.zeros(_GROUPS, len(unit), dtype=torch.float64, device=unit.device)
-        for rows, others, near in pair_blocks(unit):
+        whole = room_for_all(unit)
+        for rows, others, near in pair_blocks(unit, whole):
             near = near.sub_(1).mul_(colder).exp_()
             sums[:, others] += member[:, rows] @ near
             if rows != others:
@@ -70,6 +82,7 @@ class MMTok(PerImage):
         gain, scale, text = text.sum(dim=0) + most @ sums, scale.to(unit), text.to(unit)
 
         def similar(some: Tensor) -> Tensor:
-            return torch.cat([text[:, some].T, exponentials(unit[some], unit).mul_(scale)], dim=1)
+            near = exponentials(unit[some], unit) if whole is None else whole[some].sub_(1).mul_(colder).exp_()
+            return torch.cat([text[:, some].T, near.mul_(scale)], dim=1)
 
         return lazy_coverage(similar, gain * (1 + ROUGH) * math.exp(2 * ROUGH * colder), image.count)

@@ -97,6 +97,7 @@ _LARGE = 1 << 24  # numbers of which a second copy is made in fp64: 128 MiB
 _NOTHING = 1e-12  # of two squared lengths: what products of thousands of numbers leave of no distance
 ROUGH = 1e-5  # what a cosine in fp32 is off at most
 _BLOCK = 1024  # tokens on a side of a block of cosines: 8 MiB in fp64
+_ALL = 1 << 28  # bytes of cosines that are remembered: of 8,192 tokens in fp32
 _NUMBERS = 1 << 21  # in fp64 at a time, of more: 16 MiB
 
 
@@ -139,12 +140,24 @@ def rough_unit_rows(rows: Tensor) -> Tensor:
     return unit
 
 
-def pair_blocks(unit: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Cosines of unit vectors [V, D] to each other, block by block from the diagonal up: rows, columns, cosines."""
+def room_for_all(unit: Tensor) -> Tensor | None:
+    """Where all cosines of unit vectors [V, D] to each other can be remembered; None where they are too many."""
+    fit = unit.element_size() * len(unit) ** 2 <= _ALL
+    return unit.new_empty(len(unit), len(unit)) if fit else None
+
+
+def pair_blocks(unit: Tensor, whole: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Cosines of unit vectors [V, D] to each other, block by block from the diagonal up: rows, columns, cosines.
+
+    They are written to `whole` [V, V] too, on both sides of the diagonal.
+    """
     parts = [slice(at, min(at + _BLOCK, len(unit))) for at in range(0, len(unit), _BLOCK)]
     for i, rows in enumerate(parts):
         for columns in parts[i:]:
-            yield rows, columns, unit[rows] @ unit[columns].T
+            near = unit[rows] @ unit[columns].T
+            if whole is not None:
+                whole[rows, columns], whole[columns, rows] = near, near.T
+            yield rows, columns, near
 
 
 def part_size(width: int) -> int:

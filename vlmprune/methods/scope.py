@@ -15,12 +15,13 @@ from .per_image import (
     PerImage,
     cosine,
     pair_blocks,
+    room_for_all,
     rough_unit_rows,
 )
 
 _AT_ONCE = 16  # tokens that are looked at again before it is known how many have to be
 _TOGETHER = 128  # rows of similarities that are made at a time: for fewer, reading all tokens takes too long
-_REMEMBERED = 1 << 23  # similarities, with what they are to: 96 MiB
+_REMEMBERED = 3 << 23  # similarities, with what they are to: 288 MiB
 _TIE = 1e-5  # of what a token adds: fp32 may be off by less
 _FINE = 1e-9  # fp64
 
@@ -57,11 +58,13 @@ def coverage_of(features: Tensor, count: int, weights: Tensor) -> Tensor:
         return greedy_coverage(cosine(features), count, weights)
     unit = rough_unit_rows(features)
     gain = torch.zeros(len(unit), dtype=torch.float64, device=unit.device)
-    for rows, others, near in pair_blocks(unit):
+    whole = room_for_all(unit)
+    for rows, others, near in pair_blocks(unit, whole):
         gain[others] += near.clamp_(min=0).sum(dim=0)
         if rows != others:
             gain[rows] += near.sum(dim=1)
-    return lazy_coverage(lambda some: unit[some] @ unit.T, (gain + ROUGH * len(unit)) * weights, count, weights)
+    similar = (lambda some: unit[some] @ unit.T) if whole is None else whole.__getitem__
+    return lazy_coverage(similar, (gain + ROUGH * len(unit)) * weights, count, weights)
 
 
 def lazy_coverage(
@@ -105,7 +108,7 @@ class _Rows:
 
     def __init__(self, similar: Callable[[Tensor], Tensor], bounds: Tensor) -> None:
         self._similar = similar
-        self._fresh = torch.ones_like(bounds, dtype=torch.bool)  # tokens whose row was never made
+        self._absent = torch.ones_like(bounds, dtype=torch.bool)  # tokens whose row is not remembered
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # where they are above and what they are, the oldest first
         self._numbers = 0
         self._covered, self.tie = torch.zeros(()), _TIE
@@ -136,13 +139,14 @@ class _Rows:
         while len(self._rows) > len(tokens) and self._numbers > _REMEMBERED:
             oldest = next(token for token in self._rows if token not in tokens)
             self._numbers -= len(self._rows.pop(oldest)[0])
+            self._absent[oldest] = True
         if not (missing := [token for token in tokens if token not in self._rows]):
             return
-        wish = bounds.masked_fill(~self._fresh, -torch.inf)
+        wish = bounds.masked_fill(~self._absent, -torch.inf)
         wish[missing] = torch.inf
         wish, new = wish.topk(min(max(len(missing), _TOGETHER), len(bounds)))
         new = new[wish > -torch.inf]
-        self._fresh[new] = False
+        self._absent[new] = False
         rows = self._similar(new)
         if not self._covered.dim():
             self._covered, self.tie = torch.zeros_like(rows[0]), _FINE if rows.dtype == torch.float64 else _TIE
