@@ -269,5 +269,4 @@ def many(encoder: Encoder, engine: str, pair: Any, count: int, at_once: int) -> 
         answered, exits = ask_many(client, expected, range(count), at_once, 10)
         assert metric(client, 'vlmprune_requests_total{status="200"}') == count
         assert exits <= metric(client, "vlmprune_exits_total") <= exits + count - answered
-        eventually(lambda: state.requests.used == 0)
-        assert state.bodies.used == state.pixels.used == 0
+        eventually(lambda: state.requests.used == state.bodies.used == state.pixels.used == 0)

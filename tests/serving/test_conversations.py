@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serving.support import KEEP, QUESTIONS, Handler, data_url, image_part, proxy, served, serving
+from tests.serving.support import KEEP, QUESTIONS, Handler, data_url, eventually, image_part, proxy, served, serving
 from tests.serving.tiny_engine import create
 from tests.support.engines import picture
 from tests.support.grid import only_full
@@ -95,7 +95,7 @@ def test_later_turns_send_the_same_embeddings(guided: Encoder, engine: Any) -> N
             assert answer.headers["x-vlmprune-kept-tokens"] == str(39 * len(got[-1]))
         assert calls == {"images": 2, "guide": 3}
         assert b"vlmprune_kept_choices_total 6.0" in client.get("/metrics").content
-        assert state.pixels.used == 0
+        eventually(lambda: state.pixels.used == 0)
     (a,), (b,), (c, d), (e, f), (g, h, i) = got
     assert a == b == c == e == g
     assert d == f == h
