@@ -27,12 +27,8 @@ HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 LARGEST = 4096  # pixels of a side that SmolVLM resizes to at most
 
 
-class OwnVideoProcessor(PushToHubMixin):
-    """Stands where a processor keeps its video part: settings as saved, and pixels without torchvision.
-
-    Frames are not sampled here, so calls take `do_sample_frames=False` and the `video_metadata` of sampled frames. A
-    kind whose pixels are not known here can be read and saved, and refuses videos.
-    """
+class _SavedPart(PushToHubMixin):
+    """A part of a processor that needs no torchvision to be read and saved; its settings are its attributes."""
 
     model_input_names = ()
     _auto_class = None
@@ -47,12 +43,23 @@ class OwnVideoProcessor(PushToHubMixin):
         return {**self._defaults(), **self.settings}.get(name)
 
     def _defaults(self) -> dict[str, Any]:
-        kind = KINDS.get(str(self.settings.get("video_processor_type")).removesuffix("Fast"))
-        return dict(kind.defaults) if kind else {}
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
-        """As the video part itself is saved."""
+        """As the part itself is saved."""
         return dict(self.settings)
+
+
+class OwnVideoProcessor(_SavedPart):
+    """Stands where a processor keeps its video part: settings as saved, and pixels without torchvision.
+
+    Frames are not sampled here, so calls take `do_sample_frames=False` and the `video_metadata` of sampled frames. A
+    kind whose pixels are not known here can be read and saved, and refuses videos.
+    """
+
+    def _defaults(self) -> dict[str, Any]:
+        kind = KINDS.get(str(self.settings.get("video_processor_type")).removesuffix("Fast"))
+        return dict(kind.defaults) if kind else {}
 
     def __call__(self, videos: Any, *, return_tensors: str | None = None, **options: Any) -> BatchFeature:
         """Pixels of videos, under the names and in the layout of the family's own processor.
@@ -85,24 +92,9 @@ class OwnVideoProcessor(PushToHubMixin):
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["video_metadata"])
 
 
-class NoImageProcessor(PushToHubMixin):
+class NoImageProcessor(_SavedPart):
     """Stands where a processor keeps its image part, in families whose own one needs torchvision: it can be read and
     saved, and refuses images."""
-
-    model_input_names = ()
-    _auto_class = None
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "settings":
-            raise AttributeError(name)
-        return self.settings.get(name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As the image part itself is saved."""
-        return dict(self.settings)
 
     def fetch_images(self, images: Any) -> Any:
         """Refuse the images of a conversation.

@@ -16,6 +16,7 @@ from .per_image import (
     PerImage,
     cosine,
     pair_blocks,
+    pair_rows,
     part_size,
     room_for_all,
     rough_unit_rows,
@@ -60,20 +61,20 @@ class MMTok(PerImage):
         visible, colder = self.visual_weight / len(features), 1 / self.visual_temperature
         unit = rough_unit_rows(features) if colder <= _WARM else unit_rows(features)
 
-        def exponentials(rows: Tensor, columns: Tensor) -> Tensor:
-            return torch.addmm(unit.new_tensor(-colder), rows, columns.T, alpha=colder).exp_()
+        def exponentials(near: Tensor) -> Tensor:
+            return near.sub_(1).mul_(colder).exp_()
 
         # What a token adds needs the sums of all rows. So rows are put together whose sums over some columns are alike,
         # their exponentials added up for each group, and in a group the least sum taken for all: a bound from one pass.
         some = unit[evenly(_SOME, len(unit), unit.device)]
         size = part_size(_SOME)
-        rough = torch.cat([exponentials(part, some).sum(dim=1) for part in unit.split(size)])
+        rough = torch.cat([exponentials(part @ some.T).sum(dim=1) for part in unit.split(size)])
         group = rough.argsort().argsort() * _GROUPS // len(unit)
         member = (group == torch.arange(_GROUPS, device=unit.device)[:, None]).to(unit)
         sums = torch.zeros(_GROUPS, len(unit), dtype=torch.float64, device=unit.device)
         whole = room_for_all(unit)
         for rows, others, near in pair_blocks(unit, whole):
-            near = near.sub_(1).mul_(colder).exp_()
+            near = exponentials(near)
             sums[:, others] += member[:, rows] @ near
             if rows != others:
                 sums[:, rows] += member[:, others] @ near.T
@@ -81,8 +82,9 @@ class MMTok(PerImage):
         most = scale.new_zeros(_GROUPS).scatter_reduce(0, group, scale, "amax")
         gain, scale, text = text.sum(dim=0) + most @ sums, scale.to(unit), text.to(unit)
 
+        cosines = pair_rows(unit, whole)
+
         def similar(some: Tensor) -> Tensor:
-            near = exponentials(unit[some], unit) if whole is None else whole[some].sub_(1).mul_(colder).exp_()
-            return torch.cat([text[:, some].T, near.mul_(scale)], dim=1)
+            return torch.cat([text[:, some].T, exponentials(cosines(some)).mul_(scale)], dim=1)
 
         return lazy_coverage(similar, gain * (1 + ROUGH) * math.exp(2 * ROUGH * colder), image.count)

@@ -4,7 +4,7 @@ Shapes: V visual tokens of an image, K kept, T tokens of the question, D width, 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +158,11 @@ def pair_blocks(unit: Tensor, whole: Tensor | None = None) -> Iterator[tuple[sli
             if whole is not None:
                 whole[rows, columns], whole[columns, rows] = near, near.T
             yield rows, columns, near
+
+
+def pair_rows(unit: Tensor, whole: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """From indices [b] to cosines with all unit vectors: [b, V], read from `whole` where `pair_blocks` wrote it."""
+    return whole.__getitem__ if whole is not None else lambda some: unit[some] @ unit.T
 
 
 def part_size(width: int) -> int:

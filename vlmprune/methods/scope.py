@@ -15,6 +15,7 @@ from .per_image import (
     PerImage,
     cosine,
     pair_blocks,
+    pair_rows,
     room_for_all,
     rough_unit_rows,
 )
@@ -63,8 +64,7 @@ def coverage_of(features: Tensor, count: int, weights: Tensor) -> Tensor:
         gain[others] += near.clamp_(min=0).sum(dim=0)
         if rows != others:
             gain[rows] += near.sum(dim=1)
-    similar = (lambda some: unit[some] @ unit.T) if whole is None else whole.__getitem__
-    return lazy_coverage(similar, (gain + ROUGH * len(unit)) * weights, count, weights)
+    return lazy_coverage(pair_rows(unit, whole), (gain + ROUGH * len(unit)) * weights, count, weights)
 
 
 def lazy_coverage(
