@@ -41,13 +41,23 @@ class SnapKV(CacheCut):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool % 2 == 0:
-            raise VlmpruneError(f"pool must be an odd int, so that it is centred, got {self.pool!r}; use 5 or 7.")
+        check_pool(self.pool)
 
     def score(self, entries: LayerEntries) -> Tensor:
         inside = entries.last(self.window)
         before = entries.attention_from(inside).masked_fill((inside | ~entries.real)[:, None], 0.0)
-        smooth = avg_pool1d(before, self.pool, stride=1, padding=self.pool // 2)
+        smooth = smoothed(before, self.pool)
         # A mean of attention is at most 1.
         recent = 2.0 + torch.arange(inside.shape[-1], device=smooth.device)
         return torch.where(inside[:, None], recent, smooth)
+
+
+def check_pool(pool: int) -> None:
+    """Raise `VlmpruneError` unless that many neighbouring entries have a middle."""
+    if pool % 2 == 0:
+        raise VlmpruneError(f"pool must be an odd int, so that it is centred, got {pool!r}; use 5 or 7.")
+
+
+def smoothed(votes: Tensor, pool: int) -> Tensor:
+    """Votes [B, G, P] averaged over `pool` neighbouring entries, 0 beyond the ends."""
+    return avg_pool1d(votes, pool, stride=1, padding=pool // 2)

@@ -5,11 +5,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool1d
 
-from ...errors import VlmpruneError
 from ..declared import number
 from .base import CacheCut, LayerEntries
+from .snapkv import check_pool, smoothed
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,11 @@ class TaskKV(CacheCut):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool % 2 == 0:
-            raise VlmpruneError(f"pool must be an odd int, so that it is centred, got {self.pool!r}; use 5 or 7.")
+        check_pool(self.pool)
 
     def _votes(self, entries: LayerEntries) -> Tensor:
         votes = entries.attention_from(entries.last(self.window)).masked_fill(~entries.real[:, None], 0.0)
-        return avg_pool1d(votes, self.pool, stride=1, padding=self.pool // 2)
+        return smoothed(votes, self.pool)
 
     def score(self, entries: LayerEntries) -> Tensor:
         eligible = entries.visual if self.tokens == "visual" else entries.real
