@@ -49,6 +49,16 @@ class LayerCost:
         n = count(rows)
         return n * (n + 1) // 2
 
+    def flops(self, rows: RowCount, held: RowCount, visual: int) -> int:
+        """FLOPs of a sample's rows over the keys of the rows `held`, `visual` of them visual tokens; in a
+        cross-attention layer over so many keys."""
+        n = count(rows)
+        if self.cross:
+            seen = self.cross_linear * visual + 2 * self.query_width * n * visual
+            return 2 * (self.linear * n + seen) if visual else 0
+        more = self.visual_more * min(visual, n)
+        return 2 * (self.linear * n + more + 2 * self.query_width * self.pairs(rows, held))
+
     def entries(self, length: float) -> float:
         """How many of `length` entries the layer's cache holds; the next step brings the last one of its window."""
         return length if self.window is None else min(length, self.window.size - 1)
@@ -97,17 +107,15 @@ class ModelCost:
             whole: rows of all prompts together before anything was dropped; None: those of the first layer.
         """
         total = 0
+        known: dict[Any, int] = {}  # layers that differ in their weights alone are counted once
         for i, (cost, samples, keys) in enumerate(zip(self.layers, text, visual, strict=True)):
+            last = None if last_rows is None or i < last_rows[0] else last_rows[1]
             for sample, (rows, v) in enumerate(zip(samples, keys, strict=True)):
                 held = text[i if cost.source is None else cost.source][sample]
-                if last_rows is not None and i >= last_rows[0]:
-                    rows = positions(rows)[-last_rows[1] :]
-                n = count(rows)
-                if cost.cross:
-                    total += 2 * (cost.linear * n + cost.cross_linear * v + 2 * cost.query_width * n * v) if v else 0
-                    continue
-                v = min(v, n)
-                total += 2 * (cost.linear * n + cost.visual_more * v + 2 * cost.query_width * cost.pairs(rows, held))
+                same = cost, last, v, *(one if isinstance(one, int) else id(one) for one in (rows, held))
+                if same not in known:
+                    known[same] = cost.flops(rows if last is None else positions(rows)[-last:], held, v)
+                total += known[same]
         whole = sum(count(rows) for rows in text[0]) if whole is None else whole
         return total + 2 * self.head * len(text[0]) + 2 * self.beside * whole
 

@@ -156,16 +156,23 @@ def check_hides(config: Any, layer: int, source: int) -> None:
         )
 
 
-def check_scale(attention: Any, length: int) -> None:
-    """Refuse Llama 4's layers that scale queries by their row where the scale changes within a prompt of `length`
-    unpruned tokens."""
+def scaling(attention: Any) -> int | None:
+    """From which row on a layer scales its queries by their row, as Llama 4's without rotary embeddings do; None of one
+    that never does."""
     if not getattr(attention, "attn_temperature_tuning", False) or getattr(attention, "use_rope", True):
-        return
-    if length >= attention.floor_scale:
+        return None
+    return int(attention.floor_scale)
+
+
+def check_scale(attention: Any, length: int) -> None:
+    """Refuse layers that scale queries by their row where the scale changes within a prompt of `length` unpruned
+    tokens."""
+    first = scaling(attention)
+    if first is not None and length >= first:
         raise VlmpruneError(
             f"Layers without rotary embeddings scale the queries of a prompt of {length} tokens by their row from "
-            f"{attention.floor_scale} tokens on, which a pruned prompt changes; load the model with "
-            "attn_temperature_tuning=False in its text config."
+            f"{first} tokens on, which a pruned prompt changes; load the model with attn_temperature_tuning=False in "
+            "its text config."
         )
 
 

@@ -64,6 +64,12 @@ def holds_keys(cache: Any, layer: int) -> bool:
     return layer < len(cache.layers) and isinstance(cache.layers[layer], CacheLayerMixin)
 
 
+def layer_kind(cache: Any, layer: int) -> type | None:
+    """The class of a layer of the cache; layers of one class and window hold as many entries of a prompt as each other
+    where it was pruned alike before them. None where it has not made the layer yet."""
+    return type(cache.layers[layer]) if cache is not None and layer < len(cache.layers) else None
+
+
 def physical_length(cache: Any, layer: int) -> int:
     """How many entries a layer of the cache has taken; 0 where a growing cache has not made it yet, and where it holds
     no keys."""
@@ -81,7 +87,7 @@ def physical_sizes(cache: Any, queries: int, layer: int) -> tuple[int, int]:
 def is_filled(cache: Any) -> bool:
     """Whether there is a cache and any of its layers holds anything."""
     return cache is not None and any(
-        physical_length(cache, i) or _has_state(layer) for i, layer in enumerate(cache.layers)
+        (isinstance(layer, CacheLayerMixin) and layer.get_seq_length()) or _has_state(layer) for layer in cache.layers
     )
 
 

@@ -17,7 +17,8 @@ class PerThread(Generic[T]):
     @property
     def own(self) -> T:
         """This thread's."""
-        if not hasattr(self._local, "value"):
-            self._local.value = self._make()
-        value: T = self._local.value
+        try:
+            value: T = self._local.value
+        except AttributeError:
+            value = self._local.value = self._make()
         return value

@@ -42,19 +42,30 @@ def warps(block: int) -> int:
 
 def top_k(scores: Tensor, spans: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     """See `top_k.top_k`; images in the order of `spans`."""
-    starts = list(accumulate((len(span) for span in spans), initial=0))
-    firsts = list(accumulate(counts, initial=0))
-
-    def to_device(numbers: Tensor) -> Tensor:  # a blocking copy would wait for all queued GPU work
-        return numbers.to(scores.device, non_blocking=True)
-
-    positions = torch.cat([to_device(span) for span in spans])
-    table = to_device(torch.tensor([starts, firsts, [*counts, 0]]))
-    out = torch.empty(firsts[-1], dtype=torch.long, device=scores.device)
+    device = scores.device
+    positions = torch.cat([_to_device(span, device) for span in spans])
+    starts, taken, firsts = _bounds([len(span) for span in spans], counts, device)
+    out = torch.empty(sum(counts), dtype=torch.long, device=device)
     block = triton.next_power_of_2(max(map(len, spans)))
     with torch.cuda.device_of(scores):
         top_k_kernel[(len(spans),)](
-            scores, positions, table[0], table[2], table[1], out, scores.stride(0),
+            scores, positions, starts, taken, firsts, out, scores.stride(0),
             BLOCK=block, num_warps=warps(block),
         )  # fmt: skip
     return out
+
+
+def _to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    return numbers.to(device, non_blocking=True)  # a blocking copy would wait for all queued GPU work
+
+
+def _bounds(lengths: Sequence[int], counts: Sequence[int], device: torch.device) -> Sequence[Tensor]:
+    """Where every image's tokens begin, how many of them are taken, and where these go.
+
+    Of images that are alike they are made on the device: a CUDA graph holds no copy from memory that the host frees.
+    """
+    if len(set(lengths)) == len(set(counts)) == 1:
+        image = torch.arange(len(lengths) + 1, device=device)
+        return image * lengths[0], torch.full_like(image, counts[0]), image * counts[0]
+    table = [list(accumulate(lengths, initial=0)), [*counts, 0], list(accumulate(counts, initial=0))]
+    return _to_device(torch.tensor(table), device).unbind()

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..attention.masks import Sizes, by_head, check_hides, check_window, own_mask, still_seen, take_mask
 from ..hf.arguments import cache_in
-from ..hf.cache_state import PrunedPrompt, holds_keys, later_valid, physical_length, physical_sizes, repeated
+from ..hf.cache_state import PrunedPrompt, holds_keys, later_valid, layer_kind, physical_length, physical_sizes, repeated
 from ..hf.grouped_layer import GroupedLayer
 from ..ops.gather import one_stream
+from .layer_before import LayerBefore
 from .setup import Setup
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -29,6 +30,7 @@ class Decode:
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._built: dict[tuple[Any, ...], Any] = {}  # what the layers of a step share, made by the first that needs it
         self._sizes: dict[int, tuple[int, int, int]] = {}  # entries before the step, keys, entries let go: of a layer
+        self._before = LayerBefore()
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if self.state is None or self.setup.attentions[i] is None:  # a recurrence goes on from its state
@@ -41,13 +43,24 @@ class Decode:
             left = self.state.rows(len(hidden))
             cut = self._once(("cross",), lambda: take_mask(cross, None, left.columns, left.ragged))
             return args, {**kwargs, "cross_attention_mask": cut}
+        state, cache = self.state.at(i), cache_in(kwargs)
+        kind = self.setup.kinds[i], id(state), layer_kind(cache, i)
+        if not self._before.same(kind, hidden, kwargs):
+            if self.setup.sources[i] == i:  # a layer that uses another's comes after that has run
+                self._sizes[i] = (physical_length(cache, i), *physical_sizes(cache, self.tokens[1], i))
+            self._before.keep(kind, hidden, kwargs, self._changed(i, state, hidden, kwargs))
+        made = self._before.made
+        return None if made is None else (args, made)
+
+    def _changed(
+        self, i: int, state: PrunedPrompt | None, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """A layer's arguments over the entries that it holds, None where they are those that it is given."""
         new = dict(kwargs)
-        state, mask = self.state.at(i), kwargs.get("attention_mask")
-        new["attention_mask"] = self._mask(i, state, mask, hidden, cache_in(kwargs))
-        if state is None and new["attention_mask"] is mask:
-            return None
+        cache, mask = cache_in(kwargs), kwargs.get("attention_mask")
+        new["attention_mask"] = self._mask(i, state, mask, hidden, cache)
         if state is not None and i in self.setup.counted and kwargs.get("position_ids") is not None:
-            first = physical_length(cache_in(kwargs), i)
+            first = self._sizes[i][0]
             new["position_ids"] = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None]
         if state is not None and state.shift is not None:
             shift = state.shift
@@ -55,7 +68,7 @@ class Decode:
             ids = new["position_ids"] = self._once(("ids", state.layer), lambda: kwargs["position_ids"] - moved)
             rotary = self.setup.text.rotary_emb
             new["position_embeddings"] = self._once(("rotary", state.layer), lambda: rotary(hidden, ids))
-        return args, new
+        return None if all(kwargs.get(name) is value for name, value in new.items()) else new
 
     def stream(self, i: int, hidden: Tensor) -> Tensor:
         """Hidden states [B, new tokens, D] that enter a layer; of a model that keeps several streams of them the
@@ -70,8 +83,6 @@ class Decode:
     def _mask(self, i: int, state: PrunedPrompt | None, mask: Any, hidden: Tensor, cache: Any) -> Any:
         """The model's own mask of this layer over all S + later positions, cut to the entries that are there."""
         source, steps = self.setup.sources[i], self.tokens[1]
-        if source == i:  # a layer that uses another's comes after that has run
-            self._sizes[i] = (physical_length(cache, i), *physical_sizes(cache, steps, i))
         before, length, offset = self._sizes[source]
         empty = length > before + steps - offset  # a cache of fixed size has room for more
         if state is None and not empty and (mask is None or (not offset and mask.shape[-1] == length)):

@@ -18,13 +18,14 @@ from ..flow.compact import Compaction
 from ..flow.prompt_state import PromptState
 from ..flow.stage import Stage, merged
 from ..hf.arguments import cache_in
-from ..hf.cache_state import physical_sizes
+from ..hf.cache_state import layer_kind, physical_sizes
 from ..hf.compatibility import CACHE_NAMES
 from ..ops.gather import compact, gather_along, gather_positions, gather_rows, one_stream, sequence_axis
 from .cache_cut import CacheCutter
 from .decide import Decider
 from .decode import Arguments
 from .deepstack import DeepStack
+from .layer_before import LayerBefore
 from .setup import Setup
 
 # Arguments of a layer that are cut in a way of their own, or hold no rows of the sequence.
@@ -45,6 +46,7 @@ class Prefill:
         self.setup, self.state, self.decider, self.deepstack = setup, state, decider, deepstack
         self._gathered: dict[tuple[str, int, int], tuple[Any, Any]] = {}
         self._lengths: dict[int, int] = {}  # how many keys a layer gets
+        self._before = LayerBefore()
         self.spared: tuple[int, int] | None = None  # as `last_rows` of the state, had the model been let
         self.cutter: CacheCutter | None = None
 
@@ -53,7 +55,12 @@ class Prefill:
         self.state.cache = cache_in(kwargs)
         if i == 0 and self.cutter is not None:
             self.cutter.check(self.state.cache)
-        decider, stage = self.decider, self.state.stage_at(i)
+        decider = self.decider
+        if decider is not None and i not in decider.layers and not unnamed:
+            if self._before.same(self._kind(i), hidden, kwargs):
+                made = self._before.made
+                return None if made is None else ((hidden,), made)
+        stage = self.state.stage_at(i)
         few = self._few(i, hidden)
         if decider is None:
             return None
@@ -79,7 +86,14 @@ class Prefill:
         setup = self.setup
         check_scale(setup.attentions[i], self.state.valid.shape[1])
         more = tuple(self._along("argument", stage, stage.chosen, value) for value in unnamed)
-        return (hidden, *more), self._given(i, stage, hidden, kwargs)
+        made = self._given(i, stage, hidden, kwargs)
+        self._before.keep(self._kind(i), hidden, kwargs, made)
+        return (hidden, *more), made
+
+    def _kind(self, i: int) -> tuple[Any, ...]:
+        """What the arguments of a layer depend on besides those that it is given."""
+        stage = self.state.stage_at(i)
+        return self.setup.kinds[i], None if stage is None else stage.layer, layer_kind(self.state.cache, i)
 
     def stream(self, i: int, hidden: Tensor) -> Tensor:
         """Hidden states [B, S, D] that enter a layer; of a model that keeps several streams of them the first."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..accounting.flops import model_cost
+from ..attention.masks import scaling
 from ..attention.observer import AttentionObserver, check_observer
 from ..attention.sink_observer import VisualSinkObserver
 from ..attention.tower import TowerReader
@@ -39,8 +40,9 @@ class Setup:
     `base`, `text`: the base model and the language model. `attentions`: the attention module of each decoder layer,
     None of one that does not attend. `layers`: before which the pruner drops tokens. `read`: the layers whose attention
     or keys it reads. `observed`: the layers of each of the `observers`. `probed`: the attention modules of all of
-    these. `counted`: layers whose position ids are places among their keys. `tower`: reads the vision tower, where the
-    pruner asks for it.
+    these. `counted`: layers whose position ids are places among their keys. `kinds`: of each decoder layer what its
+    arguments depend on; layers of one kind that are given the same get the same. `tower`: reads the vision tower, where
+    the pruner asks for it.
     """
 
     def __init__(self, model: Any, family: Family, method: Method, observers: Sequence[AttentionObserver]) -> None:
@@ -63,6 +65,7 @@ class Setup:
         self.cut = self.shared[0] if cuts and self.shared else None
         self._names = [positional(layer) for layer in self.text.layers]
         self.counted = {i for i, layer in enumerate(self.text.layers) if counts_keys(layer)}
+        self.kinds = [self._kind(i) for i in range(len(self.attentions))]
         for observer in observers:
             check_observer(observer, self.seeing)
         if self.pruner is not None:
@@ -94,6 +97,11 @@ class Setup:
         if self.cache_method is not None and self.cache_method.reads_attention:
             probed |= set(self.cut_layers)
         self.probed = {i: self.attentions[i] for i in sorted(probed)}
+
+    def _kind(self, i: int) -> tuple[Any, ...]:
+        source, attention = self.sources[i], self.attentions[i]
+        own = i if source != i or i in self.lent else None  # like no other where layers share keys
+        return self.windows[i], own, i in self.counted, attention is None, scaling(attention)
 
     def may_cut(self, state: PromptState, decider: Decider | None, few: int) -> bool:
         """Whether the language model may run only the last `few` rows of a prompt in its later layers."""
