@@ -41,8 +41,9 @@ def prompt_report(
         if stage.chosen is None:  # nothing was dropped
             continue
         columns, left = stage.chosen.index.shape[1], text_rows if cross else rows_left(state, stage, repeats)
+        stays = [len(k) for k in stage.kept[::repeats]]
         for i in range(stage.layer, len(full)):
-            counts[i], rows[i] = [len(k) for k in stage.kept[::repeats]], left
+            counts[i], rows[i] = stays, left
             if cost.layers[i].cross == cross:
                 lengths[i] = columns
     seeing = [sum(each) for layer, each in zip(cost.layers, counts, strict=True) if layer.cross or not cross]

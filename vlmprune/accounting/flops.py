@@ -5,6 +5,7 @@ own tokens, padding left out, so a row costs the same alone and in a batch. The 
 padded length of the batch, a sliding window's layers at most window - 1 entries.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,17 +108,22 @@ class ModelCost:
             whole: rows of all prompts together before anything was dropped; None: those of the first layer.
         """
         total = 0
-        known: dict[Any, int] = {}  # layers that differ in their weights alone are counted once
+        known: dict[tuple[Any, ...], int] = {}  # layers that differ in their weights alone are counted once
         for i, (cost, samples, keys) in enumerate(zip(self.layers, text, visual, strict=True)):
             last = None if last_rows is None or i < last_rows[0] else last_rows[1]
-            for sample, (rows, v) in enumerate(zip(samples, keys, strict=True)):
-                held = text[i if cost.source is None else cost.source][sample]
-                same = cost, last, v, *(one if isinstance(one, int) else id(one) for one in (rows, held))
-                if same not in known:
-                    known[same] = cost.flops(rows if last is None else positions(rows)[-last:], held, v)
-                total += known[same]
+            held = text[i if cost.source is None else cost.source]
+            same = self._kinds[i], last, id(samples), id(keys), id(held)
+            if same not in known:
+                each = (rows if last is None else positions(rows)[-last:] for rows in samples)
+                known[same] = sum(cost.flops(*one) for one in zip(each, held, keys, strict=True))
+            total += known[same]
         whole = sum(count(rows) for rows in text[0]) if whole is None else whole
         return total + 2 * self.head * len(text[0]) + 2 * self.beside * whole
+
+    @functools.cached_property
+    def _kinds(self) -> list[int]:
+        """The first layer that costs what each layer does."""
+        return [self.layers.index(layer) for layer in self.layers]
 
     def lengths(self, rows: int, visual: int) -> list[int]:
         """Per layer, entries cached of a sequence of that many rows; of its visual tokens in cross-attention layers."""

@@ -176,11 +176,14 @@ class BaseForward:
         state, cutter = prompt.state, prompt.cutter
         cut = settled(self.setup, state, cutter, call.own_cache)
         if state.cache is not None:
-            over, visual = call.generating, self.locator.visual(state.input_ids)
             by: Method | None = None if cutter is None else cutter.method
             if prompt.decider is not None and prompt.decider.pruner.asks:
                 by = prompt.decider.pruner
-            attach_state(state.cache, RANKED, ranked(by, state, visual, self.setup.model.config, over))
+            text = None
+            if by is not None:
+                visual = self.locator.visual(state.input_ids)
+                text = ranked(by, state, visual, self.setup.model.config, call.generating)
+            attach_state(state.cache, RANKED, text)
         if call.generating and call.made is not None:  # use_cache=False: a prompt every step
             return
         repeats = call.repeats(len(state.layouts))

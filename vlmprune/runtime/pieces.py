@@ -34,14 +34,12 @@ class Ranked:
     over: bool
 
 
-def ranked(method: Method | None, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked | None:
+def ranked(method: Method, state: PromptState, visual: Tensor, config: Any, over: bool) -> Ranked:
     """What pieces that come later on a prompt's cache must know of it.
 
-    `method`: which ranks by the text, None (and so the answer) where nothing does. `visual`: bool [B, S], which ids
-    stand for visual tokens. `over`: whether the prompt is.
+    `method`: which ranks by the text. `visual`: bool [B, S], which ids stand for visual tokens. `over`: whether the
+    prompt is.
     """
-    if method is None:
-        return None
     ids, valid = state.input_ids, state.prompt_valid
     markers = [value for name in _MARKERS if (value := getattr(config, name, None)) is not None]
     text = valid & ~visual & ~torch.isin(ids, torch.tensor(markers, dtype=ids.dtype))
