@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from ..attention.masks import Sizes, by_head, check_hides, check_window, own_mask, still_seen, take_mask
 from ..hf.arguments import cache_in
-from ..hf.cache_state import PrunedPrompt, holds_keys, later_valid, layer_kind, physical_length, physical_sizes, repeated
+from ..hf.cache_state import (
+    PrunedPrompt,
+    holds_keys,
+    later_valid,
+    layer_kind,
+    physical_length,
+    physical_sizes,
+    repeated,
+)
 from ..hf.grouped_layer import GroupedLayer
 from ..ops.gather import one_stream
 from .layer_before import LayerBefore

@@ -32,7 +32,8 @@ class LayerBefore:
     def keep(self, kind: Any, hidden: Tensor, kwargs: dict[str, Any], made: dict[str, Any] | None) -> None:
         """Remember a layer for the next one. `kind`: all that its arguments depend on besides those that it was
         given."""
-        self._kind, self._form, self._given, self._made = kind, (hidden.shape, hidden.device), kwargs, made
+        self._kind, self._form, self._given = kind, (hidden.shape, hidden.device), kwargs
+        self._made = None if made is None else dict(made)  # a user's hook may change the one that the layer gets
 
     @property
     def made(self) -> dict[str, Any] | None:

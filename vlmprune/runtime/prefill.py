@@ -56,10 +56,10 @@ class Prefill:
         if i == 0 and self.cutter is not None:
             self.cutter.check(self.state.cache)
         decider = self.decider
-        if decider is not None and i not in decider.layers and not unnamed:
-            if self._before.same(self._kind(i), hidden, kwargs):
-                made = self._before.made
-                return None if made is None else ((hidden,), made)
+        drops = decider is not None and i in decider.layers
+        if not drops and not unnamed and self._before.same(self._kind(i), hidden, kwargs):
+            made = self._before.made
+            return None if made is None else ((hidden,), made)
         stage = self.state.stage_at(i)
         few = self._few(i, hidden)
         if decider is None:
