@@ -26,6 +26,7 @@ from . import errors_page, families_page, gain, methods_page, results_page, sink
 from . import tables as all_tables
 from .captions import tables as captions
 from .exits import Arguments, ended
+from .gpu import page as gpu
 from .kv import tables as kv
 from .serving import fleet
 from .sgl import tables as sgl
@@ -57,6 +58,12 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
         "prefill": (f"{_SPEED}/prefill.json", sentences.prefill),
         "video": (_NONE, lambda _: video.in_docs()),
         "video-scale": (_NONE, lambda _: video_scale.in_docs()),
+    },
+    "docs/gpu.md": {
+        "checks": (_NONE, lambda _: gpu.checks()),
+        "found": (_NONE, lambda _: gpu.found()),
+        "speed": (_NONE, lambda _: gpu.speed()),
+        "kernels": (_NONE, lambda _: gpu.kernels()),
     },
     "docs/each_method.md": {_WHOLE: (_GRID, methods_page.page)},
     "docs/evaluation.md": {"which": (_GRID, results_page.in_docs)},
