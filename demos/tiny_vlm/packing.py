@@ -224,7 +224,7 @@ def _place(hidden: Tensor) -> Tensor:
 
 def right_answers(logits: Tensor, packed: Packed) -> list[tuple[str, bool]]:
     """Per question its family and whether greedy decoding would give the answer exactly."""
-    hit = logits.argmax(-1) == packed.target
+    hit = (logits.argmax(-1) == packed.target).cpu()
     return [(family, bool(hit[a:b].all())) for family, a, b in packed.answers]
 
 

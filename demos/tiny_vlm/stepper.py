@@ -43,7 +43,7 @@ class Schedule:
     start: int
     total: int = 0
     seconds: float = 0.0
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
 
     def spent(self, step: int) -> float:
         """The fraction of the run that lies behind."""

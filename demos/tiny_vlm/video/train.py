@@ -81,7 +81,11 @@ def visual_of(model: Any, values: Tensor) -> Tensor:
     out = model.model.get_video_features(
         values, vision_feature_layer=-1, vision_feature_select_strategy="default", output_hidden_states=True
     )
-    return out.pooler_output
+    found = out.pooler_output
+    if found.shape[1] == TOKENS:
+        return found
+    # transformers 5.17 leaves the newline to the model's forward.
+    return torch.cat((found, model.model.image_newline.expand(len(found), 1, -1)), 1)
 
 
 def questions_about(rng: random.Random, clip: ClipScene, most: int = 10) -> list[Question]:
