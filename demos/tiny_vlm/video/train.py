@@ -99,7 +99,7 @@ def questions_about(rng: random.Random, clip: ClipScene, most: int = 10) -> list
 
 
 @dataclass
-class Shown:
+class ShownClips:
     """What a step needs: clips [B, T, 3, H, W] and questions behind their tokens, those that are `kept` where some are
     dropped."""
 
@@ -108,7 +108,7 @@ class Shown:
     kept: Tensor | None
 
 
-def shown_clips(batch: int, dropping: float, step: int, progress: float) -> Shown:
+def shown_clips(batch: int, dropping: float, step: int, progress: float) -> ShownClips:
     """The step's lesson: clips of the next seeds, some questions about each."""
     rng = random.Random(step)
     clips = [make_clip(step * batch + i, "train") for i in range(batch)]
@@ -116,7 +116,7 @@ def shown_clips(batch: int, dropping: float, step: int, progress: float) -> Show
     kept, places = None, torch.arange(TOKENS)
     if rng.random() < dropping:
         kept = places = drop_uniformly(rng, TOKENS, rng.uniform(0, 0.5))
-    return Shown(clip_pixels(clips), pack(rows, places.expand(batch, -1), TOKENS), kept)
+    return ShownClips(clip_pixels(clips), pack(rows, places.expand(batch, -1), TOKENS), kept)
 
 
 class ClipTrainer(Stepper):
@@ -144,7 +144,7 @@ class ClipTrainer(Stepper):
             self.state.begin_from(begin)
         self.lessons = partial(shown_clips, BATCH * batch, dropping)
 
-    def loss(self, lesson: Shown) -> tuple[Tensor, Any, int]:
+    def loss(self, lesson: ShownClips) -> tuple[Tensor, Any, int]:
         """Of one step."""
         model, packed = self.model, lesson.packed
         with torch.autocast(self.device.type, torch.bfloat16):
