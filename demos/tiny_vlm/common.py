@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -118,10 +119,39 @@ class State:
             prefix = f"adam.{i}."
             found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
             if found:
-                self.optimizer.state[p] = found
+                # Moments lie where the parameter does, the number of steps on the CPU.
+                self.optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in found.items()}
         self.meta = json.loads((self.folder / "meta.json").read_text())
         self.pause()
         return True
+
+    def _names(self) -> list[str]:
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        return [names[id(p)] for p in self.params]
+
+    def save_average(self, path: Path) -> None:
+        """The moving average of all that is trained, by name, and the progress: a quarter of the state."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: e.cpu() for name, e in zip(self._names(), self.ema, strict=True)}
+        save_file(tensors, f"{path}.new", metadata={"meta": json.dumps(self.meta)})
+        os.replace(f"{path}.new", path)
+
+    def begin_from(self, path: Path) -> None:
+        """Weights, average and progress as `save_average` wrote them; the optimizer starts anew.
+
+        Raises:
+            ValueError: the file is of another model.
+        """
+        with safe_open(str(path), "pt") as file:
+            if set(file.keys()) != set(self._names()):
+                raise ValueError(f"{path} is not the moving average of such a model.")
+            tensors = [file.get_tensor(name) for name in self._names()]
+            self.meta = json.loads(file.metadata()["meta"])
+        with torch.no_grad():
+            for p, e, there in zip(self.params, self.ema, tensors, strict=True):
+                p.copy_(there)
+                e.copy_(there)
+        self.pause()
 
 
 def log(folder: Path, **record: Any) -> None:

@@ -35,15 +35,16 @@ def encode_text(text: str) -> list[int]:
 
 @dataclass
 class Packed:
-    """`ids` [B, T]; `positions` [B, S]; `mask` [B, 1, S, S] additive; loss at `where` (row, text column) with `target`
-    and `weight`; `answers`: per question its family and the range of its entries in `where`; `early`: (row, text
-    column, first token of the answer) of the question's last words, for `early_loss`; `spots`: (row, text column, x-y)
-    of the last word of every name, x-y its thing's centre in -1..1 of the canvas, for `spot_loss`; `gaps`: the same
-    of the last two words of a relation, x-y from the second thing to the first, for `gap_loss`."""
+    """`ids` [B, T]; `group` [B, T], which question a token belongs to, -1 to none; `positions` [B, S]; loss at `where`
+    (row, text column) with `target` and `weight`; `answers`: per question its family and the range of its entries in
+    `where`; `early`: (row, text column, first token of the answer) of the question's last words, for `early_loss`;
+    `spots`: (row, text column, x-y) of the last word of every name, x-y its thing's centre in -1..1 of the canvas, for
+    `spot_loss`; `gaps`: the same of the last two words of a relation, x-y from the second thing to the first, for
+    `gap_loss`."""
 
     ids: Tensor
+    group: Tensor
     positions: Tensor
-    mask: Tensor
     where: tuple[Tensor, Tensor]
     target: Tensor
     weight: Tensor
@@ -51,6 +52,11 @@ class Packed:
     early: tuple[Tensor, Tensor, Tensor]
     spots: tuple[Tensor, Tensor, Tensor]
     gaps: tuple[Tensor, Tensor, Tensor]
+
+    @property
+    def mask(self) -> Tensor:
+        """Additive [B, 1, S, S], where the rest lies: it is by far the largest, so it is made where it is read."""
+        return _mask(self.group, self.positions.shape[1] - self.group.shape[1] - 1)
 
 
 def pack(rows: list[list[Question]], places: Tensor, patches: int = GRID * GRID) -> Packed:
@@ -99,8 +105,8 @@ def pack(rows: list[list[Question]], places: Tensor, patches: int = GRID * GRID)
     words = torch.tensor(early).reshape(-1, 3)
     return Packed(
         ids,
+        group,
         positions,
-        _mask(group, visual),
         (rows_at, columns_at),
         torch.tensor(target),
         torch.tensor(weight),
@@ -115,10 +121,11 @@ def _mask(group: Tensor, visual: int) -> Tensor:
     """The additive mask [B, 1, S, S] of texts whose tokens belong to the questions `group` [B, T], -1 to none."""
     batch, width = group.shape
     size = 1 + visual + width
-    seen = torch.ones(size, size, dtype=torch.bool).tril().expand(batch, -1, -1).clone()
+    device = group.device
+    seen = torch.ones(size, size, dtype=torch.bool, device=device).tril().expand(batch, -1, -1).clone()
     same = (group[:, :, None] == group[:, None, :]) & (group >= 0)[:, None, :]
-    seen[:, 1 + visual :, 1 + visual :] &= same | torch.eye(width, dtype=torch.bool)
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+    seen[:, 1 + visual :, 1 + visual :] &= same | torch.eye(width, dtype=torch.bool, device=device)
+    return torch.zeros(seen.shape, device=device).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
 def _with_places(entries: list[tuple[int, int, float, float]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,7 +161,7 @@ def run(model: Any, features: Tensor, packed: Packed) -> Ran:
 def read(model: Any, visual: Tensor, packed: Packed) -> Ran:
     """The same of what the projector made of images or clips, `visual` [B, V, D]."""
     lm = model.model.language_model
-    start = lm.embed_tokens(torch.full((len(visual), 1), IDS["<bos>"]))
+    start = lm.embed_tokens(torch.full_like(packed.ids[:, :1], IDS["<bos>"]))
     whole = torch.cat([start, visual, lm.embed_tokens(packed.ids)], dim=1)
     out = lm(
         inputs_embeds=whole,
@@ -210,14 +217,14 @@ def _place(hidden: Tensor) -> Tensor:
     large stream fits the target with a part too faint for the next layer to notice.
     """
     hidden = F.rms_norm(hidden, hidden.shape[-1:])
-    directions = torch.zeros(hidden.shape[-1], 2)
+    directions = torch.zeros(hidden.shape[-1], 2, device=hidden.device)
     directions[0::2, 0] = directions[1::2, 1] = (2 / hidden.shape[-1]) ** 0.5
     return hidden @ directions
 
 
 def right_answers(logits: Tensor, packed: Packed) -> list[tuple[str, bool]]:
     """Per question its family and whether greedy decoding would give the answer exactly."""
-    hit = logits.argmax(-1) == packed.target
+    hit = (logits.argmax(-1) == packed.target).cpu()
     return [(family, bool(hit[a:b].all())) for family, a, b in packed.answers]
 
 

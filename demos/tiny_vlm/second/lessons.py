@@ -6,6 +6,8 @@ Everything follows from a step's number, so a run that goes on draws what it wou
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +25,8 @@ from .model import CONCEPTS, VALUES
 STEP = 16  # every canvas is a multiple of it: both pairs' patches fill it
 PHOTOGRAPHS = 0.55  # of the batches are scenes on photographs
 WIDE = 0.05  # of the later batches are of canvases of 224 px, with fewer images
+CROWDED = 0.5  # of the last batches hold many things of one shape or colour: counts of three to six are rare elsewhere
+CROWDED_MIX = {**LAST_MIX, "count": 12.0}
 FIRST_CAPTIONS = 0.3  # of the run over captions shows up to three things on small canvases
 _AT = {concept: i for i, concept in enumerate(CONCEPTS)}
 
@@ -43,11 +47,16 @@ def things_differ(scene: Scene) -> bool:
     return things >= 2 and things == len({t.shape for t in scene.things}) == len({t.colour for t in scene.things})
 
 
-def distinct(photographs: bool, seed: int, canvas: int, most: int) -> Scene:
-    """The first scene from `seed` on, in steps that leave other scenes' seeds alone, whose things all differ."""
+def crowded(scene: Scene) -> bool:
+    """Whether there are three things or more of one shape or colour."""
+    return any(max(Counter(getattr(t, name) for t in scene.things).values()) >= 3 for name in ("shape", "colour"))
+
+
+def first_that(fits: Callable[[Scene], bool], photographs: bool, seed: int, canvas: int, most: int = 8) -> Scene:
+    """The first scene from `seed` on, in steps that leave other scenes' seeds alone, that fits."""
     for attempt in range(400):
         scene = draw(photographs, seed + attempt * 10_000_000, canvas=canvas, max_things=most, digits=1.2)
-        if things_differ(scene):
+        if fits(scene):
             break
     return scene
 
@@ -81,13 +90,15 @@ def questions_lesson(rng: random.Random, first: int, batch: int, progress: float
     chance = rng.random()
     mix = MIX
     if progress < FIRST_LESSONS:
-        scenes, mix = [distinct(photographs, s, canvas, rng.choice((2, 3))) for s in seeds], FIRST_MIX
+        scenes, mix = [first_that(things_differ, photographs, s, canvas, rng.choice((2, 3))) for s in seeds], FIRST_MIX
+    elif progress >= LAST_LESSONS and chance < CROWDED:
+        scenes, mix = [first_that(crowded, photographs, s, canvas) for s in seeds], CROWDED_MIX
     elif progress >= LAST_LESSONS and chance < 0.8:
         scenes, mix = [draw(photographs, s, canvas=canvas, digits=1.2) for s in seeds], LAST_MIX
     elif chance < 0.25:
-        scenes, mix = [distinct(photographs, s, canvas, 2) for s in seeds], PAIR_MIX
+        scenes, mix = [first_that(things_differ, photographs, s, canvas, 2) for s in seeds], PAIR_MIX
     elif chance < (0.6 if progress < SECOND_LESSONS else 0.4):
-        scenes = [distinct(photographs, s, canvas, rng.choice((2, 3, 4))) for s in seeds]
+        scenes = [first_that(things_differ, photographs, s, canvas, rng.choice((2, 3, 4))) for s in seeds]
     else:
         most = rng.choice((1, 2, 3, 8, 8, 8))
         scenes = [draw(photographs, s, canvas=canvas, max_things=most, digits=1.2) for s in seeds]

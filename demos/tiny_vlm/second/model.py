@@ -114,7 +114,7 @@ class Trainee(nn.Module):
             .flatten(1)
             .T
         )
-        return spread + F.pad(waves(side), (0, spread.shape[1] - WAVES))
+        return spread + F.pad(waves(side), (0, spread.shape[1] - WAVES)).to(spread.device)
 
     def features(self, values: Tensor) -> Tensor:
         """What the tower makes of images (B, 3, canvas, canvas): [B, V, D], as the stock model reads it."""

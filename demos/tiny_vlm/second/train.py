@@ -2,6 +2,8 @@
 
     python -m demos.tiny_vlm.second.train --work DIR --which large --captions 3000 --answers 9000
     python -m demos.tiny_vlm.second.train --work DIR --which large --captions 3000 --answers 9000 --more 4000
+    python -m demos.tiny_vlm.second.train --work DIR --which large --from AVERAGE --average AVERAGE2 --seconds 200 \\
+        --device cuda --batch 8 --workers 3     last lessons on a GPU, as many as there is time for, from an average
     python -m demos.tiny_vlm.second.train --work DIR --which large --export DIR2      the moving average as it stands,
         in DIR2/112/large and DIR2/224/large: stock models for images of so many pixels a side
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,9 @@ from torch import Tensor
 
 from ..common import State, log
 from ..language import DROP_FRACTION, EARLY_WEIGHT, FIRST_LESSONS, LAST_LESSONS, SPOT_WEIGHT
-from ..packing import answer_logits, drop_uniformly, early_loss, gap_loss, pack, right_answers, run, spot_loss
+from ..packing import Packed, answer_logits, drop_uniformly, early_loss, gap_loss, pack, right_answers, run, spot_loss
 from ..questions import FAMILIES, benchmark, by_scene
-from ..stepper import Stepper
+from ..stepper import Stepper, add_options, moved
 from ..tower import pixels
 from ..vocabulary import IDS
 from .lessons import Captions, captions_lesson, captions_of, draw, image_of, questions_lesson
@@ -41,6 +44,8 @@ RATE = {"captions": {"large": 1.5e-3, "small": 2.5e-3}, "answers": {"large": 1.0
 BATCH = {"captions": 24, "answers": 8}
 TOWER_FACTOR = 0.2  # of the rate, for the tower in the second stage
 ALIGN_WEIGHT = 0.3
+CAPTIONS_SHARE = 0.15  # of so many seconds, where they are given, are the first stage's
+CPU = torch.device("cpu")
 
 
 def caption_loss(scores: Tensor, captions: Captions) -> tuple[Tensor, float]:
@@ -82,12 +87,59 @@ def concept_words(table: Tensor) -> Tensor:
     return torch.stack([F.normalize(table[[IDS[w] for w in name.split()]], dim=-1).sum(0) for name in CONCEPTS])
 
 
-class Trainer(Stepper):
-    """One stage of one model, with its state on disk."""
+@dataclass
+class Shown:
+    """What a step needs of a lesson: images (B, 3, canvas, canvas); in the first stage captions, in the second
+    questions behind the visual tokens, which of these are `kept` where some are dropped, and captions while they count.
+    """
 
-    def __init__(self, work: Path, which: str, stage: str, dropping: float = DROP_FRACTION) -> None:
+    values: Tensor
+    progress: float
+    captions: Captions | None = None
+    packed: Packed | None = None
+    kept: Tensor | None = None
+
+
+def shown_captions(batch: int, step: int, progress: float) -> Shown:
+    """The step's lesson of the first stage."""
+    rng = random.Random(step)
+    lesson = captions_lesson(rng, step * batch, batch, progress)
+    return Shown(lesson.values, progress, captions_of(rng, lesson.scenes))
+
+
+def shown_questions(batch: int, patch: int, dropping: float, step: int, progress: float) -> Shown:
+    """The step's lesson of the second stage, for a tower with patches of so many pixels a side."""
+    rng = random.Random(step)
+    lesson = questions_lesson(rng, step * batch, batch, progress)
+    visual = (lesson.values.shape[-1] // patch) ** 2
+    kept, places = None, torch.arange(visual)
+    if progress > FIRST_LESSONS and rng.random() < dropping:
+        kept = places = drop_uniformly(rng, visual, rng.uniform(0, 0.5))
+    packed = pack(lesson.rows, places.expand(len(lesson.rows), -1), visual)
+    aligned = kept is None and progress < LAST_LESSONS
+    return Shown(lesson.values, progress, captions_of(rng, lesson.scenes) if aligned else None, packed, kept)
+
+
+class Trainer(Stepper):
+    """One stage of one model, with its state on disk.
+
+    `begin`: a moving average to start the second stage from where `work` holds no state of it; `batch`: how many times
+    the images of a step.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        which: str,
+        stage: str,
+        dropping: float = DROP_FRACTION,
+        *,
+        device: torch.device = CPU,
+        batch: int = 1,
+        begin: Path | None = None,
+    ) -> None:
         torch.manual_seed(0)
-        self.which, self.stage, self.dropping = which, stage, dropping
+        self.which, self.stage, self.device = which, stage, device
         trainee = Trainee(which)
         # The first stage trains the tower, its positions and the concepts; the second all but the concepts.
         trainee.model.requires_grad_(False)
@@ -98,41 +150,42 @@ class Trainer(Stepper):
                 before.swap()
             trainee.model.requires_grad_(True)
             trainee.concepts.requires_grad_(False)
-        self.trainee = trainee
+        self.trainee = trainee.to(device)
         slow = torch.nn.ModuleList([trainee.tower]) if stage == "answers" else None
         self.state = State(trainee, RATE[stage][which], work / which / stage, ema=0.998, slow=slow, factor=TOWER_FACTOR)
         self.resumed = self.state.load()
+        if begin and not self.resumed:
+            self.state.begin_from(begin)
+        images = BATCH[stage] * batch
+        self.lessons = (
+            partial(shown_captions, images)
+            if stage == "captions"
+            else partial(shown_questions, images, trainee.patch, dropping)
+        )
 
-    def loss(self, rng: random.Random, progress: float) -> tuple[Tensor, float, int]:
+    def loss(self, lesson: Shown) -> tuple[Tensor, Any, int]:
         """Of one step of the stage."""
-        return (self._captions if self.stage == "captions" else self._answers)(rng, progress)
+        return (self._captions if self.stage == "captions" else self._answers)(lesson)
 
-    def _captions(self, rng: random.Random, progress: float) -> tuple[Tensor, float, int]:
-        lesson = captions_lesson(rng, self.state.meta["images"], BATCH["captions"], progress)
-        captions = captions_of(rng, lesson.scenes)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.which == "large"):
+    def _captions(self, lesson: Shown) -> tuple[Tensor, Any, int]:
+        assert lesson.captions is not None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.which == "large"):
             features = self.trainee.features(lesson.values)
-        loss, right = caption_loss(self.trainee.concepts(features.float()), captions)
-        return loss, right, len(lesson.scenes)
+        loss, right = caption_loss(self.trainee.concepts(features.float()), lesson.captions)
+        return loss, right, len(lesson.values)
 
-    def _answers(self, rng: random.Random, progress: float) -> tuple[Tensor, float, int]:
+    def _answers(self, lesson: Shown) -> tuple[Tensor, Any, int]:
         model: Any = self.trainee.model
-        lesson = questions_lesson(rng, self.state.meta["images"], BATCH["answers"], progress)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.which == "large"):
-            with torch.set_grad_enabled(progress >= LAST_LESSONS):
+        packed = lesson.packed
+        assert packed is not None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.which == "large"):
+            with torch.set_grad_enabled(lesson.progress >= LAST_LESSONS):
                 features = self.trainee.features(lesson.values)
-            visual = features.shape[1]
-            places = torch.arange(visual).expand(len(features), -1)
-            whole = True
-            if progress > FIRST_LESSONS and rng.random() < self.dropping:
-                kept = drop_uniformly(rng, visual, rng.uniform(0, 0.5))
-                features, places, whole = features[:, kept], places[:, kept], False
-            packed = pack(lesson.rows, places, visual)
-            ran = run(model, features, packed)
+            ran = run(model, features if lesson.kept is None else features[:, lesson.kept], packed)
         logits = model.lm_head(ran.last.float()[packed.where])
         each = F.cross_entropy(logits, packed.target, reduction="none")
         loss = (each * packed.weight).sum() / packed.weight.sum()
-        watched = float(loss.detach())
+        watched = loss.detach()
         self.state.meta["answers"] += len(packed.answers)
         if len(packed.early[0]):
             loss = loss + EARLY_WEIGHT * early_loss(model, ran.last.float(), packed)
@@ -140,11 +193,11 @@ class Trainer(Stepper):
             loss = loss + SPOT_WEIGHT * spot_loss(ran, packed)
         if self.which == "large" and len(packed.gaps[0]):
             loss = loss + SPOT_WEIGHT * gap_loss(ran, packed)
-        if whole and progress < LAST_LESSONS:
+        if lesson.captions is not None:
             words = concept_words(model.model.language_model.embed_tokens.weight)
             scores = 8 * F.normalize(ran.visual.float(), dim=-1) @ words.T
-            loss = loss + ALIGN_WEIGHT * caption_loss(scores, captions_of(rng, lesson.scenes))[0]
-        return loss, watched, len(lesson.scenes)
+            loss = loss + ALIGN_WEIGHT * caption_loss(scores, lesson.captions)[0]
+        return loss, watched, len(lesson.values)
 
     def look(self, number: int) -> None:
         """Validation accuracy of the moving average into the log, in both worlds; the first stage answers nothing."""
@@ -164,12 +217,13 @@ def accuracy(trainee: Trainee, photographs: bool, number: int, split: str = "val
     make = partial(draw, photographs)
     every = by_scene(pair for family in FAMILIES for pair in benchmark(family, number, split, make=make))
     hits: dict[str, list[bool]] = defaultdict(list)
+    device = trainee.coarse.device
     for at in range(0, len(every), 8):
         part = every[at : at + 8]
-        features = trainee.features(pixels([image_of(scene) for scene, _ in part]))
+        features = trainee.features(pixels([image_of(scene) for scene, _ in part]).to(device))
         places = torch.arange(features.shape[1]).expand(len(part), -1)
         rows = [questions for _, questions in part]
-        packed = pack(rows, places, features.shape[1])
+        packed = moved(pack(rows, places, features.shape[1]), device)
         asked = [question for row in rows for question in row]
         for question, (family, hit) in zip(
             asked, right_answers(answer_logits(trainee.model, features, packed), packed), strict=True
@@ -190,21 +244,26 @@ def main() -> None:
     parser.add_argument("--more", type=int, default=0, help="steps on top of a finished second stage")
     parser.add_argument("--dropping", type=float, default=DROP_FRACTION, help="fraction of batches that lose tokens")
     parser.add_argument("--export", type=Path, help="write stock files of the moving average there, train nothing")
+    add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    here = {"device": args.device, "batch": args.batch}
+    answers = partial(Trainer, args.work, args.which, "answers", args.dropping, begin=args.begin, **here)
     if args.export:
-        trainer = Trainer(args.work, args.which, "answers")
-        if not trainer.resumed:
+        trainer = answers()
+        if not (trainer.resumed or args.begin):
             raise SystemExit(f"There is no training state of the {args.which} model in {args.work}; train it first.")
         trainer.state.swap()
         for canvas in CANVASES:
             trainer.trainee.export(args.export / str(canvas) / args.which, canvas)
         return
-    if not Trainer(args.work, args.which, "captions").train(args.captions):
-        return
-    trainer = Trainer(args.work, args.which, "answers", args.dropping)
-    if trainer.train(args.answers) and args.more:
-        trainer.train(args.answers + args.more, start=args.answers)
+    if not args.begin:
+        first = Trainer(args.work, args.which, "captions", **here)
+        if not first.train(args.captions, seconds=CAPTIONS_SHARE * args.seconds, workers=args.workers):
+            return
+        args.seconds *= 1 - CAPTIONS_SHARE
+    trainer = answers()
+    trainer.run(args.answers, args.more, args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m demos.tiny_vlm.video.train --work DIR --which large --steps 12000
     python -m demos.tiny_vlm.video.train --work DIR --which large --steps 12000 --more 4000
+    python -m demos.tiny_vlm.video.train --work DIR --which large --device cuda --batch 4 --workers 3 --seconds 200
     python -m demos.tiny_vlm.video.train --work DIR --which large --export DIR2     the moving average as it stands
 
 Stock LLaVA-OneVision: each frame's 14 x 14 patches are pooled to 7 x 7, eight frames are 392 tokens and a newline.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import random
 from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from ..language import DROP_FRACTION, EARLY_WEIGHT, SPOT_WEIGHT
 from ..packing import Packed, drop_uniformly, early_loss, pack, read, right_answers, spot_loss
 from ..pair import TEXT, export, greedy, text_config
 from ..questions import Question, by_scene
-from ..stepper import Stepper
+from ..stepper import Stepper, add_options, moved
 from ..tower import MEAN, STD, tower_config
 from ..vocabulary import CANVAS, IDS
 from .clips import FRAMES, ClipScene, make_clip
@@ -39,6 +42,7 @@ from .questions import FAMILIES, ask_clip, clip_benchmark
 RATE = {"large": 6e-4, "small": 2e-3}
 BATCH = 4
 TOKENS = FRAMES * 49 + 1
+CPU = torch.device("cpu")
 
 
 def build(which: str) -> LlavaOnevisionForConditionalGeneration:
@@ -77,7 +81,11 @@ def visual_of(model: Any, values: Tensor) -> Tensor:
     out = model.model.get_video_features(
         values, vision_feature_layer=-1, vision_feature_select_strategy="default", output_hidden_states=True
     )
-    return out.pooler_output
+    found = out.pooler_output
+    if found.shape[1] == TOKENS:
+        return found
+    # transformers 5.17 leaves the newline to the model's forward.
+    return torch.cat((found, model.model.image_newline.expand(len(found), 1, -1)), 1)
 
 
 def questions_about(rng: random.Random, clip: ClipScene, most: int = 10) -> list[Question]:
@@ -90,38 +98,66 @@ def questions_about(rng: random.Random, clip: ClipScene, most: int = 10) -> list
     return list(found.values()) or [Question("change", "Is there a tile?", "no")]
 
 
-class ClipTrainer(Stepper):
-    """The training of one of the pair, with its state on disk."""
+@dataclass
+class ShownClips:
+    """What a step needs: clips [B, T, 3, H, W] and questions behind their tokens, those that are `kept` where some are
+    dropped."""
 
-    def __init__(self, work: Path, which: str, dropping: float = DROP_FRACTION) -> None:
+    values: Tensor
+    packed: Packed
+    kept: Tensor | None
+
+
+def shown_clips(batch: int, dropping: float, step: int, progress: float) -> ShownClips:
+    """The step's lesson: clips of the next seeds, some questions about each."""
+    rng = random.Random(step)
+    clips = [make_clip(step * batch + i, "train") for i in range(batch)]
+    rows = [questions_about(rng, clip) for clip in clips]
+    kept, places = None, torch.arange(TOKENS)
+    if rng.random() < dropping:
+        kept = places = drop_uniformly(rng, TOKENS, rng.uniform(0, 0.5))
+    return ShownClips(clip_pixels(clips), pack(rows, places.expand(batch, -1), TOKENS), kept)
+
+
+class ClipTrainer(Stepper):
+    """The training of one of the pair, with its state on disk.
+
+    `begin`: a moving average to start from where `work` holds no state; `batch`: how many times the clips of a step.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        which: str,
+        dropping: float = DROP_FRACTION,
+        *,
+        device: torch.device = CPU,
+        batch: int = 1,
+        begin: Path | None = None,
+    ) -> None:
         torch.manual_seed(0)
-        self.which, self.dropping = which, dropping
-        self.model: Any = build(which)
+        self.which, self.device = which, device
+        self.model: Any = build(which).to(device)
         self.state = State(self.model, RATE[which], work / f"clips-{which}", ema=0.998)
         self.resumed = self.state.load()
+        if begin and not self.resumed:
+            self.state.begin_from(begin)
+        self.lessons = partial(shown_clips, BATCH * batch, dropping)
 
-    def loss(self, rng: random.Random, progress: float) -> tuple[Tensor, float, int]:
-        """Of one step: clips of the next seeds, some questions about each."""
-        model = self.model
-        first = self.state.meta["images"]
-        clips = [make_clip(first + i, "train") for i in range(BATCH)]
-        rows = [questions_about(rng, clip) for clip in clips]
-        with torch.autocast("cpu", torch.bfloat16):
-            visual = visual_of(model, clip_pixels(clips))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.which == "large"):
+    def loss(self, lesson: ShownClips) -> tuple[Tensor, Any, int]:
+        """Of one step."""
+        model, packed = self.model, lesson.packed
+        with torch.autocast(self.device.type, torch.bfloat16):
+            visual = visual_of(model, lesson.values)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.which == "large"):
             visual = visual if self.which == "large" else visual.float()
-            places = torch.arange(TOKENS).expand(BATCH, -1)
-            if rng.random() < self.dropping:
-                kept = drop_uniformly(rng, TOKENS, rng.uniform(0, 0.5))
-                visual, places = visual[:, kept], places[:, kept]
-            packed = pack(rows, places, TOKENS)
-            ran = read(model, visual, packed)
+            ran = read(model, visual if lesson.kept is None else visual[:, lesson.kept], packed)
         answers = F.cross_entropy(model.lm_head(ran.last.float()[packed.where]), packed.target)
         loss = answers + EARLY_WEIGHT * early_loss(model, ran.last.float(), packed)
         if len(packed.spots[0]):
             loss = loss + SPOT_WEIGHT * spot_loss(ran, packed)
         self.state.meta["answers"] += len(packed.answers)
-        return loss, float(answers.detach()), BATCH
+        return loss, answers.detach(), len(lesson.values)
 
     def look(self, number: int) -> None:
         """Validation accuracy of the moving average into the log."""
@@ -137,8 +173,9 @@ def clip_accuracy(model: Any, number: int, split: str = "validation") -> dict[st
     hits: dict[str, list[bool]] = defaultdict(list)
     for at in range(0, len(every), BATCH):
         part = every[at : at + BATCH]
-        visual = visual_of(model, clip_pixels([clip for clip, _ in part]))
-        packed: Packed = pack([row for _, row in part], torch.arange(TOKENS).expand(len(part), -1), TOKENS)
+        visual = visual_of(model, clip_pixels([clip for clip, _ in part]).to(model.device))
+        rows = [row for _, row in part]
+        packed: Packed = moved(pack(rows, torch.arange(TOKENS).expand(len(part), -1), TOKENS), model.device)
         logits = model.lm_head(read(model, visual, packed).last[packed.where])
         for family, hit in right_answers(logits, packed):
             hits[family].append(hit)
@@ -154,17 +191,18 @@ def main() -> None:
     parser.add_argument("--more", type=int, default=0, help="steps on top of a finished run")
     parser.add_argument("--dropping", type=float, default=DROP_FRACTION, help="fraction of batches that lose tokens")
     parser.add_argument("--export", type=Path, help="write stock files of the moving average there, train nothing")
+    add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    trainer = ClipTrainer(args.work, args.which, args.dropping)
+    trainer = ClipTrainer(args.work, args.which, args.dropping, device=args.device, batch=args.batch, begin=args.begin)
     if args.export:
-        if not trainer.resumed:
+        if not (trainer.resumed or args.begin):
             raise SystemExit(f"There is no training state of the {args.which} model in {args.work}; train it first.")
         trainer.state.swap()
         export(trainer.model, args.export / args.which)
         export_clip_processor(args.export / args.which)
-    elif trainer.train(args.steps) and args.more:
-        trainer.train(args.steps + args.more, start=args.steps)
+    else:
+        trainer.run(args.steps, args.more, args)
 
 
 if __name__ == "__main__":
