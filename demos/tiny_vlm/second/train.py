@@ -42,7 +42,7 @@ from .model import CANVASES, CONCEPTS, VALUES, Trainee
 
 RATE = {"captions": {"large": 1.5e-3, "small": 2.5e-3}, "answers": {"large": 1.0e-3, "small": 2.5e-3}}
 BATCH = {"captions": 24, "answers": 8}
-TOWER_FACTOR = 0.2  # of the rate, for the tower in the second stage
+TOWER_FACTOR = 0.5  # of the rate, for the tower in the second stage
 ALIGN_WEIGHT = 0.3
 CAPTIONS_SHARE = 0.15  # of so many seconds, where they are given, are the first stage's
 CPU = torch.device("cpu")
