@@ -32,7 +32,7 @@ def about(*names: str) -> str:
 def checks() -> str:
     """What passed."""
     kernels, conformance, graphs = (stage(name) for name in ("kernels", "conformance", "graphs"))
-    absent = sorted({one["group"] for one in conformance["points"] if one["status"] == "absent"})
+    absent = sorted({one["error"].partition(" [")[0] for one in conformance["points"] if one["status"] == "absent"})
 
     def counted(record: dict[str, Any]) -> str:
         return ", ".join(f"{number} {status}" for status, number in record["counts"].items())
@@ -41,8 +41,7 @@ def checks() -> str:
         [
             f"Every Triton kernel against its naive twin, in bf16, fp16 and fp32: {counted(kernels)}.",
             "Pruned equals masked on four families, under each attention kernel, in fp32 and bf16, and VAR and FastV "
-            f"their loops: {counted(conformance)} (in {', '.join(absent)}: a kernel that the card or the installation "
-            "lacks, for the plain model too).",
+            f"their loops: {counted(conformance)} ({'; '.join(absent)}).",
             f"Captured in a CUDA graph and replayed with other inputs, bit by bit: {counted(graphs)}.",
             about("kernels", "conformance", "graphs") + ".",
         ]
@@ -60,18 +59,20 @@ def speed() -> str:
         title, _, name = one["point"].rpartition(": ")
         if "faster" not in one or name == ALONE:
             continue
-        times = {key: (plain[title]["milliseconds"][key]["p50"], one["milliseconds"][key]["p50"]) for key in one["faster"]}
-        most = f"{alone[title]['faster']['prefill']:.2f}" if title in alone else ""
+        before, after = (
+            [which["milliseconds"][key]["p50"] for key in ("prefill", "first_token")] for which in (plain[title], one)
+        )
+        most = [f"{alone[title]['faster']['prefill']:.2f}" if title in alone else ""] * bool(alone)
         rows.append(
             [
-                title, name, *(f"{before:.0f} → {after:.0f}" for before, after in (times["prefill"], times["first_token"])),
-                f"{one['faster']['prefill']:.2f}", most, f"{one['ideal_faster']:.2f}",
+                title, name, *(f"{old:.0f} → {new:.0f}" for old, new in zip(before, after, strict=True)),
+                f"{one['faster']['prefill']:.2f}", *most, f"{one['ideal_faster']:.2f}",
                 f"{one['faster']['first_token']:.2f}", f"{one['faster']['decode_a_token']:.2f}",
             ]
         )  # fmt: skip
     heading = (
-        "model and prompt", "setting", "prefill, ms", "first token, ms", "prefill × as fast", "at most (text alone)",
-        "by FLOPs", "first token ×", "decode ×",
+        "model and prompt", "setting", "prefill, ms", "first token, ms", "prefill × as fast",
+        *["at most (text alone)"] * bool(alone), "by FLOPs", "first token ×", "decode ×",
     )  # fmt: skip
     cut = [one["point"].rpartition(":")[0] for one in record["points"] if one["status"] == "cut"]
     missing = [f"Not run, since the time was over: {'; '.join(cut)}."] if cut else []
@@ -86,23 +87,31 @@ def found() -> str:
     def prefill(title: str, name: str) -> float:
         return float(points[f"{title}: {name}"]["milliseconds"]["prefill"]["p50"])
 
+    def alone(title: str) -> str:
+        known = f"{title}: {ALONE}" in points
+        return f", its text alone {prefill(title, ALONE):.0f} ms" if known else ""
+
+    def faster(name: str, what: str = "prefill") -> float:
+        return float(points[name]["faster"][what])
+
     short, long, many = (f"7B, batch {b}, {v} visual tokens" for b, v in ((1, 576), (1, 2880), (8, 2880)))
+    best, kept = f"{many}: keep 10%, layer 0", "7B, overhead: keep V - 1, layer 0"
     texts = [
-        f"**A short prompt gains nothing there.** The 7B's prefill of 576 visual tokens takes {prefill(short, 'unwrapped'):.0f} "
-        f"ms, its text alone {prefill(short, ALONE):.0f} ms: the GPU waits for the host to launch kernels, as many of them "
-        f"for few tokens as for many. Pruned to 10 % before layer 0 it takes {prefill(short, 'keep 10%, layer 0'):.0f} ms.",
+        "**A short prompt gains nothing there.** The 7B's prefill of 576 visual tokens takes "
+        f"{prefill(short, 'unwrapped'):.0f} ms{alone(short)}: the GPU waits for the host to launch kernels, as many "
+        "for few tokens as for many. Pruned to 10 % before layer 0 it takes "
+        f"{prefill(short, 'keep 10%, layer 0'):.0f} ms.",
         f"**With 2,880 visual tokens** 10 % before layer 0 bring it from {prefill(long, 'unwrapped'):.0f} to "
-        f"{prefill(long, 'keep 10%, layer 0'):.0f} ms, before layer 2 to {prefill(long, 'keep 10%, layer 2'):.0f}; the text "
-        f"alone takes {prefill(long, ALONE):.0f}.",
-        f"**In a batch of 8** the device has enough to do: {points[f'{many}: keep 10%, layer 0']['faster']['prefill']:.2f} "
-        f"times as fast, by FLOPs {points[f'{many}: keep 10%, layer 0']['ideal_faster']:.2f}.",
-        "**The wrap itself** costs host time: keeping all but one of 576 tokens is "
-        f"{points['7B, overhead: keep V - 1, layer 0']['faster']['prefill']:.2f} times as fast in prefill and "
-        f"{points['7B, overhead: keep V - 1, layer 0']['faster']['decode_a_token']:.2f} in a decode step.",
+        f"{prefill(long, 'keep 10%, layer 0'):.0f} ms, before layer 2 to {prefill(long, 'keep 10%, layer 2'):.0f}"
+        f"{alone(long)}.",
+        f"**In a batch of 8** the device has enough to do: {faster(best):.2f} times as fast, by FLOPs "
+        f"{points[best]['ideal_faster']:.2f}.",
+        f"**The wrap itself** costs host time: keeping all but one of 576 tokens is {faster(kept):.2f} times as fast "
+        f"in prefill and {faster(kept, 'decode_a_token'):.2f} in a decode step.",
         "**VAR** computes the attention map of every head that it edits; with all heads edited, the most there can be, "
-        f"prefill is {points['7B, VAR, 576 visual tokens: VAR']['faster']['prefill']:.2f} times as fast at 576 tokens and "
-        f"{points['7B, VAR, 2880 visual tokens: VAR']['faster']['prefill']:.2f} at 2,880, decode "
-        f"{points['7B, VAR, 576 visual tokens: VAR']['faster']['decode_a_token']:.2f}.",
+        f"prefill is {faster('7B, VAR, 576 visual tokens: VAR'):.2f} times as fast at 576 tokens and "
+        f"{faster('7B, VAR, 2880 visual tokens: VAR'):.2f} at 2,880, decode "
+        f"{faster('7B, VAR, 576 visual tokens: VAR', 'decode_a_token'):.2f}.",
     ]
     return bullets(texts)
 
@@ -116,7 +125,8 @@ def kernels() -> str:
         if "compact" in took:
             rows.append([
                 one["point"], _device_and_host(took["compact"]),
-                f"four gathers {_device_and_host(took['four gathers'])}; a copy of as many bytes {took['copy']['p50']:.0f}",
+                f"four gathers {_device_and_host(took['four gathers'])}; a copy of as many bytes "
+                f"{took['copy']['p50']:.0f}",
                 f"{100 * one['of_copy_bandwidth']:.0f} % of the copy's bandwidth, {one['faster_than_gathers']:.2f} × "
                 "the gathers",
             ])  # fmt: skip
@@ -127,9 +137,9 @@ def kernels() -> str:
                 f"{100 * one['share_of_sdpa']:.0f} % of SDPA's time",
             ])  # fmt: skip
     text = (
-        f"{about('bandwidth')}. Microseconds on the device with a cold L2, in brackets what the host takes to hand it over; "
-        "3,000 tokens of 4,096 numbers in bf16, a quarter kept; 32 heads of 128. Wanted were 85 % of the copy's bandwidth, "
-        "three times the gathers at batch 1, and 5 % of SDPA's time for the column sums."
+        f"{about('bandwidth')}. Microseconds on the device with a cold L2, in brackets what the host takes to hand it "
+        "over; 3,000 tokens of 4,096 numbers in bf16, a quarter kept; 32 heads of 128. Wanted were 85 % of the copy's "
+        "bandwidth, three times the gathers at batch 1, and 5 % of SDPA's time for the column sums."
     )
     return "\n\n".join([table(("kernel", "Triton", "beside", "that is"), rows), paragraph(text)])
 
