@@ -52,7 +52,8 @@ def positions_of_kept(
             inside[first + rows :] += lost
             given = feature.data.get(KEPT)
             inside[first : first + rows] = first + (0 if given is None else given.data.cpu().long())
-        columns += [torch.arange(at, offset) + shift, inside + offset + shift]
+        shared = max(0, at - offset)  # Gemma 3's line breaks between two images are one token of both
+        columns += [torch.arange(at, offset + shared) + shift, inside[shared:] + offset + shift]
         every += [*tokens[at : offset + length], *[tokens[offset + length - 1]] * lost]
         place = replace(feature.mm_position, offset=offset + shift, length=length + lost, is_embed=None)
         whole.append(replace(feature, mm_position=place))
