@@ -24,8 +24,6 @@ from vlmprune.serving.in_engine import family_of
 
 pytestmark = pytest.mark.vllm
 TEXT = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}  # vLLM's CPU kernels want multiples of 32
-# LLaVA-NeXT's newline tokens are all equal: divprune's choice among six of them is one of rounding.
-DEFAULT = {"llava_next": "uniform"}
 # vLLM counts a window in the tokens that are left; here it is wider than a prompt.
 MORE = {"gemma3": {"sliding_window": 256}}
 QUESTION = "What colour is the star?"
@@ -40,7 +38,7 @@ def engine(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        settings = {"vlmprune": {"keep": 0.4, "method": DEFAULT.get(request.param, "divprune")}}
+        settings = {"vlmprune": {"keep": 0.4}}
         engine = Engine(folder, model, load_processor(str(folder)), hf_overrides=settings, max_num_batched_tokens=64)
         yield engine
         engine.stop()
@@ -62,8 +60,7 @@ def asked(engine: Engine) -> list[tuple[dict[str, Any], dict[str, Any], Any]]:
         ids = engine.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         prompt = {"prompt_token_ids": ids, "multi_modal_data": {"image": shown}}
         prompt |= {"mm_processor_kwargs": options} if options else {}
-        usual = DEFAULT.get(engine.model.config.model_type, "divprune")
-        kind = vlmprune.list_methods()[options.get("method", usual)]
+        kind = vlmprune.list_methods()[options.get("method", "divprune")]
         out.append((prompt, dict(tokenize(engine.processor, talk)), kind(keep=options.get("keep", 0.4))))
     return out
 
