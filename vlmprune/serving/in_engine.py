@@ -26,7 +26,7 @@ from .options import IN_ENGINE
 KEY = "vlmprune"  # in the model's config: `--hf-overrides '{"vlmprune": {"keep": 0.25}}'`
 REQUEST = ("keep", "method")  # in a request's mm_processor_kwargs
 READABLE = ("llava",)  # families whose tower's attention is read in the engine
-VIDEOS = ("qwen2_5_vl",)  # families whose videos are pruned too
+VIDEOS = ("qwen2_5_vl", "llava_onevision")  # families whose videos are pruned too
 # What a processor returns about an image or a video that its grid follows from.
 METADATA = ("image_grid_thw", "image_sizes", "video_grid_thw", "second_per_grid_ts")
 

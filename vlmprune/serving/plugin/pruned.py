@@ -99,14 +99,15 @@ class PrunesMedia:
         if not self.prunes:
             return made.embed_multimodal(**kwargs)
         if PLAN not in kwargs:  # embeddings, or videos of a family where they stay whole
-            return tuple(with_distances(rows) for rows in made.embed_multimodal(**kwargs))
+            return tuple(with_distances(rows.flatten(0, -2)) for rows in made.embed_multimodal(**kwargs))
         plans, _ = kwargs.pop(PLAN), kwargs.pop(VISUAL)
         methods = [planned(bytes(plan.tolist()).decode()) for plan in plans]
         tower = None
         with ExitStack() as reading:
             if any(method.reads_vision for method in methods):
                 tower = reading.enter_context(EngineTower(self))
-            every = made.embed_multimodal(**kwargs)
+            # Rows of a video may come as a batch of one.
+            every = [rows.flatten(0, -2) for rows in made.embed_multimodal(**kwargs)]
         out, video = [], any("video" in name for name in kwargs)
         width, alone = self._whole.get_text_config().hidden_size, min(family_of(self._whole).visual_ids(self._whole))
         for number, (rows, method) in enumerate(zip(every, methods, strict=True)):
