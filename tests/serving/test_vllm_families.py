@@ -53,7 +53,7 @@ def asked(engine: Engine) -> list[tuple[dict[str, Any], dict[str, Any], Any]]:
         (images[:1], {}), (images[1:2], {"keep": 3}), (images[2:], {"keep": 1.0}), (images[1:2], {"method": "uniform"}),
         (images[:1], {"method": "downsample", "keep": 0.5}),
     ]  # fmt: skip
-    if engine.model.config.model_type != "llava_onevision":  # vLLM cuts several images into tiles, transformers does not
+    if engine.model.config.model_type != "llava_onevision":  # whose several images only vLLM cuts
         wanted.append((images[::2], {"keep": 0.6}))
     out = []
     for shown, options in wanted:
