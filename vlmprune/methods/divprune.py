@@ -41,14 +41,14 @@ def farthest_points(features: Tensor, count: int) -> Tensor:
         return torch.arange(len(features))
     if len(features) > WHOLE:
         return lazy_points(features, count)
-    distance = 1 - cosine(features)
+    distance = (1 - cosine(features)).round_(decimals=_EXACT)
     alone = distance.clone().fill_diagonal_(float("inf"))
-    chosen = [int(alone.amin(dim=1).round(decimals=_EXACT).argmax())]
-    nearest = distance[chosen[0]].round(decimals=_EXACT)
+    chosen = [int(alone.amin(dim=1).argmax())]
+    nearest = distance[chosen[0]].clone()
     for _ in range(count - 1):
         nearest[chosen[-1]] = -float("inf")  # rounding must not choose a point twice
         chosen.append(int(nearest.argmax()))
-        nearest = torch.minimum(nearest, distance[chosen[-1]].round(decimals=_EXACT))
+        nearest = torch.minimum(nearest, distance[chosen[-1]])
     return torch.tensor(sorted(chosen))
 
 
