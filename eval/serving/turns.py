@@ -233,9 +233,10 @@ def about(record: dict[str, Any]) -> str:
     facts, talks = record["about"], len(record["conversations"])
     return markdown.paragraph(
         f"{talks} conversations of {len(QUESTIONS)} turns, each about {facts['images']} images of {VISUAL} tokens that "
-        f"come with its first question; the bundled pair, keep {facts['keep']}, vLLM {facts['vllm']} on a CPU with "
-        f"blocks of {facts['block']} tokens, fp32, {facts['machine']}. Tokens and images are means of a whole "
-        "conversation, times medians relative to plain vLLM's in the same conversation."
+        f"come with its first question; the bundled pair, keep {facts['keep']} (divprune inside vLLM, sgl in the "
+        f"proxy), vLLM {facts['vllm']} on a CPU with blocks of {facts['block']} tokens, fp32, {facts['machine']}. "
+        "Tokens and images are means of a whole conversation, times medians relative to plain vLLM's in "
+        "the same conversation."
     )
 
 
