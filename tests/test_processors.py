@@ -168,8 +168,8 @@ def test_a_folder_without_a_processor_says_so(tmp_path: Path, folders: dict[str,
 def visual(family: str) -> set[str]:
     """What the family's published prompts put around and in the place of images and videos, from its folder."""
     others = {"<s>", "</s>", "<pad>", "<bos>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<|python_tag|>"}
-    tiles = {"\n\n", "<row_1_col_1>", "<row_1_col_2>"}
-    return set(SAVED[family].tokens.values()) - others - tiles
+    others |= {"<start_of_turn>", "<end_of_turn>", "<row_1_col_1>", "<row_1_col_2>"}
+    return {token for token in SAVED[family].tokens.values() if token.strip()} - others
 
 
 @pytest.mark.parametrize("family", HERE)

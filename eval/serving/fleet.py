@@ -11,7 +11,6 @@ from typing import Any
 
 from eval import markdown
 from vlmprune.accounting.hardware import hardware
-from vlmprune.flow.select import count_for
 from vlmprune.harness.plan_rows import named, planned
 
 RATE, BUSY = 100, 0.6  # requests a second; fraction of a GPU's time that is used, the rest is for bursts
@@ -95,31 +94,6 @@ def table() -> str:
     return markdown.table(COLUMNS, lines)
 
 
-TURNS, BLOCK, VISUAL = 3, 16, 576  # of a conversation; vLLM's cache keeps whole blocks of tokens; LLaVA-1.5's image
-WAYS = (
-    ("plain vLLM", None, True, 1),
-    ("inside vLLM", "0.25", True, 1),
-    ("proxy, the first question's choice kept", "0.25", True, 1),
-    ("proxy, chosen anew by each question", "0.25", False, TURNS),
-)
-
-
-def turns() -> str:
-    """What a conversation about one image prefills, in Markdown: counts of tokens, no estimates of time."""
-    lines, whole = [], 0
-    for name, keep, reused, towers in WAYS:
-        visual = VISUAL if keep is None else count_for(float(keep), VISUAL)
-        prompts = [visual + turn * TEXT + (turn - 1) * NEW for turn in range(1, TURNS + 1)]
-        # The last token of an answer is not in the cache yet.
-        found = [(prompt + NEW - 1) // BLOCK * BLOCK for prompt in prompts[:-1]] if reused else []
-        left = sum(prompts) - sum(found)
-        whole = whole or left
-        numbers = (f"{sum(prompts):,}", f"{sum(found):,}", f"{left:,}", f"{left / whole:.0%}", str(towers))
-        lines.append([name, keep or "-", *numbers])
-    columns = ("where", "keep", "prompt tokens", "in the prefix cache", "prefilled", "of plain", "images encoded")
-    return markdown.table(columns, lines)
-
-
 if __name__ == "__main__":
     print(f"{LARGE[0]}, {SMALL[0]}, H100, bf16, {TEXT} text tokens, {NEW} generated,")
-    print(f"{RATE} requests a second, {BUSY:.0%} busy\n\n{table()}\n\n{TURNS} turns\n\n{turns()}")
+    print(f"{RATE} requests a second, {BUSY:.0%} busy\n\n{table()}")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eval.provenance import provenance
+from eval.provenance import provenance, write_record
 
 PATCHES, SIDE = 28, 112  # of the tower's grid; pixels of the bundled pair's processor
 QUESTION = "What colour is the star?"
@@ -155,8 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measured(load, Path(folder))
     record = {"about": provenance(**vars(load), tiny=args.tiny), **found}
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(record, args.out)
     print(json.dumps({name: value for name, value in found.items() if name != "rounds"}, indent=1))
 
 

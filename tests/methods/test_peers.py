@@ -456,6 +456,18 @@ def test_equal_tokens_are_not_chosen_twice():
     assert len(set(greedy_mode(kernel(same, torch.ones(6).double()), 3).tolist())) == 3
 
 
+def test_of_equal_tokens_divprune_takes_the_earliest():
+    """LLaVA-NeXT's rows end with equal tokens, to which a product of matrices may give distances 1e-16 apart."""
+    from vlmprune.methods.divprune import farthest_points
+
+    chosen = []
+    for seed in range(40):
+        points = torch.randn(30, 64, generator=torch.Generator().manual_seed(seed)) + 1
+        points[[15, 22, 29]] = -points[15]  # far from all others
+        chosen.append(set(farthest_points(points, 12).tolist()) & {15, 22, 29})
+    assert chosen == [{15}] * 40
+
+
 def test_bad_options():
     with pytest.raises(VlmpruneError, match="leave no pivot"):
         vlmprune.list_methods()["dart"](visual_pivots=0, text_pivots=0)

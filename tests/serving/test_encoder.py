@@ -12,7 +12,7 @@ import torch
 
 import vlmprune
 import vlmprune.serving
-from eval.serving.fleet import table, turns
+from eval.serving.fleet import table
 from tests.support.engines import picture
 from tests.support.tiny_families import build, make_inputs, row
 from vlmprune.serving import Encoder, engine_arguments, engine_options
@@ -185,13 +185,3 @@ def test_a_stage_takes_what_waits_as_a_batch_and_leaves_out_the_cancelled() -> N
 def test_the_table_of_the_page_is_the_scripts() -> None:
     page = (ROOT / "eval/serving/README.md").read_text()
     assert table() in page
-    assert turns() in page
-
-
-def test_what_three_turns_prefill() -> None:
-    """Counted by hand: prompts of 640, 736 and 832 tokens, of which 656 and 752 were there before; 144 of 576 kept."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in turns().splitlines()[2:]]
-    assert rows[0][2:5] == ["2,208", "1,408", "800"]
-    assert rows[1][2:5] == ["912", f"{(208 + 31) // 16 * 16 + (304 + 31) // 16 * 16}", "368"]
-    assert rows[2][2:] == rows[1][2:]  # the proxy that keeps its choice finds what an engine that chooses once does
-    assert rows[3][3:6] == ["0", "912", "114%"]

@@ -2,11 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmprune.serving.plugin.positions import PositionBuffer, with_distances
+from vlmprune.serving.payload import VISUAL
+from vlmprune.serving.plugin.positions import SPAN, PositionBuffer, positions_of_kept, with_distances
+
+
+@dataclass(frozen=True)
+class Place:
+    """vLLM's `PlaceholderRange`, as far as it is read."""
+
+    offset: int
+    length: int
+    is_embed: torch.Tensor
+
+    def get_num_embeds(self) -> int:
+        return int(self.is_embed.sum())
+
+
+@dataclass(frozen=True)
+class Feature:
+    mm_position: Place
+    data: Any
+
+
+def test_two_images_that_share_a_token() -> None:
+    """Gemma's tokenizer joins the line breaks behind one image with those before the next."""
+    # break, open, 2 of 9, close, BOTH breaks, open, 3 of 9, close, break
+    one, two = torch.tensor([0, 0, 1, 1, 0, 0]), torch.tensor([0, 0, 1, 1, 1, 0, 0])
+    places = [Place(1, 6, one.bool()), Place(6, 7, two.bool())]
+    features: Any = [Feature(place, {VISUAL: SimpleNamespace(data=torch.tensor(9))}) for place in places]
+    tokens = [*range(100, 114)]
+    asked = []
+
+    def unpruned(ids: list[int], whole: list[Any]) -> torch.Tensor:
+        asked.append((len(ids), [(one.mm_position.offset, one.mm_position.length) for one in whole]))
+        return torch.arange(len(ids)).repeat(3, 1)
+
+    positions, more = positions_of_kept(tokens, features, unpruned)
+    assert asked == [(27, [(1, 13), (13, 13)])]
+    assert positions[0].tolist() == [0, 1, 2, 3, 3, 12, 13, 14, 15, 15, 15, 24, 25, 26]
+    assert more == 27 - 14
+
+
+def test_a_video_with_text_between_its_frames() -> None:
+    """All its tokens become rows; they stand at the first one's position, and bring their distances later."""
+    span = [7, 120, 120, 120, 8, 120, 120, 120, 9]
+    data = {VISUAL: SimpleNamespace(data=torch.tensor(9)), SPAN: SimpleNamespace(data=torch.tensor(span))}
+    features: Any = [Feature(Place(2, 5, torch.ones(5, dtype=torch.bool)), data)]
+    asked = []
+
+    def unpruned(ids: list[int], whole: list[Any]) -> torch.Tensor:
+        asked.append((ids, whole[0].mm_position.offset, whole[0].mm_position.length))
+        return torch.arange(len(ids)).repeat(3, 1)
+
+    positions, more = positions_of_kept([1, 2, 7, 120, 120, 8, 9, 3, 4], features, unpruned)
+    assert asked == [([1, 2, *span, 3, 4], 2, 9)]
+    assert positions[0].tolist() == [0, 1, 2, 2, 2, 2, 2, 11, 12]
+    assert more == 13 - 9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -59,7 +59,9 @@ def _qwen_processor(model_type: str, folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="w0", eos_token="w2", pad_token="w0")
     tokenizer.add_special_tokens({"additional_special_tokens": list(special.values())})
     sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-    pixels = {"size": {"shortest_edge": 64, "longest_edge": 4096}}
+    pixels: dict[str, Any] = {"size": {"shortest_edge": 64, "longest_edge": 4096}}
+    if model_type == "qwen3_vl":  # vLLM normalises videos as images, which the Hub's folders do alike
+        pixels |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"image_processor_type": "Qwen2VLImageProcessor", **sizes, **pixels})
     )

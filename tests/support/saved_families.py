@@ -33,6 +33,12 @@ QWEN_TEMPLATE = (
     "<|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Nothing stands behind an image: vLLM 0.32 does not find one before a line break, which joins those of the image's end.
+GEMMA_TEMPLATE = (
+    "{% for m in messages %}<start_of_turn>{{ m.role | replace('assistant', 'model') }}\n{% for c in m.content %}"
+    "{% if c.type == 'image' %}<start_of_image>{% else %}{{ c.text | trim }}{% endif %}{% endfor %}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 
 
 def template(image: str, video: str = "") -> str:
@@ -127,7 +133,10 @@ SAVED = {
     "gemma3": Saved(
         "Gemma3Processor", {"image_processor_type": "Gemma3ImageProcessor", **SQUARE,
                             "size": {"height": 12, "width": 12}},
-        {IMAGE: "<image_soft_token>", OPEN: "<start_of_image>", CLOSE: "<end_of_image>"}, template("<start_of_image>"),
+        # Gemma's tokenizer has tokens of one to many line breaks, of which vLLM looks up four by name.
+        {IMAGE: "<image_soft_token>", OPEN: "<start_of_image>", CLOSE: "<end_of_image>",
+         112: "\n", 113: "\n\n", 114: "\n\n\n", 115: "\n\n\n\n", 116: "<start_of_turn>", 117: "<end_of_turn>"},
+        GEMMA_TEMPLATE,
         extra={"image_seq_length": 9},
         named={"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
     ),

@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import VlmpruneError
 
 # Types of which vLLM 0.32 reads the vision tower by the names of older checkpoints.
-OLDER_NAMES = ("llava", "llava_next", "llava_onevision")
+OLDER_NAMES = ("llava", "llava_next", "llava_onevision", "gemma3")
 
 
 def save_for_vllm(model: Any, folder: str | Path, processor: Any = None) -> Path:

@@ -26,7 +26,7 @@ from .options import IN_ENGINE
 KEY = "vlmprune"  # in the model's config: `--hf-overrides '{"vlmprune": {"keep": 0.25}}'`
 REQUEST = ("keep", "method")  # in a request's mm_processor_kwargs
 READABLE = ("llava",)  # families whose tower's attention is read in the engine
-VIDEOS = ("qwen2_5_vl",)  # families whose videos are pruned too
+VIDEOS = ("qwen2_5_vl", "qwen3_vl", "llava_onevision")  # families whose videos are pruned too
 # What a processor returns about an image or a video that its grid follows from.
 METADATA = ("image_grid_thw", "image_sizes", "video_grid_thw", "second_per_grid_ts")
 
@@ -117,14 +117,22 @@ class EngineSettings:
         """
         kept = method.kept_of(span)
         assert kept is not None, "checked by engine_method"
-        least, most = count_for(self.min_keep, span.count), count_for(self.max_keep, span.count)
-        asked = count_for(method.keep, span.count)
+        self.check(method, span.count, span.kind)
+        return kept
+
+    def check(self, method: Pruner, count: int, kind: str) -> None:
+        """Refuse a budget of so many tokens that the server does not allow.
+
+        Raises:
+            VlmpruneError: it is one.
+        """
+        least, most = count_for(self.min_keep, count), count_for(self.max_keep, count)
+        asked = count_for(method.keep, count)
         if not least <= asked <= most:
             raise VlmpruneError(
-                f"keep={method.keep!r:.60} is {asked} of the {span.kind}'s {span.count} tokens, and this server keeps "
+                f"keep={method.keep!r:.60} is {asked} of the {kind}'s {count} tokens, and this server keeps "
                 f"{least} to {most}; ask for a number between."
             )
-        return kept
 
 
 def engine_method(asked: Any, keep: Any, model_type: str) -> Pruner:

@@ -19,9 +19,10 @@ IN_ENGINE = {
     "internvl": "VlmpruneInternVL",
     "idefics3": "VlmpruneIdefics3",
     "smolvlm": "VlmpruneSmolVLM",
+    "gemma3": "VlmpruneGemma3",
 }
 # Of these, those whose positions are one running number.
-ONE_AXIS = {"llava", "llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm"}
+ONE_AXIS = {"llava", "llava_next", "llava_onevision", "internvl", "idefics3", "smolvlm", "gemma3"}
 # In their config it makes vLLM ask the model for positions. The plugin's rows are all alike, so the split means
 # nothing, and the language model, whose own config stays as it is, gets one of them.
 ONE_SECTION = [1, 0, 0]

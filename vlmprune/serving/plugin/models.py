@@ -1,5 +1,6 @@
 """vLLM's models with pruned images: given as kept rows (`kept`), or pruned by the model itself (`pruned`)."""
 
+from vllm.model_executor.models.gemma3_mm import Gemma3ForConditionalGeneration
 from vllm.model_executor.models.idefics3 import Idefics3ForConditionalGeneration
 from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
 from vllm.model_executor.models.llava import (
@@ -36,3 +37,4 @@ VlmpruneLlavaOnevision = pruned_model(LlavaOnevisionForConditionalGeneration)
 VlmpruneInternVL = pruned_model(InternS1ForConditionalGeneration)
 VlmpruneIdefics3 = pruned_model(Idefics3ForConditionalGeneration)
 VlmpruneSmolVLM = pruned_model(SmolVLMForConditionalGeneration)
+VlmpruneGemma3 = pruned_model(Gemma3ForConditionalGeneration)

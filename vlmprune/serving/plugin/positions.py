@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 AXES, _BASE = 3, 256  # whole numbers up to 256 are exact in bfloat16, of which a row's columns may be
 COLUMNS = 2 * AXES
+# The unpruned tokens of a video that has text between its frames: all of them become rows, that text too.
+SPAN = "vlmprune_span"
 
 
 def positions_of_kept(
@@ -52,8 +54,12 @@ def positions_of_kept(
             inside[first + rows :] += lost
             given = feature.data.get(KEPT)
             inside[first : first + rows] = first + (0 if given is None else given.data.cpu().long())
-        columns += [torch.arange(at, offset) + shift, inside + offset + shift]
-        every += [*tokens[at : offset + length], *[tokens[offset + length - 1]] * lost]
+        shared = max(0, at - offset)  # Gemma 3's line breaks between two images are one token of both
+        columns += [torch.arange(at, offset + shared) + shift, inside[shared:] + offset + shift]
+        if feature.data is not None and SPAN in feature.data:
+            every += [*tokens[at:offset], *feature.data[SPAN].data.tolist()]
+        else:
+            every += [*tokens[at : offset + length], *[tokens[offset + length - 1]] * lost]
         place = replace(feature.mm_position, offset=offset + shift, length=length + lost, is_embed=None)
         whole.append(replace(feature, mm_position=place))
         shift += lost

@@ -38,7 +38,7 @@ from ..in_engine import (
     planned,
 )
 from ..payload import KEPT, VISUAL
-from .positions import AXES, PositionBuffer, positions_of_kept, with_distances
+from .positions import AXES, SPAN, PositionBuffer, positions_of_kept, with_distances
 from .tower import EngineTower
 
 PLAN = "vlmprune_plan"
@@ -99,26 +99,42 @@ class PrunesMedia:
         if not self.prunes:
             return made.embed_multimodal(**kwargs)
         if PLAN not in kwargs:  # embeddings, or videos of a family where they stay whole
-            return tuple(with_distances(rows) for rows in made.embed_multimodal(**kwargs))
-        plans, _ = kwargs.pop(PLAN), kwargs.pop(VISUAL)
+            return tuple(with_distances(rows.flatten(0, -2)) for rows in made.embed_multimodal(**kwargs))
+        plans, _, spans = kwargs.pop(PLAN), kwargs.pop(VISUAL), kwargs.pop(SPAN, None)
         methods = [planned(bytes(plan.tolist()).decode()) for plan in plans]
         tower = None
         with ExitStack() as reading:
             if any(method.reads_vision for method in methods):
                 tower = reading.enter_context(EngineTower(self))
-            every = made.embed_multimodal(**kwargs)
+            # Rows of a video may come as a batch of one.
+            every = [rows.flatten(0, -2) for rows in made.embed_multimodal(**kwargs)]
         out, video = [], any("video" in name for name in kwargs)
-        width, alone = self._whole.get_text_config().hidden_size, min(family_of(self._whole).visual_ids(self._whole))
+        width, ours = self._whole.get_text_config().hidden_size, sorted(family_of(self._whole).visual_ids(self._whole))
         for number, (rows, method) in enumerate(zip(every, methods, strict=True)):
             given = {name: kwargs[name][number] for name in METADATA if name in kwargs}
-            ids = torch.full((len(rows),), alone)
+            ids = torch.full((len(rows),), ours[0]) if spans is None else spans[number].cpu()
+            visual = torch.isin(ids, torch.tensor(ours))
             vision = tower.seen(number, len(rows)) if tower and method.reads_vision else None
-            layout = None if method.keeps_all else layout_of(self._whole, given, ids, ids == alone, video)
+            layout = None if method.keeps_all else layout_of(self._whole, given, ids[visual], visual[visual], video)
             kept, stay = torch.arange(len(rows)), rows
             if layout is not None:
                 kept, stay = choose(method, layout, rows, width, vision)
+            if spans is not None:
+                kept, stay = self._with_text(ids, visual, kept, stay)
             out.append(with_distances(stay, self._distances(ids, given, video)[:, kept]))
         return tuple(out)
+
+    def _with_text(self, ids: Tensor, visual: Tensor, kept: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Kept rows [K, R] of a span of tokens [N] with those of its text: which tokens these are, and the rows."""
+        model: Any = self
+        stays = ~visual
+        stays[visual.nonzero()[kept, 0]] = True
+        text = ~visual[stays]
+        out = rows.new_zeros(len(text), rows.shape[1])  # DeepStack adds nothing to text
+        words = model.get_language_model().embed_input_ids(ids[~visual].to(rows.device))
+        out[text.to(rows.device), : words.shape[1]] = words.to(rows.dtype)
+        out[~text.to(rows.device)] = rows
+        return stays.nonzero()[:, 0], out
 
     def _distances(self, ids: Tensor, given: Mapping[str, Any], video: bool) -> Tensor:
         """How far each of an image's or video's V tokens `ids` stands from the first: [3, V]."""
@@ -260,9 +276,16 @@ class PrunesPrompts:
         for update in updates:
             mask, ids = _mask(update.content), torch.tensor(update.content.full)
             places = mask.nonzero()[:, 0]
+            self.settings.check(method, len(places), "video" if video else "image")
             fields[VISUAL] = torch.tensor(len(places))
             left, between = torch.ones(len(mask), dtype=torch.bool), int(places[-1] - places[0]) >= len(places)
-            if not method.keeps_all:
+            if video and len(mask) > len(places):
+                # How many tokens each frame keeps is known when the video is encoded, and until then only their sum.
+                fields |= {VISUAL: torch.tensor(len(mask)), SPAN: torch.tensor(update.content.full)}
+                layout = layout_of(config, item.get_data(), ids[places], mask[places], video)
+                left[places[self.settings.count(method, layout.images[0]) :]] = False
+                mask = torch.ones_like(mask)
+            elif not method.keeps_all:
                 if between:
                     raise VlmpruneError(
                         "The image's tokens have text between them (it is cut into tiles), so they cannot be pruned "
