@@ -41,7 +41,7 @@ def farthest_points(features: Tensor, count: int) -> Tensor:
         return torch.arange(len(features))
     if len(features) > WHOLE:
         return lazy_points(features, count)
-    distance = 1 - cosine(features)
+    distance = (1 - cosine(features)).round_(decimals=_EXACT)
     alone = distance.clone().fill_diagonal_(float("inf"))
     chosen = [int(alone.amin(dim=1).argmax())]
     nearest = distance[chosen[0]].clone()
