@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -109,6 +110,26 @@ def test_layers_that_mix_rows_in_an_unknown_way():
     del layer.self_attn
     layer.mixer = Mixing()
     sentence(lambda: vlmprune.wrap(model, "none"), "layer 2", "self_attn", kind=vlmprune.UnsupportedModelError)
+
+
+@pytest.mark.parametrize("part", ["layer", "attention"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_that_stands_in_two_places(part, compiled):
+    """As people make models deeper: its hooks could not tell which place runs."""
+    model = build("llava")
+    layers = model.model.language_model.layers
+    if part == "layer":
+        layers[3] = layers[1]
+    else:
+        layers[3].self_attn = layers[1].self_attn
+    if compiled:
+        layers[3] = torch.compile(layers[3], backend="eager")
+    before = dict(vars(layers[1]))
+    sentence(lambda: vlmprune.wrap(model, "uniform"), "layers 1 and 3 are one module", "copy.deepcopy",
+             kind=vlmprune.UnsupportedModelError)  # fmt: skip
+    assert vars(layers[1]) == before
+    layers[3] = copy.deepcopy(getattr(layers[3], "_orig_mod", layers[3]))
+    vlmprune.wrap(model, "uniform").unwrap()
 
 
 def test_llama_4_scales_queries_by_their_row():

@@ -16,6 +16,7 @@ from tests.support.running import outside
 from tests.support.sinks import FAMILIES, LAYERS, PLANTED, naive_phi, planted, shared_planted, tau_of
 from tests.support.tiny_families import build, make_inputs, row
 from vlmprune.apps.cli import app
+from vlmprune.attention.sink_dims import entering_states
 from vlmprune.flow.sinks import ActiveWindow, active_window, secondary_sinks
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -176,3 +177,18 @@ def test_one_image_token_too_many_is_one_sentence(family: str) -> None:
     inputs["input_ids"] = inputs["input_ids"].index_fill(1, last, image)
     with pytest.raises(vlmprune.VlmpruneError, match="prepare text and images with the model's own processor"):
         vlmprune.find_sinks(model, **inputs)
+
+
+def test_a_model_that_is_being_trained_drops_nothing_out_meanwhile():
+    """What was found with dropout was remembered for the model's life, and took random numbers of the caller's."""
+    model = build("llava", text={"attention_dropout": 0.5})
+    inputs = make_inputs(model)
+    wanted = vlmprune.find_sinks(model, **inputs, sink_dims=[3]).to_dict()
+    model.train()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert vlmprune.find_sinks(model, **inputs, sink_dims=[3]).to_dict() == wanted
+    states = entering_states(language_model(model), [5, 7], torch.device("cpu"))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert torch.equal(states, entering_states(language_model(model.eval()), [5, 7], torch.device("cpu")))

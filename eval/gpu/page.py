@@ -76,7 +76,12 @@ def speed() -> str:
     )  # fmt: skip
     cut = [one["point"].rpartition(":")[0] for one in record["points"] if one["status"] == "cut"]
     missing = [f"Not run, since the time was over: {'; '.join(cut)}."] if cut else []
-    said = f"{about('end_to_end')}; medians of interleaved rounds, random weights in bf16 on SDPA."
+    least = "" if alone else ", which this record does not have yet"
+    said = (
+        f"{about('end_to_end')}; random weights in bf16 on SDPA. Times are medians of interleaved rounds; how many "
+        "times as fast is the median of what the two of one round came to, not the quotient of the medians. No prefill "
+        f"is shorter than that of the prompt's text alone{least}."
+    )
     return "\n\n".join([table(heading, rows), paragraph(" ".join([said, *missing]))])
 
 
@@ -104,8 +109,8 @@ def found() -> str:
         f"**With 2,880 visual tokens** 10 % before layer 0 bring it from {prefill(long, 'unwrapped'):.0f} to "
         f"{prefill(long, 'keep 10%, layer 0'):.0f} ms, before layer 2 to {prefill(long, 'keep 10%, layer 2'):.0f}"
         f"{alone(long)}.",
-        f"**In a batch of 8** the device has enough to do: {faster(best):.2f} times as fast, by FLOPs "
-        f"{points[best]['ideal_faster']:.2f}.",
+        f"**A batch of 8** such prompts gives the device enough to do: pruned to 10 % before layer 0 its prefill is "
+        f"{faster(best):.2f} times as fast, by FLOPs {points[best]['ideal_faster']:.2f}.",
         f"**The wrap itself** costs host time: keeping all but one of 576 tokens is {faster(kept):.2f} times as fast "
         f"in prefill and {faster(kept, 'decode_a_token'):.2f} in a decode step.",
         "**VAR** computes the attention map of every head that it edits; with all heads edited, the most there can be, "
@@ -136,10 +141,18 @@ def kernels() -> str:
                 f"PyTorch {_device_and_host(took['pytorch'])}; causal SDPA {took['sdpa']['p50']:.0f}",
                 f"{100 * one['share_of_sdpa']:.0f} % of SDPA's time",
             ])  # fmt: skip
+    copies, gathers = ([one[key] for one in record["points"] if key in one] for key in (
+        "of_copy_bandwidth", "faster_than_gathers",
+    ))  # fmt: skip
+    sums = [one["share_of_sdpa"] for one in record["points"] if "share_of_sdpa" in one]
+    ideals = [one for point in record["points"] for one in point.get("least", ())]
+    device = record["about"]["device"].lower()
+    least = [f", {100 * one['columns_over_sdpa']:.0f} by the roofline" for one in ideals if one["hardware"] in device]
     text = (
         f"{about('bandwidth')}. Microseconds on the device with a cold L2, in brackets what the host takes to hand it "
         "over; 3,000 tokens of 4,096 numbers in bf16, a quarter kept; 32 heads of 128. Wanted were 85 % of the copy's "
-        "bandwidth, three times the gathers at batch 1, and 5 % of SDPA's time for the column sums."
+        f"bandwidth (there are {100 * min(copies):.0f} or more), three times the gathers at batch 1 ({gathers[0]:.2f}) "
+        f"and 5 % of SDPA's time for the column sums ({100 * min(sums):.0f} at best{''.join(least[:1])})."
     )
     return "\n\n".join([table(("kernel", "Triton", "beside", "that is"), rows), paragraph(text)])
 

@@ -38,7 +38,8 @@ class MMBench(MultipleChoice):
         yield from self.from_tsv(tsv_rows(path), path.name)
 
     def from_table(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Sample | Bad]:
-        yield from self.from_tsv(with_images(rows, "row"), "row")
+        found = list(rows)
+        yield from self.from_tsv(with_images(lambda: found, "row"), "row")
 
     def from_tsv(self, rows: Iterable[Row | Bad], where: str) -> Iterator[Sample | Bad]:
         found = list(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +18,52 @@ LETTERS = "ABCDEFGHIJ"
 
 def tsv_rows(path: Place) -> Iterator[Row | Bad]:
     """The rows of a TSV with their images, as `with_images` gives them."""
-    yield from with_images(read_tsv(path), path.name, path)
+    yield from with_images(lambda: read_tsv(path), path.name, path)
 
 
 def with_images(
-    source: Iterable[Mapping[str, Any] | Bad], where: str, path: Place | None = None
+    read: Callable[[], Iterable[Mapping[str, Any] | Bad]], where: str, path: Place | None = None
 ) -> Iterator[Row | Bad]:
-    """Rows with their images; every row is read first, since an image may stand in any of them.
+    """Rows with their images, one by one: a table may have gigabytes. It is read beforehand to find which images others
+    refer to, which may stand in any row; only these are remembered.
 
     Each gets `image` as `Sample` takes it, `image_name`, the same for the same image, and `highest`, the highest index.
 
     Args:
-        path: the table, beside which the images lie that it names by `image_path`.
+        read: begins to read the rows. path: the table, beside which the images lie that it names by `image_path`.
     """
-    rows: list[Any] = []
-    stopped: list[Bad] = []
-    try:
-        rows += source
-    except BadRow as error:
-        stopped = [Bad(where, str(error))]
+    found: set[int | None] = set()
+    indices = [0]
+    for row in _until_stopped(read(), where):
+        if isinstance(row, Mapping):
+            indices.append(whole_number(row.get("index")) or 0)
+            found.add(whole_number(row.get("image")))
     images: dict[int, Any] = {}
-    highest = 0
-    for row in rows:
-        if isinstance(row, Mapping) and (index := whole_number(row.get("index"))) is not None:
-            highest = max(highest, index)
-            if not is_empty(row.get("image")):
-                images.setdefault(index, row["image"])
-    decoded: dict[int, bytes] = {}  # rows that refer to another share one copy
-    names: dict[int, str] = {}
-    for at, row in enumerate(rows):
+    for row in _until_stopped(read(), where) if found - {None} else ():
+        index = whole_number(row.get("index")) if isinstance(row, Mapping) else None
+        if isinstance(row, Mapping) and index is not None and index in found and not is_empty(row.get("image")):
+            images.setdefault(index, row["image"])
+    decoded: dict[int, tuple[bytes, str]] = {}  # rows that refer to another share one copy
+    highest = max(indices)
+    for at, row in enumerate(_until_stopped(read(), where)):
         if isinstance(row, Bad):
             yield row
             continue
         try:
-            image, place = _image(row, images, decoded, path)
+            image, name = _image(row, images, decoded, path)
         except BadRow as error:
             yield Bad(f"{where} {at}", str(error))
             continue
-        if isinstance(image, bytes) and place not in names:
-            names[place] = hashlib.sha256(image).hexdigest()[:16]
-        found = row.get("image_path")
-        name = names.get(place, str(place)) if is_empty(found) else str(found)
-        yield Row(row, image=image, image_name=name, highest=highest)
-    yield from stopped
+        named = row.get("image_path")
+        yield Row(row, image=image, image_name=name if is_empty(named) else str(named), highest=highest)
+
+
+def _until_stopped(rows: Iterable[Any], where: str) -> Iterator[Any]:
+    """The rows as far as they can be read, and then why not farther."""
+    try:
+        yield from rows
+    except BadRow as error:
+        yield Bad(where, str(error))
 
 
 def index_of(row: Mapping[str, Any]) -> int:
@@ -86,9 +89,9 @@ def options_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _image(
-    row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int, bytes], path: Place | None
-) -> tuple[Any, int]:
-    """A row's image, and the row that holds it; where its cell holds another row's index, that row's.
+    row: Mapping[str, Any], images: Mapping[int, Any], decoded: dict[int, tuple[bytes, str]], path: Place | None
+) -> tuple[Any, str]:
+    """A row's image and its name; where its cell holds another row's index, that row's.
 
     A reference wins over base64: "1000" is four valid characters of it.
 
@@ -97,7 +100,7 @@ def _image(
     """
     cell, place = row.get("image"), index_of(row)
     if is_empty(cell) and path is not None and not is_empty(row.get("image_path")):
-        return _beside(path, str(row["image_path"])), place
+        return _beside(path, str(row["image_path"])), str(place)
     seen = set()
     while (index := whole_number(cell)) is not None:
         if index not in images or index in seen:
@@ -108,13 +111,18 @@ def _image(
     if is_empty(cell) or isinstance(cell, float):
         raise BadRow("the field 'image' is missing")
     if not isinstance(cell, str):
-        return cell, place  # an image of a table, fetched when its turn comes
-    if place not in decoded:
-        found = several(cell)
-        if len(found) != 1:
-            raise BadRow(f"the field 'image' holds {len(found)} images, and this task asks about one")
-        decoded[place] = from_base64(found[0])
-    return decoded[place], place
+        return cell, str(place)  # an image of a table, fetched when its turn comes
+    shared = images.get(place) == cell  # two rows may have one index
+    if shared and place in decoded:
+        return decoded[place]
+    found = several(cell)
+    if len(found) != 1:
+        raise BadRow(f"the field 'image' holds {len(found)} images, and this task asks about one")
+    content = from_base64(found[0])
+    made = content, hashlib.sha256(content).hexdigest()[:16]
+    if shared:
+        decoded[place] = made
+    return made
 
 
 def _beside(table: Place, name: str) -> Any:

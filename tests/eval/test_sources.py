@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import tarfile
+import tracemalloc
 import zipfile
 from itertools import product
 from pathlib import Path, PurePosixPath
@@ -187,6 +188,38 @@ def test_vlmevalkits_one_table_of_refcoco_is_read_by_its_splits(name: str, tmp_p
     assert len({one.group for one in found.samples}) == 1
     assert [one.where for one in found.bad] == ["RefCOCO.tsv 3", "RefCOCO.tsv 4"]
     assert TASKS[name]().score(found.samples[0], [10, 15, 20, 29]) == 1
+
+
+def refcoco(tmp_path: Path, rows: list[tuple[str, str, str]]) -> Data:
+    """A table of rows of an index, an image and a split."""
+    told = "What?\t[0, 0, 1, 1]\t40\t30"
+    table = [f"{index}\t{image}\t{told}\tRefCOCO {split}\n" for index, image, split in rows]
+    heading = "index\timage\tquestion\tanswer\twidth\theight\tcategory\n"
+    put(tmp_path / "refcoco", "RefCOCO.tsv", heading + "".join(table))
+    return load(TASKS["refcoco"](), tmp_path)
+
+
+def test_of_vlmevalkits_one_table_of_refcoco_only_what_is_asked_stays_in_memory(tmp_path: Path) -> None:
+    """It has 4 GB, of which a fifth is asked about."""
+    image = base64.b64encode(bytes(1 << 20)).decode()
+    rows = [(f"{at}", image, "val" if at == 30 else "testA") for at in range(40)]
+    refcoco(tmp_path, rows[:1])  # imports
+    tracemalloc.start()
+    assert len(refcoco(tmp_path, [*rows, ("40", "30", "val")]).samples) == 2
+    tracemalloc.reset_peak()
+    load(TASKS["refcoco"](), tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+
+
+def test_rows_of_two_splits_that_share_an_index_keep_their_images(tmp_path: Path) -> None:
+    """And an image is found before and behind the rows that refer to it."""
+    small, large = (base64.b64encode(jpeg(size=size)).decode() for size in ((20, 10), (40, 30)))
+    rows = [("0", small, "testA"), ("0", large, "val"), ("1", "2", "val"), ("2", large, "val"), ("3", "2", "val")]
+    found = refcoco(tmp_path, rows).samples
+    assert [one.load_image().size for one in found] == [(40, 30)] * 4
+    assert len({one.group for one in found}) == 1
 
 
 def test_a_data_set_that_vlmevalkit_does_not_have_says_so(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_ask_refuses() -> None:
         assert "ask() needs image" in said(question=QUESTION)
         assert "has no frames" in said(question=QUESTION, video=[])
         assert "type 'int' is no video" in said(question=QUESTION, video=3)
-        assert "is a web address" in said("https://example.org/clip.mp4", QUESTION)
+        assert "is a web address; download the video" in said("https://example.org/clip.mp4", QUESTION)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vlmprune import VlmpruneError
-from vlmprune.inputs.video import Clip, ClipLimits, clips, evenly_spaced, read_clip
+from vlmprune.inputs.video import Clip, ClipLimits, clips, evenly_spaced, is_video_path, read_clip
 
 SIZE = (64, 48)
 
@@ -107,10 +107,18 @@ def test_a_bare_stream_says_no_times(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="does not say when its frames were, so 2 a second are assumed"):
         clip = read_clip(path, frames=4)
     assert numbers(clip) == [0, 4, 7, 11]
-    assert clip.seconds is None
+    assert clip.seconds is None and is_video_path(path)
     assert clip.metadata == {
         "fps": 2.0, "total_num_frames": 12, "frames_indices": [0, 4, 7, 11], "duration": 6.0, "width": 64, "height": 48,
     }  # fmt: skip
+
+
+def test_a_part_of_a_file(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", 30)
+    assert numbers(read_clip(path, between=(1, 1.2))) == [10, 11, 12]
+    assert numbers(read_clip(path, between=(1, float("inf")), fps=1e6)) == list(range(10, 30))
+    assert numbers(read_clip(path, between=(-9, -5))) == [0]  # the nearest one
+    assert numbers(read_clip(path, between=(7, 9), fps=2)) == [29]
 
 
 def test_a_variable_frame_rate(tmp_path: Path) -> None:
@@ -181,6 +189,20 @@ def test_a_list_of_frames(tmp_path: Path) -> None:
         assert read_clip(frames).metadata["fps"] == 2
 
 
+def test_only_the_frames_taken_of_an_array_are_converted() -> None:
+    """An array may be a file that is mapped into memory, or, as here, no memory at all: 600 GB of zeros."""
+    endless = np.broadcast_to(np.zeros((1, 1, 1, 3), "u1"), (2000, 10_000, 10_000, 3))
+    refused("ask for fewer frames or make them smaller", endless, fps=1, frames=100)
+    assert len(read_clip(endless[:, :4, :4], fps=1, frames=3).frames) == 3
+    refused("2,000 frames of 'the video' are more than 1,024", endless, fps=1)
+
+
+def test_a_tensor_of_bf16() -> None:
+    """NumPy has no such numbers."""
+    clip = read_clip(torch.ones(2, 3, 4, 4, dtype=torch.bfloat16), fps=1)
+    assert [frame.getpixel((0, 0)) for frame in clip.frames] == [(255, 255, 255)] * 2
+
+
 @pytest.mark.parametrize("form", ["bytes", "floats", "channels"])
 def test_an_array_of_frames(form: str) -> None:
     array = np.stack([np.asarray(picture(number)) for number in range(3)])
@@ -225,6 +247,8 @@ def test_files_that_are_no_video(tmp_path: Path) -> None:
     refused("There is no file", tmp_path / "none.mp4")
     refused("is not a file", tmp_path)
     refused("cannot be opened", "a\0b.mp4")
+    with pytest.raises(VlmpruneError, match=r"'https://example\.org/a\.mp4' is a web address; download the video"):
+        read_clip("https://example.org/a.mp4")
 
 
 def test_sound_alone(tmp_path: Path) -> None:
@@ -301,7 +325,17 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ([picture(1)], {"frames": 0}, "frames=0 is no number of frames"),
         ([picture(1)], {"frames": True}, "frames=True is no number of frames"),
         ([picture(1)], {"fps": -1.0}, "fps=-1.0 is no number of frames a second"),
+        ([picture(1)], {"fps": 1e308}, "fps=1e+308 is no number of frames a second"),
+        ([picture(1)], {"fps": 1e-320}, "fps=1e-320 is no number of frames a second"),
+        ([picture(1)], {"fps": 10**400}, "is no number of frames a second"),
+        ([picture(1)], {"fps": 1, "between": (0, 1)}, "between=(0, 1) is about a file"),
         ("a.mp4", {"fps": 1, "frames": 3}, "both say how many frames"),
+        ("a.mp4", {"between": (5, 1)}, "between=(5, 1) is no part of a clip"),
+        ("a.mp4", {"between": (float("nan"), 1)}, "between=(nan, 1) is no part of a clip"),
+        ("a.mp4", {"between": (0,)}, "between=(0,) is no part of a clip"),
+        ("a.mp4", {"between": 3}, "between=3 is no part of a clip"),
+        ("a.mp4", {"between": ("a", "b")}, "is no part of a clip"),
+        ("a.mp4", {"between": (None, 2)}, "between=(None, 2) is no part of a clip"),
     ],
 )
 def test_frames_that_are_none(given: Any, options: dict[str, Any], said: str) -> None:

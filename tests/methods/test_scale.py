@@ -79,10 +79,19 @@ def test_coverage(seed: int, weighted: bool, room: int, few: Any) -> None:
         assert torch.equal(scope.coverage_of(features, count, weights), kept)
 
 
-def test_coverage_takes_the_earlier_of_equals(few: Any) -> None:
-    features = points(3, 30).repeat(3, 1)
-    few()
-    assert scope.coverage_of(features, 9, torch.ones(90, dtype=torch.float64)).max() < 30
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("choose", [
+    divprune.farthest_points,
+    lambda features, count: cdpruner.greedy_mode_of(features, torch.full((len(features),), 0.3).double(), count),
+    lambda features, count: scope.coverage_of(features, count, torch.ones(len(features), dtype=torch.float64)),
+], ids=["divprune", "cdpruner", "coverage"])  # fmt: skip
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_earlier_of_equals(seed: int, choose: Any, lazy: bool, few: Any) -> None:
+    """Two that add the same differ by rounding, and in a matrix product by where they stand."""
+    features = points(seed, 111, 23).repeat(3, 1)
+    if lazy:
+        few()
+    assert choose(features, 9).max() < 111
 
 
 class Shown:

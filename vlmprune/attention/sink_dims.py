@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import VlmpruneError
 from ..families import Family
 from ..flow.sinks import check_dims, eligible_layers, spiking_dims, threshold
+from ..hf.hooks import evaluating
 from ..ops.gather import one_stream
 
 MOST_TOKENS = 8  # different first tokens of a batch that are tried
@@ -94,6 +95,7 @@ def entering_states(text_model: Any, tokens: list[int], device: torch.device) ->
         states[layer] = one_stream(args[0], len(tokens), 1)[:, 0].float().cpu()
 
     with ExitStack() as stack:
+        stack.enter_context(evaluating(text_model))  # dropout hides, and takes the caller's random numbers
         for layer in layers:
             stack.enter_context(text_model.layers[layer].register_forward_pre_hook(partial(record, layer)))
         text_model(input_ids=torch.tensor(tokens, device=device)[:, None], use_cache=False)

@@ -1,13 +1,12 @@
 """`vlmprune.check`: does pruning compute on this model what masking does? In seconds, on the user's own weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..api import unwrap_peft
 from ..errors import UnsupportedModelError, VlmpruneError
@@ -15,6 +14,7 @@ from ..families import Family, family_of
 from ..flow.frames import HINT
 from ..flow.select import Selection, count_for, every_nth
 from ..hf.arguments import has_visuals, to_device
+from ..hf.hooks import evaluating
 from ..inputs.processor import reason
 from ..methods.base import Pruner, PruningContext
 from ..runtime.call_lock import attached, bare
@@ -70,7 +70,7 @@ def check(model: Any, processor_or_inputs: Any, layers: Sequence[int] | None = N
     family = family_of(plain)
     text = family.language_model(plain)
     notes: list[str] = []
-    with _evaluating(plain), bare(plain), plain_generation(plain):
+    with evaluating(plain), bare(plain), plain_generation(plain):
         sessions = _sessions(plain, family, len(text.layers), layers, notes)
         given = dict(processor_or_inputs if isinstance(processor_or_inputs, Mapping) else prompts(processor_or_inputs))
         given.pop(HINT, None)  # which of equally exact budgets, and not known to the plain model
@@ -100,19 +100,6 @@ def check(model: Any, processor_or_inputs: Any, layers: Sequence[int] | None = N
         if one.moved < 2 * report.bound:
             notes.append(f"Dropping tokens before layer {one.layer} moves the logits little more than rounding does.")
     return report
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block no module of the model drops anything out."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _sessions(model: Any, family: Family, depth: int, layers: Sequence[int] | None, notes: list[str]) -> list[Session]:

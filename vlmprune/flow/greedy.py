@@ -9,9 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_EXACT = 12  # decimals: what two tokens are worth must not differ by rounding
 _AT_ONCE, _MOST = 8, 1024  # tokens that are looked at again at a time, before it is known how many have to be
 
 Worth = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def first_largest(values: Tensor) -> int:
+    """The index of the largest of some numbers of about 1 in fp64, the earlier one of two that differ by rounding."""
+    return int(values.round(decimals=_EXACT).argmax())
 
 
 def lazy_greedy(
@@ -30,14 +36,14 @@ def lazy_greedy(
     chosen: list[int] = []
     while len(chosen) < count:
         most = _AT_ONCE
-        best = int(bounds.argmax()) if chosen or first is None else first
+        best = first_largest(bounds) if chosen or first is None else first
         while int(seen[best]) < len(chosen) and best != first:
             rows = bounds.topk(min(most, len(bounds))).indices
             rows = rows[(seen[rows] < len(chosen)) & (bounds[rows] > -torch.inf) & (rows != best)]
             rows = torch.cat([rows, seen.new_tensor([best])])
             bounds[rows] = worth(rows, seen[rows].clamp(min=0), bounds[rows])
             seen[rows] = len(chosen)
-            best, most = int(bounds.argmax()), min(2 * most, _MOST)
+            best, most = first_largest(bounds), min(2 * most, _MOST)
         take(best, float(bounds[best]))
         bounds[best] = -torch.inf
         chosen.append(best)

@@ -7,7 +7,7 @@ generate the image token's id).
 Shapes: B batch, S prompt length before pruning, C prompt length after, G key heads.
 """
 
-import functools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,6 +129,20 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
 }
 
 
+class _Answer:
+    """What the cache of a pruned prompt answers. The cache holds it, so it holds the cache weakly: keys and values in a
+    circle would stay until Python looks for circles, fifteen caches long in a loop of `generate`."""
+
+    def __init__(self, name: str, cache: Any) -> None:
+        self._name, self._cache = name, weakref.ref(cache)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _ANSWERS[self._name](self._cache(), *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy of the cache has answers of its own
+        return _Answer, (self._name, self._cache())
+
+
 def remember(cache: Any, state: PrunedPrompt) -> None:
     """Put the state on the cache.
 
@@ -143,9 +157,9 @@ def remember(cache: Any, state: PrunedPrompt) -> None:
         last.deeper = state
         return
     setattr(cache, _ATTRIBUTE, state)
-    for name, answer in _ANSWERS.items():
+    for name in _ANSWERS:
         if name == "reset" or not state.cross:
-            setattr(cache, name, functools.partial(answer, cache))  # a bound method would not be found again by pickle
+            setattr(cache, name, _Answer(name, cache))
 
 
 def remember_layers(cache: Any, states: Sequence[PrunedPrompt]) -> None:

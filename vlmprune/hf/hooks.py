@@ -7,7 +7,8 @@ A module that carries anything of ours has a `__getstate__` of its own, on the i
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -31,6 +32,19 @@ class Hook:
     @torch.compiler.disable
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block no module of the model drops anything out."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def override_method(instance: Any, name: str, around: Callable[..., Any]) -> Callable[[], None]:

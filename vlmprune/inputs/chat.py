@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import PromptError, VlmpruneError
-from .images import ANIMATED, as_rgb, read_image, refuse_address
+from .images import ANIMATED, as_rgb, read_image
 from .placeholders import check_texts
 from .processor import reason
 from .video import Clip, check_sampling, clips, is_video_path, read_clip
@@ -43,8 +43,9 @@ def opened(image: Any, *, video: Any = None, frames: int | None = None, fps: flo
     if not isinstance(image, str | os.PathLike):
         return image if frames is None or not isinstance(image, Clip) else read_clip(image, frames=frames)
     try:
-        refuse_address(image)
-        return read_clip(image, frames=frames, fps=fps) if _is_clip(image, sampled) else read_image(Path(image))
+        if _is_clip(image, sampled):
+            return read_clip(image, frames=frames, fps=fps)
+        return read_image(Path(image))
     except (VlmpruneError, OSError, ValueError) as error:  # a path with a null byte, or one too long
         reason = str(error)
         raise VlmpruneError(f"{reason[:1].upper()}{reason[1:].rstrip('.')}.") from None

@@ -23,7 +23,8 @@ _UNKNOWN = "{!r} is not an image of a format that is read here; give a PNG, JPEG
 _HEIC = {".heic", ".heif"}
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}  # at the start of the file
 _CLIPS = ("mp4", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "m4v", "ts", "m2ts", "wmv", "flv", "3gp", "ogv")
-VIDEOS = frozenset(f".{kind}" for kind in _CLIPS)
+_BARE = ("h264", "h265", "hevc", "ivf")  # streams without a container
+VIDEOS = frozenset(f".{kind}" for kind in _CLIPS + _BARE)
 ANIMATED = frozenset({".gif", ".webp", ".png", ".apng"})  # may be images or clips
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # "C:/" is a path
 
@@ -55,11 +56,11 @@ def _reading(name: str, too_many: str = "pixels than are unpacked here") -> Iter
         raise VlmpruneError(f"{name!r} cannot be read as an image ({reason}); check the file") from None
 
 
-def refuse_address(path: str | os.PathLike[str]) -> None:
-    """Raise where a path is an address in the web."""
+def refuse_address(path: str | os.PathLike[str], what: str = "image") -> None:
+    """Raise where a path is an address in the web. `what` it should be a file of."""
     if _ADDRESS.match(str(path)):
         address = re.sub(r"^(\w+:)/+", r"\1//", str(path))  # a path has one slash of them
-        raise VlmpruneError(f"{address!r:.80} is a web address; download the image and pass the path of its file")
+        raise VlmpruneError(f"{address!r:.80} is a web address; download the {what} and pass the path of its file")
 
 
 def read_image(path: Path) -> Image.Image:

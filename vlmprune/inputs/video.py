@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..errors import VlmpruneError
-from .images import ANIMATED, VIDEOS, as_rgb, read_image
+from .images import ANIMATED, VIDEOS, as_rgb, read_image, refuse_address
 from .video_file import ClipLimits, animation, video_file
 
 FRAMES = 32  # of a file, unless asked otherwise
@@ -88,12 +88,19 @@ def check_sampling(frames: int | None, fps: float | None) -> None:
     """Refuse a number of frames or a rate that is none.
 
     Raises:
-        VlmpruneError: anything but an int >= 1 and a number above 0.
+        VlmpruneError: anything but an int >= 1 and a number from a millionth to a million.
     """
     if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
         raise VlmpruneError(f"frames={frames!r:.60} is no number of frames; use an int >= 1.")
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf")):
-        raise VlmpruneError(f"fps={fps!r:.60} is no number of frames a second; use a number above 0.")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 1e-6 <= fps <= 1e6):
+        raise VlmpruneError(f"fps={fps!r:.60} is no number of frames a second; use one above 0, at most a million.")
+
+
+def _check_between(between: Any) -> None:
+    """Refuse what is no part of a clip."""
+    pair = isinstance(between, tuple | list) and len(between) == 2
+    if not pair or not all(isinstance(at, int | float) for at in between) or not between[0] <= between[1]:
+        raise VlmpruneError(f"between={between!r:.60} is no part of a clip; give the seconds from and to, as (1.5, 4).")
 
 
 def read_clip(
@@ -118,10 +125,14 @@ def read_clip(
         UserWarning: nothing says when the frames were; they are taken for 2 a second.
     """
     check_sampling(frames, fps)
-    limits = limits or ClipLimits()
+    limits, is_file = limits or ClipLimits(), isinstance(source, str | os.PathLike)
+    if between is not None:
+        _check_between(between)
+        if not is_file:
+            raise VlmpruneError(f"between={between!r:.60} is about a file; pass the frames of that part alone.")
     if isinstance(source, Clip):
         return source if frames is None else source.thinned(frames)
-    if isinstance(source, str | os.PathLike):
+    if is_file:
         return _from_file(Path(source), frames, fps, between, limits)
     return _from_frames(source, frames, fps, limits)
 
@@ -130,6 +141,7 @@ def _from_file(
     path: Path, frames: int | None, fps: float | None, between: tuple[float, float] | None, limits: ClipLimits
 ) -> Clip:
     name = str(path)
+    refuse_address(path, "video")
     if frames is not None and fps is not None:
         raise VlmpruneError(f"frames={frames} and fps={fps} both say how many frames to take of {name!r}; give one.")
     try:
@@ -166,7 +178,7 @@ def _inside(times: Any, between: tuple[float, float] | None) -> Any:
     if between is None:
         return np.arange(len(times))
     start, end = between
-    inside = np.flatnonzero((times >= start) & (times <= end))
+    inside = np.flatnonzero((times >= start - 1e-6) & (times <= end + 1e-6))  # 12 tenths are more than 1.2
     return inside if len(inside) else np.array([int(np.abs(times - (start + end) / 2).argmin())])
 
 
@@ -184,8 +196,8 @@ def _timed(
 
 def _from_frames(source: Any, frames: int | None, fps: float | None, limits: ClipLimits) -> Clip:
     if isinstance(source, np.ndarray | torch.Tensor):
-        source = _array_frames(source)
-    if not isinstance(source, Sequence) or isinstance(source, bytes):
+        _check_shape(source)
+    elif not isinstance(source, Sequence) or isinstance(source, bytes):
         raise VlmpruneError(
             f"An object of type {type(source).__name__!r} is no video; pass the path of one, a list of PIL images or "
             "an array of frames."
@@ -193,6 +205,7 @@ def _from_frames(source: Any, frames: int | None, fps: float | None, limits: Cli
     if not len(source):
         raise VlmpruneError("The video has no frames; pass a list of at least one image.")
     taken = list(range(len(source))) if frames is None else evenly_spaced(np.arange(len(source)), frames)
+    _check_held("the video", len(taken), 1, limits)
     first = _frame(source[taken[0]])
     _check_held("the video", len(taken), first.width * first.height, limits)
     images = [first, *(_frame(source[i]) for i in taken[1:])]
@@ -234,27 +247,30 @@ def _frame(frame: Any) -> Image.Image:
     if isinstance(frame, str | os.PathLike):
         return read_image(Path(frame))
     if isinstance(frame, np.ndarray | torch.Tensor) and frame.ndim == 3:
-        return _array_frames(frame[None])[0]
+        _check_shape(frame[None])
+        return _array_frame(frame)
     shape = f" of shape {tuple(frame.shape)}" if hasattr(frame, "shape") else ""
     raise VlmpruneError(f"An object of type {type(frame).__name__!r}{shape} is no frame; pass PIL images.")
 
 
-def _array_frames(array: Any) -> list[Image.Image]:
-    """PIL images of [T, H, W, 3] or [T, 3, H, W], bytes or floats in 0..1."""
-    values = array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
-    last = values.ndim == 4 and values.shape[-1] == 3
-    if values.ndim != 4 or not (last or values.shape[1] == 3) or not all(values.shape[1:]):
-        raise VlmpruneError(
-            f"A video of shape {tuple(values.shape)} has no frames in RGB; pass [T, H, W, 3] or [T, 3, H, W]."
-        )
-    values = values if last else values.transpose(0, 2, 3, 1)
+def _check_shape(array: Any) -> None:
+    shape = tuple(array.shape)
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]) or not all(shape[1:]):
+        raise VlmpruneError(f"A video of shape {shape} has no frames in RGB; pass [T, H, W, 3] or [T, 3, H, W].")
+
+
+def _array_frame(frame: Any) -> Image.Image:
+    """A PIL image of [H, W, 3] or [3, H, W], bytes or floats in 0..1."""
+    if isinstance(frame, torch.Tensor):  # NumPy knows no bf16
+        frame = (frame.float() if frame.is_floating_point() else frame).detach().cpu().numpy()
+    values = frame if frame.shape[-1] == 3 else frame.transpose(1, 2, 0)
     if values.dtype != np.uint8:
-        if not np.issubdtype(values.dtype, np.floating) or not (values.size and _within(values)):
+        if not np.issubdtype(values.dtype, np.floating) or not _within(values):
             raise VlmpruneError(
                 f"A video of {values.dtype} is not read unless all values lie in 0..1; pass bytes, 0 to 255."
             )
         values = np.rint(values * 255).astype(np.uint8)
-    return [Image.fromarray(np.ascontiguousarray(frame)) for frame in values]
+    return Image.fromarray(np.ascontiguousarray(values))
 
 
 def _within(values: Any) -> bool:

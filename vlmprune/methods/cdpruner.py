@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..flow.greedy import lazy_greedy
+from ..flow.greedy import first_largest, lazy_greedy
 from .per_image import WHOLE, ImageContext, PerImage, cosine, unit_rows
 
 SMALL = 1e-6  # keeps the least relevant token possible, and the logarithm finite
@@ -101,7 +101,7 @@ def greedy_mode(matrix: Tensor, count: int) -> Tensor:
     rows = torch.zeros(count, size, dtype=matrix.dtype, device=matrix.device)
     chosen: list[int] = []
     for step in range(count):
-        best = int(gain.argmax())
+        best = first_largest(gain)
         chosen.append(best)
         # Beyond the rank of S every gain is rounding; the division must stay finite.
         root = gain[best].clamp(min=SMALL**2).sqrt()

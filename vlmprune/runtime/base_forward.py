@@ -223,7 +223,7 @@ class BaseForward:
             # thread's forward: before the layer they see its old arguments, after it the new ones.
             for seen in (kwargs, changed[1] if changed else kwargs):
                 if (positions := _positions(seen)) is not None:
-                    self._recomputed[positions] = forward
+                    self._recomputed[positions] = forward.again
         if self.setup.observers:
             stream = forward.stream(i, (changed[0] if changed else args)[0])
             for observer in self.setup.observers:

@@ -39,8 +39,15 @@ def check_backbone(text: Any, family: Family) -> None:
     remedy = "use another language model"
     if not hasattr(text, "layers"):
         raise UnsupportedModelError(f"{what}, because a {type(text).__name__} has no layers; {remedy}.")
+    places: dict[int, int] = {}  # where each module stands
     for i, layer in enumerate(text.layers):
         layer = getattr(layer, "_orig_mod", layer)  # of a compiled one
+        first = min(places.setdefault(id(part), i) for part in (layer, family.attention(layer)) if part is not None)
+        if first != i:
+            raise UnsupportedModelError(
+                f"{what}, because its layers {first} and {i} are one module, or their attention is; put a "
+                "copy.deepcopy into one of the places."
+            )
         if family.attention(layer) is None and not _attends_not(layer):
             raise UnsupportedModelError(
                 f"{what}, because its layer {i}, a {type(layer).__name__}, has no self_attn; {remedy}."

@@ -4,6 +4,7 @@ Both offer `enter(i, args, kwargs)`, called by a pre-hook on decoder layer i, wh
 None to leave them. Shapes: B batch, S sequence, C sequence after compaction, D width.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -47,8 +48,19 @@ class Prefill:
         self._gathered: dict[tuple[str, int, int], tuple[Any, Any]] = {}
         self._lengths: dict[int, int] = {}  # how many keys a layer gets
         self._before = LayerBefore()
+        self._shares = True  # what it makes of a layer's arguments with the layers after it
+        self._again: Prefill | None = None
         self.spared: tuple[int, int] | None = None  # as `last_rows` of the state, had the model been let
         self.cutter: CacheCutter | None = None
+
+    @property
+    def again(self) -> "Prefill":
+        """The same for layers that gradient checkpointing runs a second time. It keeps none of their arguments: it is
+        found by one of them, which it would keep alive, and with it all that was made of every training step."""
+        if self._shares and self._again is None:
+            self._again = copy.copy(self)
+            self._again._gathered, self._again._before, self._again._shares = {}, LayerBefore(), False
+        return self._again or self
 
     def enter(self, i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         hidden, *unnamed = args
@@ -87,7 +99,8 @@ class Prefill:
         check_scale(setup.attentions[i], self.state.valid.shape[1])
         more = tuple(self._along("argument", stage, stage.chosen, value) for value in unnamed)
         made = self._given(i, stage, hidden, kwargs)
-        self._before.keep(self._kind(i), hidden, kwargs, made)
+        if self._shares:
+            self._before.keep(self._kind(i), hidden, kwargs, made)
         return (hidden, *more), made
 
     def _kind(self, i: int) -> tuple[Any, ...]:
@@ -192,9 +205,10 @@ class Prefill:
     def _once(self, what: str, stage: Stage, value: Any, make: Callable[[], Any]) -> Any:
         """Layers share their arguments: gather each distinct one once per stage."""
         key = (what, stage.layer, id(value))
-        if key not in self._gathered:
-            self._gathered[key] = value, make()  # kept alive, or its id could be given to another object
-        return self._gathered[key][1]
+        found = self._gathered.get(key) or (value, make())
+        if self._shares:
+            self._gathered[key] = found  # the value is kept alive, or its id could be given to another object
+        return found[1]
 
     def _along(self, name: str, stage: Stage, chosen: Compaction, value: Any) -> Any:
         """What a layer is given for each token, cut to the kept rows; anything else as it is."""

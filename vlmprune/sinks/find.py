@@ -21,6 +21,7 @@ from ..families import Family, family_of
 from ..flow.prompt_state import PromptState
 from ..flow.sinks import FIRST_LAYER, active_window, phi, secondary_sinks
 from ..hf.arguments import has_visuals
+from ..hf.hooks import evaluating
 from ..methods.none import Unpruned
 from ..methods.var import VAR
 from ..ops.attention_rows import row_chunks
@@ -72,7 +73,7 @@ def find_sinks(
             "The prompt has no image or no image tokens, so there are no visual sinks to find; pass what the "
             "processor returns for an image and a question."
         )
-    with attached(Session(plain, family, Unpruned(), [reader])), torch.no_grad():
+    with attached(Session(plain, family, Unpruned(), [reader])), evaluating(plain), torch.no_grad():
         plain(**{**inputs, "use_cache": False})
     return reader.report()
 

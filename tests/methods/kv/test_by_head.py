@@ -126,6 +126,21 @@ def test_task_kv_leaves_the_heads_whole_that_differ(case):
     assert numbers == {2: {1}, 4: {1, 2}, 1: set()}[maps.key_heads]
 
 
+def test_task_kv_reads_the_attention_of_a_layer_once(monkeypatch):
+    """Its scores and its weights of heads are made of the same votes."""
+    read, original = [], LayerEntries.attention_from
+
+    def counted(entries, rows):
+        read.append(entries.layer)
+        return original(entries, rows)
+
+    monkeypatch.setattr(LayerEntries, "attention_from", counted)
+    model = shared("llava")
+    with vlmprune.wrap(model, METHODS["task-kv"]), torch.no_grad():
+        model(**batch(model), use_cache=True)
+    assert read == [0, 1, 2, 3]
+
+
 def test_two_heads_are_equally_far_whatever_rounding_says():
     """Nearly alike, so that the distance from their mean is mostly rounding, in either order; of three, one differs."""
     rows, generator = torch.ones(1, 6, dtype=torch.bool), torch.Generator().manual_seed(0)

@@ -39,6 +39,7 @@ class LayerEntries:
     ids: Sequence[Tensor]
     heads: int
     call: AttentionCall | None = None
+    made: dict[str, Tensor] = field(default_factory=dict, init=False)  # what `score` leaves for `weigh`
 
     def last(self, count: int) -> Tensor:
         """The last `count` real entries of each sample: bool [B, P]."""

@@ -56,8 +56,10 @@ class TaskKV(CacheCut):
         check_pool(self.pool)
 
     def _votes(self, entries: LayerEntries) -> Tensor:
-        votes = entries.attention_from(entries.last(self.window)).masked_fill(~entries.real[:, None], 0.0)
-        return smoothed(votes, self.pool)
+        if "votes" not in entries.made:
+            votes = entries.attention_from(entries.last(self.window)).masked_fill(~entries.real[:, None], 0.0)
+            entries.made["votes"] = smoothed(votes, self.pool)
+        return entries.made["votes"]
 
     def score(self, entries: LayerEntries) -> Tensor:
         eligible = entries.visual if self.tokens == "visual" else entries.real
