@@ -1,6 +1,6 @@
 """The README's first image: one picture with all of its visual tokens, with 25 % and with 10 %, its answers and costs.
 
-    python -m demos.kept_picture --out docs/images/kept.png
+python -m demos.kept_picture --out docs/images/kept.png
 """
 
 import argparse

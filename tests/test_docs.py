@@ -184,5 +184,11 @@ def test_a_method_says_what_it_does_when_to_use_it_and_what_its_options_are(name
     own = {option for entry in found.options for option in re.findall(r"`(\w+)`", entry.partition(":")[0])}
     assert own <= set(next(one for one in catalogue() if one["name"] == found.name)["options"])
     assert "arXiv" in found.source or found.name in (
-        "none", "random", "uniform", "downsample", "fastv-oracle", "kv-random", "kv-buffer"
+        "none",
+        "random",
+        "uniform",
+        "downsample",
+        "fastv-oracle",
+        "kv-random",
+        "kv-buffer",
     )

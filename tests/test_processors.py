@@ -212,9 +212,7 @@ def test_every_way_to_ask_refuses_it() -> None:
         "heads": lambda: vlmprune.ACT().calibrate(large, data, processor=processor),
         "captioner": lambda: VisionModel(large, processor).probability([RED], [bad], yes="yes", no="no"),
         "sinks": lambda: vlmprune.find_sinks(large, **prepare(processor, RED, bad)),
-        "demo": lambda: list(
-            Engine(load_models(None, None, trust_remote_code=False)).ask(RED, bad, "uniform", 0.5)
-        ),
+        "demo": lambda: list(Engine(load_models(None, None, trust_remote_code=False)).ask(RED, bad, "uniform", 0.5)),
     }
     for way in ways.values():
         with pytest.raises(VlmpruneError, match="The question holds '<image>'"):

@@ -312,8 +312,15 @@ def train_language(
         state.meta["images"] += batch
         state.meta["answers"] += len(packed.answers)
         if step % 50 == 49:
-            log(state.folder, step=step + 1, seconds=state.meta["seconds"], answers=state.meta["answers"],
-                loss=sum(losses) / len(losses), spots=sum(spots) / max(1, len(spots)), lr=rate)
+            log(
+                state.folder,
+                step=step + 1,
+                seconds=state.meta["seconds"],
+                answers=state.meta["answers"],
+                loss=sum(losses) / len(losses),
+                spots=sum(spots) / max(1, len(spots)),
+                lr=rate,
+            )
             losses, spots = [], []
         if time.time() - looked > 150:
             state.swap()

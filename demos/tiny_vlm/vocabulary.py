@@ -76,9 +76,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "How many {xs} can you see?",
         "What is the number of {xs}?",
     ),
-    "relation": (
-        "Is the {a} {r} the {b}?",
-    ),
+    "relation": ("Is the {a} {r} the {b}?",),
     "position": (
         "Where is the {d}?",
         "Where in the image is the {d}?",
@@ -95,9 +93,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "Describe the image.",
         "What is in the image?",
     ),
-    "judge": (
-        "Is this true: there is {s} ?",
-    ),
+    "judge": ("Is this true: there is {s} ?",),
 }
 
 RELATIONS = {

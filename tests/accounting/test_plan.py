@@ -142,9 +142,7 @@ def test_cards_side_by_side() -> None:
         assert after["requests"] > 4 * before["requests"]  # the weights are there once
 
 
-@pytest.mark.parametrize(
-    ("guide", "exits"), [(1.0, 0.0), (3.0, 0.0), (5.0, 1 - 5 / 6), (10.0, None)]
-)
+@pytest.mark.parametrize(("guide", "exits"), [(1.0, 0.0), (3.0, 0.0), (5.0, 1 - 5 / 6), (10.0, None)])
 def test_when_a_guide_pays(guide: float, exits: float | None) -> None:
     def took(seconds: float) -> Estimate:
         return Estimate(1, 0, 1, 1, 0.0, seconds, 0.0, 0.0)

@@ -64,9 +64,7 @@ def test_anyres_counts_equal_the_models_own_packing(family: str, size: list[int]
     tiles = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
     features = [torch.zeros(tiles, side * side, 4)]
     extra = {"vision_feature_select_strategy": "default"} if family == "llava_next" else {}
-    packed, _ = model.model.pack_image_features(
-        features, torch.tensor([size]), image_newline=torch.ones(4), **extra
-    )
+    packed, _ = model.model.pack_image_features(features, torch.tensor([size]), image_newline=torch.ones(4), **extra)
     grid = anyres_grid(config, size, True, largest)
     assert grid.count == len(packed[0])
     # Newline tokens are where the packed features hold the newline, and nowhere else.

@@ -72,8 +72,7 @@ def check_observer(observer: Any, seeing: Sequence[int]) -> None:
 
 
 def edited(observer: AttentionObserver, layer: int, call: AttentionCall, output: Tensor) -> Tensor | None:
-    """What an observer makes of an attention call's output, None where it leaves it; refused if it does not fit there.
-    """
+    """What an observer makes of an attention call's output, None where it leaves it; refused where it does not fit."""
     made: Any = observer.attention(layer, call, output)
     if made is None:
         return None

@@ -103,9 +103,7 @@ def quadrants(size: tuple[int, int]) -> list[Box]:
     return [(0.0, 0.0, x, y), (x, 0.0, width, y), (0.0, y, x, height), (x, y, width, height)]
 
 
-def spatial_patches(
-    boxes: Sequence[Box], size: tuple[int, int], *, merge_above: float, fraction: float
-) -> list[Patch]:
+def spatial_patches(boxes: Sequence[Box], size: tuple[int, int], *, merge_above: float, fraction: float) -> list[Patch]:
     """The four patches of an image of `size` (width, height): each a quadrant and its objects' hull.
 
     Objects are the boxes, merged above an IoU of `merge_above`; without any, the whole image stands for the one object,

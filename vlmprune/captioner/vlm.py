@@ -141,9 +141,7 @@ class VisionModel:
             texts += [decoded[i * count : (i + 1) * count] for i in range(len(seeds[part]))]
         return texts
 
-    def probability(
-        self, images: Sequence[Image.Image], questions: Sequence[str], *, yes: str, no: str
-    ) -> list[float]:
+    def probability(self, images: Sequence[Image.Image], questions: Sequence[str], *, yes: str, no: str) -> list[float]:
         """P(yes) / (P(yes) + P(no)) of the first answer token, for each image with its question."""
         token = {answer: self._first_tokens(answer) for answer in (yes, no)}
         found: list[float] = []

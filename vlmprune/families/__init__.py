@@ -64,9 +64,7 @@ def register_family(model_type: str, grids: Grids | None = None, **options: Any)
         VlmpruneError: a bad or taken model type, an unknown option, or one of the wrong type.
     """
     if not isinstance(model_type, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", model_type):
-        raise VlmpruneError(
-            f"model_type must be the string in the model's config.model_type, got {model_type!r:.60}."
-        )
+        raise VlmpruneError(f"model_type must be the string in the model's config.model_type, got {model_type!r:.60}.")
     if model_type in FAMILIES:
         raise VlmpruneError(f"The family {model_type!r} is registered already; register another config.model_type.")
     check_options(options)

@@ -151,9 +151,7 @@ def _by_kind(
     return taken, rows
 
 
-def _texts(
-    inputs: dict[str, Any], chosen: Tensor, shape: torch.Size, *, options: bool = True
-) -> dict[str, Any]:
+def _texts(inputs: dict[str, Any], chosen: Tensor, shape: torch.Size, *, options: bool = True) -> dict[str, Any]:
     """The inputs of samples without an image, or without a video, and nothing of the others'; `options`: with what has
     no rows."""
     return {

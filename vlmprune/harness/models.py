@@ -128,9 +128,7 @@ def make(name: str, models: Models | None = None, **given: Any) -> Any:
     return method_class(name)(**options)
 
 
-def build_captioner(
-    models: Models, method: Any, aggregator: Any, changes: dict[str, Any], seed: int
-) -> PatchCaptioner:
+def build_captioner(models: Models, method: Any, aggregator: Any, changes: dict[str, Any], seed: int) -> PatchCaptioner:
     """A captioner with the wrapped model; a family without an adapter runs unwrapped if nothing is pruned."""
     import vlmprune
 

@@ -156,9 +156,7 @@ class Asker:
             return
         asked = [str(questions[row]) for row in seen]
         try:
-            texts, report = self.run.answer(
-                list(seen.values()), asked, max_new_tokens=self.settings["max_new_tokens"]
-            )
+            texts, report = self.run.answer(list(seen.values()), asked, max_new_tokens=self.settings["max_new_tokens"])
         except VlmpruneError as error:
             if len(seen) == 1:
                 made["error"][next(iter(seen))] = str(error)

@@ -305,9 +305,7 @@ def _image_part(given: Any, limits: Limits, urls: bool) -> ImagePart:
     url: str = given if isinstance(given, str) else given["url"]
     if url.startswith(("http://", "https://")):
         if not urls:
-            raise Refused(
-                "Images on the web are not fetched by this server; send the image itself as a data URL.", 403
-            )
+            raise Refused("Images on the web are not fetched by this server; send the image itself as a data URL.", 403)
         return ImagePart(url=url)
     head, comma, text = url.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):

@@ -141,9 +141,7 @@ class Encoder:
             raise VlmpruneError("chat_part() makes the part of one image; use encode_many(...)[0].parts() for several.")
         return self.encode_many([(image, question)], keep=keep)[0].parts()[0]
 
-    def encode_many(
-        self, asked: Sequence[tuple[Any, str]], *, keep: float | int | None = None
-    ) -> list[Encoded]:
+    def encode_many(self, asked: Sequence[tuple[Any, str]], *, keep: float | int | None = None) -> list[Encoded]:
         """A batch of (image or list of images, question): the guide and the tower see it at once.
 
         Raises:

@@ -285,6 +285,4 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     ACCESS.setLevel(logging.INFO)
     ACCESS.propagate = False
     drain = int(app.state.proxy.limits.drain)
-    uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain, access_log=False
-    )
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain, access_log=False)

@@ -47,9 +47,7 @@ def draw(
     return sheet
 
 
-def heat_map(
-    one: SampleSinks, tau: float, image: Image.Image | None, number: int, layer: int | None
-) -> Image.Image:
+def heat_map(one: SampleSinks, tau: float, image: Image.Image | None, number: int, layer: int | None) -> Image.Image:
     """phi of every token at its place in the image, sinks framed, over the darkened image: SIDE x SIDE."""
     span = one.images[number]
     layers = slice(min(FIRST_LAYER, one.layers - 1), None) if layer is None else slice(layer, layer + 1)

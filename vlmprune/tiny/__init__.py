@@ -32,9 +32,7 @@ def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGener
 
     def model(name: str) -> LlavaForConditionalGeneration:
         folder = WEIGHTS / name
-        return LlavaForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        ).eval()
+        return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
     # The PIL image processor by name: the automatic choice would depend on whether torchvision is installed.
     folder = WEIGHTS / "processor"

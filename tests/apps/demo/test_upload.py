@@ -82,9 +82,7 @@ def test_only_uploads_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (uploads / "link.png").symlink_to(outside)
 
     def given(path: Path) -> Any:
-        return checked(
-            image_input().preprocess(SimpleNamespace(path=str(path), orig_name="../../a.png", url=None))
-        )
+        return checked(image_input().preprocess(SimpleNamespace(path=str(path), orig_name="../../a.png", url=None)))
 
     assert given(uploads / "in.png").getpixel((0, 0)) == (0, 0, 255)
     for path in (outside, uploads / ".." / "outside.png", uploads / "link.png"):
