@@ -3,10 +3,10 @@
     python -m eval.serving.in_engine --out FILE    in the environment that .ci/vllm makes, with nothing beside it
     python -m eval.serving.in_engine --tiny        the same in seconds
 
-A LLaVA with random weights whose prompt's prefill dominates: a small tower, 784 visual tokens, one generated token for
-the time to the first and eight for the rate. Every request has an image of its own, so no cache helps. Both engines
-run side by side and take turns; what counts is the ratio of a round. Its ideal is that of the FLOPs of tower and
-prefill.
+LLaVAs of two widths with random weights whose prompt's prefill dominates, in the wider one more: a small tower, 784
+visual tokens, one generated token for the time to the first and eight for the rate. Every request has an image of its
+own, so no cache helps. Both engines run side by side and take turns; what counts is the ratio of a round. Its ideal is
+that of the FLOPs of tower and prefill.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from eval import markdown
 from eval.provenance import provenance, write_record
 
 PATCHES, SIDE = 28, 112  # of the tower's grid; pixels of the bundled pair's processor
@@ -42,7 +43,8 @@ class Load:
     keep: float = 0.25
 
 
-TINY = Load(width=64, layers=2, inner=96, requests=2, rounds=1)
+LOADS = (Load(), Load(width=2048, inner=5632))
+TINY = (Load(width=64, layers=2, inner=96, requests=2, rounds=1),)
 
 
 def saved_model(load: Load, folder: Path) -> tuple[Any, Any]:
@@ -134,7 +136,7 @@ def measured(load: Load, folder: Path) -> dict[str, Any]:
     first = [one["plain"]["first_token"] / one["pruned"]["first_token"] for one in rounds]
     rate = [one["pruned"]["requests_per_second"] / one["plain"]["requests_per_second"] for one in rounds]
     return {
-        "rounds": rounds,
+        "times": rounds,
         "ideal": ideal,
         "first_token_faster": statistics.median(first),
         "requests_per_second_more": statistics.median(rate),
@@ -151,12 +153,36 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    load = TINY if args.tiny else Load()
-    with tempfile.TemporaryDirectory() as folder:
-        found = measured(load, Path(folder))
-    record = {"about": provenance(**vars(load), tiny=args.tiny), **found}
-    write_record(record, args.out)
-    print(json.dumps({name: value for name, value in found.items() if name != "rounds"}, indent=1))
+    rows = []
+    for load in TINY if args.tiny else LOADS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append({**vars(load), **measured(load, Path(folder))})
+        print(json.dumps({name: value for name, value in rows[-1].items() if name != "times"}), flush=True)
+    write_record({"about": provenance(tiny=args.tiny), "rows": rows}, args.out)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Ratios to plain vLLM beside the FLOPs', for the page."""
+    heading = ("text layers", "first token, ms", "first token ×", "requests a second ×", "by FLOPs", "of that")
+    rows = []
+    for row in record["rows"]:
+        took = {
+            name: 1000 * statistics.median(one[name]["first_token"] for one in row["times"])
+            for name in ("plain", "pruned")
+        }
+        share = row["of_ideal"]
+        rows.append([
+            f"{row['layers']} × {row['width']}", f"{took['plain']:.0f} → {took['pruned']:.0f}",
+            f"{row['first_token_faster']:.2f}", f"{row['requests_per_second_more']:.2f}", f"{row['ideal']:.2f}",
+            f"{share['first_token']:.2f}, {share['rate']:.2f}",
+        ])  # fmt: skip
+    about, first = record["about"], record["rows"][0]
+    text = (
+        f"{about['machine']}, transformers {about['transformers']}, commit {about['commit'][:7]}: medians of "
+        f"{first['rounds']} rounds in which plain and pruned vLLM take turns; {PATCHES**2} visual tokens, keep "
+        f"{first['keep']:.0%} of them, every image new; {first['requests']} requests at once for the rate."
+    )
+    return "\n\n".join([markdown.table(heading, rows), markdown.paragraph(text)])
 
 
 if __name__ == "__main__":
