@@ -3,8 +3,8 @@
     python -m eval.serving.in_engine --out FILE    in the environment that .ci/vllm makes, with nothing beside it
     python -m eval.serving.in_engine --tiny        the same in seconds
 
-LLaVAs of two widths with random weights whose prompt's prefill dominates, in the wider one more: a small tower, 784
-visual tokens, one generated token for the time to the first and eight for the rate. Every request has an image of its
+LLaVAs with random weights whose prompt's prefill dominates, in a wider one and with a larger image more: a small tower,
+784 or 1,936 visual tokens, one generated token for the time to the first and eight for the rate. Every request has an image of its
 own, so no cache helps. Both engines run side by side and take turns; what counts is the ratio of a round. Its ideal is
 that of the FLOPs of tower and prefill.
 """
@@ -27,14 +27,16 @@ from PIL import Image
 from eval import markdown
 from eval.provenance import provenance, write_record
 
-PATCHES, SIDE = 28, 112  # of the tower's grid; pixels of the bundled pair's processor
+PATCH = 4  # pixels a side
 QUESTION = "What colour is the star?"
 
 
 @dataclass(frozen=True)
 class Load:
-    """The model's text layers and what is asked of it: `requests` at once in each of `rounds`."""
+    """The model's text layers, the side of its tower's grid, and what is asked of it: `requests` at once in each of
+    `rounds`."""
 
+    patches: int = 28
     width: int = 1024
     layers: int = 8
     inner: int = 2816
@@ -43,7 +45,7 @@ class Load:
     keep: float = 0.25
 
 
-LOADS = (Load(), Load(width=2048, inner=5632))
+LOADS = (Load(), Load(width=2048, inner=5632), Load(patches=44))
 TINY = (Load(width=64, layers=2, inner=96, requests=2, rounds=1),)
 
 
@@ -62,33 +64,38 @@ def saved_model(load: Load, folder: Path) -> tuple[Any, Any]:
         head_dim=load.width // heads, max_position_embeddings=2048,
     )  # fmt: skip
     tower = CLIPVisionConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE,
-        patch_size=SIDE // PATCHES,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        image_size=PATCH * load.patches, patch_size=PATCH,
     )  # fmt: skip
     config = LlavaConfig(text_config=text, vision_config=tower, image_token_index=large.config.image_token_id)
     model = LlavaForConditionalGeneration(config).eval()
-    processor.patch_size = SIDE // PATCHES
+    side = PATCH * load.patches
+    processor.patch_size = PATCH
+    processor.image_processor.size = processor.image_processor.crop_size = {"height": side, "width": side}
     save_for_vllm(model, folder, processor)
     return model, processor
 
 
-def flops_ratio(model: Any, processor: Any, keep: float) -> float:
+def flops_ratio(model: Any, processor: Any, load: Load) -> float:
     """FLOPs of tower and prefill, unpruned over pruned."""
     import vlmprune
     from vlmprune.inputs.chat import prepare
 
-    inputs = prepare(processor, noise(0), QUESTION)
-    with vlmprune.wrap(model, "uniform", keep=keep) as pruned:
+    inputs = prepare(processor, noise(0, load), QUESTION)
+    with vlmprune.wrap(model, "uniform", keep=load.keep) as pruned:
         model(**inputs)
         report = pruned.report
-    tower = sum(one.numel() for one in model.model.vision_tower.parameters() if one.dim() > 1)
-    seen = 2 * tower * PATCHES**2  # without its attention, a small part of a small tower
+    tower, config = model.model.vision_tower, model.config.vision_config
+    linear = sum(one.numel() for one in tower.parameters() if one.dim() > 1)
+    tokens = load.patches**2
+    seen = 2 * tokens * (linear + 2 * config.num_hidden_layers * config.hidden_size * tokens)
     return float((seen + report.prefill_flops_full) / (seen + report.prefill_flops))
 
 
-def noise(seed: int) -> Image.Image:
+def noise(seed: int, load: Load) -> Image.Image:
     """An image that no other request has."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
+    side = PATCH * load.patches
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8))
 
 
 def measured(load: Load, folder: Path) -> dict[str, Any]:
@@ -98,12 +105,14 @@ def measured(load: Load, folder: Path) -> dict[str, Any]:
     from vlmprune.inputs.chat import build_messages
 
     model, processor = saved_model(load, folder)
-    ideal = flops_ratio(model, processor, load.keep)
-    talk = processor.apply_chat_template(build_messages(noise(0), QUESTION), add_generation_prompt=True, tokenize=False)
+    ideal = flops_ratio(model, processor, load)
+    talk = processor.apply_chat_template(
+        build_messages(noise(0, load), QUESTION), add_generation_prompt=True, tokenize=False
+    )
     ids, number = processor.tokenizer(talk, add_special_tokens=False)["input_ids"], 0
     settings = {
-        "dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8, "block_size": 32,
-        "max_num_batched_tokens": 4096,
+        "dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 8, "block_size": 32,
+        "max_num_batched_tokens": 8192,
     }  # fmt: skip
     engines = {
         "plain": vllm.LLM(str(folder), **settings),
@@ -115,7 +124,7 @@ def measured(load: Load, folder: Path) -> dict[str, Any]:
         prompts = []
         for _ in range(requests):
             number += 1
-            prompts.append({"prompt_token_ids": ids, "multi_modal_data": {"image": noise(number)}})
+            prompts.append({"prompt_token_ids": ids, "multi_modal_data": {"image": noise(number, load)}})
         wanted = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         start = time.perf_counter()
         engine.generate(prompts, wanted, use_tqdm=False)
@@ -163,7 +172,15 @@ def main() -> None:
 
 def table(record: dict[str, Any]) -> str:
     """Ratios to plain vLLM beside the FLOPs', for the page."""
-    heading = ("text layers", "first token, ms", "first token ×", "requests a second ×", "by FLOPs", "of that")
+    heading = (
+        "text layers",
+        "visual tokens",
+        "first token, ms",
+        "first token ×",
+        "requests a second ×",
+        "by FLOPs",
+        "of that",
+    )
     rows = []
     for row in record["rows"]:
         took = {
@@ -172,15 +189,15 @@ def table(record: dict[str, Any]) -> str:
         }
         share = row["of_ideal"]
         rows.append([
-            f"{row['layers']} × {row['width']}", f"{took['plain']:.0f} → {took['pruned']:.0f}",
+            f"{row['layers']} × {row['width']}", f"{row['patches'] ** 2:,}", f"{took['plain']:.0f} → {took['pruned']:.0f}",
             f"{row['first_token_faster']:.2f}", f"{row['requests_per_second_more']:.2f}", f"{row['ideal']:.2f}",
             f"{share['first_token']:.2f}, {share['rate']:.2f}",
         ])  # fmt: skip
     about, first = record["about"], record["rows"][0]
     text = (
         f"{about['machine']}, transformers {about['transformers']}, commit {about['commit'][:7]}: medians of "
-        f"{first['rounds']} rounds in which plain and pruned vLLM take turns; {PATCHES**2} visual tokens, keep "
-        f"{first['keep']:.0%} of them, every image new; {first['requests']} requests at once for the rate."
+        f"{first['rounds']} rounds in which plain and pruned vLLM take turns; {first['keep']:.0%} of the visual tokens "
+        f"stay, every image new; {first['requests']} requests at once for the rate."
     )
     return "\n\n".join([markdown.table(heading, rows), markdown.paragraph(text)])
 
