@@ -4,9 +4,9 @@
     python -m eval.serving.in_engine --tiny        the same in seconds
 
 LLaVAs with random weights whose prompt's prefill dominates, in a wider one and with a larger image more: a small tower,
-784 or 1,936 visual tokens, one generated token for the time to the first and eight for the rate. Every request has an image of its
-own, so no cache helps. Both engines run side by side and take turns; what counts is the ratio of a round. Its ideal is
-that of the FLOPs of tower and prefill.
+784 or 1,936 visual tokens, one generated token for the time to the first and eight for the rate. Every request has an
+image of its own, so no cache helps. Both engines run side by side and take turns; what counts is the ratio of a round.
+Its ideal is that of the FLOPs of tower and prefill.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def table(record: dict[str, Any]) -> str:
         }
         share = row["of_ideal"]
         rows.append([
-            f"{row['layers']} × {row['width']}", f"{row['patches'] ** 2:,}", f"{took['plain']:.0f} → {took['pruned']:.0f}",
+            f"{row['layers']} × {row['width']}", f"{row['patches'] ** 2:,}",
+            f"{took['plain']:.0f} → {took['pruned']:.0f}",
             f"{row['first_token_faster']:.2f}", f"{row['requests_per_second_more']:.2f}", f"{row['ideal']:.2f}",
             f"{share['first_token']:.2f}, {share['rate']:.2f}",
         ])  # fmt: skip
