@@ -28,7 +28,7 @@ from .captions import tables as captions
 from .exits import Arguments, ended
 from .gpu import page as gpu
 from .kv import tables as kv
-from .serving import fleet, turns
+from .serving import fleet, in_engine, turns
 from .sgl import tables as sgl
 from .speed import cache, sentences, video, video_scale
 from .speed import sgl as speed
@@ -75,6 +75,7 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
     "eval/results/tables.md": {_WHOLE: (_GRID, lambda folder: all_tables.markdown(all_tables.read(folder)))},
     "eval/serving/README.md": {
         "fleet": ("eval/speed/results/sgl.json", lambda _: fleet.table()),
+        "in-engine": ("eval/serving/results/in_engine.json", in_engine.table),
         "turns": ("eval/serving/results/turns.json", turns.table),
         "turns-about": ("eval/serving/results/turns.json", turns.about),
     },
