@@ -67,12 +67,11 @@ class Prefill:
         self.state.cache = cache_in(kwargs)
         if i == 0 and self.cutter is not None:
             self.cutter.check(self.state.cache)
-        decider = self.decider
-        drops = decider is not None and i in decider.layers
-        if not drops and not unnamed and self._before.same(self._kind(i), hidden, kwargs):
+        decider, stage = self.decider, self.state.stage_at(i)
+        follows = decider is not None and i not in decider.layers and not unnamed
+        if follows and self._before.same(self._kind(i, stage), hidden, kwargs):
             made = self._before.made
             return None if made is None else ((hidden,), made)
-        stage = self.state.stage_at(i)
         few = self._few(i, hidden)
         if decider is None:
             return None
@@ -100,12 +99,11 @@ class Prefill:
         more = tuple(self._along("argument", stage, stage.chosen, value) for value in unnamed)
         made = self._given(i, stage, hidden, kwargs)
         if self._shares:
-            self._before.keep(self._kind(i), hidden, kwargs, made)
+            self._before.keep(self._kind(i, stage), hidden, kwargs, made)
         return (hidden, *more), made
 
-    def _kind(self, i: int) -> tuple[Any, ...]:
+    def _kind(self, i: int, stage: Stage | None) -> tuple[Any, ...]:
         """What the arguments of a layer depend on besides those that it is given."""
-        stage = self.state.stage_at(i)
         return self.setup.kinds[i], None if stage is None else stage.layer, layer_kind(self.state.cache, i)
 
     def stream(self, i: int, hidden: Tensor) -> Tensor:
