@@ -1,6 +1,8 @@
-"""The README's first image: one picture with all of its visual tokens, with 25 % and with 10 %, its answers and costs.
+"""The README's first image, drawn by
 
-python -m demos.kept_picture --out docs/images/kept.png
+    python -m demos.kept_picture --out docs/images/kept.png
+
+One picture with all of its visual tokens, with 25 % and with 10 %, its answers and costs.
 """
 
 import argparse

@@ -1,11 +1,13 @@
 """Train the bundled pair from scratch, in stages that can be stopped and resumed.
 
-python -m demos.tiny_vlm.train --work DIR                   everything, then export into the package
-python -m demos.tiny_vlm.train --work DIR --stage small     one stage; large and small may run side by side
-python -m demos.tiny_vlm.train --work DIR --stage large --more 30   30 minutes on top of a finished run
-python -m demos.tiny_vlm.train --work DIR --stage export    moving averages as they stand, into the package
-python -m demos.tiny_vlm.train --work DIR --stage small --dropping 0        a control that never saw fewer tokens
-python -m demos.tiny_vlm.train --work DIR --stage export --to DIR2          what there is of both, into DIR2
+    python -m demos.tiny_vlm.train --work DIR                   everything, then export into the package
+    python -m demos.tiny_vlm.train --work DIR --stage small     one stage; large and small may run side by side
+    python -m demos.tiny_vlm.train --work DIR --stage large --more 30   30 minutes on top of a finished run
+    python -m demos.tiny_vlm.train --work DIR --stage export    moving averages as they stand, into the package
+    python -m demos.tiny_vlm.train --work DIR --stage small --dropping 0        a control that never saw fewer tokens
+    python -m demos.tiny_vlm.train --work DIR --stage export --to DIR2          what there is of both, into DIR2
+
+Each stage keeps its state in DIR.
 """
 
 from __future__ import annotations
