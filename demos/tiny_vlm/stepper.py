@@ -31,6 +31,7 @@ SAVE_EVERY, LOOK_EVERY = 600, 900  # seconds
 SAVE_OFTEN = 60  # the same of a run of so many seconds, which may be on a machine that is lent
 LAST_LOOK = 200  # questions a family, at its end
 AHEAD = 3  # lessons a worker is ahead
+CPU = torch.device("cpu")
 
 Lessons = Callable[[int, float], Any]  # of a step's number and the progress; can be pickled
 
@@ -107,11 +108,25 @@ def ahead(lessons: Lessons, progress: Callable[[int], float], first: int, worker
 
 
 class Stepper(ABC):
-    """A stage of a training. What a step does follows from its number and the state alone."""
+    """A stage of a training. What a step does follows from its number and the state alone.
+
+    `batch`: how many times the images of a step. `begin`: a moving average to start from where there is no state of the
+    stage on disk.
+    """
 
     state: State
+    resumed: bool
     lessons: Lessons
-    device: torch.device
+
+    def __init__(self, *, device: torch.device = CPU, batch: int = 1, begin: Path | None = None) -> None:
+        torch.manual_seed(0)  # the model is made next
+        self.device, self.batch, self.begin = device, batch, begin
+
+    def resume(self, state: State) -> None:
+        """Go on from what the state has on disk, else from `begin`."""
+        self.state, self.resumed = state, state.load()
+        if self.begin and not self.resumed:
+            state.begin_from(self.begin)
 
     @abstractmethod
     def loss(self, lesson: Any) -> tuple[Tensor, Any, int]:
@@ -187,7 +202,7 @@ class Stepper(ABC):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every training of this kind can be told."""
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, or cuda")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu, or cuda")
     parser.add_argument("--batch", type=int, default=1, help="how many times the images of a step")
     parser.add_argument("--seconds", type=float, default=0.0, help="train for so long instead of so many steps")
     parser.add_argument("--workers", type=int, default=0, help="processes that make lessons ahead of time")

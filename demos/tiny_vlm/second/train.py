@@ -45,7 +45,6 @@ BATCH = {"captions": 24, "answers": 8}
 TOWER_FACTOR = 0.5  # of the rate, for the tower in the second stage
 ALIGN_WEIGHT = 0.3
 CAPTIONS_SHARE = 0.15  # of so many seconds, where they are given, are the first stage's
-CPU = torch.device("cpu")
 
 
 def caption_loss(scores: Tensor, captions: Captions) -> tuple[Tensor, float]:
@@ -121,25 +120,11 @@ def shown_questions(batch: int, patch: int, dropping: float, step: int, progress
 
 
 class Trainer(Stepper):
-    """One stage of one model, with its state on disk.
+    """One stage of one model, with its state on disk; `options` are those of a `Stepper`."""
 
-    `begin`: a moving average to start the second stage from where `work` holds no state of it; `batch`: how many times
-    the images of a step.
-    """
-
-    def __init__(
-        self,
-        work: Path,
-        which: str,
-        stage: str,
-        dropping: float = DROP_FRACTION,
-        *,
-        device: torch.device = CPU,
-        batch: int = 1,
-        begin: Path | None = None,
-    ) -> None:
-        torch.manual_seed(0)
-        self.which, self.stage, self.device = which, stage, device
+    def __init__(self, work: Path, which: str, stage: str, dropping: float = DROP_FRACTION, **options: Any) -> None:
+        super().__init__(**options)
+        self.which, self.stage = which, stage
         trainee = Trainee(which)
         # The first stage trains the tower, its positions and the concepts; the second all but the concepts.
         trainee.model.requires_grad_(False)
@@ -150,13 +135,11 @@ class Trainer(Stepper):
                 before.swap()
             trainee.model.requires_grad_(True)
             trainee.concepts.requires_grad_(False)
-        self.trainee = trainee.to(device)
+        self.trainee = trainee.to(self.device)
         slow = torch.nn.ModuleList([trainee.tower]) if stage == "answers" else None
-        self.state = State(trainee, RATE[stage][which], work / which / stage, ema=0.998, slow=slow, factor=TOWER_FACTOR)
-        self.resumed = self.state.load()
-        if begin and not self.resumed:
-            self.state.begin_from(begin)
-        images = BATCH[stage] * batch
+        folder = work / which / stage
+        self.resume(State(trainee, RATE[stage][which], folder, ema=0.998, slow=slow, factor=TOWER_FACTOR))
+        images = BATCH[stage] * self.batch
         self.lessons = (
             partial(shown_captions, images)
             if stage == "captions"

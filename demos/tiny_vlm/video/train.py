@@ -42,7 +42,6 @@ from .questions import FAMILIES, ask_clip, clip_benchmark
 RATE = {"large": 6e-4, "small": 2e-3}
 BATCH = 4
 TOKENS = FRAMES * 49 + 1
-CPU = torch.device("cpu")
 
 
 def build(which: str) -> LlavaOnevisionForConditionalGeneration:
@@ -120,29 +119,14 @@ def shown_clips(batch: int, dropping: float, step: int, progress: float) -> Show
 
 
 class ClipTrainer(Stepper):
-    """The training of one of the pair, with its state on disk.
+    """The training of one of the pair, with its state on disk; `options` are those of a `Stepper`."""
 
-    `begin`: a moving average to start from where `work` holds no state; `batch`: how many times the clips of a step.
-    """
-
-    def __init__(
-        self,
-        work: Path,
-        which: str,
-        dropping: float = DROP_FRACTION,
-        *,
-        device: torch.device = CPU,
-        batch: int = 1,
-        begin: Path | None = None,
-    ) -> None:
-        torch.manual_seed(0)
-        self.which, self.device = which, device
-        self.model: Any = build(which).to(device)
-        self.state = State(self.model, RATE[which], work / f"clips-{which}", ema=0.998)
-        self.resumed = self.state.load()
-        if begin and not self.resumed:
-            self.state.begin_from(begin)
-        self.lessons = partial(shown_clips, BATCH * batch, dropping)
+    def __init__(self, work: Path, which: str, dropping: float = DROP_FRACTION, **options: Any) -> None:
+        super().__init__(**options)
+        self.which = which
+        self.model: Any = build(which).to(self.device)
+        self.resume(State(self.model, RATE[which], work / f"clips-{which}", ema=0.998))
+        self.lessons = partial(shown_clips, BATCH * self.batch, dropping)
 
     def loss(self, lesson: ShownClips) -> tuple[Tensor, Any, int]:
         """Of one step."""
