@@ -18,8 +18,8 @@ from eval.provenance import provenance, write_record
 from vlmprune.tiny import load_tiny
 
 from .language import enlarged
-from .questions import FAMILIES, Question
-from .scoring import Asked, measure, scene_questions
+from .questions import Question
+from .scoring import COUNTING, ROWS, Asked, measure, scene_questions
 
 GOALS = dict.fromkeys(("colour", "shape", "existence"), 0.95) | {"count": 0.85}
 GOALS |= dict.fromkeys(("relation", "position", "digit"), 0.8)
@@ -49,7 +49,7 @@ def table(record: dict[str, Any]) -> str:
 
 def in_docs(record: dict[str, Any]) -> str:
     """The README's last limit."""
-    short = [row for family, row in record["families"].items() if family not in ("caption", "easy-vqa test")]
+    short = [row for family, row in record["families"].items() if family not in ("caption", "easy-vqa test", COUNTING)]
     large, small = (sum(row[name] for row in short) / len(short) for name in ("large", "small"))
     return markdown.bullets(
         [
@@ -90,7 +90,7 @@ def main() -> None:
     large, small, _ = load_tiny()
     models = {"large": large, "small": small}
     found = measure(models, scene_questions(args.questions, args.split))
-    families = {family: found[family] for family in FAMILIES} | measure(models, easy_vqa_questions(args.easy_vqa))
+    families = {row: found[row] for row in ROWS} | measure(models, easy_vqa_questions(args.easy_vqa))
     record = {"families": families, "provenance": provenance(split=args.split, precision=PRECISION)}
     print(table(record))
     write_record(record, args.out)

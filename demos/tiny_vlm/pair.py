@@ -16,6 +16,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -138,11 +139,11 @@ def init_text(model: LlavaForConditionalGeneration) -> None:
                 part.weight.mul_(math.sqrt(2 / len(layers)))
 
 
-def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
+def export(model: PreTrainedModel, folder: Path) -> None:
     """config.json, generation_config.json and model.safetensors (fp16) as from_pretrained reads them."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.architectures = ["LlavaForConditionalGeneration"]
-    model.config.dtype = "float16"
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = "float32"  # stored in half precision, computed with in full: CPUs are faster at it
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     tensors = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}

@@ -23,7 +23,7 @@ from .source import HERE, Source, found_in
 from .tables import Hub as Hub
 from .tables import TablePart, hub_table, local_table, rows_of
 from .tsv import tsv_rows
-from .video_files import VideoFile
+from .video_files import DrawnVideo, VideoFile
 
 Line = Mapping[str, Any]  # one record line: id, group, answer, parsed, score, meta
 OFFICIAL, PERSON = READINGS = ("official", "person")  # how answers are read: see eval/README.md, Readings
@@ -43,7 +43,7 @@ class Sample:
 
     id: str
     prompt: str
-    image: Path | bytes | Callable[[], Any] | VideoFile
+    image: Path | bytes | Callable[[], Any] | VideoFile | DrawnVideo
     truth: Any
     group: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Sample:
         Raises:
             VlmpruneError: it is missing or damaged.
         """
-        return self.image.read(frames) if isinstance(self.image, VideoFile) else self.load_image()
+        return self.image.read(frames) if isinstance(self.image, VideoFile | DrawnVideo) else self.load_image()
 
     def load_image(self) -> Image.Image:
         """The image, RGB.

@@ -8,6 +8,7 @@ from .ai2d import AI2D
 from .base import Task
 from .captions import DetailCaps, DIDBench
 from .chartqa import ChartQA
+from .clips import Clips
 from .docvqa import DocVQA
 from .earthvqa import EarthVQA
 from .easy_vqa import EasyVQA
@@ -60,6 +61,7 @@ TASKS: dict[str, type[Task]] = {
         Photographs,
         ScenesWide,
         PhotographsWide,
+        Clips,
         DetailCaps,
         DIDBench,
         VideoMME,

@@ -1,4 +1,4 @@
-"""Videos of benchmarks: where they lie, and their frames.
+"""Videos of benchmarks: where they lie or what draws them, and their frames.
 
 They are found by their names wherever they were unpacked to below a task's folder, or inside its archives: benchmarks
 offer them in parts of some 20 GB, whose folders differ between sites. Out of an archive one is copied to a temporary
@@ -8,7 +8,7 @@ file while it is read.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
@@ -63,6 +63,20 @@ class VideoFile:
         return [
             read_image(one) if isinstance(one, Path) else decoded(BytesIO(one.read_bytes()), str(one)) for one in paths
         ]
+
+
+@dataclass(frozen=True)
+class DrawnVideo:
+    """A video that no file holds: what draws its frames, so many a second."""
+
+    draw: Callable[[], list[Any]]
+    fps: float = 2.0
+
+    def read(self, frames: int | None) -> Any:
+        """The clip with at most that many evenly spaced frames."""
+        from vlmprune.inputs.video import read_clip
+
+        return read_clip(self.draw(), frames=frames, fps=self.fps)
 
 
 class Videos:

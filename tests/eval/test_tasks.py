@@ -21,7 +21,7 @@ from vlmprune import VlmpruneError
 from vlmprune.inputs.video import Clip
 
 PROMPTS = json.loads((Path(__file__).parent / "prompts.json").read_text())
-NO_FILES = {"scenes", "scenes-validation", "photographs", "scenes-wide", "photographs-wide", "easy-vqa"}
+NO_FILES = {"scenes", "scenes-validation", "photographs", "scenes-wide", "photographs-wide", "clips", "easy-vqa"}
 SCORED = [name for name in TASKS if name != "mmvet"]
 
 
@@ -298,6 +298,15 @@ def test_the_worlds_differ_in_what_they_show_and_not_in_what_they_ask(tmp_path: 
         samples = load(task, tmp_path).samples
         assert {one.load_image().size for one in samples} == {(side, side)}
         assert {one.meta["family"] for one in samples} == set(FAMILIES) and len(samples) == 2 * len(FAMILIES)
+
+
+def test_clips_are_a_thousand_and_show_as_many_frames_as_asked_for(tmp_path: Path) -> None:
+    samples = load(TASKS["clips"](), tmp_path).samples
+    assert len(samples) == len({one.group for one in samples}) == 1000
+    assert len({one.meta["family"] for one in samples[:8]}) == 8
+    for asked, shown in ((None, 8), (8, 8), (3, 3)):
+        clip = samples[0].load(asked)
+        assert isinstance(clip, Clip) and len(clip.frames) == shown and clip.frames[0].size == (112, 112)
 
 
 def test_an_unknown_task_suggests_the_nearest() -> None:

@@ -1,0 +1,1 @@
+"""Every method on harder worlds, with other pairs, and on clips."""

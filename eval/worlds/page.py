@@ -1,0 +1,82 @@
+"""The page of the worlds, docs/worlds.md, from their summaries alone (`python -m eval.pages` writes it)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .. import markdown
+from ..markdown import bullets, paragraph
+from ..plots import Summary
+from ..results_page import budgets, compared, losses, recommended, relative
+from ..settings import BLIND, SMALL
+from ..tables import about, accuracy, by_task, named, read
+
+PAIRS = {
+    "bundled": "the bundled pair, whose two models share a tower that was trained with labels for every patch",
+    "second": "the second pair, whose towers differ and were trained on captions alone",
+    "clips": "the pair for clips of eight frames",
+}
+HEAD = paragraph(
+    "Written by `python -m eval.pages` from the [records](../eval/worlds/results/) of `python -m eval.worlds`, never "
+    "by hand. Three worlds, three pairs: things on even backgrounds (`scenes`), things on photographs among "
+    "distractors and over each other (`photographs`), both on four times the area (`-wide`), and clips. All are ours "
+    "and procedural: they say how methods compare, not how far your model can be pruned. Methods are "
+    "compared question by question: one is called better or worse only where the 95 % interval of the paired "
+    "difference, clustered by scene, excludes zero; nothing is corrected for the number of comparisons. The models and "
+    "how they were trained: [model card](../demos/tiny_vlm/README.md). Full tables, with times, lie beside the records."
+)
+Cell = tuple[str, str]  # pair and task
+
+
+def page(folder: Path) -> str:
+    """The whole page: who answers what, every method in every cell, and what to choose there."""
+    cells = {
+        (pair, task): rows
+        for pair in PAIRS
+        if (folder / pair).is_dir()
+        for task, rows in by_task(read(folder / pair)).items()
+    }
+    keeps = budgets(next(iter(cells.values())))
+    parts = [
+        f"# Harder worlds and other pairs\n\n{HEAD}",
+        f"## The models\n\n{models(cells)}",
+        *(f"## keep {keep}\n\n{methods(cells, keep)}" for keep in keeps),
+        *(f"## {task}, {PAIRS[pair]}\n\n{which(rows)}" for (pair, task), rows in cells.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def models(cells: Mapping[Cell, Sequence[Summary]]) -> str:
+    """Each cell's questions and what its models answer without pruning."""
+    lines = []
+    for (pair, task), rows in cells.items():
+        plain = named(rows, "none")
+        assert plain is not None, f"{pair}/{task} has no row of the unpruned model"
+        alone = (named(rows, method) for method in (SMALL, BLIND))
+        cells_of = ["" if row is None else accuracy(row) for row in (plain, *alone)]
+        lines.append([pair, task, f"{plain['questions']:,}", f"{plain['costs']['visual_tokens']:.0f}", *cells_of])
+    return markdown.table(("pair", "world", "questions", "visual tokens", "large", "small", "large, blind"), lines)
+
+
+def methods(cells: Mapping[Cell, Sequence[Summary]], keep: str) -> str:
+    """Methods down, cells across, at one budget."""
+    names = dict.fromkeys(row["method"] for rows in cells.values() for row in rows if row["keep"] == keep)
+    lines = []
+    for method in names:
+        found = [(named(rows, method, keep), rows) for rows in cells.values()]
+        of = ["" if row is None else f"{accuracy(row)} ({relative(row, rows):.0%})" for row, rows in found]
+        lines.append([f"`{method}`", *of])
+    said = paragraph(
+        "Accuracy ± its standard error, clustered by scene (prefill FLOPs, a guide's included, in percent of the "
+        "unpruned model's)."
+    )
+    return markdown.table(["method", *(f"{pair}, {task}" for pair, task in cells)], lines) + "\n\n" + said
+
+
+def which(rows: Sequence[Summary]) -> str:
+    """What to choose in a cell, what is no worse than what, and where our own methods lose."""
+    parts = [paragraph(about(rows))]
+    for keep in budgets(rows):
+        parts.append(f"**keep {keep}**\n\n{bullets([recommended(rows, keep), *compared(rows, keep)])}")
+    return "\n\n".join([*parts, f"**Where our own methods lose**\n\n{bullets(losses(rows))}"])
