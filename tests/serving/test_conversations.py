@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serving.support import KEEP, QUESTIONS, Handler, data_url, eventually, image_part, proxy, served, serving
+from eval.serving.servers import serving
+from tests.serving.support import KEEP, QUESTIONS, Handler, data_url, eventually, image_part, proxy, served
 from tests.serving.tiny_engine import create
 from tests.support.engines import picture
 from tests.support.grid import only_full

@@ -19,6 +19,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from eval.serving.servers import serving
 from tests.serving.support import (
     KEEP,
     QUESTIONS,
@@ -31,7 +32,6 @@ from tests.serving.support import (
     message_of,
     metric,
     proxy,
-    serving,
     text_of,
     with_exits,
 )

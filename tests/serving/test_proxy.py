@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from eval.serving.servers import serving
 from tests.serving.support import (
     ASKED,
     KEEP,
@@ -38,7 +39,6 @@ from tests.serving.support import (
     metric,
     proxy,
     served,
-    serving,
     streamed,
     text_of,
 )

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.support import ASKED, KEEP, chat, free_port, here, serving, text_of
+from eval.serving.servers import free_port, serving
+from tests.serving.support import ASKED, KEEP, chat, here, text_of
 from tests.serving.tiny_engine import create
 from tests.support.engines import picture
 from tests.support.grid import only_by_hand

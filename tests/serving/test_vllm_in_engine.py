@@ -15,7 +15,8 @@ from packaging.version import Version
 from transformers import AutoProcessor
 
 import vlmprune
-from tests.serving.support import QUESTIONS, chat, message_of, text_of, vllm_server
+from eval.serving.servers import vllm_server
+from tests.serving.support import QUESTIONS, chat, message_of, text_of
 from tests.serving.vllm_engine import STEPS, Engine, vllm
 from tests.support.engines import picture, qwen_for_engine, save_for_vllm
 from tests.support.grid import either

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.support import ROOT, free_port, wait_for
+from eval.provenance import ROOT
+from eval.serving.servers import free_port, wait_for
 from tests.support.grid import only_by_hand
 
 PAGE = (ROOT / "docs/serving_vllm.md").read_text()

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import torch
 
+from eval.serving.servers import vllm_server
 from tests.serving.mutants import counting_site, requests
 from tests.serving.payloads import mutated
 from tests.serving.support import (
@@ -31,7 +32,6 @@ from tests.serving.support import (
     proxy,
     streamed,
     text_of,
-    vllm_server,
 )
 from tests.support.engines import picture, save_for_vllm
 from tests.support.grid import either

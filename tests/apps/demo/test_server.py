@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.serving.servers import free_port
 from tests.support.commands import refused
 from tests.support.grid import only_by_hand, only_full
 
@@ -21,12 +22,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "vlmprune", "demo", *arguments], capture_output=True, text=True, check=False
     )
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @only_full
