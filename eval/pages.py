@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from demos.tiny_vlm import evaluate
+from demos.tiny_vlm.second import evaluate as second
+from demos.tiny_vlm.video import evaluate as clips
 from vlmprune.errors import VlmpruneError
 from vlmprune.harness.record import write_text
 
@@ -32,6 +34,7 @@ from .serving import fleet, in_engine, turns
 from .sgl import tables as sgl
 from .speed import cache, sentences, video, video_scale
 from .speed import sgl as speed
+from .worlds import page as worlds
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- (table|text): (\S+) -->\n).*?(<!-- end of \2 -->)", flags=re.DOTALL)
@@ -44,6 +47,7 @@ _CAPTIONS = "eval/captions/results/scenes.json"
 _KV = "eval/kv/results/scenes.json"
 _SINKS = "eval/results/sinks_study.json"
 _PAIR = "demos/tiny_vlm/results/accuracy.json"
+_SECOND = "demos/tiny_vlm/results/second.json"
 _SPEED = "eval/speed/results"
 _MATRIX = "tests/full/records/matrix.json"
 # Page -> name of a table or text -> its record, and what makes it; a folder stands for the grid's summaries.
@@ -69,9 +73,16 @@ PAGES: dict[str, dict[str, tuple[str, Callable[[Any], str]]]] = {
     "docs/evaluation.md": {"which": (_GRID, results_page.in_docs)},
     "docs/limits.md": {"pair": (_PAIR, evaluate.in_docs)},
     "docs/troubleshooting.md": {_WHOLE: (_NONE, lambda _: errors_page.page())},
-    "demos/tiny_vlm/README.md": {"accuracy": (_PAIR, evaluate.table), "gaps": (_PAIR, evaluate.findings)},
+    "demos/tiny_vlm/README.md": {
+        "accuracy": (_PAIR, evaluate.table),
+        "gaps": (_PAIR, evaluate.findings),
+        "second": (_SECOND, second.table),
+        "second-gaps": (_SECOND, second.findings),
+        "clips": ("demos/tiny_vlm/results/clips.json", clips.table),
+    },
     "docs/families.md": {_WHOLE: (_MATRIX, families_page.page)},
     "docs/results.md": {_WHOLE: (_GRID, results_page.page)},
+    "docs/worlds.md": {_WHOLE: ("eval/worlds/results", worlds.page)},
     "eval/results/tables.md": {_WHOLE: (_GRID, lambda folder: all_tables.markdown(all_tables.read(folder)))},
     "eval/serving/README.md": {
         "fleet": ("eval/speed/results/sgl.json", lambda _: fleet.table()),

@@ -1,4 +1,4 @@
-"""Measure everything about the bundled pair anew, in order; a killed run goes on where it was.
+"""Measure everything about our own pairs anew, in order; a killed run goes on where it was.
 
     python -m eval.remake choices --work DIR     what is chosen on validation scenes; look at it, commit it
     python -m eval.remake tables --work DIR      what is measured on test scenes, then every page
@@ -69,6 +69,9 @@ STEPS = {
     "tables": (
         Step("accuracy", "demos.tiny_vlm.evaluate --out {out}", "demos/tiny_vlm/results/accuracy.json"),
         Step("grid", "eval.grid --out {out}", "eval/results", 2),
+        Step("second", "demos.tiny_vlm.second.evaluate --out {out}", "demos/tiny_vlm/results/second.json"),
+        Step("clips", "demos.tiny_vlm.video.evaluate --out {out}", "demos/tiny_vlm/results/clips.json"),
+        Step("worlds", "eval.worlds --out {out}", "eval/worlds/results", 2),
         Step("study", "eval.sgl.study --records {records} --out {out}", "eval/sgl/results/study.json", 2),
         Step(
             "captions",
@@ -124,7 +127,7 @@ def copy(step: Step, work: Path) -> None:
     """
     if not step.to:
         return
-    for old in (ROOT / step.to).glob("*/*/summary.json"):
+    for old in (ROOT / step.to).rglob("summary.json"):
         if not (work / step.name / Path(step.to).name / old.relative_to(ROOT / step.to)).exists():
             shutil.rmtree(old.parent)
     for file in sorted((work / step.name).rglob("*")):

@@ -1,7 +1,7 @@
 """The questions that the package ships, one per image: for `vlmprune compare --questions` and the demo's examples;
-and the example of `vlmprune ask`, one question about four images.
+the example of `vlmprune ask`, one question about four images; and a clip.
 
-python -m demos.tiny_vlm.bundle     # writes vlmprune/tiny/benchmark and vlmprune/tiny/album
+python -m demos.tiny_vlm.bundle     # writes vlmprune/tiny/benchmark, vlmprune/tiny/album and vlmprune/tiny/clip.webp
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmprune.tiny import ALBUM, BENCHMARK
+from vlmprune.tiny import ALBUM, BENCHMARK, CLIP
 
 from .questions import SCORED, benchmark
 from .scenes import Scene, make_scene
+from .video.clips import make_clip
 
 COUNT = 96
 # Chosen to show what pruning by chance loses: with a tenth of the tokens the answer is right where a small model ranks
 # them, and wrong with 8 of 10 random draws. How often that is so, the benchmark tells, not the example.
 ALBUM_SEEDS, ALBUM_QUESTION = range(70152, 70156), "What colour is the triangle?"
+CLIP_SEED = 188  # a star moves right, a diamond up, and two things appear
+FRAME = 500  # milliseconds
 DRAWS = 400  # validation questions of a family that determine its most frequent answer
 
 
@@ -56,6 +59,9 @@ def main() -> None:
     for number, seed in enumerate(ALBUM_SEEDS):
         save(make_scene(seed, "test"), ALBUM / f"{number}.webp")
     (ALBUM / "question.txt").write_text(f"{ALBUM_QUESTION}\n")
+    first, *rest = make_clip(CLIP_SEED, "test").frames()
+    how: dict[str, Any] = {"lossless": True, "quality": 100, "method": 6}
+    first.save(CLIP, save_all=True, append_images=rest, duration=FRAME, **how)
     records = []
     for scene, record in bundled():
         save(scene, BENCHMARK / record["image"])

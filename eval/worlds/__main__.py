@@ -2,7 +2,7 @@
 
     python -m eval.worlds --out DIR                        run (or go on), write tables and pictures
     python -m eval.worlds --out DIR --second WEIGHTS       another second pair, exported by its training
-    python -m eval.worlds --out DIR --clips WEIGHTS        clips too, with what demos.tiny_vlm.video.train exported
+    python -m eval.worlds --out DIR --clips WEIGHTS        another pair for clips
     python -m eval.worlds --out DIR --limit 24             a quick look
     torchrun --nproc-per-node 2 -m eval.worlds ...         on two cores, each with half of the questions
 
@@ -27,7 +27,8 @@ from ..settings import VIDEO_BASELINES, Settings
 from .page import PAIRS
 
 QUESTIONS = {"scenes": 1000, "photographs": 1000, "scenes-wide": 300, "photographs-wide": 300, "clips": 1000}
-SECOND = Path("demos/tiny_vlm/second/weights")  # from the checkout's root, since records name it
+# From the checkout's root, since records name them.
+SECOND, CLIPS = Path("demos/tiny_vlm/second/weights"), Path("vlmprune/tiny/clips")
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,14 @@ class Cell:
         return replace(made, model=model, guide=guide, methods=(*made.methods, *VIDEO_BASELINES))
 
 
-def cells(second: Path, clips: Path | None = None) -> Iterator[Cell]:
+def cells(second: Path, clips: Path) -> Iterator[Cell]:
     """In the order in which they run."""
     for task in ("scenes", "photographs"):
         yield Cell("bundled", task, None, None)
     for canvas, tasks in (("112", ("scenes", "photographs")), ("224", ("scenes-wide", "photographs-wide"))):
         for task in tasks:
             yield Cell("second", task, second / canvas / "large", second / canvas / "small")
-    if clips is not None:
-        yield Cell("clips", "clips", clips / "large", clips / "small")
+    yield Cell("clips", "clips", clips / "large", clips / "small")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _main(arguments: list[str] | None) -> int:
     parser.add_argument(
         "--second", type=Path, default=SECOND, metavar="WEIGHTS", help="the second pair's exported weights"
     )
-    parser.add_argument("--clips", type=Path, metavar="WEIGHTS", help="a pair for clips, as exported")
+    parser.add_argument("--clips", type=Path, default=CLIPS, metavar="WEIGHTS", help="the pair for clips, as exported")
     parser.add_argument("--pair", nargs="+", default=list(PAIRS), choices=PAIRS, help="only these")
     parser.add_argument("--limit", type=int, help="only the first N questions of a cell")
     parser.add_argument("--batch-size", type=int, default=48, help="questions at a time")

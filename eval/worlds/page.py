@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vlmprune.errors import VlmpruneError
+from vlmprune.harness.format import milliseconds
+
 from .. import markdown
 from ..markdown import bullets, paragraph
 from ..plots import Summary
-from ..results_page import budgets, compared, losses, recommended, relative
-from ..settings import BLIND, SMALL
-from ..tables import about, accuracy, by_task, named, read
+from ..results_page import budgets, code, compared, losses, recommended, relative, seconds
+from ..tables import about, accuracy, by_task, change, named, read
 
 PAIRS = {
     "bundled": "the bundled pair, whose two models share a tower that was trained with labels for every patch",
@@ -26,6 +28,11 @@ HEAD = paragraph(
     "difference, clustered by scene, excludes zero; nothing is corrected for the number of comparisons. The models and "
     "how they were trained: [model card](../demos/tiny_vlm/README.md). Full tables, with times, lie beside the records."
 )
+ROWS = paragraph(
+    "Here and below: accuracy ± its standard error, clustered by scene (prefill FLOPs, a guide's included, in percent "
+    "of the unpruned model's). `small-alone` is the small model, `blind` the large one without the image."
+)
+LOSS = 2  # points that a saving of time may cost
 Cell = tuple[str, str]  # pair and task
 
 
@@ -40,38 +47,34 @@ def page(folder: Path) -> str:
     keeps = budgets(next(iter(cells.values())))
     parts = [
         f"# Harder worlds and other pairs\n\n{HEAD}",
-        f"## The models\n\n{models(cells)}",
+        f"## What was asked\n\n{asked(cells)}",
+        f"## No budget\n\n{ROWS}\n\n{methods(cells, None)}",
         *(f"## keep {keep}\n\n{methods(cells, keep)}" for keep in keeps),
         *(f"## {task}, {PAIRS[pair]}\n\n{which(rows)}" for (pair, task), rows in cells.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def models(cells: Mapping[Cell, Sequence[Summary]]) -> str:
-    """Each cell's questions and what its models answer without pruning."""
+def asked(cells: Mapping[Cell, Sequence[Summary]]) -> str:
+    """Each cell's questions and the visual tokens of one."""
     lines = []
     for (pair, task), rows in cells.items():
         plain = named(rows, "none")
-        assert plain is not None, f"{pair}/{task} has no row of the unpruned model"
-        alone = (named(rows, method) for method in (SMALL, BLIND))
-        cells_of = ["" if row is None else accuracy(row) for row in (plain, *alone)]
-        lines.append([pair, task, f"{plain['questions']:,}", f"{plain['costs']['visual_tokens']:.0f}", *cells_of])
-    return markdown.table(("pair", "world", "questions", "visual tokens", "large", "small", "large, blind"), lines)
+        if plain is None:
+            raise VlmpruneError(f"The records of {pair}/{task} have no row of the unpruned model; run the cell again.")
+        lines.append([pair, task, f"{plain['questions']:,}", f"{plain['costs']['visual_tokens']:.0f}"])
+    return markdown.table(("pair", "world", "questions", "visual tokens"), lines)
 
 
-def methods(cells: Mapping[Cell, Sequence[Summary]], keep: str) -> str:
-    """Methods down, cells across, at one budget."""
+def methods(cells: Mapping[Cell, Sequence[Summary]], keep: str | None) -> str:
+    """Methods down, cells across, at one budget; None: the rows that have none."""
     names = dict.fromkeys(row["method"] for rows in cells.values() for row in rows if row["keep"] == keep)
     lines = []
     for method in names:
         found = [(named(rows, method, keep), rows) for rows in cells.values()]
         of = ["" if row is None else f"{accuracy(row)} ({relative(row, rows):.0%})" for row, rows in found]
         lines.append([f"`{method}`", *of])
-    said = paragraph(
-        "Accuracy ± its standard error, clustered by scene (prefill FLOPs, a guide's included, in percent of the "
-        "unpruned model's)."
-    )
-    return markdown.table(["method", *(f"{pair}, {task}" for pair, task in cells)], lines) + "\n\n" + said
+    return markdown.table(["method", *(f"{pair}, {task}" for pair, task in cells)], lines)
 
 
 def which(rows: Sequence[Summary]) -> str:
@@ -79,4 +82,27 @@ def which(rows: Sequence[Summary]) -> str:
     parts = [paragraph(about(rows))]
     for keep in budgets(rows):
         parts.append(f"**keep {keep}**\n\n{bullets([recommended(rows, keep), *compared(rows, keep)])}")
-    return "\n\n".join([*parts, f"**Where our own methods lose**\n\n{bullets(losses(rows))}"])
+    return "\n\n".join([*parts, f"**Where our own methods lose**\n\n{bullets(losses(rows))}", clock(rows)])
+
+
+def clock(rows: Sequence[Summary]) -> str:
+    """How much faster a question is answered from end to end, a guide counted, and what the vision tower allows."""
+    plain = named(rows, "none")
+    assert plain is not None  # `asked` refuses records without it
+    total, tower = seconds(plain), plain["costs"]["seconds"].get("vision", 0.0)
+    said = [
+        f"Unpruned {milliseconds(total)} a question, of which the vision tower takes {milliseconds(tower)}: what drops "
+        f"tokens behind it cannot be more than {total / (tower or total):.1f} times as fast."
+    ]
+    for keep in budgets(rows):
+        there = [row for row in rows if row["keep"] == keep and change(row, plain)]
+        near = [row for row in there if 100 * (plain["value"] - row["value"]) <= LOSS]
+        if near:
+            row = min(near, key=seconds)
+            said.append(
+                f"keep {keep}: the fastest that loses {LOSS} points at most is {code(row)}, {total / seconds(row):.2f} "
+                f"times as fast ({100 * (row['value'] - plain['value']):+.1f} points)."
+            )
+        else:
+            said.append(f"keep {keep}: everything loses more than {LOSS} points.")
+    return "**On the clock**\n\n" + bullets(said)

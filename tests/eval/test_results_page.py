@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -14,6 +15,9 @@ from eval import pages, results_page
 from eval.summary import summarise
 from eval.tasks.load import Data
 from eval.tasks.registry import TASKS
+from eval.worlds import page as worlds
+from tests.eval.data import put
+from vlmprune.errors import VlmpruneError
 
 T_39, T_9 = 2.02269, 2.26216  # Student's table, 97.5 %
 Answers = list[float]
@@ -175,8 +179,27 @@ def test_a_summary_holds_its_answers_by_family() -> None:
     }
 
 
-def test_what_the_page_links_to_is_there() -> None:
-    page = pages.ROOT / "docs/results.md"
+def test_the_page_of_worlds_has_every_cell_in_its_own_column(tmp_path: Path) -> None:
+    made = {("second", "toy"): 0.25, ("bundled", "toy"): 0.5, ("bundled", "other"): 0.75}
+    for (pair, task), right in made.items():
+        for method, keep, less in (("none", None, 0.0), ("scope", "0.1", 0.25)):
+            row = record(
+                method, keep, [float(at < 40 * (right - less)) for at in range(40)], 100 if keep is None else 20
+            )
+            put(tmp_path, f"{pair}/{task}/{method}/summary.json", json.dumps({**row, "task": task, "scores": []}))
+    text = worlds.page(tmp_path)
+    assert "| method | bundled, other | bundled, toy | second, toy |" in text
+    assert "| `none` | 0.750 ± 0.010 (100%) | 0.500 ± 0.010 (100%) | 0.250 ± 0.010 (100%) |" in text
+    assert "| `scope` | 0.500 ± 0.010 (20%) | 0.250 ± 0.010 (20%) | 0.000 ± 0.010 (20%) |" in text
+    assert text.count("`scope` has the highest accuracy") == 3
+    (tmp_path / "second/toy/none/summary.json").unlink()
+    with pytest.raises(VlmpruneError, match="second/toy have no row of the unpruned model"):
+        worlds.page(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["docs/results.md", "docs/worlds.md"])
+def test_what_the_page_links_to_is_there(name: str) -> None:
+    page = pages.ROOT / name
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    assert len(links) > 5
+    assert links
     assert [link for link in links if not Path(page.parent, link).exists()] == []

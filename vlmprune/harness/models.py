@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..captioner import PatchCaptioner
 
 BUNDLED_LARGE, BUNDLED_SMALL = "the bundled large model", "the bundled small model"
+CLIPS_LARGE, CLIPS_SMALL = "the bundled large model for clips", "the bundled small model for clips"
 PACKAGE = Path(__file__).parents[1]
 HASHED_VALUES = 4096  # of every weight; a retrained model differs in all of them
 
@@ -35,8 +36,8 @@ class Models:
     small_processor: Any = None
 
 
-def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool) -> Models:
-    """Load the bundled pair, or the named models in place of either."""
+def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool, video: bool = False) -> Models:
+    """Load the bundled pair, that for clips with `video`, or the named models in place of either."""
     import torch
 
     import vlmprune
@@ -48,8 +49,9 @@ def load_models(model: str | None, guide: str | None, *, trust_remote_code: bool
             # On matrices this small, threads only wait for each other: an answer took 43 ms on one thread and 340 to
             # 2,400 ms on two, more than the differences between methods.
             torch.set_num_threads(1)
-        tiny, smaller, processor = vlmprune.load_tiny()
-        large, small = (BUNDLED_LARGE, tiny, processor), (BUNDLED_SMALL, smaller, processor)
+        names = (CLIPS_LARGE, CLIPS_SMALL) if video else (BUNDLED_LARGE, BUNDLED_SMALL)
+        tiny, smaller, processor = vlmprune.load_tiny(video=True) if video else vlmprune.load_tiny()
+        large, small = (names[0], tiny, processor), (names[1], smaller, processor)
     else:
         large = (model, *_load("--model", model, trust_remote_code))
     if guide is not None:

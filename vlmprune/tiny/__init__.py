@@ -4,36 +4,70 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
 
 from .. import hf  # noqa: F401  # before transformers, to hide a torchvision that does not load
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        LlavaForConditionalGeneration,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionProcessor,
+        LlavaProcessor,
+    )
+
+    from ..inputs.video import Clip
 
 WEIGHTS = Path(__file__).parent / "weights"
+CLIPS = Path(__file__).parent / "clips"  # the pair for clips, each model with its processor
+CLIP_FRAMES = 8  # of every clip that it learnt from
 BENCHMARK = Path(__file__).parent / "benchmark"
 ALBUM = Path(__file__).parent / "album"
+CLIP = Path(__file__).parent / "clip.webp"
 
-__all__ = ["album", "example", "load_tiny"]
+__all__ = ["album", "clip", "example", "load_tiny"]
 
 
-def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGeneration, LlavaProcessor]:
+@overload
+def load_tiny(
+    *, video: Literal[False] = False
+) -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGeneration, LlavaProcessor]: ...
+
+
+@overload
+def load_tiny(
+    *, video: Literal[True]
+) -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]: ...
+
+
+def load_tiny(*, video: bool = False) -> tuple[Any, Any, Any]:
     """The large model, the small model and their common processor: fp32, on the CPU, in eval mode, no download.
 
     Both share one vision tower (equal weights, separate modules). Their world, how they were
     trained and how often they are right stands in ``demos/tiny_vlm/README.md``.
+
+    Args:
+        video: the pair that answers questions about clips of eight frames of 112 x 112 px, 393 visual tokens.
     """
     import torch
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        LlavaForConditionalGeneration,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedModel,
+    )
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    def model(name: str) -> LlavaForConditionalGeneration:
-        folder = WEIGHTS / name
-        return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    def model(kind: type[PreTrainedModel], folder: Path) -> Any:
+        return kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
+    if video:
+        from ..inputs.processor import load_processor
+
+        large, small = (model(LlavaOnevisionForConditionalGeneration, CLIPS / name) for name in ("large", "small"))
+        return large, small, load_processor(str(CLIPS / "large"))
     # The PIL image processor by name: the automatic choice would depend on whether torchvision is installed.
     folder = WEIGHTS / "processor"
     processor = LlavaProcessor.from_pretrained(
@@ -43,7 +77,8 @@ def load_tiny() -> tuple[LlavaForConditionalGeneration, LlavaForConditionalGener
     )
     # transformers hands the object on to the tokenizer's saved options, where it could not be written as JSON.
     processor.tokenizer.init_kwargs.pop("image_processor", None)
-    return model("large"), model("small"), processor
+    large, small = (model(LlavaForConditionalGeneration, WEIGHTS / name) for name in ("large", "small"))
+    return large, small, processor
 
 
 def known_words() -> set[str]:
@@ -64,6 +99,13 @@ def album() -> tuple[list[Image.Image], str]:
         with Image.open(path) as image:
             images.append(image.convert("RGB"))
     return images, (ALBUM / "question.txt").read_text().strip()
+
+
+def clip() -> tuple[Clip, str]:
+    """A bundled clip of eight frames, and a question that no single frame answers."""
+    from ..inputs.video import read_clip
+
+    return read_clip(CLIP), "Which way does the star move?"
 
 
 def questions() -> list[dict[str, Any]]:

@@ -150,9 +150,14 @@ class ClipTrainer(Stepper):
         self.state.swap()
 
 
-@torch.no_grad()
 def clip_accuracy(model: Any, number: int, split: str = "validation") -> dict[str, float]:
     """Fraction of `number` questions a family answered exactly."""
+    return {family: sum(right) / len(right) for family, right in clip_hits(model, number, split).items()}
+
+
+@torch.no_grad()
+def clip_hits(model: Any, number: int, split: str) -> dict[str, list[bool]]:
+    """Whether each of `number` questions a family, each about a clip of its own, is answered exactly."""
     every = by_scene(pair for family in FAMILIES for pair in clip_benchmark(family, number, split))
     hits: dict[str, list[bool]] = defaultdict(list)
     for at in range(0, len(every), BATCH):
@@ -163,7 +168,7 @@ def clip_accuracy(model: Any, number: int, split: str = "validation") -> dict[st
         logits = model.lm_head(read(model, visual, packed).last[packed.where])
         for family, hit in right_answers(logits, packed):
             hits[family].append(hit)
-    return {family: sum(right) / len(right) for family, right in hits.items()}
+    return dict(hits)
 
 
 def main() -> None:

@@ -65,4 +65,3 @@ def test_what_is_refused(clip: str, tmp_path: Path) -> None:
     assert "must be a whole number" in refused(clip, QUESTION, "--frames", "0")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert "broken.mp4" in refused(str(tmp_path / "broken.mp4"), QUESTION)
-    assert "video" in refused(clip, QUESTION, "--frames", "4")  # the bundled pair takes none

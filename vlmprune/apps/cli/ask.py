@@ -13,7 +13,7 @@ from ...errors import VlmpruneError
 from ...harness.baselines import EXIT_AT, default_method
 from ...harness.format import amount, console, milliseconds, print_json, saved, spinner, table
 from ...harness.measure import MethodRun, backend, faster, interleaved
-from ...harness.models import BUNDLED_LARGE, Models, load_models, make, options_of, quiet
+from ...harness.models import BUNDLED_LARGE, CLIPS_LARGE, Models, load_models, make, options_of, quiet
 from ...harness.parse import writable_image
 from . import options
 
@@ -54,13 +54,13 @@ def ask(
     bundled = (image, frames, method, model, guide, *budget.values()) == (None,) * 8
     if bundled:
         budget["keep"] = ALBUM_KEEP
-    shown, text = album() if bundled else prompt(image, question, frames)
+    shown, text = album() if bundled else prompt(image, question, frames, model is None)
     method = method or default_method(model, guide)
     writable_image(overlay, source=image)
     with quiet():
         make(method, guide=guide, **budget)  # report bad options before loading anything
         with spinner("loading"):
-            models = load_models(model, guide, trust_remote_code=trust_remote_code)
+            models = load_models(model, guide, trust_remote_code=trust_remote_code, video=is_clip(shown))
         runs = sides(models, method, budget, floor=bundled and not json)
         with spinner("answering"):
             interleaved(list(runs.values()), [([shown], [text])] * repeats, max_new_tokens=max_new_tokens)
@@ -93,8 +93,11 @@ def sides(models: Models, method: str, budget: dict[str, Any], *, floor: bool) -
     return {side: MethodRun(models.model, models.processor, one, name) for side, (name, one) in made.items()}
 
 
-def prompt(image: Path | None, question: str | None, frames: int | None = None) -> tuple[Any, str]:
-    """The image or clip and the question, or the bundled ones if there is no image."""
+def prompt(image: Path | None, question: str | None, frames: int | None = None, tiny: bool = False) -> tuple[Any, str]:
+    """The image or clip and the question, or the bundled ones if there is no image.
+
+    `tiny`: the bundled pair for clips is asked, which learnt with eight frames.
+    """
     if image is None:
         if frames is not None:
             raise VlmpruneError(f"--frames {frames} is about videos, and none is given; put its file first")
@@ -105,12 +108,20 @@ def prompt(image: Path | None, question: str | None, frames: int | None = None) 
         raise VlmpruneError("the question is empty or there is no question; put it in quotes after the image")
     from ...inputs.images import ANIMATED, read_image
     from ...inputs.video import is_video_path, read_clip
+    from ...tiny import CLIP_FRAMES
 
     if is_video_path(image) or (frames is not None and image.suffix.lower() in ANIMATED):
-        return read_clip(image, frames=frames), question
+        return read_clip(image, frames=frames or (CLIP_FRAMES if tiny else None)), question
     if frames is not None:
         raise VlmpruneError(f"--frames {frames} is about videos, and {str(image)!r} is none; leave it out")
     return read_image(image), question
+
+
+def is_clip(shown: Any) -> bool:
+    """Whether it is a clip, not an image or several."""
+    from ...inputs.video import Clip
+
+    return isinstance(shown, Clip)
 
 
 def album() -> tuple[Any, str]:
@@ -122,9 +133,7 @@ def album() -> tuple[Any, str]:
 
 def dimmed(shown: Any, report: Any) -> Image.Image:
     """The image with what was dropped dimmed; several stand side by side, frames of a clip on one sheet."""
-    from ...inputs.video import Clip
-
-    if isinstance(shown, Clip):
+    if is_clip(shown):
         return report.overlay(shown.frames)
     images = shown if isinstance(shown, list) else [shown]
     parts = [report.overlay(one, number=number) for number, one in enumerate(images)]
@@ -181,7 +190,7 @@ def show(runs: dict[str, MethodRun], question: str, models: Models, repeats: int
     out.print(f"Model: {models.name} ({backend(models.model)}). Times: median of {repeats} runs, all in turns, after")
     out.print("one run each to warm up, the same backend on all sides; a time counts as another only where every run")
     out.print(f"of one side was faster than every one of the other; {machine()}.")
-    if models.name == BUNDLED_LARGE:
+    if models.name in (BUNDLED_LARGE, CLIPS_LARGE):
         out.print("On a model of yours: vlmprune ask photo.jpg 'What is this?' --model ORG/NAME")
 
 

@@ -83,6 +83,7 @@ def compare(
     """Compare methods and budgets with the unpruned model, the small one alone and simple baselines."""
     from ...harness.answer_book import AnswerBook
     from ...harness.compare import USUAL, ComparedMethods, compared_on
+    from ...harness.own_media import is_clip
     from ...harness.record import write_text
 
     if data is not None and (image is not None or question is not None or questions is not None):
@@ -97,11 +98,14 @@ def compare(
         # Bad options and bad data are reported before anything is loaded.
         asked = ComparedMethods(method or usual, keep or BUDGETS, guided=guided, layer=layer, seed=seed)
         with spinner("reading"):
-            asking = asked_about(image, question, questions, data, scorer=scorer, frames=frames, seed=seed)
+            asking = asked_about(
+                image, question, questions, data, scorer=scorer, frames=frames, seed=seed, tiny=model is None
+            )
         folder = out if data is None else out or Path(f"{data.stem}-compare")
         with AnswerBook(folder) as book:
             with spinner("loading"):
-                models = load_models(model, guide, trust_remote_code=trust_remote_code)
+                clips = all(is_clip(one) for question in asking for one in question.media)
+                models = load_models(model, guide, trust_remote_code=trust_remote_code, video=clips)
             single = data is questions is None
             try:
                 found = compared_on(
@@ -132,8 +136,12 @@ def asked_about(
     scorer: str | None,
     frames: int | None,
     seed: int,
+    tiny: bool,
 ) -> "list[OwnQuestion]":
-    """The questions of a file, `count` held-out ones, or one whose right answer nobody knows."""
+    """The questions of a file, `count` held-out ones, or one whose right answer nobody knows.
+
+    `tiny`: a bundled pair is asked.
+    """
     from ...harness.own_data import OwnQuestion, read_questions
     from ...harness.own_media import in_memory
 
@@ -141,7 +149,7 @@ def asked_about(
         return read_questions(data, scorer=scorer, frames=frames)
     if count is not None:
         return read_questions(held_out(count, seed), frames=frames)
-    shown, text = prompt(image, question, frames)
+    shown, text = prompt(image, question, frames, tiny)
     return [OwnQuestion("", (in_memory(shown),), text, ())]
 
 
