@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import vlmprune
 from vlmprune.harness.models import quiet
 
 from .. import grid, tables
 from ..exits import Arguments, ended
 from ..run import evaluate
-from ..settings import VIDEO_BASELINES, Settings
+from ..settings import ROWS, VIDEO_BASELINES, Settings, registered
 from .page import PAIRS
 
 QUESTIONS = {"scenes": 1000, "photographs": 1000, "scenes-wide": 300, "photographs-wide": 300, "clips": 1000}
@@ -45,7 +46,15 @@ class Cell:
         questions = min(QUESTIONS[self.task], limit or QUESTIONS[self.task])
         made = grid.settings(out / self.pair, questions, batch_size, (self.task,))
         model, guide = (None if path is None else str(path) for path in (self.model, self.guide))
-        return replace(made, model=model, guide=guide, methods=(*made.methods, *VIDEO_BASELINES))
+        methods = (*made.methods, *VIDEO_BASELINES)
+        if self.pair == "clips":  # their tokens are pooled from several patches each
+            methods = tuple(name for name in methods if name in ROWS or not reads_tower(name))
+        return replace(made, model=model, guide=guide, methods=methods)
+
+
+def reads_tower(name: str) -> bool:
+    """Whether a method ranks tokens by what the vision tower says of each, which needs a token to be one patch."""
+    return bool(getattr(vlmprune.list_methods()[registered(name)], "reads_vision", False))
 
 
 def cells(second: Path, clips: Path) -> Iterator[Cell]:

@@ -26,7 +26,9 @@ HEAD = paragraph(
     "and procedural: they say how methods compare, not how far your model can be pruned. Methods are "
     "compared question by question: one is called better or worse only where the 95 % interval of the paired "
     "difference, clustered by scene, excludes zero; nothing is corrected for the number of comparisons. The models and "
-    "how they were trained: [model card](../demos/tiny_vlm/README.md). Full tables, with times, lie beside the records."
+    "how they were trained: [model card](../demos/tiny_vlm/README.md). Full tables, with times, lie beside the "
+    "records. A method without a number for clips reads the vision tower patch by patch, and a clip's tokens are pooled "
+    "from several; a row of fewer frames has none where the budget is less than one frame."
 )
 ROWS = paragraph(
     "Here and below: accuracy ± its standard error, clustered by scene (prefill FLOPs, a guide's included, in percent "
@@ -72,7 +74,10 @@ def methods(cells: Mapping[Cell, Sequence[Summary]], keep: str | None) -> str:
     lines = []
     for method in names:
         found = [(named(rows, method, keep), rows) for rows in cells.values()]
-        of = ["" if row is None else f"{accuracy(row)} ({relative(row, rows):.0%})" for row, rows in found]
+        of = [
+            "" if row is None or row["value"] is None else f"{accuracy(row)} ({relative(row, rows):.0%})"
+            for row, rows in found
+        ]
         lines.append([f"`{method}`", *of])
     return markdown.table(["method", *(f"{pair}, {task}" for pair, task in cells)], lines)
 

@@ -182,4 +182,8 @@ def test_every_cell_has_its_questions_and_its_pair() -> None:
     ]  # fmt: skip
     assert {pair for pair, _, _ in made} == set(worlds.PAIRS)
     for cell in worlds.cells(Path("w"), Path("c")):
-        assert cell.settings(Path("x"), None, 1).limit == (300 if "wide" in cell.task else 1000)
+        settings = cell.settings(Path("x"), None, 1)
+        assert settings.limit == (300 if "wide" in cell.task else 1000)
+        left = set(vlmprune.list_methods()) - set(settings.methods)
+        left = {name for name in left if not issubclass(vlmprune.list_methods()[name], vlmprune.CacheMethod)}
+        assert left == ({"scope", "visionzip", "prumerge"} if cell.task == "clips" else set())

@@ -62,7 +62,7 @@ def findings(record: dict[str, Any]) -> str:
         said.append(
             f"Counts of three to six, {world}: large {row['large']:.2f}, small {row['small']:.2f}, difference "
             f"{_gap(row)} on {row['questions']} questions; wanted were {GOAL:.2f} and an interval above zero: "
-            f"**{'reached' if reached else 'missed'}**."
+            f"**{'reached' if reached else 'missed'}**. Always the most frequent count would be {row['chance']:.2f}."
         )
     rows = [row for one in record["worlds"].values() for family, row in one.items() if family != COUNTING]
     small, control = (sum(row[name] for row in rows) / len(rows) for name in ("small", CONTROL))
