@@ -27,8 +27,8 @@ HEAD = paragraph(
     "compared question by question: one is called better or worse only where the 95 % interval of the paired "
     "difference, clustered by scene, excludes zero; nothing is corrected for the number of comparisons. The models and "
     "how they were trained: [model card](../demos/tiny_vlm/README.md). Full tables, with times, lie beside the "
-    "records. A method without a number for clips reads the vision tower patch by patch, and a clip's tokens are pooled "
-    "from several; a row of fewer frames has none where the budget is less than one frame."
+    "records. A method without a number for clips reads the vision tower patch by patch, and a clip's tokens are "
+    "pooled from several; a row of fewer frames has none where the budget is less than one frame."
 )
 ROWS = paragraph(
     "Here and below: accuracy ± its standard error, clustered by scene (prefill FLOPs, a guide's included, in percent "

@@ -107,7 +107,11 @@ def test_a_model_without_videos_is_one_sentence(clip: Path, tmp_path: Path) -> N
         VlmpruneError, match=r"^data, \[1\]: .* takes no videos \(LlavaProcessor reads none\); ask about"
     ):
         vlmprune.compare(large, data, [], processor=processor)
-    assert "the bundled large model takes no videos" in refused("compare", str(clip), QUESTION, "--frames", "4")
+    # Clips alone go to the pair for clips; beside images they do not.
+    rows = [{"image": str(data[0][0])}, {"video": str(clip)}]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row | {"question": QUESTION, "answers": ["red"]}) + "\n" for row in rows))
+    assert "the bundled large model takes no videos" in refused("compare", "--data", str(mixed))
 
 
 @only_full

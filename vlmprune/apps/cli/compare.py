@@ -58,7 +58,7 @@ def compare(
     guide: options.Guide = None,
     frames: Annotated[
         int | None,
-        options.count("Of each video: so many evenly spaced frames.", shown="32 of a file"),
+        options.count("Of each video: so many evenly spaced frames.", shown="32 of a file; 8 of one without --model"),
     ] = None,
     scorer: Annotated[
         str | None, options.text("NAME", "With --data: how answers are scored: exact, contains, number, ...")
