@@ -27,7 +27,9 @@ def ask(
     question: options.Question = None,
     frames: Annotated[
         int | None,
-        options.count("Of a video or an animated image: so many evenly spaced frames.", shown="32 of a video; 8 without --model"),
+        options.count(
+            "Of a video or an animated image: so many evenly spaced frames.", shown="32 of a video; 8 without --model"
+        ),
     ] = None,
     method: Annotated[
         str | None,
