@@ -111,7 +111,8 @@ def test_a_model_without_videos_is_one_sentence(clip: Path, tmp_path: Path) -> N
     rows = [{"image": str(data[0][0])}, {"video": str(clip)}]
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("".join(json.dumps(row | {"question": QUESTION, "answers": ["red"]}) + "\n" for row in rows))
-    assert "the bundled large model takes no videos" in refused("compare", "--data", str(mixed))
+    said = refused("compare", "--data", str(mixed), "--out", str(tmp_path / "out"))
+    assert "the bundled large model takes no videos" in said
 
 
 @only_full
