@@ -54,7 +54,8 @@ class Cell:
 
 def reads_tower(name: str) -> bool:
     """Whether a method ranks tokens by what the vision tower says of each, which needs a token to be one patch."""
-    return bool(getattr(vlmprune.list_methods()[registered(name)], "reads_vision", False))
+    method = vlmprune.list_methods()[registered(name)]
+    return issubclass(method, vlmprune.Pruner) and method.reads_vision
 
 
 def cells(second: Path, clips: Path) -> Iterator[Cell]:
