@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import vlmprune
@@ -43,6 +44,14 @@ def settings(out: Path, limit: int | None, batch_size: int, names: tuple[str, ..
     )
 
 
+def finished(grids: Sequence[Settings]) -> bool:
+    """Run every grid, or go on with it; whether all of it is done, or another process has questions left."""
+    with quiet():
+        for grid in grids:
+            evaluate(grid)
+    return all(grid.finished() for grid in grids)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the grid and write what comes of it; bad input is one line on stderr and status 2."""
     return ended(lambda: _main(arguments))
@@ -58,10 +67,7 @@ def _main(arguments: list[str] | None) -> int:
     parser.add_argument("--batch-size", type=int, default=48, help="questions at a time")
     args = parser.parse_args(arguments)
     grids = [settings(args.out, args.limit or QUESTIONS[name], args.batch_size, (name,)) for name in args.task]
-    with quiet():
-        for grid in grids:
-            evaluate(grid)
-    if not all(grid.finished() for grid in grids):
+    if not finished(grids):
         return 0  # another process has questions left, and will write the tables
     return tables.main([str(args.out)])
 

@@ -48,9 +48,6 @@ def in_docs(folder: Path) -> str:
 def section(task: str, rows: Sequence[Summary]) -> str:
     """What is said about one task."""
     image = f"../eval/results/{task}"
-    which = "\n\n".join(
-        f"**keep {keep}**\n\n{bullets([recommended(rows, keep), *compared(rows, keep)])}" for keep in budgets(rows)
-    )
     return f"""## {task}
 
 {paragraph(about(rows))}
@@ -64,7 +61,7 @@ def section(task: str, rows: Sequence[Summary]) -> str:
 
 ### Which method
 
-{which}
+{which(rows)}
 
 ### Where our own method loses
 
@@ -78,6 +75,13 @@ def section(task: str, rows: Sequence[Summary]) -> str:
 
 {paragraph(leaning(rows))}
 """
+
+
+def which(rows: Sequence[Summary]) -> str:
+    """What to choose at each budget, and what is better than what there."""
+    return "\n\n".join(
+        f"**keep {keep}**\n\n{bullets([recommended(rows, keep), *compared(rows, keep)])}" for keep in budgets(rows)
+    )
 
 
 # -- what is compared ------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ COUNT = 96
 ALBUM_SEEDS, ALBUM_QUESTION = range(70152, 70156), "What colour is the triangle?"
 CLIP_SEED = 188  # a star moves right, a diamond up, and two things appear
 FRAME = 500  # milliseconds
+LOSSLESS: dict[str, Any] = {"lossless": True, "quality": 100, "method": 6}  # every pixel as it is
 DRAWS = 400  # validation questions of a family that determine its most frequent answer
 
 
@@ -48,7 +49,7 @@ def bundled() -> Iterator[tuple[Scene, dict[str, Any]]]:
 
 def save(scene: Scene, path: Path) -> None:
     """The scene's image, every pixel as it is."""
-    scene.image().save(path, lossless=True, quality=100, method=6)
+    scene.image().save(path, **LOSSLESS)
 
 
 def main() -> None:
@@ -60,8 +61,7 @@ def main() -> None:
         save(make_scene(seed, "test"), ALBUM / f"{number}.webp")
     (ALBUM / "question.txt").write_text(f"{ALBUM_QUESTION}\n")
     first, *rest = make_clip(CLIP_SEED, "test").frames()
-    how: dict[str, Any] = {"lossless": True, "quality": 100, "method": 6}
-    first.save(CLIP, save_all=True, append_images=rest, duration=FRAME, **how)
+    first.save(CLIP, save_all=True, append_images=rest, duration=FRAME, **LOSSLESS)
     records = []
     for scene, record in bundled():
         save(scene, BENCHMARK / record["image"])

@@ -19,7 +19,7 @@ from vlmprune.tiny import load_tiny
 
 from .language import enlarged
 from .questions import Question
-from .scoring import COUNTING, ROWS, Asked, measure, scene_questions
+from .scoring import COUNTING, ROWS, Asked, cells, measure, scene_questions
 
 GOALS = dict.fromkeys(("colour", "shape", "existence"), 0.95) | {"count": 0.85}
 GOALS |= dict.fromkeys(("relation", "position", "digit"), 0.8)
@@ -42,8 +42,7 @@ def table(record: dict[str, Any]) -> str:
     """Markdown, for the model card."""
     lines = []
     for family, row in record["families"].items():
-        cells = [f"{row[name]:.3f} ± {row[f'{name}_standard_error']:.3f}" for name in ("small", "large")]
-        lines.append([family, str(row["questions"]), f"{row['chance']:.3f}", *cells])
+        lines.append([family, str(row["questions"]), f"{row['chance']:.3f}", *cells(row, ("small", "large"))])
     return markdown.table(("questions", "n", "chance", "small", "large"), lines)
 
 

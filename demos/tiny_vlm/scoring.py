@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def measure(models: dict[str, Any], asked: list[Asked]) -> dict[str, dict[str, A
                 answers[row][question.answer] += 1
                 for name, hits in found.items():
                     right[row][name].append(hits[at])
-    return {row: _row(right[row], answers[row], scenes[row]) for row in answers}
+    return {row: scored(right[row], answers[row], scenes[row]) for row in answers}
 
 
 def _right(model: Any, values: Tensor, rows: list[list[Question]]) -> list[bool]:
@@ -67,7 +67,13 @@ def _right(model: Any, values: Tensor, rows: list[list[Question]]) -> list[bool]
     return [hit for _, hit in right_answers(answer_logits(model, features, packed), packed)]
 
 
-def _row(right: dict[str, list[bool]], answers: Counter[str], scenes: list[int]) -> dict[str, Any]:
+def cells(row: dict[str, Any], models: Iterable[str]) -> list[str]:
+    """Each model's accuracy with its standard error, for a table."""
+    return [f"{row[name]:.3f} ± {row[f'{name}_standard_error']:.3f}" for name in models]
+
+
+def scored(right: dict[str, list[bool]], answers: Counter[str], scenes: Sequence[int]) -> dict[str, Any]:
+    """A family's row: accuracies, the chance level; `scenes`: which one each question is about."""
     number = sum(answers.values())
     record: dict[str, Any] = {"questions": number, "chance": answers.most_common(1)[0][1] / number}
     for name, hits in right.items():

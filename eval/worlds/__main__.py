@@ -19,11 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import vlmprune
-from vlmprune.harness.models import quiet
 
 from .. import grid, tables
 from ..exits import Arguments, ended
-from ..run import evaluate
 from ..settings import ROWS, VIDEO_BASELINES, Settings, registered
 from .page import PAIRS
 
@@ -88,10 +86,7 @@ def _main(arguments: list[str] | None) -> int:
     args = parser.parse_args(arguments)
     asked = [cell for cell in cells(args.second, args.clips) if cell.pair in args.pair]
     grids = [cell.settings(args.out, args.limit, args.batch_size) for cell in asked]
-    with quiet():
-        for one in grids:
-            evaluate(one)
-    if not all(one.finished() for one in grids):
+    if not grid.finished(grids):
         return 0  # another process has questions left, and will write the tables
     return max(tables.main([str(args.out / pair)]) for pair in dict.fromkeys(cell.pair for cell in asked))
 

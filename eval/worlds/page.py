@@ -11,7 +11,7 @@ from vlmprune.harness.format import milliseconds
 from .. import markdown
 from ..markdown import bullets, paragraph
 from ..plots import Summary
-from ..results_page import budgets, code, compared, losses, recommended, relative, seconds
+from ..results_page import budgets, code, losses, relative, seconds, which
 from ..tables import about, accuracy, by_task, change, named, read
 
 PAIRS = {
@@ -52,7 +52,7 @@ def page(folder: Path) -> str:
         f"## What was asked\n\n{asked(cells)}",
         f"## No budget\n\n{ROWS}\n\n{methods(cells, None)}",
         *(f"## keep {keep}\n\n{methods(cells, keep)}" for keep in keeps),
-        *(f"## {task}, {PAIRS[pair]}\n\n{which(rows)}" for (pair, task), rows in cells.items()),
+        *(f"## {task}, {PAIRS[pair]}\n\n{cell(rows)}" for (pair, task), rows in cells.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -82,12 +82,10 @@ def methods(cells: Mapping[Cell, Sequence[Summary]], keep: str | None) -> str:
     return markdown.table(["method", *(f"{pair}, {task}" for pair, task in cells)], lines)
 
 
-def which(rows: Sequence[Summary]) -> str:
+def cell(rows: Sequence[Summary]) -> str:
     """What to choose in a cell, what is no worse than what, and where our own methods lose."""
-    parts = [paragraph(about(rows))]
-    for keep in budgets(rows):
-        parts.append(f"**keep {keep}**\n\n{bullets([recommended(rows, keep), *compared(rows, keep)])}")
-    return "\n\n".join([*parts, f"**Where our own methods lose**\n\n{bullets(losses(rows))}", clock(rows)])
+    lost = f"**Where our own methods lose**\n\n{bullets(losses(rows))}"
+    return "\n\n".join([paragraph(about(rows)), which(rows), lost, clock(rows)])
 
 
 def clock(rows: Sequence[Summary]) -> str:

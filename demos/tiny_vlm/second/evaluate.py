@@ -21,7 +21,7 @@ from eval.provenance import provenance, write_record
 from ..evaluate import PRECISION
 from ..photo_scenes import make_photo_scene
 from ..scenes import Scene, make_scene
-from ..scoring import COUNTING, ROWS, measure, scene_questions
+from ..scoring import COUNTING, ROWS, cells, measure, scene_questions
 
 WEIGHTS = Path(__file__).parent / "weights" / "112"
 CONTROL = "control"  # the small model's recipe with --dropping 0
@@ -42,8 +42,8 @@ def table(record: dict[str, Any]) -> str:
     rows = []
     for world, families in record["worlds"].items():
         for family, row in families.items():
-            cells = [f"{row[name]:.3f} ± {row[f'{name}_standard_error']:.3f}" for name in models]
-            rows.append([world, family, str(row["questions"]), f"{row['chance']:.3f}", *cells, _gap(row)])
+            found = [f"{row['chance']:.3f}", *cells(row, models), _gap(row)]
+            rows.append([world, family, str(row["questions"]), *found])
     heads = ("small", "small, nothing dropped", "large", "large - small, 95 % interval")
     return markdown.table(("world", "questions", "n", "chance", *heads), rows)
 

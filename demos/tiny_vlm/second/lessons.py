@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..language import FIRST_LESSONS, FIRST_MIX, LAST_LESSONS, LAST_MIX, MIX, PAIR_MIX, SECOND_LESSONS, questions_for
-from ..photo_scenes import PhotoScene, make_photo_scene, render_photo
+from ..photo_scenes import make_photo_scene
 from ..questions import Question
-from ..scenes import Scene, Thing, make_scene, render
+from ..scenes import Scene, Thing, make_scene
 from ..tower import pixels
 from ..vocabulary import CANVAS
 from .model import CONCEPTS, VALUES
@@ -38,7 +38,7 @@ def draw(photographs: bool, seed: int, split: str = "train", **options: float) -
 
 def image_of(scene: Scene) -> np.ndarray:
     """Its pixels, uint8 (canvas, canvas, 3)."""
-    return render_photo(scene) if isinstance(scene, PhotoScene) else render(scene)
+    return np.asarray(scene.image())
 
 
 def things_differ(scene: Scene) -> bool:

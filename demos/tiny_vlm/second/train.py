@@ -34,6 +34,7 @@ from ..common import State, log
 from ..language import DROP_FRACTION, EARLY_WEIGHT, FIRST_LESSONS, LAST_LESSONS, SPOT_WEIGHT
 from ..packing import Packed, answer_logits, drop_uniformly, early_loss, gap_loss, pack, right_answers, run, spot_loss
 from ..questions import FAMILIES, benchmark, by_scene
+from ..scoring import HIGH
 from ..stepper import Stepper, add_options, moved
 from ..tower import pixels
 from ..vocabulary import IDS
@@ -212,7 +213,7 @@ def accuracy(trainee: Trainee, photographs: bool, number: int, split: str = "val
             asked, right_answers(answer_logits(trainee.model, features, packed), packed), strict=True
         ):
             hits[family].append(hit)
-            if family == "count" and question.answer in ("3", "4", "5", "6"):
+            if family == "count" and question.answer in HIGH:
                 hits["count_3_to_6"].append(hit)
     return {family: sum(right) / len(right) for family, right in hits.items()}
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from eval import markdown
 from eval.provenance import provenance, write_record
-from vlmprune.harness.stats import standard_error
 from vlmprune.tiny import load_tiny
 
 from ..evaluate import PRECISION
+from ..scoring import cells, scored
 from .questions import FAMILIES, STILL, clip_benchmark
 from .train import clip_hits
 
@@ -26,9 +26,8 @@ def table(record: dict[str, Any]) -> str:
     """Markdown, for the model card."""
     lines = []
     for family, row in record["families"].items():
-        cells = [f"{row[name]:.3f} ± {row[f'{name}_standard_error']:.3f}" for name in ("small", "large")]
         frames = "one frame" if family in STILL else "several frames"
-        lines.append([family, frames, str(row["questions"]), f"{row['chance']:.3f}", *cells])
+        lines.append([family, frames, str(row["questions"]), f"{row['chance']:.3f}", *cells(row, ("small", "large"))])
     return markdown.table(("questions", "answered by", "n", "chance", "small", "large"), lines)
 
 
@@ -44,12 +43,8 @@ def main() -> None:
     families = {}
     for family in FAMILIES:
         answers = Counter(question.answer for _, question in clip_benchmark(family, args.questions, args.split))
-        row: dict[str, Any] = {"questions": args.questions}
-        row["chance"] = answers.most_common(1)[0][1] / args.questions
-        for name, found in hits.items():
-            row[name] = sum(found[family]) / args.questions
-            row[f"{name}_standard_error"] = standard_error((found[family], None))
-        families[family] = row
+        right = {name: found[family] for name, found in hits.items()}
+        families[family] = scored(right, answers, range(args.questions))  # each about a clip of its own
     record = {"families": families, "provenance": provenance(split=args.split, precision=PRECISION)}
     print(table(record))
     write_record(record, args.out)
